@@ -1,0 +1,31 @@
+"""What a method is: three pure functions of arrays. The trainer knows nothing else of it."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+
+Tree = Any
+
+
+class Aux(NamedTuple):
+    """What `loss` returns beside the scalar."""
+
+    batch_stats: Tree                     # running BatchNorm statistics after this batch
+    metrics: dict[str, jax.Array]         # float32 scalars for the log
+    carry: Tree = ()                      # handed to after_update: whatever the method must remember
+
+
+class Method(NamedTuple):
+    """A self-supervised method.
+
+    init(key, images [1, H, W, 3]) -> (params, batch_stats, method_state)
+    loss(params, batch_stats, method_state, batch) -> (scalar float32, Aux)
+      batch: {'view1', 'view2': [N, H, W, 3], 'label': [N] int32, -1 = none}, sharded along N.
+    after_update(method_state, params, aux, step) -> method_state
+      called with the new params; `method_state` (a target network, a queue) is donated,
+      checkpointed and resumed with the rest of the state, and never read by the trainer.
+    """
+
+    init: Callable[..., tuple[Tree, Tree, Tree]]
+    loss: Callable[..., tuple[jax.Array, Aux]]
+    after_update: Callable[..., Tree]

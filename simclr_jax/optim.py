@@ -1,0 +1,113 @@
+"""Optimisers as functions of the learning rate, with exclusions chosen by parameter path.
+
+The train step computes the learning rate from its step number and builds the transformation
+with it: `make_optimizer('lars', ...)(learning_rate).update(grads, opt_state, params)`. The state
+does not depend on the learning rate, so any value serves for `init`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import optax
+
+Optimizer = Callable[[jax.typing.ArrayLike], optax.GradientTransformation]
+
+
+def make_optimizer(
+    name: str,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    weight_decay_groups: Sequence[tuple[str, float]] = (),
+    exclude: Sequence[str] = ('(^|/)probe/',),
+    trust_coefficient: float = 0.001,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> Optimizer:
+    """An optimiser by name, as a function of the learning rate.
+
+    'lars'   v = momentum * v + lr * trust * (g + decay * w); w -= v, with the learning rate inside
+             the buffer and trust = trust_coefficient * |w| / |g + decay * w|, or 1 if either
+             norm is 0 (You et al. 2017; google-research/simclr tf2/lars_optimizer.py).
+    'sgd'    v = momentum * v + g + decay * w; w -= lr * v.
+    'adamw'  Adam with b1, b2 and decoupled weight decay (Loshchilov & Hutter 2019).
+
+    Excluded parameters get neither weight decay nor LARS's trust ratio. They are all scales and
+    biases (at most one axis) and everything whose path, such as 'probe/kernel', matches a regex
+    of `exclude`: the online probe by default, which LARS then trains as plain momentum SGD.
+
+    Args:
+        nesterov: Nesterov instead of classic momentum, for 'lars' and 'sgd'.
+        weight_decay: of every parameter that is not excluded.
+        weight_decay_groups: (path regex, decay) pairs; the first that matches a parameter
+            overrides both `weight_decay` and the exclusion from it. The official code decays
+            the probe's kernel through the loss; (('^probe/kernel$', 1e-4),) does the same.
+        exclude: path regexes; they may match nothing.
+
+    Raises:
+        ValueError: an unknown name; at `init`, a group that matches no parameter.
+    """
+
+    def is_excluded(path, param):
+        return param.ndim <= 1 or any(re.search(pattern, path) for pattern in exclude)
+
+    def adapted(params):
+        return _map_with_path(lambda path, param: not is_excluded(path, param), params)
+
+    decay = _add_weight_decay(weight_decay, weight_decay_groups, is_excluded)
+    trace = optax.trace(momentum, nesterov=nesterov)
+    trust_ratio = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+
+    def lars(learning_rate):
+        adapt = optax.masked(trust_ratio, adapted)
+        return optax.chain(decay, adapt, optax.scale_by_learning_rate(learning_rate), trace)
+
+    def sgd(learning_rate):
+        return optax.chain(decay, trace, optax.scale_by_learning_rate(learning_rate))
+
+    def adamw(learning_rate):
+        return optax.chain(
+            optax.scale_by_adam(b1, b2), decay, optax.scale_by_learning_rate(learning_rate))
+
+    optimizers = {'lars': lars, 'sgd': sgd, 'adamw': adamw}
+    if name not in optimizers:
+        raise ValueError(f"unknown optimizer '{name}': choose one of {', '.join(optimizers)}.")
+    return optimizers[name]
+
+
+def _add_weight_decay(default, groups, is_excluded):
+    """g + decay * w with the decay of each parameter: its first group, else the default."""
+
+    def decay_of(path, param):
+        for pattern, value in groups:
+            if re.search(pattern, path):
+                return value
+        return 0.0 if is_excluded(path, param) else default
+
+    def init(params):
+        paths = jax.tree.leaves(_map_with_path(lambda path, _: path, params))
+        for pattern, _ in groups:
+            if not any(re.search(pattern, path) for path in paths):
+                raise ValueError(
+                    f"weight_decay_groups: '{pattern}' matches no parameter; "
+                    f"the paths look like '{paths[0]}'.")
+        return optax.EmptyState()
+
+    def update(grads, state, params):
+        def decayed(path, grad, param):
+            value = decay_of(path, param)
+            return grad + value * param if value else grad
+
+        return _map_with_path(decayed, grads, params), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _map_with_path(function, tree, *rest):
+    """`jax.tree.map_with_path` with paths such as 'encoder/stem/kernel'."""
+    return jax.tree.map_with_path(
+        lambda path, *leaves: function(
+            jax.tree_util.keystr(path, simple=True, separator='/'), *leaves),
+        tree, *rest)

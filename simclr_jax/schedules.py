@@ -1,0 +1,111 @@
+"""The learning rate as a pure function of the step, and the arithmetic of epochs and batches.
+
+Formulas: google-research/simclr tf2/model.py (WarmUpAndCosineDecay, get_train_steps).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def constant(step: jax.Array, *, peak: float) -> jax.Array:
+    """`peak` at every step."""
+    return jnp.full_like(step, peak, dtype=jnp.float32)
+
+
+def warmup_cosine(
+    step: jax.Array, *, peak: float, warmup_steps: int, total_steps: int
+) -> jax.Array:
+    """Linear from 0 to `peak` over `warmup_steps`, then half a cosine to 0 at `total_steps`.
+
+    `warmup_steps=0` is the plain cosine. Steps beyond `total_steps` stay at 0.
+    """
+    step = jnp.asarray(step, jnp.float32)
+    warmup = step / max(warmup_steps, 1)
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+    return peak * jnp.where(step < warmup_steps, warmup, cosine)
+
+
+def step_decay(
+    step: jax.Array, *, peak: float, boundaries: Sequence[int], factor: float = 0.1
+) -> jax.Array:
+    """`peak`, multiplied by `factor` at each step listed in `boundaries`."""
+    passed = sum(jnp.asarray(step >= boundary, jnp.float32) for boundary in boundaries)
+    return jnp.float32(peak) * jnp.float32(factor) ** passed
+
+
+def make_schedule(
+    name: str,
+    *,
+    peak: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    boundaries: Sequence[int] = (),
+    factor: float = 0.1,
+) -> Schedule:
+    """The schedule `name`: 'warmup_cosine', 'constant' or 'step_decay'.
+
+    Args:
+        peak: the highest learning rate.
+        total_steps: length of the run.
+        warmup_steps: of 'warmup_cosine' only.
+        boundaries: of 'step_decay' only, the steps at which the rate falls by `factor`.
+
+    Returns:
+        A function of the step (an int or float scalar, traced or not) to a float32 scalar.
+
+    Raises:
+        ValueError: an unknown name, a setting the schedule would ignore, or a warm-up that
+            leaves no step for the cosine.
+    """
+    if name not in ('warmup_cosine', 'constant', 'step_decay'):
+        raise ValueError(
+            f"unknown schedule '{name}': choose 'warmup_cosine', 'constant' or 'step_decay'.")
+    if name != 'warmup_cosine' and warmup_steps:
+        raise ValueError(f"schedule '{name}' has no warm-up: set warmup_steps to 0.")
+    if (name == 'step_decay') != bool(boundaries):
+        raise ValueError(
+            f"schedule '{name}' got boundaries {tuple(boundaries)}: "
+            "'step_decay' needs at least one and the others take none.")
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            f'warmup_steps {warmup_steps} must lie in [0, total_steps {total_steps}): '
+            'shorten the warm-up or train longer.')
+
+    if name == 'warmup_cosine':
+        return functools.partial(
+            warmup_cosine, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+    if name == 'step_decay':
+        return functools.partial(step_decay, peak=peak, boundaries=boundaries, factor=factor)
+    return functools.partial(constant, peak=peak)
+
+
+def scaled_learning_rate(base: float, batch_size: int, scaling: str = 'linear') -> float:
+    """The peak learning rate for a global batch.
+
+    'linear' is base * batch_size / 256, 'sqrt' is base * sqrt(batch_size), 'none' is base
+    (Chen et al. 2020, section B.1). Any other scaling raises ValueError.
+    """
+    if scaling == 'linear':
+        return base * batch_size / 256
+    if scaling == 'sqrt':
+        return base * batch_size**0.5
+    if scaling == 'none':
+        return base
+    raise ValueError(
+        f"unknown learning rate scaling '{scaling}': choose 'linear', 'sqrt' or 'none'.")
+
+
+def num_train_steps(num_examples: int, num_epochs: float, batch_size: int) -> int:
+    """Steps of a run: the whole batches in `num_epochs` passes, and one more."""
+    return int(num_examples * num_epochs // batch_size) + 1
+
+
+def num_warmup_steps(num_examples: int, warmup_epochs: float, batch_size: int) -> int:
+    """Steps of the linear warm-up: the whole batches in `warmup_epochs` passes."""
+    return int(num_examples * warmup_epochs // batch_size)

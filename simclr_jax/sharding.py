@@ -1,0 +1,63 @@
+"""Where arrays live: one mesh over all devices, and the only file that names its axis."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+_AXIS = 'data'
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis over `devices`, by default all devices of all processes."""
+    devices = jax.devices() if devices is None else devices
+    # Auto: the compiler propagates shardings. The default, Explicit, puts them into array types.
+    return jax.make_mesh(
+        (len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis of an array is split over the devices."""
+    return NamedSharding(mesh, P(_AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def local_batch_size(batch_size: int, mesh: Mesh) -> int:
+    """Rows of a global batch that this process loads; ValueError if devices cannot share it."""
+    if batch_size % mesh.size:
+        raise ValueError(
+            f'batch_size {batch_size} is not divisible by the {mesh.size} devices: '
+            f'choose a multiple of {mesh.size}.')
+    return batch_size // jax.process_count()
+
+
+def put_batch(mesh: Mesh, batch):
+    """A tree of this process's numpy rows [b, ...] as global arrays [b * processes, ...].
+
+    Raises:
+        ValueError: the global batch is not divisible by the number of devices.
+    """
+    for rows in jax.tree.leaves(batch):
+        local_batch_size(rows.shape[0] * jax.process_count(), mesh)
+    # This is the one transfer a training loop wants, so it passes a guard set around the loop.
+    with jax.transfer_guard_host_to_device('allow'):
+        return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
+
+
+def any_process(flag: bool) -> bool:
+    """True on every process if `flag` is true on one; all processes must call it."""
+    if jax.process_count() == 1:
+        return bool(flag)
+    with jax.transfer_guard('allow'):
+        return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def is_lead() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0

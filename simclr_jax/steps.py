@@ -1,0 +1,62 @@
+"""The two functions that run on the accelerator: one training step, and images to features."""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from simclr_jax.train_state import TrainState
+
+
+def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int) -> Callable[[], TrainState]:
+    """A function of nothing that returns the state at step 0, a pure function of `seed`."""
+
+    def init_state() -> TrainState:
+        images = jnp.zeros((1, image_size, image_size, 3))
+        params, batch_stats, method_state = method.init(jax.random.key(seed), images)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats,
+                          opt_state=optimizer(0.0).init(params), method_state=method_state)
+
+    return init_state
+
+
+def make_train_step(method, optimizer: Callable, learning_rate: Callable) -> Callable:
+    """(state, batch) -> (state, metrics), for the caller to jit with shardings and a donated state.
+
+    Args:
+      method: three pure functions, see methods/base.py.
+      optimizer: learning rate -> optax.GradientTransformation, see optim.py. It is rebuilt in every
+        trace, so that the learning rate is a function of the state's step and of nothing else.
+      learning_rate: step -> float32 scalar.
+
+    Returns:
+      A function whose metrics (float32 scalars) are those of the method, `gradient_norm` and
+      `learning_rate`, all of the step that it has just made.
+    """
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        rate = learning_rate(state.step)
+        gradients, aux = jax.grad(method.loss, has_aux=True)(
+            state.params, state.batch_stats, state.method_state, batch)
+        updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate}
+        state = TrainState(
+            step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
+            method_state=method.after_update(state.method_state, params, aux, state.step))
+        return state, metrics
+
+    return train_step
+
+
+def make_encode(network, *, layer: int = 0) -> Callable[[dict, jax.Array], jax.Array]:
+    """(variables, images [N, H, W, 3]) -> features [N, D] float32, with the running BatchNorm statistics.
+
+    layer: 0 for h, k for the output of head layer k, -1 for the projection z.
+    """
+
+    def encode(variables: dict, images: jax.Array) -> jax.Array:
+        return network.apply(variables, images, train=False).layers[layer].astype(jnp.float32)
+
+    return encode
