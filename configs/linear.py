@@ -1,0 +1,28 @@
+"""Linear evaluation of a pretrained encoder, the paper's protocol (sec. 2.2).
+
+    python -m simclr_jax.main --config=configs/linear.py --workdir=DIR     # DIR: the workdir of the run
+
+Encoder, data, image size and normalisation are those of the run in DIR; `--config.linear.pretrained`
+names another workdir and then DIR only receives the results. Other data: `--config.data.source=...`
+with its splits. Learning rate and epochs fit ImageNet; for CIFAR-10 use the block of configs/cifar10.py:
+
+    python -m simclr_jax.main --config=configs/cifar10.py --config.task=linear --workdir=DIR
+
+Numbers: google-research/simclr README, "linear evaluation": momentum SGD, lr 0.1 x B/256, weight
+decay 1e-6, 90 epochs, batch 4096, no warm-up; crops and flips only (paper sec. 2.2 and App. B.6).
+"""
+
+from simclr_jax import config as recipes
+
+
+def get_config(argument: str = ''):
+    argument = recipes.parse_argument(argument, epochs=90.0, batch=4096)
+    config = recipes.base_config()
+    config.task = 'linear'
+    config.data.source = ''                         # the data of the pretraining run
+    config.linear.num_epochs = argument.epochs
+    config.linear.batch_size = argument.batch
+    if argument.smoke:
+        config.linear.update({'num_epochs': 2.0, 'batch_size': 64})
+        config.log.every_steps = 4
+    return config

@@ -1,0 +1,54 @@
+"""A trained encoder from its workdir alone, with the preprocessing that it was trained with."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax import checkpoint
+from simclr_jax.config import ConfigDict
+from simclr_jax.models.network import Network, make_network
+
+
+class Pretrained(NamedTuple):
+    config: ConfigDict      # of the run that trained it
+    network: Network        # without the online probe
+    variables: dict         # {'params', 'batch_stats'} of the checkpoint
+    initial: dict           # the same at step 0: the random encoder that results are compared with
+    step: int
+
+
+def load_pretrained(workdir: str, which: str = 'last') -> Pretrained:
+    """The encoder and head of `workdir`, as numpy arrays.
+
+    Args:
+      which: 'last', 'best' (by kNN accuracy), or the number of a step that was kept.
+
+    Raises:
+      FileNotFoundError: `workdir` holds no run, or no such checkpoint.
+      ValueError: `which` is none of the above.
+    """
+    config = ConfigDict(checkpoint.load_config(workdir))
+    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(),
+                           mean=config.augment.mean, std=config.augment.std)
+    with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
+        step = _find_step(checkpointer, which, workdir)
+        variables = checkpointer.restore_encoder(step)
+    variables['params'].pop('probe', None)
+    images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, 3))
+    initial = jax.jit(lambda: network.init(jax.random.key(config.seed), images, train=False))()
+    return Pretrained(config, network, variables, jax.device_get(initial), step)
+
+
+def _find_step(checkpointer: checkpoint.Checkpointer, which: str, workdir: str) -> int | None:
+    if which == 'last':
+        return checkpointer.latest_step()
+    if which == 'best':
+        step = checkpointer.best_step()
+        if step is None:
+            raise FileNotFoundError(f'No checkpoint in {workdir} has a kNN accuracy: '
+                                    'ask for the last one, or for a step.')
+        return step
+    if not str(which).isdigit():
+        raise ValueError(f"linear.checkpoint is {which!r}: it takes 'last', 'best' or the number of a step.")
+    return int(which)

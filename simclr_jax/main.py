@@ -1,0 +1,96 @@
+"""The command: `python -m simclr_jax.main --config=configs/smoke.py --workdir=DIR`."""
+
+import os
+import runpy
+import sys
+import traceback
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from simclr_jax.config import ConfigDict, check_values, flatten, nearest_field
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'A recipe of configs/, such as configs/smoke.py or configs/cifar10.py:depth=50. '
+    'Any field can be overridden: --config.batch_size=256.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where the run keeps its checkpoints, metrics and results. '
+    'The same command with the same workdir goes on from the last checkpoint.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Join the other processes of a pod or cluster first (jax.distributed).')
+_TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
+
+
+def main(argv: list[str]) -> None:
+    """Runs `config.task`; what a user can mend ends in one sentence and exit status 1."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f'Unexpected argument {argv[1]!r}: options are written --name=value.')
+        config = _CONFIG.value
+        check_values(config)
+        task = _task(config.task)
+        import jax    # only now: a mistyped option is told at once
+
+        from simclr_jax.checkpoint import quiet_orbax_logs
+        quiet_orbax_logs()
+        if _DISTRIBUTED.value:
+            jax.distributed.initialize()
+        if jax.process_index() == 0:
+            print(config, flush=True)
+        task(config, os.path.abspath(os.path.expanduser(_WORKDIR.value)))
+    except (ValueError, OSError, FloatingPointError) as error:
+        if _TRACEBACK.value:
+            traceback.print_exc()
+        sys.exit(f'error: {error}')
+
+
+def _task(name: str):
+    """The function (config, workdir) behind a task; ValueError names the known ones."""
+    if name == 'pretrain':
+        from simclr_jax.train import pretrain
+        return pretrain
+    if name == 'linear':
+        from simclr_jax.evaluate.linear import linear
+        return linear
+    raise ValueError(f'task is {name!r}; the tasks are pretrain and linear.')
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's own parser, after a look at the config and its overrides for better messages."""
+    try:
+        named = [item.partition('=')[2] for item in argv if item.startswith('--config=')]
+        if named:
+            _check_overrides(_load_config(named[-1]), argv)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f'error: {error}')
+    return flags.FLAGS(argv)
+
+
+def _load_config(named: str) -> ConfigDict:
+    path, _, argument = named.partition(':')
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'No config file {path}: the recipes are in configs/, '
+                                'and paths are relative to the current directory.')
+    return runpy.run_path(path)['get_config'](argument)
+
+
+def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
+    fields = flatten(config)
+    for item in argv:
+        name = item.removeprefix('--config.').partition('=')[0]
+        known = name in fields or any(field.startswith(f'{name}.') for field in fields)
+        if item.startswith('--config.') and not known:
+            near = nearest_field(config, name)
+            raise ValueError(f'The config has no field {name!r}'
+                             + (f'; did you mean {near!r}?' if near else '; print it with --config alone.'))
+
+
+def run() -> None:
+    """The console entry point."""
+    flags.mark_flags_as_required(['config', 'workdir'])
+    # absl would print a stack trace for flag errors raised in main; here they are sentences.
+    app.run(main, flags_parser=lambda argv: _parse_flags(argv))
+
+
+if __name__ == '__main__':
+    run()

@@ -1,0 +1,70 @@
+"""Batch normalisation over the whole global batch, or over equal groups of its rows."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy, arXiv:1502.03167) over every axis but the last.
+
+    Under `jit` with a sharded batch the program sees the global array, so `groups=1` is
+    synchronised batch norm with no axis name. `groups=G` splits the rows into G contiguous groups,
+    each normalised with its own statistics in training: unsynchronised batch norm, whatever the
+    number of devices. The running statistics follow the mean over the groups.
+
+    Attributes:
+        use_running_average: normalise with the running statistics, which are then left unchanged.
+        momentum: running = momentum * running + (1 - momentum) * batch.
+        epsilon: added to the (biased) variance.
+        groups: number of groups of rows; must divide the batch.
+        use_bias: learn an offset. There is always a scale.
+        scale_init: initialiser of the scale.
+        dtype: of the output. Statistics and parameters are float32 whatever the input.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    groups: int = 1
+    use_bias: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x [N, ..., C]; raises ValueError when N is not divisible by `groups`."""
+        channels = x.shape[-1]
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, channels)
+        scale = self.param('scale', self.scale_init, (channels,))
+        bias = self.param('bias', nn.initializers.zeros, (channels,)) if self.use_bias else 0.0
+
+        if self.use_running_average:
+            rows, mean, var = x, running_mean.value, running_var.value
+        else:
+            if x.shape[0] % self.groups:
+                raise ValueError(f'a batch of {x.shape[0]} rows does not divide into norm_groups='
+                                 f'{self.groups}; choose a divisor of the batch')
+            rows = x.reshape(self.groups, -1, *x.shape[1:])  # [G, N/G, ..., C]
+            mean, var = _moments(rows, axes=tuple(range(1, x.ndim)))  # [G, 1, ..., C]
+            if not self.is_initializing():
+                self._update(running_mean, mean)
+                self._update(running_var, var)
+        y = (rows - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.reshape(x.shape).astype(self.dtype)
+
+    def _update(self, running, batch):
+        batch = batch.reshape(self.groups, -1).mean(0)
+        running.value = self.momentum * running.value + (1 - self.momentum) * batch
+
+
+def _moments(x, axes):
+    """Mean and biased variance in float32, axes kept."""
+    x = x.astype(jnp.float32)
+    # The two sums do not wait for each other: XLA reads x once and sends one all-reduce.
+    mean = x.mean(axes, keepdims=True)
+    mean_of_square = jnp.square(x).mean(axes, keepdims=True)
+    # Rounding can leave the difference of a constant channel slightly below zero.
+    return mean, jnp.maximum(mean_of_square - jnp.square(mean), 0.0)

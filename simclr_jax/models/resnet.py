@@ -1,0 +1,207 @@
+"""ResNet encoders: images in, one feature vector each out."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from simclr_jax.models.norm import BatchNorm
+
+ModuleDef = Callable[..., nn.Module]
+
+MAX_POOL_PADDING = {'torch': ((1, 1), (1, 1)), 'same': 'SAME'}
+STEMS = ('imagenet', 'cifar')
+
+
+def symmetric_conv(features: int, size: int, stride: int = 1, *,
+                   dtype: DTypeLike, name: str) -> nn.Conv:
+    """A convolution without bias, padded by size // 2 on every side.
+
+    At stride 1 that is SAME; at stride 2 SAME would pad one side more than the other, which
+    neither torchvision nor google-research/simclr does.
+    """
+    kernel_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+    return nn.Conv(features, (size, size), strides=stride, padding=size // 2, use_bias=False,
+                   kernel_init=kernel_init, dtype=dtype, name=name)
+
+
+class SelectiveKernel(nn.Module):
+    """Two 3x3 streams mixed by a softmax over their pooled sum (arXiv:1903.06586).
+
+    The variant of google-research/simclr tf2/resnet.py: both streams are undilated and come from
+    one convolution of twice the width; the squeeze has at least 32 channels.
+    """
+
+    features: int
+    stride: int
+    ratio: float
+    conv: ModuleDef
+    norm: ModuleDef
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(2 * self.features, 3, self.stride, name='conv')(x)
+        x = nn.relu(self.norm(name='norm')(x))
+        streams = x.reshape(*x.shape[:-1], 2, self.features)  # [B, H, W, 2, C]
+
+        pooled = streams.sum(3).mean((1, 2), keepdims=True)  # [B, 1, 1, C]
+        pooled = self.conv(max(int(self.features * self.ratio), 32), 1, name='squeeze_conv')(pooled)
+        pooled = nn.relu(self.norm(name='squeeze_norm')(pooled))
+        mixing = self.conv(2 * self.features, 1, name='mixing_conv')(pooled)
+        mixing = nn.softmax(mixing.reshape(-1, 1, 1, 2, self.features), axis=3)
+        return (streams * mixing).sum(3)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions. Selective kernels change its shortcut only, as in the reference."""
+
+    features: int
+    stride: int
+    sk_ratio: float
+    conv: ModuleDef
+    norm: ModuleDef
+    last_norm: ModuleDef
+    expansion: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv(self.features, 3, self.stride, name='conv1')(x)
+        y = nn.relu(self.norm(name='norm1')(y))
+        y = self.conv(self.features, 3, name='conv2')(y)
+        y = self.last_norm(name='norm2')(y)
+        return nn.relu(y + _shortcut(self, x))
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3 with the stride, 1x1 to four times the width."""
+
+    features: int
+    stride: int
+    sk_ratio: float
+    conv: ModuleDef
+    norm: ModuleDef
+    last_norm: ModuleDef
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv(self.features, 1, name='conv1')(x)
+        y = nn.relu(self.norm(name='norm1')(y))
+        if self.sk_ratio > 0:
+            y = SelectiveKernel(self.features, self.stride, self.sk_ratio, self.conv, self.norm,
+                                name='conv2')(y)
+        else:
+            y = self.conv(self.features, 3, self.stride, name='conv2')(y)
+            y = nn.relu(self.norm(name='norm2')(y))
+        y = self.conv(4 * self.features, 1, name='conv3')(y)
+        y = self.last_norm(name='norm3')(y)
+        return nn.relu(y + _shortcut(self, x))
+
+
+def _shortcut(block, x):
+    """x itself, or its projection where the block changes the shape (called within `block`)."""
+    features, stride = block.expansion * block.features, block.stride
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    if block.sk_ratio > 0:
+        # ResNet-D averages before the projection. At stride 2 the reference pads with a zero that
+        # counts (seen by odd sizes only); at stride 1 it pools SAME, which averages real pixels.
+        x = nn.avg_pool(x, (2, 2), (stride, stride), ((0, 1), (0, 1)),
+                        count_include_pad=stride > 1)
+        stride = 1
+    x = block.conv(features, 1, stride, name='shortcut_conv')(x)
+    return block.norm(name='shortcut_norm')(x)
+
+
+DEPTHS = {
+    10: (BasicBlock, (1, 1, 1, 1)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (BottleneckBlock, (3, 4, 6, 3)),
+    101: (BottleneckBlock, (3, 4, 23, 3)),
+    152: (BottleneckBlock, (3, 8, 36, 3)),
+    200: (BottleneckBlock, (3, 24, 36, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """Post-activation ResNet (arXiv:1512.03385) with the stride on the 3x3 convolution.
+
+    As in google-research/simclr tf2/resnet.py, but where a block keeps the shape its shortcut is
+    the identity, as in torchvision: the reference also projects in the first block of ResNet-18
+    and 34.
+
+    Attributes:
+        depth: 10 (for smoke runs), 18, 34, 50, 101, 152 or 200.
+        width: multiplies every number of channels; fractions are allowed.
+        stem: 'imagenet' (7x7 of stride 2, then max-pool) or 'cifar' (3x3 of stride 1, no pool).
+        sk_ratio: above 0, selective kernels and ResNet-D, with this squeeze; SimCLRv2 uses 0.0625.
+        zero_init_last_gamma: start every block as its shortcut.
+        max_pool: 'torch' (one pixel on every side) or 'same' (TensorFlow's, as official weights).
+        norm_groups, norm_momentum, norm_epsilon: see `BatchNorm`.
+        dtype: of the activations. Parameters, statistics and features are float32.
+    """
+
+    depth: int
+    width: float = 1.0
+    stem: str = 'imagenet'
+    sk_ratio: float = 0.0
+    zero_init_last_gamma: bool = True
+    max_pool: str = 'torch'
+    norm_groups: int = 1
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Maps images [B, H, W, 3] to features [B, D] float32, D = 512 * expansion * width.
+
+        Raises ValueError for an unknown depth, stem or max_pool, or a width below 1/32.
+        """
+        _check_choice('depth', self.depth, DEPTHS)
+        _check_choice('stem', self.stem, STEMS)
+        _check_choice('max_pool', self.max_pool, MAX_POOL_PADDING)
+        conv = partial(symmetric_conv, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not train, groups=self.norm_groups,
+                       momentum=self.norm_momentum, epsilon=self.norm_epsilon, dtype=self.dtype)
+        last_init = nn.initializers.zeros if self.zero_init_last_gamma else nn.initializers.ones
+        last_norm = partial(norm, scale_init=last_init)
+
+        channels = int(64 * self.width)
+        if channels < 2:
+            raise ValueError(f'encoder width {self.width} is too small; choose at least 1/32')
+        x = self._stem(images, channels, conv, norm)
+        block_type, stage_sizes = DEPTHS[self.depth]
+        for stage, num_blocks in enumerate(stage_sizes):
+            for block in range(num_blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = block_type(channels * 2 ** stage, stride, self.sk_ratio, conv, norm, last_norm,
+                               name=f'stage{stage + 1}_block{block + 1}')(x)
+        return x.mean((1, 2), dtype=jnp.float32)
+
+    def _stem(self, x, channels, conv, norm):
+        if self.stem == 'cifar':
+            x = conv(channels, 3, name='stem_conv')(x)
+            return nn.relu(norm(name='stem_norm')(x))
+        if self.sk_ratio > 0:  # ResNet-D (arXiv:1812.01187)
+            x = conv(channels // 2, 3, 2, name='stem_conv1')(x)
+            x = nn.relu(norm(name='stem_norm1')(x))
+            x = conv(channels // 2, 3, name='stem_conv2')(x)
+            x = nn.relu(norm(name='stem_norm2')(x))
+            x = conv(channels, 3, name='stem_conv3')(x)
+            x = nn.relu(norm(name='stem_norm3')(x))
+        else:
+            x = conv(channels, 7, 2, name='stem_conv')(x)
+            x = nn.relu(norm(name='stem_norm')(x))
+        return nn.max_pool(x, (3, 3), (2, 2), MAX_POOL_PADDING[self.max_pool])
+
+
+def _check_choice(field, value, choices):
+    if value not in choices:
+        valid = ', '.join(map(str, choices))
+        raise ValueError(f'unknown encoder {field} {value!r}; choose one of {valid}')

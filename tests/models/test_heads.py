@@ -1,0 +1,143 @@
+"""ProjectionHead written out in numpy, and as the heads of other methods."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax.models.heads import ProjectionHead
+
+# Every test here compiles far longer than it runs.
+quick_jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+@pytest.fixture
+def features():
+    return np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+
+
+def init(head, features):
+    return quick_jit(partial(head.init, train=False))(jax.random.key(0), features)
+
+
+def apply(head, variables, features):
+    train = partial(head.apply, train=True, mutable=['batch_stats'])
+    return quick_jit(train)(variables, features)
+
+
+def run(head, features):
+    """(layers, params as float64) of a freshly initialised head in training."""
+    variables = init(head, features)
+    # Offsets and biases start at zero: make them show.
+    variables['params'] = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 0.3 if path[-1].key == 'bias' else leaf, variables['params'])
+    layers, _ = apply(head, variables, features)
+    return layers, jax.tree.map(np.float64, variables['params'])
+
+
+def normalised(x, params):
+    y = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * params['scale']
+    return y + params.get('bias', 0.0)
+
+
+def assert_layers(layers, expected):
+    assert len(layers) == len(expected)
+    for layer, value in zip(layers, expected, strict=True):
+        assert layer.dtype == jnp.float32
+        np.testing.assert_allclose(layer, value, rtol=1e-4, atol=1e-5)
+
+
+def test_nonlinear_head_is_dense_norm_relu_then_dense_norm(features):
+    layers, params = run(ProjectionHead(num_layers=3, out_dim=4), features)
+    first = features @ params['dense1']['kernel']
+    first = np.maximum(normalised(first, params['norm1']), 0)
+    second = np.maximum(normalised(first @ params['dense2']['kernel'], params['norm2']), 0)
+    last = normalised(second @ params['dense3']['kernel'], params['norm3'])
+    assert_layers(layers, [features, first, second, last])
+    assert [layer.shape[1] for layer in layers] == [6, 6, 6, 4]
+    assert all(set(params[f'dense{i}']) == {'kernel'} for i in (1, 2, 3))
+    assert set(params['norm2']) == {'scale', 'bias'}
+    assert set(params['norm3']) == {'scale'}
+
+
+def test_linear_head_is_the_last_layer_alone(features):
+    layers, params = run(ProjectionHead(mode='linear', out_dim=4), features)
+    assert {name: set(leaves) for name, leaves in params.items()} == {
+        'dense1': {'kernel'}, 'norm1': {'scale'}}
+    assert_layers(layers, [features, normalised(features @ params['dense1']['kernel'],
+                                                params['norm1'])])
+
+
+def test_no_head_returns_the_features_alone(features):
+    head = ProjectionHead(mode='none')
+    assert not init(head, features)
+    assert_layers(head.apply({}, features, train=True), [features])
+
+
+def test_moco_head_has_biases_and_no_norms(features):
+    head = ProjectionHead(num_layers=2, out_dim=4, norm=False, final_norm=False, bias=True,
+                          final_bias=True)
+    layers, params = run(head, features)
+    hidden = np.maximum(features @ params['dense1']['kernel'] + params['dense1']['bias'], 0)
+    last = hidden @ params['dense2']['kernel'] + params['dense2']['bias']
+    assert_layers(layers, [features, hidden, last])
+    assert set(params) == {'dense1', 'dense2'}
+
+
+def test_byol_head_ends_in_a_bare_dense(features):
+    head = ProjectionHead(num_layers=2, hidden_width=10, out_dim=4, bias=True, final_norm=False)
+    layers, params = run(head, features)
+    hidden = features @ params['dense1']['kernel'] + params['dense1']['bias']
+    hidden = np.maximum(normalised(hidden, params['norm1']), 0)
+    assert_layers(layers, [features, hidden, hidden @ params['dense2']['kernel']])
+    assert {name: set(leaves) for name, leaves in params.items()} == {
+        'dense1': {'kernel', 'bias'}, 'norm1': {'scale', 'bias'}, 'dense2': {'kernel'}}
+    assert hidden.shape[1] == 10
+
+
+def test_norm_settings_reach_every_norm(features):
+    settings = dict(num_layers=2, out_dim=4, norm_momentum=0.5, norm_epsilon=1e-2)
+    grouped = ProjectionHead(**settings, norm_groups=2)
+    variables = init(grouped, features)
+
+    def train(head, rows):
+        layers, updated = apply(head, variables, rows)
+        return layers[-1], updated['batch_stats']
+
+    z, stats = train(grouped, features)
+    halves = [train(ProjectionHead(**settings), rows) for rows in np.split(features, 2)]
+    np.testing.assert_allclose(z, np.concatenate([half[0] for half in halves]), rtol=1e-4)
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-4, atol=1e-7),
+                 stats, halves[0][1], halves[1][1])
+    hidden = np.float64(features) @ np.float64(variables['params']['dense1']['kernel'])
+    expected = 0.5 + 0.5 * np.mean([rows.var(0) for rows in np.split(hidden, 2)], 0)
+    np.testing.assert_allclose(stats['norm1']['var'], expected, rtol=1e-5)
+
+
+def test_kernels_start_small():
+    variables = init(ProjectionHead(mode='linear', out_dim=256), np.zeros((2, 256)))
+    kernel = variables['params']['dense1']['kernel']
+    assert kernel.std() == pytest.approx(0.01, rel=0.02)
+    assert abs(kernel.mean()) < 1e-4
+
+
+def test_bfloat16_is_for_products_only(features):
+    head = ProjectionHead(num_layers=2, out_dim=4, dtype=jnp.bfloat16)
+    variables = init(head, features)
+    layers, updated = apply(head, variables, features)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((variables, layers, updated))}
+    assert dtypes == {jnp.dtype('float32')}
+    single, _ = apply(ProjectionHead(num_layers=2, out_dim=4), variables, features)
+    difference = np.abs(layers[-1] - single[-1]).max()
+    assert 1e-4 < difference < 0.1  # rounded, so the products did run in bfloat16
+
+
+@pytest.mark.parametrize('settings, message', [
+    ({'mode': 'cubic'}, "mode 'cubic'.*none, linear, nonlinear"),
+    ({'num_layers': 0}, 'num_layers >= 1, not 0'),
+])
+def test_an_impossible_head_is_refused(features, settings, message):
+    with pytest.raises(ValueError, match=message):
+        init(ProjectionHead(**settings), features)

@@ -1,0 +1,109 @@
+"""BatchNorm against flax and against numpy, with its groups, its dtypes and a sharded batch."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax.models.norm import BatchNorm
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).normal(2.0, 3.0, (8, 3, 3, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def variables():
+    rng = np.random.default_rng(1)
+    draw = lambda low, high: jnp.asarray(rng.uniform(low, high, 4), jnp.float32)
+    return {'params': {'scale': draw(0.5, 2), 'bias': draw(-1, 1)},
+            'batch_stats': {'mean': draw(-1, 1), 'var': draw(0.5, 2)}}
+
+
+def apply(module, variables, x):
+    y, updated = module.apply(variables, x, mutable=['batch_stats'])
+    return y, updated['batch_stats']
+
+
+def assert_trees_close(a, b, rtol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol), a, b)
+
+
+@pytest.mark.parametrize('evaluate', [False, True])
+@pytest.mark.parametrize('use_bias', [False, True])
+def test_one_group_equals_flax(images, variables, evaluate, use_bias):
+    if not use_bias:
+        del variables['params']['bias']
+    settings = dict(use_running_average=evaluate, momentum=0.9, epsilon=1e-5, use_bias=use_bias)
+
+    def loss(module):
+        def value(variables, x):
+            y, stats = apply(module, variables, x)
+            return jnp.sum(jnp.sin(y)), (y, stats)
+        return jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))(variables, images)
+
+    ours, flax = loss(BatchNorm(**settings)), loss(nn.BatchNorm(**settings))
+    assert_trees_close(ours, flax, rtol=1e-5)
+
+
+@pytest.mark.parametrize('groups', [2, 4])
+def test_groups_are_contiguous_and_normalised_apart(images, variables, groups):
+    y, stats = apply(BatchNorm(use_running_average=False, groups=groups), variables, images)
+
+    scale, bias = (np.float64(variables['params'][name]) for name in ('scale', 'bias'))
+    expected, means, variances = [], [], []
+    for rows in np.split(np.float64(images), groups):
+        means.append(rows.mean((0, 1, 2)))
+        variances.append(rows.var((0, 1, 2)))
+        expected.append((rows - means[-1]) / np.sqrt(variances[-1] + 1e-5) * scale + bias)
+    np.testing.assert_allclose(y, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+    for name, batch in (('mean', means), ('var', variances)):
+        running = 0.9 * np.float64(variables['batch_stats'][name]) + 0.1 * np.mean(batch, 0)
+        np.testing.assert_allclose(stats[name], running, rtol=1e-5)
+
+
+def test_evaluation_ignores_groups_and_keeps_the_statistics(images, variables):
+    module = BatchNorm(use_running_average=True, groups=3)  # does not divide the batch of 8
+    y, stats = apply(module, variables, images)
+    params, running = variables['params'], variables['batch_stats']
+    expected = (images - running['mean']) / np.sqrt(running['var'] + 1e-5) * params['scale']
+    np.testing.assert_allclose(y, expected + params['bias'], rtol=1e-5, atol=1e-5)
+    assert_trees_close(stats, running, rtol=0)
+
+
+@pytest.mark.parametrize('groups', [1, 2, 8])
+def test_a_sharded_batch_gives_the_numbers_of_one_device(images, variables, groups):
+    mesh = jax.make_mesh((8,), ('rows',), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('rows'))
+    module = BatchNorm(use_running_average=False, groups=groups)
+    run = jax.jit(lambda variables, x: apply(module, variables, x))
+    one, eight = run(variables, images), run(variables, jax.device_put(images, rows))
+    assert_trees_close(one, eight, rtol=1e-5)
+
+
+def test_bfloat16_activations_keep_float32_statistics(images, variables):
+    x = jnp.asarray(images + 100, jnp.bfloat16)  # bfloat16 sums would lose the variance
+    module = BatchNorm(use_running_average=False, dtype=jnp.bfloat16)
+    y, stats = apply(module, variables, x)
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype('float32')}
+    batch_var = (stats['var'] - 0.9 * variables['batch_stats']['var']) / 0.1
+    np.testing.assert_allclose(batch_var, np.float64(x).var((0, 1, 2)), rtol=1e-2)
+    fresh = module.init(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype('float32')}
+
+
+def test_a_constant_channel_stays_finite(variables):
+    # In float32 the mean of squares of these is below the square of the mean.
+    for value in np.linspace(1e3, 1.1e3, 20, dtype=np.float32):
+        y, stats = apply(BatchNorm(use_running_average=False), variables,
+                         jnp.full((7, 3, 3, 4), value))
+        assert np.isfinite(y).all()
+        assert (stats['var'] >= 0.9 * variables['batch_stats']['var']).all()
+
+
+def test_a_batch_that_does_not_divide_names_both_numbers(images, variables):
+    with pytest.raises(ValueError, match='8 rows.*norm_groups=3'):
+        apply(BatchNorm(use_running_average=False, groups=3), variables, images)
