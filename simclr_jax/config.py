@@ -63,6 +63,7 @@ def base_config() -> ConfigDict:
         'weight_decay': 1e-6,           # paper and tf2/run.py; the README's commands pass 1e-4
         'weight_decay_groups': (),      # ((regex over parameter paths, value), ...), the first match wins
         'trust_coefficient': 0.001,     # lars (tf2/lars_optimizer.py eeta)
+        'exclude': ('(^|/)probe/',),    # from decay and trust ratio, as all scales and biases are
     })
     config.schedule = ConfigDict({'name': 'warmup_cosine', 'warmup_epochs': 10.0})
     config.eval = ConfigDict({
@@ -77,7 +78,7 @@ def base_config() -> ConfigDict:
     })
     config.linear = linear_config()
     config.checkpoint = ConfigDict({'every_epochs': 1.0, 'keep_last': 5, 'keep_best': 1})
-    config.log = ConfigDict({'every_steps': 50, 'tensorboard': True})
+    config.log = ConfigDict({'every_steps': 50})
     return config
 
 
@@ -132,6 +133,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.train_split, config.data.test_split = 'train[:512]', 'test[:256]'
     config.batch_size = 64
     config.num_train_steps = 12
+    config.schedule.warmup_epochs = 0.25
     config.encoder.update({'depth': 10, 'width': 0.125, 'dtype': 'float32'})
     config.head.out_dim = 32
     config.augment.image_size = 32
@@ -168,6 +170,22 @@ def parse_argument(argument: str, **defaults: Any) -> ConfigDict:
     return values
 
 
+_POSITIVE = ('batch_size', 'method.temperature', 'encoder.depth', 'encoder.width', 'augment.image_size',
+             'eval.batch_size', 'eval.crop_proportion', 'eval.knn_k', 'eval.knn_temperature',
+             'linear.num_epochs', 'linear.batch_size', 'checkpoint.keep_last', 'log.every_steps')
+_NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epochs', 'optimizer.weight_decay',
+                 'eval.knn_every_epochs', 'checkpoint.every_epochs', 'checkpoint.keep_best')
+
+
+def check_values(config: ConfigDict) -> None:
+    """ValueError for a number that no run could use; the rest is checked where it is used."""
+    fields = flatten(config)
+    for name in _POSITIVE + _NOT_NEGATIVE:
+        if fields[name] < 0 or name in _POSITIVE and fields[name] == 0:
+            raise ValueError(f'{name} is {fields[name]}: it must be '
+                             f'{"more than 0" if name in _POSITIVE else "0 or more"}.')
+
+
 def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a.b': 1}."""
     flat = {}
@@ -177,6 +195,14 @@ def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def describe(config: ConfigDict) -> str:
+    """The whole config in a line a group: `encoder      depth=50, width=1.0, ...`."""
+    plain = {name: value for name, value in config.items() if not isinstance(value, ConfigDict)}
+    groups = {'run': plain} | {name: value for name, value in config.items() if name not in plain}
+    return '\n'.join(f'{name:<12}' + ', '.join(f'{field}={value}' for field, value in flatten(group).items())
+                     for name, group in groups.items())
 
 
 def nearest_field(config: ConfigDict, name: str) -> str:

@@ -8,7 +8,7 @@ import traceback
 from absl import app, flags
 from ml_collections import config_flags
 
-from simclr_jax.config import ConfigDict, check_values, flatten, nearest_field
+from simclr_jax.config import ConfigDict, check_values, describe, flatten, nearest_field
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A recipe of configs/, such as configs/smoke.py or configs/cifar10.py:depth=50. '
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         if _DISTRIBUTED.value:
             jax.distributed.initialize()
         if jax.process_index() == 0:
-            print(config, flush=True)
+            print(describe(config), end='\n\n', flush=True)
         task(config, os.path.abspath(os.path.expanduser(_WORKDIR.value)))
     except (ValueError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
@@ -61,9 +61,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         named = [item.partition('=')[2] for item in argv if item.startswith('--config=')]
         if named:
             _check_overrides(_load_config(named[-1]), argv)
-    except (ValueError, FileNotFoundError) as error:
+        return flags.FLAGS(argv)
+    except (ValueError, OSError, flags.Error) as error:
         sys.exit(f'error: {error}')
-    return flags.FLAGS(argv)
 
 
 def _load_config(named: str) -> ConfigDict:
@@ -88,8 +88,7 @@ def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
 def run() -> None:
     """The console entry point."""
     flags.mark_flags_as_required(['config', 'workdir'])
-    # absl would print a stack trace for flag errors raised in main; here they are sentences.
-    app.run(main, flags_parser=lambda argv: _parse_flags(argv))
+    app.run(main, flags_parser=_parse_flags)
 
 
 if __name__ == '__main__':

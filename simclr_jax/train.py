@@ -7,12 +7,14 @@ are functions of (seed, step), so that to resume is to restore the state and sta
 import functools
 import math
 import signal
+import time
+from typing import Any
 
 import jax
 
 from simclr_jax import checkpoint, optim, schedules, sharding, steps
 from simclr_jax.config import ConfigDict, view_config
-from simclr_jax.data import pipeline, sources
+from simclr_jax.data import host_augment, pipeline, sources
 from simclr_jax.evaluate.frozen import measure
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.methods import make_method
@@ -21,27 +23,29 @@ from simclr_jax.models.network import make_network
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 _MAY_DIFFER = ('task', 'log', 'linear', 'checkpoint', 'data.dir', 'data.download',
-               'eval.knn_every_epochs', 'eval.linear_at_end')
+               'data.num_threads', 'eval.knn_every_epochs', 'eval.linear_at_end')
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     """Pretrains the encoder of `config` in `workdir`, or goes on where an earlier run stopped.
 
     Returns:
-      {'random': {...}, 'pretrained': {...}}: what `measure` says of the encoder at its initialisation
-      and at the end; {} where labels or a test split are missing.
+        {'random': {...}, 'pretrained': {...}}: what `measure` says of the encoder at its
+        initialisation and at the end; {} where labels or a test split are missing.
 
     Raises:
-      ValueError, FileNotFoundError: the config, the data or the workdir will not do; nothing was written.
-      FloatingPointError: the loss is no longer finite; the last good checkpoint stays.
-      SystemExit: SIGINT or SIGTERM came; the state was saved first.
+        ValueError, FileNotFoundError: config, data or workdir will not do; nothing was written.
+        FloatingPointError: the loss is no longer finite; the last good checkpoint stays.
+        SystemExit: SIGINT or SIGTERM came; the state was saved first.
     """
     # Data.
     mesh = sharding.make_mesh()
     checkpoint.check_config(workdir, config.to_dict(), ignore=_MAY_DIFFER)
     sharding.local_batch_size(config.batch_size, mesh)
     train_source, test_source = _load_sources(config)
-    labelled = train_source.num_classes > 0
+    views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
+    for view in views.values():
+        host_augment.check_view(view)
     epoch = train_source.num_examples / config.batch_size                        # in steps
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
@@ -52,43 +56,175 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         num_classes=train_source.num_classes if config.eval.online_probe else 0,
         probe_layer=config.eval.layer, mean=config.augment.mean, std=config.augment.std)
     method = make_method(network=network, mesh=mesh, **config.method)
-    optimizer = optim.make_optimizer(**_without(config.optimizer, 'learning_rate', 'scaling'))
+    optimizer = optim.make_optimizer(**{name: value for name, value in config.optimizer.items()
+                                        if name not in ('learning_rate', 'scaling')})
     learning_rate = _make_schedule(config, train_source.num_examples, num_steps)
     everywhere = sharding.replicated(mesh)
-    init_state = jax.jit(steps.make_init_state(method, optimizer, seed=config.seed,
-                                               image_size=config.augment.image_size),
-                         out_shardings=everywhere)
-    train_step = jax.jit(steps.make_train_step(method, optimizer, learning_rate),
-                         out_shardings=everywhere, donate_argnums=0)
+    init_state = steps.jit_once(steps.make_init_state(
+        method, optimizer, seed=config.seed, image_size=config.augment.image_size), out_shardings=everywhere)
+    train_step = jax.jit(steps.make_train_step(method, optimizer, learning_rate), out_shardings=everywhere,
+                         donate_argnums=0)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
-    evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
-                                 config=config, mesh=mesh)
 
     # Start, or go on.
-    batches = pipeline.train_batches(
-        train_source, seed=config.seed, batch_size=config.batch_size, image_size=config.augment.image_size,
-        view1=view_config(config.augment, 'view1'), view2=view_config(config.augment, 'view2'),
-        shard_index=jax.process_index(), shard_count=jax.process_count())
+    state = init_state()
     checkpointer = checkpoint.Checkpointer(
         workdir, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best)
-    state = init_state()
     if checkpointer.latest_step() is not None:
         state = checkpointer.restore(state)
     start = int(state.step)
-    writer = MetricWriter(workdir, total_steps=num_steps, start_step=start,
-                          batch_size=config.batch_size, is_lead=sharding.is_lead())
+    batches = pipeline.train_batches(
+        train_source, seed=config.seed, batch_size=config.batch_size, start_step=start,
+        image_size=config.augment.image_size, **views,
+        shard_index=jax.process_index(), shard_count=jax.process_count(),
+        num_threads=config.data.num_threads)
     checkpoint.save_config(workdir, config.to_dict())
     checkpoint.save_versions(workdir)
-    log = _LateMetrics(writer, checkpointer, every_steps=config.log.every_steps, num_steps=num_steps)
+    writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
+                          is_lead=sharding.is_lead())
 
-    with writer, checkpointer:
+    with checkpointer, writer:
         _introduce(writer, config, train_source, test_source, state, num_steps, mesh)
+        log = _LateLog(writer, checkpointer, config.log.every_steps)
+        due = functools.partial(_due, steps_per_epoch=epoch, num_steps=num_steps)
+        evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
+                                     config=config, mesh=mesh)
 
         # Train.
-        with _Interruption() as interruption, jax.transfer_guard('disallow'):
-            for step, batch in enumerate(batches(start), start + 1) if start < num_steps else ():
-                state, metrics = train_step(state, sharding.put_batch(mesh, batch))
+        with _Interruption(every_steps=config.log.every_steps) as interruption, jax.transfer_guard('disallow'):
+            for step in range(start + 1, num_steps + 1):
+                state, metrics = train_step(state, sharding.put_batch(mesh, next(batches)))
                 log(step, metrics)
+                interrupted = interruption.arrived(step)
+                results = {}
+                if test_source and due(step, config.eval.knn_every_epochs) and not interrupted:
+                    log.flush()
+                    with writer.pause(), jax.transfer_guard('allow'):
+                        results = evaluate(functools.partial(encode, _variables(state)), linear=False)
+                    writer.write(step, results)
+                if results or interrupted or due(step, config.checkpoint.every_epochs):
+                    log.flush()
+                    checkpointer.save(state, results)
+                if interrupted:
+                    checkpointer.wait()
+                    interruption.leave(writer, step)
+            checkpointer.wait()
 
-        # Measure.
-    return {}
+        # Measure, beside the encoder as it was initialised.
+        if not test_source:
+            return {}
+        started = time.time()
+        results = {name: evaluate(functools.partial(encode, _variables(measured)),
+                                  linear=config.eval.linear_at_end)
+                   for name, measured in (('random', init_state()), ('pretrained', state))}
+        report_results(
+            writer, workdir, f'{test_source.name}, {test_source.split}: {test_source.num_examples:,} images, '
+            f'step {num_steps:,}', results, is_lead=sharding.is_lead(), evaluation='frozen', step=num_steps,
+            data=test_source.name, split=test_source.split, num_test=test_source.num_examples,
+            seconds=round(time.time() - started, 1))
+        return results
+
+
+def _load_sources(config: ConfigDict):
+    """The training split, and the test split, or None where it could not be measured on."""
+    load = functools.partial(sources.load_source, config.data.source, data_dir=config.data.dir or None,
+                             download=config.data.download, image_size=config.augment.image_size)
+    train = load(config.data.train_split)
+    if config.batch_size > train.num_examples:
+        raise ValueError(f'batch_size is {config.batch_size}, more than the {train.num_examples} images of '
+                         f'{train.name}, split {train.split}: choose a smaller batch.')
+    split = config.data.test_split
+    measurable = train.num_classes and split and sources.has_split(
+        config.data.source, split, data_dir=config.data.dir or None)
+    return train, load(split) if measurable else None
+
+
+def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int):
+    peak = schedules.scaled_learning_rate(config.optimizer.learning_rate, config.batch_size,
+                                          config.optimizer.scaling)
+    warmup = schedules.num_warmup_steps(num_examples, config.schedule.warmup_epochs, config.batch_size)
+    return schedules.make_schedule(config.schedule.name, peak=peak, warmup_steps=warmup, total_steps=num_steps)
+
+
+def _variables(state) -> dict[str, Any]:
+    return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def _due(step: int, every_epochs: float, *, steps_per_epoch: float, num_steps: int) -> bool:
+    """Whether something that happens every so many epochs (0 = never) and at the end happens now."""
+    return step == num_steps or every_epochs > 0 and step % max(1, round(every_epochs * steps_per_epoch)) == 0
+
+
+def _introduce(writer, config, train_source, test_source, state, num_steps, mesh) -> None:
+    """Says what is about to happen, and what cannot be measured."""
+    classes = f'{train_source.num_classes} classes' if train_source.num_classes else 'no labels'
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    writer.note(f'{config.method.name} on {train_source.name}, {train_source.split}: '
+                f'{train_source.num_examples:,} images, {classes}; {parameters:,} parameters; '
+                f'{num_steps:,} steps of {config.batch_size:,} on {mesh.size} {mesh.devices.flat[0].platform} device(s)')
+    if not train_source.num_classes:
+        writer.note('No labels: the online probe, kNN and the linear probe are off.')
+    elif test_source is None:
+        writer.note(f'No split {config.data.test_split!r} to measure on: kNN and the linear probe are off.')
+
+
+class _LateLog:
+    """Reads each step's metrics while the next step runs, so that the devices never wait for a print."""
+
+    def __init__(self, writer: MetricWriter, checkpointer: checkpoint.Checkpointer, every_steps: int):
+        self._writer, self._checkpointer, self._every_steps = writer, checkpointer, every_steps
+        self._pending = None
+
+    def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self.flush()
+        self._pending = step, metrics
+
+    def flush(self) -> None:
+        """Writes what is due; FloatingPointError if the loss was not finite."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        loss, norm = jax.device_get((metrics['loss'], metrics['gradient_norm']))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            last = self._checkpointer.latest_step()
+            raise FloatingPointError(
+                f'The loss is {loss} and the gradient norm {norm} at step {step}. '
+                + ('No checkpoint was saved before it; ' if last is None else
+                   f'The last good checkpoint is that of step {last}; ')
+                + 'lower the learning rate or lengthen the warm-up, in another workdir.')
+        if step % self._every_steps == 0:
+            self._writer.write(step, metrics)
+
+
+class _Interruption:
+    """Turns the first SIGINT or SIGTERM into a question that the loop asks; a second one kills as ever."""
+
+    def __init__(self, every_steps: int):
+        self._every_steps = every_steps
+        self._signal = None
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        del frame
+        self._signal = number
+        self.__exit__()
+
+    def arrived(self, step: int) -> bool:
+        """Whether to stop after `step`. Several processes ask each other, so not after every step."""
+        if jax.process_count() > 1 and step % self._every_steps:
+            return False
+        return sharding.any_process(self._signal is not None)
+
+    def leave(self, writer: MetricWriter, step: int) -> None:
+        """Says so and exits with the status of a process that the signal ended."""
+        number = self._signal or signal.SIGTERM      # it may have come to another process
+        writer.note(f'Stopped by {signal.Signals(number).name} after step {step:,}; the state is saved, '
+                    'and the same command goes on from there.')
+        raise SystemExit(128 + number)

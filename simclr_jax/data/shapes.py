@@ -80,7 +80,7 @@ def _pixel_centres(size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _smooth_basis(size: int) -> np.ndarray:
-    """The low polynomials a background is made of, float64 [5, size * size], each within [-1, 1]."""
+    """The low polynomials a background is made of, float64 [5, size * size], within [-1, 1]."""
     centres = 2 * _pixel_centres(size).astype(np.float64)
     x, y = centres[None, :], centres[:, None]
     terms = (x, y, x * y, 1.5 * x * x - 0.5, 1.5 * y * y - 0.5)
@@ -104,7 +104,7 @@ def _coverage(name: str, angle: np.ndarray, diameter: np.ndarray, place: np.ndar
 
 @functools.lru_cache(maxsize=None)
 def _normalisation(name: str) -> tuple[float, float]:
-    """(scale that gives the shape the area of a disc of diameter 1, its radius about the origin)."""
+    """(scale to the area of a disc of diameter 1, radius about the origin before scaling)."""
     points = 4 * _pixel_centres(512)
     x, y = np.meshgrid(points, points)
     inside = _SIGNED_DISTANCES[name](x, y) < 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from simclr_jax import checkpoint
 from simclr_jax.config import ConfigDict
 from simclr_jax.models.network import Network, make_network
+from simclr_jax.steps import jit_once
 
 
 class Pretrained(NamedTuple):
@@ -36,7 +37,7 @@ def load_pretrained(workdir: str, which: str = 'last') -> Pretrained:
         variables = checkpointer.restore_encoder(step)
     variables['params'].pop('probe', None)
     images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, 3))
-    initial = jax.jit(lambda: network.init(jax.random.key(config.seed), images, train=False))()
+    initial = jit_once(lambda: network.init(jax.random.key(config.seed), images, train=False))()
     return Pretrained(config, network, variables, jax.device_get(initial), step)
 
 

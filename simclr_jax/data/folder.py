@@ -1,0 +1,121 @@
+"""A directory tree of image files, labelled or not, read with Pillow."""
+
+import os
+import threading
+
+import numpy as np
+from absl import logging
+from PIL import Image, ImageOps
+
+from simclr_jax.data.arrays import require_split
+from simclr_jax.data.base import Source, split_name, split_rows
+
+_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
+_SPLIT_FOLDERS = ('train', 'test', 'val', 'validation')
+
+
+class FolderSource(Source):
+    """The images below a directory, in sorted order.
+
+    First-level folders are classes when at least two of them hold images and no image lies beside
+    them; class numbers are those of the training split. A file that cannot be read is named once in
+    the log and in `skipped`, and the next readable one takes its place.
+    """
+
+    uniform = False
+
+    def __init__(self, name: str, split: str, path: str):
+        splits = folder_splits(path)
+        require_split(name, split_name(split), splits)
+        has_split_folders = os.path.isdir(os.path.join(path, 'train'))
+        root = os.path.join(path, split_name(split)) if has_split_folders else path
+        files = _image_files(root)
+        if not files:
+            raise ValueError(f"There are no images below '{root}' ({', '.join(_EXTENSIONS)}).")
+        class_names = _classes(files)
+        if class_names and has_split_folders:
+            class_names = _classes(_image_files(os.path.join(path, 'train'))) or class_names
+        self._root, self._lock = root, threading.Lock()
+        self.labels = _labels(files, class_names, root)
+        rows = split_rows(split, len(files))
+        self.files, self.labels = files[rows], self.labels[rows]
+        super().__init__(name, split, len(self.files), class_names)
+        self.fetch(np.zeros(1, np.int64))  # Where nothing can be read, say so before training.
+
+    def fetch(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `Source`; n is 1."""
+        start = int(index[0])
+        for offset in range(self.num_examples):
+            row = (start + offset) % self.num_examples
+            image = self._read(self.files[row])
+            if image is not None:
+                return image[None], self.labels[[row]], np.array([offset == 0])
+        raise ValueError(f"Not one of the {self.num_examples} images below '{self._root}' can be "
+                         'read.')
+
+    def _read(self, file: str) -> np.ndarray | None:
+        """The image uint8 [H, W, 3], or None for a file that cannot be read."""
+        if file in self.skipped:
+            return None
+        try:
+            return read_image(os.path.join(self._root, file))
+        except Exception as error:  # Pillow meets broken files with errors of many types.
+            with self._lock:
+                if file not in self.skipped:
+                    self.skipped.append(file)
+                    logging.warning('Skipping the unreadable image %s: %s',
+                                    os.path.join(self._root, file), error)
+            return None
+
+
+def read_image(path: str) -> np.ndarray:
+    """Decodes an image file to RGB uint8 [H, W, 3], upright by its EXIF orientation.
+
+    Grey is repeated, CMYK converted, alpha dropped, 16 bits reduced to 8; of an animation, the
+    first frame.
+    """
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith('I'):  # Pillow would clip 16 bits to 8, not scale them.
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        return np.array(image.convert('RGB'))
+
+
+def folder_splits(path: str) -> tuple[str, ...]:
+    """The split folders below `path` if there is a 'train', else 'train' alone."""
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"There is no directory '{path}'.")
+    names = tuple(name for name in _SPLIT_FOLDERS if os.path.isdir(os.path.join(path, name)))
+    return names if 'train' in names else ('train',)
+
+
+def _image_files(root: str) -> list[str]:
+    """Paths of the images below `root`, relative to it and sorted; hidden ones are left out."""
+    files, visited = [], set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        if os.path.realpath(folder) in visited:  # A link back up would never end.
+            subfolders.clear()
+            continue
+        visited.add(os.path.realpath(folder))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
+        files += [os.path.relpath(os.path.join(folder, name), root) for name in names
+                  if name.lower().endswith(_EXTENSIONS) and not name.startswith('.')]
+    return sorted(files)
+
+
+def _classes(files: list[str]) -> tuple[str, ...] | None:
+    first = {file.split(os.sep)[0] for file in files}
+    is_flat = any(os.sep not in file for file in files)
+    return None if is_flat or len(first) < 2 else tuple(sorted(first))
+
+
+def _labels(files: list[str], class_names: tuple[str, ...] | None, root: str) -> np.ndarray:
+    if class_names is None:
+        return np.full(len(files), -1, np.int32)
+    number = {name: label for label, name in enumerate(class_names)}
+    names = [file.split(os.sep)[0] for file in files]
+    unknown = sorted(set(names) - set(number))
+    if unknown:
+        raise ValueError(f"'{root}' has the class folder '{unknown[0]}', which the training split "
+                         'does not have.')
+    return np.array([number[name] for name in names], np.int32)

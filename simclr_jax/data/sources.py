@@ -1,0 +1,58 @@
+"""Finds a data source by its name. TensorFlow is imported for TFDS data sets only."""
+
+import os
+
+from simclr_jax.data import arrays, folder, shapes
+from simclr_jax.data.base import Source, split_name
+
+_IN_MEMORY_BYTES = 1 << 30
+
+
+def load_source(name: str, split: str, *, data_dir: str | None = None, download: bool = False,
+                image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES) -> Source:
+    """One split of a data source, ready to be read by `pipeline`.
+
+    Args:
+        name: 'shapes' or 'shapes:N' (embedded; N training images), 'folder:PATH',
+            'arrays:PATH.npz', or a TFDS name, as 'cifar10' or 'imagenet2012_subset/1pct:5.0.0'.
+        split: a split of the source; slices such as 'train[:10%]' work everywhere.
+        data_dir: where TFDS data sets were prepared; None is TFDS's own default.
+        download: let TFDS download and prepare the data set. Without it nothing touches a network.
+        image_size: of the embedded shapes; other sources keep their own sizes.
+        in_memory_bytes: a TFDS split that takes more, decoded, is streamed from its files.
+
+    Raises:
+        FileNotFoundError: the data are not there.
+        ValueError: they are there and will not do, or have no such split.
+    """
+    kind, _, path = name.partition(':')
+    path = os.path.expanduser(path)
+    if kind == 'shapes':
+        return arrays.shapes_source(name, split, image_size)
+    if kind == 'folder':
+        return folder.FolderSource(name, split, path)
+    if kind == 'arrays':
+        return arrays.npz_source(name, split, path)
+    from simclr_jax.data import tfds_source
+    return tfds_source.load(name, split, data_dir=data_dir, download=download,
+                            in_memory_bytes=in_memory_bytes)
+
+
+def available_splits(name: str, *, data_dir: str | None = None) -> tuple[str, ...]:
+    """The splits of a data source; the errors of `load_source` where the data are not there."""
+    kind, _, path = name.partition(':')
+    path = os.path.expanduser(path)
+    if kind == 'shapes':
+        return tuple(shapes.DEFAULT_SIZES)
+    if kind == 'folder':
+        return folder.folder_splits(path)
+    if kind == 'arrays':
+        return arrays.npz_splits(path)
+    from simclr_jax.data import tfds_source
+    return tfds_source.splits(name, data_dir=data_dir)
+
+
+def has_split(name: str, split: str, *, data_dir: str | None = None) -> bool:
+    """Whether `split`, which may be a slice or a sum of splits, names only splits that exist."""
+    available = available_splits(name, data_dir=data_dir)
+    return all(split_name(part.strip()) in available for part in split.split('+'))

@@ -1,0 +1,269 @@
+"""Data sources: what is accepted, how it is labelled, and one clear sentence where it is not."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+from simclr_jax.data.sources import available_splits, has_split, load_source
+
+
+def _fetch(source):
+    """Images, labels and readable flags of the whole source, one image at a time."""
+    rows = [source.fetch(np.array([i])) for i in range(source.num_examples)]
+    return [[column[0] for column in columns] for columns in zip(*rows)]
+
+
+def _write(path, colour=(200, 30, 60), size=(12, 9), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, colour).save(path, **options)
+
+
+# ---- shapes and arrays -------------------------------------------------------------------------
+
+
+def test_shapes_have_names_sizes_and_splits():
+    source = load_source('shapes:300', 'train', image_size=16)
+    assert source.images.shape == (300, 16, 16, 3)
+    assert source.num_classes == 10 and source.class_names[3] == 'star'
+    assert load_source('shapes:300', 'test').num_examples == 2000
+    assert available_splits('shapes') == ('train', 'test')
+
+
+def test_slices_take_rows_of_a_split():
+    whole = load_source('shapes', 'test')
+    for split, rows in (('test[:64]', slice(64)), ('test[10%:20%]', slice(200, 400)),
+                        ('test[-5:]', slice(-5, None))):
+        part = load_source('shapes', split)
+        np.testing.assert_array_equal(part.images, whole.images[rows])
+        np.testing.assert_array_equal(part.labels, whole.labels[rows])
+    assert has_split('shapes', 'test[:64]') and not has_split('shapes', 'validation[:64]')
+
+
+@pytest.mark.parametrize('split, message', [
+    ('val', "has no split 'val'; it has train, test"), ('test[5:5]', 'holds no images'),
+    ('test[:', 'not of the form')])
+def test_wrong_split_of_shapes(split, message):
+    with pytest.raises(ValueError, match=message.replace('[', r'\[')):
+        load_source('shapes', split)
+
+
+@pytest.mark.parametrize('channels', [(), (1,), (3,), (4,)])
+def test_arrays_of_any_channels_become_rgb(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (6, 5, 7, *channels), np.uint8)
+    np.savez(tmp_path / 'a.npz', images=images)
+    source = load_source(f'arrays:{tmp_path}/a.npz', 'train')
+    expected = images[..., :3] if channels in ((3,), (4,)) else np.broadcast_to(
+        images.reshape(6, 5, 7, 1), (6, 5, 7, 3))
+    np.testing.assert_array_equal(source.images, expected)
+    assert source.num_classes == 0 and source.labels.tolist() == [-1] * 6
+    assert available_splits(source.name) == ('train',)
+
+
+def test_arrays_with_labels_and_two_splits(tmp_path):
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    np.savez(tmp_path / 'a.npz', train_images=images, train_labels=np.array([[0], [2], [1], [0]]),
+             test_images=images[:2], test_labels=np.array([1, 0]))
+    name = f'arrays:{tmp_path}/a.npz'
+    train, test = load_source(name, 'train'), load_source(name, 'test')
+    assert train.labels.tolist() == [0, 2, 1, 0] and test.labels.tolist() == [1, 0]
+    assert train.num_classes == test.num_classes == 3
+    assert has_split(name, 'test') and not has_split(name, 'validation')
+
+
+_IMAGES = np.zeros((4, 2, 2, 3), np.uint8)
+
+
+@pytest.mark.parametrize('arrays, message', [
+    ({'x': _IMAGES}, "neither 'train_images' nor 'images'; its keys are x"),
+    ({'images': _IMAGES.astype(np.float32)}, "'images' of .* is float32; it must be uint8"),
+    ({'images': _IMAGES[..., :2]}, r'has shape \(4, 2, 2, 2\)'),
+    ({'images': _IMAGES, 'labels': np.zeros(3, int)}, '4 images but 3 labels'),
+    ({'images': _IMAGES, 'labels': np.zeros(4)}, "'labels' of .* is float64"),
+    ({'images': _IMAGES[:0]}, 'holds no images'),
+    ({'test_images': _IMAGES}, "no split 'train'; it has test")])
+def test_arrays_that_will_not_do(tmp_path, arrays, message):
+    np.savez(tmp_path / 'a.npz', **arrays)
+    with pytest.raises(ValueError, match=message):
+        load_source(f'arrays:{tmp_path}/a.npz', 'train')
+
+
+def test_missing_array_file_is_named():
+    with pytest.raises(FileNotFoundError, match='/nowhere/a.npz'):
+        load_source('arrays:/nowhere/a.npz', 'train')
+
+
+# ---- folder ------------------------------------------------------------------------------------
+
+
+def _gradient(mode):
+    """A 40x30 image whose left half is darker than its right, in a Pillow mode."""
+    ramp = np.tile(np.linspace(20, 230, 40), (30, 1)).astype(np.uint8)
+    if mode == 'I;16':
+        return Image.fromarray(ramp.astype(np.uint16) * 257)
+    return Image.fromarray(ramp).convert('RGB').convert(mode)
+
+
+@pytest.mark.parametrize('name, mode', [
+    ('a.jpg', 'RGB'), ('a.JPEG', 'L'), ('a.jpg', 'CMYK'), ('a.png', 'RGBA'), ('a.png', 'LA'),
+    ('a.PNG', 'I;16'), ('a.png', '1'), ('a.gif', 'P'), ('a.webp', 'RGB'), ('a.webp', 'RGBA'),
+    ('a.bmp', 'RGB')])
+def test_every_format_and_mode_is_read_as_rgb(tmp_path, name, mode):
+    _gradient(mode).save(tmp_path / name)
+    (image,), _, (readable,) = _fetch(load_source(f'folder:{tmp_path}', 'train'))
+    assert readable and image.shape == (30, 40, 3) and image.dtype == np.uint8
+    ramp = np.linspace(20, 230, 40)
+    tolerance = 60 if mode == '1' else 12  # One bit is dithered.
+    for part in (slice(0, 10), slice(15, 25), slice(30, 40)):
+        np.testing.assert_allclose(image[:, part].mean((0, 1)), ramp[part].mean(), atol=tolerance)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image, exif = Image.new('RGB', (20, 10)), Image.Exif()
+    exif[0x0112] = 6  # Stored lying on its side.
+    image.save(tmp_path / 'a.jpg', exif=exif)
+    assert _fetch(load_source(f'folder:{tmp_path}', 'train'))[0][0].shape == (20, 10, 3)
+
+
+def test_first_level_folders_are_classes(tmp_path):
+    for file in ('dog/a.png', 'cat/deep/er/b.JPG', 'cat/a.png'):
+        _write(tmp_path / file)
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'dog' / 'notes.txt').write_text('no image')
+    (tmp_path / 'dog' / '._a.png').write_bytes(b'macOS')
+    source = load_source(f'folder:{tmp_path}', 'train')
+    assert source.class_names == ('cat', 'dog')
+    assert source.files == ['cat/a.png', 'cat/deep/er/b.JPG', 'dog/a.png']
+    assert source.labels.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize('files', [('a.png', 'cat/b.png', 'dog/c.png'), ('cat/b.png', 'cat/c.png'),
+                                   ('a.png', 'b.png')])
+def test_images_beside_folders_or_a_single_folder_mean_no_labels(tmp_path, files):
+    for file in files:
+        _write(tmp_path / file)
+    source = load_source(f'folder:{tmp_path}', 'train')
+    assert source.num_classes == 0 and set(source.labels) == {-1}
+    assert source.num_examples == len(files)
+
+
+def test_split_folders_share_the_classes_of_training(tmp_path):
+    for file in ('train/a/1.png', 'train/b/1.png', 'train/c/1.png', 'val/c/1.png', 'val/a/1.png'):
+        _write(tmp_path / file)
+    name = f'folder:{tmp_path}'
+    assert available_splits(name) == ('train', 'val') and not has_split(name, 'test')
+    source = load_source(name, 'val')
+    assert source.class_names == ('a', 'b', 'c') and source.labels.tolist() == [0, 2]
+    with pytest.raises(ValueError, match="no split 'test'; it has train, val"):
+        load_source(name, 'test')
+    _write(tmp_path / 'val/d/1.png')
+    with pytest.raises(ValueError, match="class folder 'd'"):
+        load_source(name, 'val')
+
+
+def test_links_are_followed_and_circles_end(tmp_path):
+    _write(tmp_path / 'store/x/1.png')
+    (tmp_path / 'data' / 'b').mkdir(parents=True)
+    os.symlink(tmp_path / 'store' / 'x', tmp_path / 'data' / 'a')
+    os.symlink(tmp_path / 'data', tmp_path / 'data' / 'b' / 'back')
+    assert load_source(f'folder:{tmp_path}/data', 'train').files == ['a/1.png']
+
+
+def test_unreadable_files_are_replaced_by_the_next_and_named_once(tmp_path, monkeypatch):
+    for i in range(5):
+        _write(tmp_path / f'{i}.png', colour=(40 * i, 0, 0))
+    (tmp_path / '1.png').write_bytes(b'')
+    (tmp_path / '2.png').write_bytes(b'no image at all')
+    whole = (tmp_path / '4.png').read_bytes()
+    (tmp_path / '4.png').write_bytes(whole[:len(whole) // 2])
+    warnings = []
+    monkeypatch.setattr(logging, 'warning', lambda *args: warnings.append(args[1]))
+    source = load_source(f'folder:{tmp_path}', 'train')
+    for _ in range(2):
+        images, _, readable = _fetch(source)
+        assert [image[0, 0, 0] // 40 for image in images] == [0, 3, 3, 3, 0]
+        assert readable == [True, False, False, True, False]
+    assert sorted(source.skipped) == ['1.png', '2.png', '4.png']
+    assert len(warnings) == 3
+
+
+def test_folders_that_will_not_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match='/nowhere'):
+        load_source('folder:/nowhere', 'train')
+    with pytest.raises(ValueError, match='no images below'):
+        load_source(f'folder:{tmp_path}', 'train')
+    for i in range(3):
+        (tmp_path / f'{i}.jpg').write_bytes(b'broken')
+    with pytest.raises(ValueError, match='Not one of the 3 images .* can be read'):
+        load_source(f'folder:{tmp_path}', 'train')
+
+
+# ---- TFDS --------------------------------------------------------------------------------------
+
+
+def _store(data_dir, images, features, name='tiny', file_format=None, **columns):
+    dataset = tf.data.Dataset.from_tensor_slices({'picture': images, **columns})
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name, version='1.0.0', data_dir=data_dir, split_datasets={'train': dataset},
+        features=tfds.features.FeaturesDict(features), file_format=file_format)
+
+
+def test_tfds_that_is_not_prepared_fails_fast_and_says_how(tmp_path):
+    started = time.time()
+    with pytest.raises(FileNotFoundError, match='tfds build cifar10 --data_dir=.*download=true'):
+        load_source('cifar10', 'train', data_dir=str(tmp_path))
+    assert time.time() - started < 10
+
+
+def test_unknown_names_are_explained(tmp_path):
+    with pytest.raises(ValueError, match="no data source 'cifar1'.*such as cifar10"):
+        load_source('cifar1', 'train', data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match='cannot be loaded at version 9.9.9'):
+        load_source('cifar10:9.9.9', 'train', data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match='BuilderConfig foo not found'):
+        load_source('cifar10/foo', 'train', data_dir=str(tmp_path))
+
+
+def test_tfds_features_are_found_by_type(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 1), np.uint8)
+    _store(tmp_path, images, {
+        'picture': tfds.features.Image(shape=(6, 6, 1)), 'number': tfds.features.Scalar(tf.int64),
+        'kind': tfds.features.ClassLabel(names=['x', 'y'])},
+        number=np.arange(20), kind=np.arange(20) % 2)
+    source = load_source('tiny', 'train', data_dir=str(tmp_path))
+    assert source.class_names == ('x', 'y') and source.images.shape == (20, 6, 6, 3)
+    stored = {image.tobytes(): i for i, image in enumerate(images)}
+    rows = [stored[np.ascontiguousarray(image[..., :1]).tobytes()] for image in source.images]
+    assert sorted(rows) == list(range(20))
+    np.testing.assert_array_equal(source.labels, np.array(rows) % 2)
+    np.testing.assert_array_equal(source.images[..., 0], source.images[..., 2])
+
+    part = load_source('tiny', 'train[:25%]', data_dir=str(tmp_path))
+    np.testing.assert_array_equal(part.images, source.images[:5])
+    assert has_split('tiny', 'train[:5]+train[10:]', data_dir=str(tmp_path))
+    assert not has_split('tiny', 'test', data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="no split 'test'; it has train"):
+        load_source('tiny', 'test', data_dir=str(tmp_path))
+
+
+def test_tfds_without_labels_of_sixteen_bits(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3)).astype(np.uint16) * 257
+    _store(tmp_path, images, {'picture': tfds.features.Image(shape=(4, 4, 3), dtype=np.uint16)})
+    source = load_source('tiny', 'train', data_dir=str(tmp_path))
+    assert source.num_classes == 0 and source.labels.tolist() == [-1] * 3
+    assert source.images.sum() == (images // 257).sum()
+
+
+def test_tfds_that_cannot_be_used(tmp_path):
+    _store(tmp_path, np.arange(3), {'picture': tfds.features.Scalar(tf.int64)})
+    with pytest.raises(ValueError, match="'tiny' has no image among its features: picture"):
+        load_source('tiny', 'train', data_dir=str(tmp_path))
+    _store(tmp_path, np.zeros((3, 4, 4, 3), np.uint8), {'picture': tfds.features.Image()},
+           name='other', file_format='array_record')
+    with pytest.raises(ValueError, match="'other' was prepared as array_record"):
+        load_source('other', 'train', data_dir=str(tmp_path))
