@@ -31,7 +31,8 @@ def get_config(argument: str = ''):
     # No excluded probe: plain momentum at a rate of 4 would blow it up.
     config.optimizer.update({'learning_rate': 4.0, 'scaling': 'none', 'exclude': ()})
     config.schedule.warmup_epochs = 1.0
-    config.eval.update({'crop_proportion': 1.0, 'batch_size': 250, 'knn_every_epochs': 4.0})
+    config.eval.update({'crop_proportion': 1.0, 'batch_size': 250, 'knn_every_epochs': 4.0,
+                        'pixel_floor': True})
     config.checkpoint.every_epochs = 2.0
     config.linear.update({'batch_size': 256, 'num_epochs': 10.0})
     return recipes.smoke(config) if argument.smoke else config

@@ -75,6 +75,7 @@ def base_config() -> ConfigDict:
         'knn_k': 200,                   # Wu et al. 2018, sec. 3.4
         'knn_temperature': 0.07,        # Wu et al. 2018, sec. 3.4
         'linear_at_end': True,          # linear probe on frozen features of centre crops, beside the kNN
+        'pixel_floor': False,           # kNN of the raw pixels beside them; for sets that fit in memory
     })
     config.linear = linear_config()
     config.checkpoint = ConfigDict({'every_epochs': 1.0, 'keep_last': 5, 'keep_best': 1})

@@ -17,7 +17,11 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where the run keeps its checkpoints, metrics and results. '
     'The same command with the same workdir goes on from the last checkpoint.')
 _DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Join the other processes of a pod or cluster first (jax.distributed).')
+    'distributed', False, 'Join the other processes first (jax.distributed). A TPU pod and Slurm say which '
+    'these are; elsewhere give the three options below, the same to all but for the process_id.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
 
 
@@ -34,7 +38,7 @@ def main(argv: list[str]) -> None:
         from simclr_jax.checkpoint import quiet_orbax_logs
         quiet_orbax_logs()
         if _DISTRIBUTED.value:
-            jax.distributed.initialize()
+            jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         if jax.process_index() == 0:
             print(describe(config), end='\n\n', flush=True)
         task(config, os.path.abspath(os.path.expanduser(_WORKDIR.value)))

@@ -15,6 +15,7 @@ import jax
 from simclr_jax import checkpoint, optim, schedules, sharding, steps
 from simclr_jax.config import ConfigDict, view_config
 from simclr_jax.data import host_augment, pipeline, sources
+from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.frozen import measure
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.methods import make_method
@@ -23,7 +24,7 @@ from simclr_jax.models.network import make_network
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 _MAY_DIFFER = ('task', 'log', 'linear', 'checkpoint', 'data.dir', 'data.download',
-               'data.num_threads', 'eval.knn_every_epochs', 'eval.linear_at_end')
+               'data.num_threads', 'eval.knn_every_epochs', 'eval.linear_at_end', 'eval.pixel_floor')
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
@@ -31,7 +32,8 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
 
     Returns:
         {'random': {...}, 'pretrained': {...}}: what `measure` says of the encoder at its
-        initialisation and at the end; {} where labels or a test split are missing.
+        initialisation and at the end, after 'raw pixels' if asked for; {} where labels or a test
+        split are missing.
 
     Raises:
         ValueError, FileNotFoundError: config, data or workdir will not do; nothing was written.
@@ -114,9 +116,10 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         if not test_source:
             return {}
         started = time.time()
-        results = {name: evaluate(functools.partial(encode, _variables(measured)),
-                                  linear=config.eval.linear_at_end)
-                   for name, measured in (('random', init_state()), ('pretrained', state))}
+        results = {'raw pixels': evaluate(raw_pixels, linear=False)} if config.eval.pixel_floor else {}
+        for name, measured in (('random', init_state()), ('pretrained', state)):
+            results[name] = evaluate(functools.partial(encode, _variables(measured)),
+                                     linear=config.eval.linear_at_end)
         report_results(
             writer, workdir, f'{test_source.name}, {test_source.split}: {test_source.num_examples:,} images, '
             f'step {num_steps:,}', results, is_lead=sharding.is_lead(), evaluation='frozen', step=num_steps,

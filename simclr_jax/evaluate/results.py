@@ -15,7 +15,7 @@ def report_results(writer: MetricWriter, workdir: str, title: str, results: dict
 
     Args:
       title: above the table.
-      results: {encoder name: {accuracy name: value in [0, 1]}}, all with the same accuracies.
+      results: {encoder name: {accuracy name: value in [0, 1]}}.
       is_lead: other processes write nothing.
       **facts: what was measured: written into every line (data set, split, step, counts).
     """
@@ -24,7 +24,7 @@ def report_results(writer: MetricWriter, workdir: str, title: str, results: dict
     with open(os.path.join(workdir, 'results.jsonl'), 'a') as file:
         for encoder, accuracies in results.items():
             file.write(json.dumps({'encoder': encoder, **accuracies, **facts}) + '\n')
-    names = [name for name in _ACCURACIES if name in next(iter(results.values()))]
+    names = [name for name in _ACCURACIES if any(name in accuracies for accuracies in results.values())]
     writer.table(title, ['encoder', *(_ACCURACIES[name] for name in names)],
-                 [[encoder, *(f'{100 * accuracies[name]:.1f}' for name in names)]
+                 [[encoder, *(f'{100 * accuracies[name]:.1f}' if name in accuracies else '' for name in names)]
                   for encoder, accuracies in results.items()])

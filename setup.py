@@ -1,0 +1,42 @@
+"""Packaging of simclr_jax; constraints.txt beside it pins the versions that CI ran."""
+
+import pathlib
+import re
+
+import setuptools
+
+root = pathlib.Path(__file__).parent
+version = re.search(r"__version__ = '(.+)'", (root / 'simclr_jax/__init__.py').read_text())[1]
+
+setuptools.setup(
+    name='simclr_jax',
+    version=version,
+    description='SimCLR in JAX: from images without labels to a measured encoder',
+    long_description=(root / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['simclr_jax', 'simclr_jax.*']),
+    entry_points={'console_scripts': ['simclr_jax = simclr_jax.main:run']},
+    install_requires=[
+        'jax>=0.10.2',
+        'flax>=0.12.8',                 # the networks (linen)
+        'optax>=0.2.8',                 # the optimisers
+        'orbax-checkpoint>=0.12.8',     # checkpoints
+        'ml-collections>=1.1',          # configs
+        'absl-py',                      # flags
+        'numpy',
+        'pillow',                       # image files of every kind, for folders
+        'rich',                         # the progress line and the tables
+        'tensorboard',                  # event files; tensorflow no longer brings it
+        # The CPU build where there is one, so that tensorflow never touches the accelerator.
+        'tensorflow-cpu>=2.21; platform_system != "Darwin"',
+        'tensorflow>=2.21; platform_system == "Darwin"',
+        'tensorflow-datasets>=4.9.10',
+        'importlib_resources',          # tensorflow-datasets 4.9.10 needs it and does not say so
+    ],
+    extras_require={
+        'test': ['pytest', 'scikit-learn'],     # scikit-learn: the oracle of kNN and logistic regression
+        'gpu': ['jax[cuda12]'],
+        'tpu': ['jax[tpu]'],
+    },
+)

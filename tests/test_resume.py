@@ -1,0 +1,102 @@
+"""Nothing is lost: a run that is killed, interrupted or fails goes on from its last checkpoint, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from simclr_jax import checkpoint
+
+STEPS = 8
+ARGUMENTS = ('--config=configs/smoke.py:smoke', f'--config.num_train_steps={STEPS}',
+             '--config.checkpoint.every_epochs=0.25', '--config.log.every_steps=1',     # every 2 steps
+             '--config.data.test_split=', '--config.optimizer.learning_rate=0.5')
+
+
+def last_state(workdir):
+    with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
+        return checkpointer.latest_step(), checkpointer.restore_encoder()
+
+
+def steps_logged(workdir):
+    return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def start_and_signal(command, workdir, number, after_step):
+    """Starts a run and sends it the signal once it has logged `after_step`; returns status and output."""
+    argv, options = command(*ARGUMENTS, f'--workdir={workdir}')
+    process = subprocess.Popen(argv, **options)
+    deadline = time.time() + 200
+    while time.time() < deadline and process.poll() is None:
+        rows = workdir / 'metrics.jsonl'
+        if rows.exists() and f'"step": {after_step},' in rows.read_text():
+            process.send_signal(number)
+            break
+        time.sleep(0.01)
+    output, error = process.communicate(timeout=100)
+    return process.returncode, output, error
+
+
+@pytest.fixture(scope='module')
+def straight(run_main, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('straight')
+    done = run_main(*ARGUMENTS, f'--workdir={workdir}')
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def assert_same_run(workdir, straight):
+    assert last_state(workdir)[0] == last_state(straight)[0] == STEPS
+    jax.tree.map(np.testing.assert_array_equal, last_state(workdir)[1], last_state(straight)[1])
+    assert steps_logged(workdir) == steps_logged(straight) == list(range(1, STEPS + 1))
+
+
+def test_a_killed_run_ends_as_the_unbroken_one(command, run_main, straight, tmp_path):
+    status, _, _ = start_and_signal(command, tmp_path, signal.SIGKILL, after_step=5)
+    assert status == -signal.SIGKILL
+    assert last_state(tmp_path)[0] < STEPS              # it was killed in the middle
+    done = run_main(*ARGUMENTS, f'--workdir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    assert 'resumed at step' in done.stdout
+    assert_same_run(tmp_path, straight)
+
+
+def test_sigterm_saves_the_step_it_reached_and_leaves(command, run_main, straight, tmp_path):
+    status, output, error = start_and_signal(command, tmp_path, signal.SIGTERM, after_step=3)
+    assert status == 128 + signal.SIGTERM, error
+    assert 'Stopped by SIGTERM after step' in output and 'Traceback' not in error
+    assert 3 < last_state(tmp_path)[0] < STEPS
+    done = run_main(*ARGUMENTS, f'--workdir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, straight)
+
+
+def test_another_config_in_the_same_workdir_is_refused(run_main, straight):
+    before = sorted(os.listdir(straight / 'checkpoints'))
+    done = run_main(*ARGUMENTS, f'--workdir={straight}', '--config.batch_size=32', '--config.seed=1')
+    assert done.returncode == 1
+    assert 'batch_size: 64 in the workdir, 32 now' in done.stderr
+    assert 'seed: 0 in the workdir, 1 now' in done.stderr
+    assert sorted(os.listdir(straight / 'checkpoints')) == before
+
+
+def test_a_finished_run_only_measures_again(run_main, straight):
+    done = run_main(*ARGUMENTS, f'--workdir={straight}')
+    assert done.returncode == 0, done.stderr
+    assert steps_logged(straight) == list(range(1, STEPS + 1))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(run_main, tmp_path):
+    done = run_main(*ARGUMENTS, f'--workdir={tmp_path}', '--config.optimizer.learning_rate=1e30',
+                    '--config.optimizer.name=sgd', '--config.schedule.warmup_epochs=0.5')
+    assert done.returncode == 1
+    assert 'at step' in done.stderr and 'Traceback' not in done.stderr
+    if 'last good checkpoint is that of step' in done.stderr:
+        step, state = last_state(tmp_path)
+        assert f'that of step {step};' in done.stderr
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
