@@ -19,7 +19,7 @@ def get_config(argument: str = ''):
     argument = recipes.parse_argument(argument, depth=50, width=1.0, epochs=100.0, batch=4096)
     config = recipes.base_config()
     config.data.source = 'imagenet2012'
-    config.data.test_split = 'validation'           # tf2/run.py eval_split
+    config.data.test_split = 'validation'           # tf2/run.py eval_split; test has no labels
     config.batch_size = argument.batch
     config.num_epochs = argument.epochs
 

@@ -19,7 +19,8 @@ def get_config(argument: str = ''):
     argument = recipes.parse_argument(argument, epochs=90.0, batch=4096)
     config = recipes.base_config()
     config.task = 'linear'
-    config.data.source = ''                         # the data of the pretraining run
+    # Empty: what the pretraining run has.
+    config.data.update({'source': '', 'train_split': '', 'test_split': ''})
     config.linear.num_epochs = argument.epochs
     config.linear.batch_size = argument.batch
     if argument.smoke:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 import simclr_jax
+from simclr_jax.config import flatten
 from simclr_jax.train_state import TrainState
 
 _ITEM = 'state'
@@ -99,9 +100,8 @@ class Checkpointer:
             step = int(state.step)
             if not _all_finite((state.params, state.batch_stats)):
                 raise FloatingPointError(
-                    f'params or batch_stats hold a NaN or an infinity at step {step}: nothing was '
-                    f'saved over the good checkpoints in {self._workdir}; lower the learning rate '
-                    'or lengthen the warmup')
+                    f'params or batch_stats hold a NaN or an infinity at step {step}. '
+                    + self.last_good())
             self.wait()
             if step in self._manager.all_steps():
                 return False
@@ -116,6 +116,13 @@ class Checkpointer:
         """The step of the latest checkpoint on disk, None when there is none."""
         self.wait()
         return max(self._manager.all_steps(), default=None)
+
+    def last_good(self) -> str:
+        """The end of a sentence about a run that diverged: where to go back to, and what to do."""
+        step = self.latest_step()
+        return ('No checkpoint was saved before it; ' if step is None else
+                f'The last good checkpoint is that of step {step}; '
+                ) + 'lower the learning rate or lengthen the warm-up, in another workdir.'
 
     def best_step(self) -> int | None:
         """The step of the checkpoint with the largest `best_metric`, None when there is none."""
@@ -277,6 +284,11 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+    """Whether a whole checkpoint lies in `workdir`; looks, and touches nothing."""
+    return any(path.name.isdigit() for path in pathlib.Path(workdir).glob('checkpoints/*'))
+
+
 def check_config(workdir: str | os.PathLike, config: dict[str, Any],
                  ignore: tuple[str, ...] = ('log',)) -> None:
     """Refuses to go on in a workdir that was made with another config; a new workdir is fine.
@@ -293,7 +305,7 @@ def check_config(workdir: str | os.PathLike, config: dict[str, Any],
         return
 
     def compared(nested):
-        return {name: value for name, value in _flatten(nested).items()
+        return {name: value for name, value in flatten(nested).items()
                 if not any(f'{name}.'.startswith(f'{prefix}.') for prefix in ignore)}
 
     now = json.loads(json.dumps(config))  # as it would be read back
@@ -302,16 +314,6 @@ def check_config(workdir: str | os.PathLike, config: dict[str, Any],
     if differences:
         raise ValueError(f'{workdir} was made with another config: {"; ".join(differences)}. '
                          'Give another --workdir, or set these fields back')
-
-
-def _flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f'{prefix}{name}.')
-        else:
-            flat[f'{prefix}{name}'] = value
-    return flat
 
 
 def save_versions(workdir: str | os.PathLike) -> None:

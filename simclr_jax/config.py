@@ -50,7 +50,7 @@ def base_config() -> ConfigDict:
         'source': 'imagenet2012',       # a TFDS name, folder:PATH, arrays:PATH.npz, or shapes
         'dir': '',                      # where TFDS data sets were prepared; '' = TFDS's own default
         'train_split': 'train',
-        'test_split': 'test',           # kNN and the probe are measured on it; a missing one switches them off
+        'test_split': '',               # measured on; '' = test, validation or val if there; or 'none'
         'download': False,              # True lets TFDS download and prepare the data set
         'num_threads': 0,               # of the input pipeline; 0 = tf.data decides
     })
@@ -59,9 +59,10 @@ def base_config() -> ConfigDict:
         'learning_rate': 0.3,           # before scaling (tf2/run.py, "per batch size of 256")
         'scaling': 'linear',            # linear: x B/256; sqrt: x sqrt(B); none
         'momentum': 0.9,
-        'nesterov': False,              # sgd only
+        'nesterov': False,              # for sgd; the official LARS has none
         'weight_decay': 1e-6,           # paper and tf2/run.py; the README's commands pass 1e-4
         'weight_decay_groups': (),      # ((regex over parameter paths, value), ...), the first match wins
+        'b1': 0.9, 'b2': 0.999,         # adamw
         'trust_coefficient': 0.001,     # lars (tf2/lars_optimizer.py eeta)
         'exclude': ('(^|/)probe/',),    # from decay and trust ratio, as all scales and biases are
     })
@@ -185,13 +186,15 @@ def check_values(config: ConfigDict) -> None:
         if fields[name] < 0 or name in _POSITIVE and fields[name] == 0:
             raise ValueError(f'{name} is {fields[name]}: it must be '
                              f'{"more than 0" if name in _POSITIVE else "0 or more"}.')
+    if config.seed >= 1 << 31:
+        raise ValueError(f'seed is {config.seed}: it must be less than 2**31.')
 
 
 def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    """{'a': {'b': 1}} -> {'a.b': 1}; an empty dict stays a value."""
     flat = {}
     for name, value in config.items():
-        if isinstance(value, (dict, ConfigDict)):
+        if isinstance(value, (dict, ConfigDict)) and value:
             flat |= flatten(value, f'{prefix}{name}.')
         else:
             flat[prefix + name] = value

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
         if jax.process_index() == 0:
             print(describe(config), end='\n\n', flush=True)
         task(config, os.path.abspath(os.path.expanduser(_WORKDIR.value)))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, OSError, FloatingPointError) as error:
         if _TRACEBACK.value:
             traceback.print_exc()
@@ -86,7 +88,7 @@ def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
         if item.startswith('--config.') and not known:
             near = nearest_field(config, name)
             raise ValueError(f'The config has no field {name!r}'
-                             + (f'; did you mean {near!r}?' if near else '; print it with --config alone.'))
+                             + (f'; did you mean {near!r}?' if near else '; simclr_jax/config.py lists them.'))
 
 
 def run() -> None:

@@ -25,6 +25,7 @@ _LABELS = {
     'contrastive_accuracy': 'accuracy',
     'probe_accuracy': 'probe',
     'knn_accuracy': 'kNN',
+    'knn_floor': 'floor',
     'learning_rate': 'lr',
 }
 

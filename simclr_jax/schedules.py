@@ -4,7 +4,7 @@ Formulas: google-research/simclr tf2/model.py (WarmUpAndCosineDecay, get_train_s
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,30 +31,13 @@ def warmup_cosine(
     return peak * jnp.where(step < warmup_steps, warmup, cosine)
 
 
-def step_decay(
-    step: jax.Array, *, peak: float, boundaries: Sequence[int], factor: float = 0.1
-) -> jax.Array:
-    """`peak`, multiplied by `factor` at each step listed in `boundaries`."""
-    passed = sum(jnp.asarray(step >= boundary, jnp.float32) for boundary in boundaries)
-    return jnp.float32(peak) * jnp.float32(factor) ** passed
-
-
-def make_schedule(
-    name: str,
-    *,
-    peak: float,
-    total_steps: int,
-    warmup_steps: int = 0,
-    boundaries: Sequence[int] = (),
-    factor: float = 0.1,
-) -> Schedule:
-    """The schedule `name`: 'warmup_cosine', 'constant' or 'step_decay'.
+def make_schedule(name: str, *, peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """The schedule `name`: 'warmup_cosine' or 'constant'.
 
     Args:
         peak: the highest learning rate.
         total_steps: length of the run.
         warmup_steps: of 'warmup_cosine' only.
-        boundaries: of 'step_decay' only, the steps at which the rate falls by `factor`.
 
     Returns:
         A function of the step (an int or float scalar, traced or not) to a float32 scalar.
@@ -63,26 +46,18 @@ def make_schedule(
         ValueError: an unknown name, a setting the schedule would ignore, or a warm-up that
             leaves no step for the cosine.
     """
-    if name not in ('warmup_cosine', 'constant', 'step_decay'):
-        raise ValueError(
-            f"unknown schedule '{name}': choose 'warmup_cosine', 'constant' or 'step_decay'.")
-    if name != 'warmup_cosine' and warmup_steps:
-        raise ValueError(f"schedule '{name}' has no warm-up: set warmup_steps to 0.")
-    if (name == 'step_decay') != bool(boundaries):
-        raise ValueError(
-            f"schedule '{name}' got boundaries {tuple(boundaries)}: "
-            "'step_decay' needs at least one and the others take none.")
+    if name not in ('warmup_cosine', 'constant'):
+        raise ValueError(f"unknown schedule '{name}': choose 'warmup_cosine' or 'constant'.")
+    if name == 'constant':
+        if warmup_steps:
+            raise ValueError("schedule 'constant' has no warm-up: set warmup_epochs to 0.")
+        return functools.partial(constant, peak=peak)
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f'warmup_steps {warmup_steps} must lie in [0, total_steps {total_steps}): '
             'shorten the warm-up or train longer.')
-
-    if name == 'warmup_cosine':
-        return functools.partial(
-            warmup_cosine, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
-    if name == 'step_decay':
-        return functools.partial(step_decay, peak=peak, boundaries=boundaries, factor=factor)
-    return functools.partial(constant, peak=peak)
+    return functools.partial(
+        warmup_cosine, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
 
 
 def scaled_learning_rate(base: float, batch_size: int, scaling: str = 'linear') -> float:

@@ -63,10 +63,15 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable) -> Cal
 def make_encode(network, *, layer: int = 0) -> Callable[[dict, jax.Array], jax.Array]:
     """(variables, images [N, H, W, 3]) -> features [N, D] float32, with the running BatchNorm statistics.
 
-    layer: 0 for h, k for the output of head layer k, -1 for the projection z.
+    layer: 0 for h, k for the output of head layer k, -1 for the projection z; tracing another
+    one raises ValueError.
     """
 
     def encode(variables: dict, images: jax.Array) -> jax.Array:
-        return network.apply(variables, images, train=False).layers[layer].astype(jnp.float32)
+        layers = network.apply(variables, images, train=False).layers
+        if not -len(layers) <= layer < len(layers):
+            raise ValueError(f'layer is {layer}: the head has layers 0 (features) to {len(layers) - 1} '
+                             '(projection), which is also -1.')
+        return layers[layer]
 
     return encode

@@ -7,24 +7,25 @@ are functions of (seed, step), so that to resume is to restore the state and sta
 import functools
 import math
 import signal
-import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from simclr_jax import checkpoint, optim, schedules, sharding, steps
 from simclr_jax.config import ConfigDict, view_config
 from simclr_jax.data import host_augment, pipeline, sources
 from simclr_jax.evaluate.features import raw_pixels
-from simclr_jax.evaluate.frozen import measure
+from simclr_jax.evaluate.frozen import is_labelled, measure
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.methods import make_method
 from simclr_jax.metrics import MetricWriter
 from simclr_jax.models.network import make_network
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
-_MAY_DIFFER = ('task', 'log', 'linear', 'checkpoint', 'data.dir', 'data.download',
-               'data.num_threads', 'eval.knn_every_epochs', 'eval.linear_at_end', 'eval.pixel_floor')
+_MAY_DIFFER = ('task', 'log', 'linear', 'checkpoint', 'data.dir', 'data.download', 'data.num_threads',
+               'data.test_split', 'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
+               'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor')
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
@@ -42,9 +43,15 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     """
     # Data.
     mesh = sharding.make_mesh()
-    checkpoint.check_config(workdir, config.to_dict(), ignore=_MAY_DIFFER)
+    if checkpoint.has_checkpoint(workdir):
+        checkpoint.check_config(workdir, config.to_dict(), ignore=_MAY_DIFFER)
     sharding.local_batch_size(config.batch_size, mesh)
-    train_source, test_source = _load_sources(config)
+    where = {'data_dir': config.data.dir, 'download': config.data.download,
+             'image_size': config.augment.image_size}
+    train_source = sources.load_source(config.data.source, config.data.train_split, **where)
+    test_source = sources.load_test_source(config.data.source, config.data.test_split, **where)
+    pipeline.check_batch_size(train_source, config.batch_size, jax.process_count())
+    measurable = is_labelled(train_source) and is_labelled(test_source)
     views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
     for view in views.values():
         host_augment.check_view(view)
@@ -63,13 +70,15 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     learning_rate = _make_schedule(config, train_source.num_examples, num_steps)
     everywhere = sharding.replicated(mesh)
     init_state = steps.jit_once(steps.make_init_state(
-        method, optimizer, seed=config.seed, image_size=config.augment.image_size), out_shardings=everywhere)
-    train_step = jax.jit(steps.make_train_step(method, optimizer, learning_rate), out_shardings=everywhere,
-                         donate_argnums=0)
+        method, optimizer, seed=config.seed, image_size=config.augment.image_size),
+        out_shardings=everywhere)
+    train_step = jax.jit(steps.make_train_step(method, optimizer, learning_rate),
+                         out_shardings=everywhere, donate_argnums=0)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
+    state = init_state()
+    jax.eval_shape(encode, _variables(state), _blank_image(config))              # is there such a layer?
 
     # Start, or go on.
-    state = init_state()
     checkpointer = checkpoint.Checkpointer(
         workdir, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best)
     if checkpointer.latest_step() is not None:
@@ -77,98 +86,110 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     start = int(state.step)
     batches = pipeline.train_batches(
         train_source, seed=config.seed, batch_size=config.batch_size, start_step=start,
-        image_size=config.augment.image_size, **views,
-        shard_index=jax.process_index(), shard_count=jax.process_count(),
-        num_threads=config.data.num_threads)
+        image_size=config.augment.image_size, **views, shard_index=jax.process_index(),
+        shard_count=jax.process_count(), num_threads=config.data.num_threads)
     checkpoint.save_config(workdir, config.to_dict())
     checkpoint.save_versions(workdir)
-    writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
-                          is_lead=sharding.is_lead())
+    writer = MetricWriter(workdir, total_steps=num_steps, start_step=start,
+                          batch_size=config.batch_size, is_lead=sharding.is_lead())
 
     with checkpointer, writer:
-        _introduce(writer, config, train_source, test_source, state, num_steps, mesh)
+        _introduce(writer, config, train_source, test_source, measurable, state, num_steps, mesh)
         log = _LateLog(writer, checkpointer, config.log.every_steps)
         due = functools.partial(_due, steps_per_epoch=epoch, num_steps=num_steps)
         evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
                                      config=config, mesh=mesh)
 
+        # The floor: what the same measurement says before any training.
+        results = {}
+        if measurable:
+            if config.eval.pixel_floor:
+                results['raw pixels'] = evaluate(raw_pixels, linear=False)
+            results['random'] = evaluate(functools.partial(encode, _variables(init_state())),
+                                         linear=config.eval.linear_at_end)
+            writer.note(f'kNN of the random encoder: {results["random"]["knn_accuracy"]:.4f}, the floor')
+
         # Train.
-        with _Interruption(every_steps=config.log.every_steps) as interruption, jax.transfer_guard('disallow'):
+        with _Interruption(every_steps=5) as interruption, jax.transfer_guard('disallow'):
             for step in range(start + 1, num_steps + 1):
                 state, metrics = train_step(state, sharding.put_batch(mesh, next(batches)))
                 log(step, metrics)
-                interrupted = interruption.arrived(step)
-                results = {}
-                if test_source and due(step, config.eval.knn_every_epochs) and not interrupted:
+                interrupted, measured = interruption.arrived(step), {}
+                if measurable and due(step, config.eval.knn_every_epochs) and not interrupted:
                     log.flush()
                     with writer.pause(), jax.transfer_guard('allow'):
-                        results = evaluate(functools.partial(encode, _variables(state)), linear=False)
-                    writer.write(step, results)
-                if results or interrupted or due(step, config.checkpoint.every_epochs):
+                        measured = evaluate(functools.partial(encode, _variables(state)),
+                                            linear=config.eval.linear_at_end and step == num_steps)
+                    writer.write(step, measured | {'knn_floor': results['random']['knn_accuracy']})
+                    results['pretrained'] = measured
+                if measured or interrupted or due(step, config.checkpoint.every_epochs):
                     log.flush()
-                    checkpointer.save(state, results)
+                    checkpointer.save(state, measured)
                 if interrupted:
                     checkpointer.wait()
                     interruption.leave(writer, step)
             checkpointer.wait()
 
-        # Measure, beside the encoder as it was initialised.
-        if not test_source:
+        # Report.
+        _tell_skipped(writer, train_source, test_source)
+        if not measurable:
             return {}
-        started = time.time()
-        results = {'raw pixels': evaluate(raw_pixels, linear=False)} if config.eval.pixel_floor else {}
-        for name, measured in (('random', init_state()), ('pretrained', state)):
-            results[name] = evaluate(functools.partial(encode, _variables(measured)),
-                                     linear=config.eval.linear_at_end)
+        if start == num_steps:              # nothing was left to train
+            results['pretrained'] = evaluate(functools.partial(encode, _variables(state)),
+                                             linear=config.eval.linear_at_end)
         report_results(
-            writer, workdir, f'{test_source.name}, {test_source.split}: {test_source.num_examples:,} images, '
-            f'step {num_steps:,}', results, is_lead=sharding.is_lead(), evaluation='frozen', step=num_steps,
-            data=test_source.name, split=test_source.split, num_test=test_source.num_examples,
-            seconds=round(time.time() - started, 1))
+            writer, workdir, f'{test_source.name}, {test_source.split}: {test_source.num_examples:,} '
+            f'images, step {num_steps:,}', results, is_lead=sharding.is_lead(), evaluation='frozen',
+            step=num_steps, data=test_source.name, split=test_source.split,
+            num_test=test_source.num_examples)
         return results
-
-
-def _load_sources(config: ConfigDict):
-    """The training split, and the test split, or None where it could not be measured on."""
-    load = functools.partial(sources.load_source, config.data.source, data_dir=config.data.dir or None,
-                             download=config.data.download, image_size=config.augment.image_size)
-    train = load(config.data.train_split)
-    if config.batch_size > train.num_examples:
-        raise ValueError(f'batch_size is {config.batch_size}, more than the {train.num_examples} images of '
-                         f'{train.name}, split {train.split}: choose a smaller batch.')
-    split = config.data.test_split
-    measurable = train.num_classes and split and sources.has_split(
-        config.data.source, split, data_dir=config.data.dir or None)
-    return train, load(split) if measurable else None
 
 
 def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int):
     peak = schedules.scaled_learning_rate(config.optimizer.learning_rate, config.batch_size,
                                           config.optimizer.scaling)
     warmup = schedules.num_warmup_steps(num_examples, config.schedule.warmup_epochs, config.batch_size)
-    return schedules.make_schedule(config.schedule.name, peak=peak, warmup_steps=warmup, total_steps=num_steps)
+    return schedules.make_schedule(config.schedule.name, peak=peak, warmup_steps=warmup,
+                                   total_steps=num_steps)
 
 
 def _variables(state) -> dict[str, Any]:
     return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
+def _blank_image(config: ConfigDict) -> jax.ShapeDtypeStruct:
+    size = config.augment.image_size
+    return jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+
+
 def _due(step: int, every_epochs: float, *, steps_per_epoch: float, num_steps: int) -> bool:
     """Whether something that happens every so many epochs (0 = never) and at the end happens now."""
-    return step == num_steps or every_epochs > 0 and step % max(1, round(every_epochs * steps_per_epoch)) == 0
+    every_steps = max(1, round(every_epochs * steps_per_epoch))
+    return step == num_steps or every_epochs > 0 and step % every_steps == 0
 
 
-def _introduce(writer, config, train_source, test_source, state, num_steps, mesh) -> None:
+def _introduce(writer, config, train_source, test_source, measurable, state, num_steps, mesh) -> None:
     """Says what is about to happen, and what cannot be measured."""
     classes = f'{train_source.num_classes} classes' if train_source.num_classes else 'no labels'
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     writer.note(f'{config.method.name} on {train_source.name}, {train_source.split}: '
                 f'{train_source.num_examples:,} images, {classes}; {parameters:,} parameters; '
-                f'{num_steps:,} steps of {config.batch_size:,} on {mesh.size} {mesh.devices.flat[0].platform} device(s)')
+                f'{num_steps:,} steps of {config.batch_size:,} on {mesh.size} '
+                f'{mesh.devices.flat[0].platform} device{"s" if mesh.size > 1 else ""}')
     if not train_source.num_classes:
         writer.note('No labels: the online probe, kNN and the linear probe are off.')
     elif test_source is None:
-        writer.note(f'No split {config.data.test_split!r} to measure on: kNN and the linear probe are off.')
+        writer.note('No split to measure on: kNN and the linear probe are off.')
+    elif not measurable:
+        writer.note(f'No labels in {test_source.split}: kNN and the linear probe are off.')
+
+
+def _tell_skipped(writer: MetricWriter, *measured) -> None:
+    skipped = [name for source in measured if source is not None for name in source.skipped]
+    if skipped:
+        more = ', ...' if len(skipped) > 10 else ''
+        writer.note(f'{len(skipped)} files could not be read and were skipped: '
+                    f'{", ".join(skipped[:10])}{more}')
 
 
 class _LateLog:
@@ -189,25 +210,22 @@ class _LateLog:
         (step, metrics), self._pending = self._pending, None
         loss, norm = jax.device_get((metrics['loss'], metrics['gradient_norm']))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            last = self._checkpointer.latest_step()
-            raise FloatingPointError(
-                f'The loss is {loss} and the gradient norm {norm} at step {step}. '
-                + ('No checkpoint was saved before it; ' if last is None else
-                   f'The last good checkpoint is that of step {last}; ')
-                + 'lower the learning rate or lengthen the warm-up, in another workdir.')
+            raise FloatingPointError(f'The loss is {loss} and the gradient norm {norm} at step {step}. '
+                                     + self._checkpointer.last_good())
         if step % self._every_steps == 0:
             self._writer.write(step, metrics)
 
 
 class _Interruption:
-    """Turns the first SIGINT or SIGTERM into a question that the loop asks; a second one kills as ever."""
+    """Turns SIGINT and SIGTERM into a question that the loop asks; a second Ctrl-C acts at once."""
 
     def __init__(self, every_steps: int):
         self._every_steps = every_steps
         self._signal = None
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._receive)
+                        for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *exception):
@@ -217,7 +235,7 @@ class _Interruption:
     def _receive(self, number, frame):
         del frame
         self._signal = number
-        self.__exit__()
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
     def arrived(self, step: int) -> bool:
         """Whether to stop after `step`. Several processes ask each other, so not after every step."""

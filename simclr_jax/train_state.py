@@ -17,7 +17,7 @@ class TrainState:
         params: trainable variables, a nested dict of float32 arrays.
         batch_stats: running BatchNorm statistics, a nested dict of float32 arrays.
         opt_state: the state of the optax optimizer.
-        method_state: what the method keeps besides (target network, queue); {} when nothing.
+        method_state: what the method keeps besides (target network, queue); () when nothing.
     """
 
     step: jax.Array

@@ -18,7 +18,7 @@ SMOKE = '--config=configs/smoke.py:smoke'
     ([SMOKE, '--config.encoder.depth=20'], '20'),
     ([SMOKE, '--config.optimizer.name=lamb'], "'lamb'"),
     ([SMOKE, '--config.batch_size=60'], 'batch_size 60 is not divisible by the 8 devices'),
-    ([SMOKE, '--config.batch_size=1024'], 'more than the 512 images'),
+    ([SMOKE, '--config.batch_size=1024'], 'has only 512 images: choose a smaller batch'),
     ([SMOKE, '--config.data.train_split=training'], "no split 'training'"),
     ([SMOKE, '--config.data.source=folder:/nowhere'], "no directory '/nowhere'"),
     ([SMOKE, '--config.data.source=cifar1'], "There is no data source 'cifar1'"),
@@ -48,7 +48,8 @@ def test_images_without_labels_train_and_say_what_is_off(run_main, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (80, 20, 20), np.uint8)
     np.savez(tmp_path / 'grey.npz', images=images)
     done = run_main(SMOKE, f'--config.data.source=arrays:{tmp_path}/grey.npz', f'--workdir={tmp_path}/w',
-                    '--config.data.train_split=train', '--config.num_train_steps=2',
+                    '--config.data.train_split=train', '--config.data.test_split=',
+                    '--config.num_train_steps=2',
                     '--config.schedule.warmup_epochs=0')
     assert done.returncode == 0, done.stderr
     assert 'No labels: the online probe, kNN and the linear probe are off.' in done.stdout

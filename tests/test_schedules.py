@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from simclr_jax.schedules import (
-    constant, make_schedule, num_train_steps, num_warmup_steps, scaled_learning_rate, step_decay,
+    constant, make_schedule, num_train_steps, num_warmup_steps, scaled_learning_rate,
     warmup_cosine)
 
 
@@ -60,18 +60,14 @@ def test_warmup_cosine_starts_at_zero_peaks_after_warmup_and_stays_at_zero():
     np.testing.assert_allclose(rates, [0.0, 2.4, 4.8, 2.4, 0.0, 0.0], rtol=1e-6, atol=1e-6)
 
 
-def test_constant_and_step_decay():
+def test_constant():
     rate = constant(jnp.int32(7), peak=0.5)
     assert rate.dtype == jnp.float32 and rate == 0.5
-    rates = [float(step_decay(jnp.int32(step), peak=30.0, boundaries=(60, 80)))
-             for step in (0, 59, 60, 79, 80, 99)]
-    np.testing.assert_allclose(rates, [30, 30, 3, 3, 0.3, 0.3], rtol=1e-6)
 
 
 @pytest.mark.parametrize('name, settings, at_four', [
     ('constant', {}, 1.0),
     ('warmup_cosine', {'warmup_steps': 8}, 0.5),
-    ('step_decay', {'boundaries': (3, 6), 'factor': 0.2}, 0.2),
 ])
 def test_builder_makes_the_named_schedule(name, settings, at_four):
     schedule = make_schedule(name, peak=1.0, total_steps=10, **settings)
@@ -84,8 +80,6 @@ def test_builder_makes_the_named_schedule(name, settings, at_four):
 @pytest.mark.parametrize('name, settings, message', [
     ('cosine', {}, "unknown schedule 'cosine': choose 'warmup_cosine'"),
     ('constant', {'warmup_steps': 5}, "'constant' has no warm-up"),
-    ('constant', {'boundaries': (5,)}, 'the others take none'),
-    ('step_decay', {}, 'needs at least one'),
     ('warmup_cosine', {'warmup_steps': 10}, r'warmup_steps 10 must lie in \[0, total_steps 10\)'),
     ('warmup_cosine', {'warmup_steps': -1}, 'warmup_steps -1'),
 ])

@@ -1,6 +1,7 @@
 """Images that lie in memory as one array: the embedded shapes, .npz files, small TFDS sets."""
 
 import os
+import zipfile
 
 import numpy as np
 
@@ -63,7 +64,8 @@ def npz_source(name: str, split: str, path: str) -> ArraySource:
         if f'{prefix}labels' in arrays:
             labels = _checked_labels(arrays[f'{prefix}labels'], len(images), prefix, path)
             # A class that one split lacks must still count in it.
-            most = max(arrays[key].max(initial=-1) for key in arrays if key.endswith('labels'))
+            most = max(int(arrays[key].max()) for key in ('labels', 'train_labels', 'test_labels')
+                       if key in arrays and arrays[key].size)
             class_names = tuple(map(str, range(most + 1))) or None
     rows = split_rows(split, len(images))
     return ArraySource(name, split, images[rows], labels[rows], class_names)
@@ -84,9 +86,12 @@ def as_rgb(images: np.ndarray) -> np.ndarray:
 def _open(path: str) -> np.lib.npyio.NpzFile:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no file '{path}'.")
-    arrays = np.load(path, allow_pickle=False) if path.endswith('.npz') else None
+    try:
+        arrays = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        arrays = None
     if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise ValueError(f"'{path}' is not an .npz file: write it with numpy.savez.")
+        raise ValueError(f"'{path}' is not a whole .npz file: write it with numpy.savez.")
     return arrays
 
 

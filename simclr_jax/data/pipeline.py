@@ -104,15 +104,20 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     return _padded(batches.as_numpy_iterator(), num_batches, batch_size, image_size)
 
 
-def _endless(source: Source, function: Callable[[dict], dict], *, seed: int, batch_size: int,
-             start_step: int, shard_index: int, shard_count: int, num_threads: int) -> Batches:
-    """Batches of `function` of the shuffled examples."""
+def check_batch_size(source: Source, batch_size: int, shard_count: int = 1) -> None:
+    """ValueError unless a training batch fits the data set and the shards can share it."""
     if batch_size > source.num_examples:
         raise ValueError(f'batch_size is {batch_size}, but {source.name}, split {source.split}, '
                          f'has only {source.num_examples} images: choose a smaller batch.')
     if batch_size % shard_count:
         raise ValueError(f'batch_size is {batch_size}, which {shard_count} processes cannot share '
                          'evenly: choose a multiple.')
+
+
+def _endless(source: Source, function: Callable[[dict], dict], *, seed: int, batch_size: int,
+             start_step: int, shard_index: int, shard_count: int, num_threads: int) -> Batches:
+    """Batches of `function` of the shuffled examples."""
+    check_batch_size(source, batch_size, shard_count)
     local = batch_size // shard_count
     if hasattr(source, 'stream'):
         examples = source.stream(seed=seed, start=start_step * local, shard_index=shard_index,

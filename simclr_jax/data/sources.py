@@ -3,7 +3,7 @@
 import os
 
 from simclr_jax.data import arrays, folder, shapes
-from simclr_jax.data.base import Source, split_name
+from simclr_jax.data.base import Source
 
 _IN_MEMORY_BYTES = 1 << 30
 
@@ -16,7 +16,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         name: 'shapes' or 'shapes:N' (embedded; N training images), 'folder:PATH',
             'arrays:PATH.npz', or a TFDS name, as 'cifar10' or 'imagenet2012_subset/1pct:5.0.0'.
         split: a split of the source; slices such as 'train[:10%]' work everywhere.
-        data_dir: where TFDS data sets were prepared; None is TFDS's own default.
+        data_dir: where TFDS data sets were prepared; None or '' is TFDS's own default.
         download: let TFDS download and prepare the data set. Without it nothing touches a network.
         image_size: of the embedded shapes; other sources keep their own sizes.
         in_memory_bytes: a TFDS split that takes more, decoded, is streamed from its files.
@@ -25,8 +25,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         FileNotFoundError: the data are not there.
         ValueError: they are there and will not do, or have no such split.
     """
-    kind, _, path = name.partition(':')
-    path = os.path.expanduser(path)
+    kind, path = _kind_and_path(name)
     if kind == 'shapes':
         return arrays.shapes_source(name, split, image_size)
     if kind == 'folder':
@@ -34,14 +33,13 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     if kind == 'arrays':
         return arrays.npz_source(name, split, path)
     from simclr_jax.data import tfds_source
-    return tfds_source.load(name, split, data_dir=data_dir, download=download,
+    return tfds_source.load(name, split, data_dir=data_dir or None, download=download,
                             in_memory_bytes=in_memory_bytes)
 
 
 def available_splits(name: str, *, data_dir: str | None = None) -> tuple[str, ...]:
     """The splits of a data source; the errors of `load_source` where the data are not there."""
-    kind, _, path = name.partition(':')
-    path = os.path.expanduser(path)
+    kind, path = _kind_and_path(name)
     if kind == 'shapes':
         return tuple(shapes.DEFAULT_SIZES)
     if kind == 'folder':
@@ -49,10 +47,24 @@ def available_splits(name: str, *, data_dir: str | None = None) -> tuple[str, ..
     if kind == 'arrays':
         return arrays.npz_splits(path)
     from simclr_jax.data import tfds_source
-    return tfds_source.splits(name, data_dir=data_dir)
+    return tfds_source.splits(name, data_dir=data_dir or None)
 
 
-def has_split(name: str, split: str, *, data_dir: str | None = None) -> bool:
-    """Whether `split`, which may be a slice or a sum of splits, names only splits that exist."""
-    available = available_splits(name, data_dir=data_dir)
-    return all(split_name(part.strip()) in available for part in split.split('+'))
+def load_test_source(name: str, split: str, *, data_dir: str | None = None, **options) -> Source | None:
+    """The split to measure on, or None where there is none.
+
+    Args:
+        split: one that must exist; '' takes the first of test, validation and val; 'none' is None.
+        **options: of `load_source`.
+    """
+    if split == 'none':
+        return None
+    if not split:
+        available = available_splits(name, data_dir=data_dir)
+        split = next((known for known in ('test', 'validation', 'val') if known in available), '')
+    return load_source(name, split, data_dir=data_dir, **options) if split else None
+
+
+def _kind_and_path(name: str) -> tuple[str, str]:
+    kind, _, path = name.partition(':')
+    return kind, os.path.expanduser(path)

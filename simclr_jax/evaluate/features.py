@@ -16,7 +16,7 @@ class Features(NamedTuple):
 
 def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable[dict],
                      mesh: jax.sharding.Mesh) -> Features:
-    """Runs `encode` over `batches` and gathers the valid rows on every process.
+    """Runs `encode` over `batches` and gathers the valid, labelled rows on every process.
 
     Args:
       encode: images [B, S, S, 3] sharded over `mesh` -> features [B, D] float32.
@@ -27,8 +27,9 @@ def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable
         batch = sharding.put_batch(mesh, batch)
         rows = (encode(batch['image']), batch['label'], batch['valid'])
         encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
-        features.append(np.asarray(encoded, np.float32)[valid])
-        labels.append(np.asarray(label)[valid])
+        known = valid & (label >= 0)
+        features.append(np.asarray(encoded, np.float32)[known])
+        labels.append(np.asarray(label)[known])
     return Features(np.concatenate(features), np.concatenate(labels))
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from simclr_jax.evaluate.features import Features
 
-_TILE = 512     # queries at a time: bounds the [tile, N] matrix of similarities
+# Rows at a time: a device holds a block of the bank, and one [queries, bank] block of similarities.
+_QUERIES, _BANK = 512, 65_536
 
 
 def knn_accuracy(train: Features, test: Features, *, num_classes: int, k: int, temperature: float) -> float:
@@ -17,26 +18,36 @@ def knn_accuracy(train: Features, test: Features, *, num_classes: int, k: int, t
     Each test feature finds its k most similar training features by cosine; each votes for its class
     with weight exp(cosine / temperature). k is at most the number of training features.
     """
-    bank = jnp.asarray(_normalize(train.features))
-    labels = jnp.asarray(train.labels)
-    k = min(k, len(train.labels))
-    hits = 0
-    for start in range(0, len(test.labels), _TILE):
-        queries = _normalize(test.features[start:start + _TILE])
-        padded = np.pad(queries, ((0, _TILE - len(queries)), (0, 0)))
-        predicted = _predict(padded, bank, labels, num_classes, k, temperature)
-        hits += int((np.asarray(predicted)[:len(queries)] == test.labels[start:start + _TILE]).sum())
-    return hits / len(test.labels)
+    similarity, label = nearest_neighbours(train, test.features, k=min(k, len(train.labels)))
+    weights = np.exp((similarity - 1) / temperature)            # at most 1; the scale cancels
+    votes = np.zeros((len(test.labels), num_classes))
+    np.add.at(votes, (np.arange(len(votes))[:, None], label), weights)
+    return float((votes.argmax(-1) == test.labels).mean())
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _predict(queries, bank, labels, num_classes, k, temperature):
-    """Classes [Q] of queries [Q, D] by the bank [N, D] with labels [N]."""
-    similarity = jnp.matmul(queries, bank.T, precision='highest')               # [Q, N]
-    nearest, index = jax.lax.top_k(similarity, k)                               # [Q, k]
-    weights = jnp.exp((nearest - 1) / temperature)                              # at most 1; the scale cancels
-    votes = jax.vmap(lambda weight, label: jnp.zeros(num_classes).at[label].add(weight))(weights, labels[index])
-    return votes.argmax(-1)
+def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and labels, [Q, k] each, of the k rows of `train` most similar to each of queries [Q, D]."""
+    similarity = np.full((len(queries), k), -np.inf, np.float32)
+    label = np.zeros((len(queries), k), np.int32)
+    for start in range(0, len(train.labels), _BANK):
+        bank = jnp.asarray(_normalize(train.features[start:start + _BANK]))
+        bank_labels = jnp.asarray(train.labels[start:start + _BANK])
+        for first in range(0, len(queries), _QUERIES):
+            rows = slice(first, first + _QUERIES)
+            similarity[rows], label[rows] = _merge(
+                _normalize(queries[rows]), bank, bank_labels, similarity[rows], label[rows], k)
+    return similarity, label
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _merge(queries, bank, bank_labels, similarity, label, k):
+    """The k nearest of those found so far, [Q, k], and of a block of the bank."""
+    found = jnp.matmul(queries, bank.T, precision='highest')                    # [Q, N]
+    nearest, index = jax.lax.top_k(found, min(k, len(bank)))
+    similarity = jnp.concatenate([similarity, nearest], axis=1)
+    label = jnp.concatenate([label, bank_labels[index]], axis=1)
+    similarity, index = jax.lax.top_k(similarity, k)
+    return similarity, jnp.take_along_axis(label, index, axis=1)
 
 
 def _normalize(features: np.ndarray) -> np.ndarray:

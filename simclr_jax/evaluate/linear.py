@@ -13,8 +13,9 @@ import optax
 from simclr_jax import optim, schedules, sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import order, pipeline, sources
+from simclr_jax.data.base import Source
 from simclr_jax.evaluate.features import Features
-from simclr_jax.evaluate.frozen import split_features
+from simclr_jax.evaluate.frozen import is_labelled, labelled_features
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.metrics import MetricWriter
@@ -28,7 +29,7 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     classifier on features of random crops and flips is trained with Nesterov SGD, no other
     augmentation, learning rate x B/256, cosine, no warm-up; it is tested once, when trained, on
     centre crops. Encoder, image size, crops and normalisation come from the checkpoint's own
-    config; `config` gives the `linear` block and, unless `data.source` is '', the data. Choose
+    config; `config` gives the `linear` block and the data, as far as it names them. Choose
     hyper-parameters on a part of the training split (`data.train_split='train[:90%]'`,
     `data.test_split='train[90%:]'`), never on the test split. The same measurement of the
     randomly initialised encoder stands beside it, as the floor.
@@ -42,48 +43,65 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     """
     settings = config.linear
     pretrained = load_pretrained(settings.pretrained or workdir, settings.checkpoint)
-    own, data = pretrained.config, (config if config.data.source else pretrained.config).data
+    own = pretrained.config
     mesh = sharding.make_mesh()
-    train_source, test_source = (
-        sources.load_source(data.source, split, data_dir=data.dir, download=data.download,
-                            image_size=own.augment.image_size)
-        for split in (data.train_split, data.test_split))
-    if not train_source.num_classes:
-        raise ValueError(f'{train_source.name} has no labels: a linear evaluation needs them.')
+    train_source, test_source = _load_sources(config, own)
+    sharding.local_batch_size(settings.batch_size, mesh)
+    pipeline.check_batch_size(train_source, settings.batch_size, jax.process_count())
     encode = jax.jit(make_encode(pretrained.network, layer=settings.layer))
-    num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
+    size = own.augment.image_size
+    width = jax.eval_shape(encode, pretrained.variables,
+                           jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).shape[1]
+    num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs,
+                                          settings.batch_size)
     started, results = time.time(), {}
     with MetricWriter(f'{workdir}/linear', total_steps=2 * num_steps, batch_size=settings.batch_size,
                       is_lead=sharding.is_lead()) as writer:
-        for run, (name, variables) in enumerate(
-                [('random', pretrained.initial), ('pretrained', pretrained.variables)]):
+        encoders = {'random': pretrained.initial, 'pretrained': pretrained.variables}
+        for run, (name, variables) in enumerate(encoders.items()):
             variables = jax.device_put(variables, sharding.replicated(mesh))
+            frozen = functools.partial(encode, variables)
             fingerprint = _fingerprint(variables)
             if settings.augment:
-                batches = pipeline.probe_batches(
-                    train_source, seed=config.seed, batch_size=settings.batch_size,
-                    image_size=own.augment.image_size, crop=own.augment.crop.to_dict(),
-                    flip=own.augment.flip.to_dict(), shard_index=jax.process_index(),
-                    shard_count=jax.process_count())
-                features_of = functools.partial(encode, variables)
+                features_of, batches = frozen, pipeline.probe_batches(
+                    train_source, seed=config.seed, batch_size=settings.batch_size, image_size=size,
+                    crop=own.augment.crop.to_dict(), flip=own.augment.flip.to_dict(),
+                    shard_index=jax.process_index(), shard_count=jax.process_count(),
+                    num_threads=config.data.num_threads)
             else:
-                cached = split_features(functools.partial(encode, variables), train_source, own, mesh)
-                batches, features_of = _feature_batches(cached, config.seed, settings.batch_size), lambda x: x
-            test = split_features(functools.partial(encode, variables), test_source, own, mesh)
-            log = functools.partial(_log, writer, every=config.log.every_steps, offset=run * num_steps, name=name)
+                features_of, batches = lambda features: features, _feature_batches(
+                    labelled_features(frozen, train_source, own, mesh), config.seed, settings.batch_size)
+            log = functools.partial(_log, writer, every=config.log.every_steps, offset=run * num_steps,
+                                    name=name)
             kernel, bias = fit_classifier(
-                batches, features_of, width=test.features.shape[1], num_classes=train_source.num_classes,
+                batches, features_of, width=width, num_classes=train_source.num_classes,
                 num_steps=num_steps, settings=settings, seed=config.seed, mesh=mesh, log=log)
+            test = labelled_features(frozen, test_source, own, mesh)
             if _fingerprint(variables) != fingerprint:
                 raise RuntimeError(f'The {name} encoder changed during its linear evaluation: '
                                    'the result would not be one of a frozen encoder.')
             results[name] = _accuracies(test.features @ kernel + bias, test.labels)
         report_results(
             writer, workdir, f'Linear evaluation of step {pretrained.step:,} on {test_source.name}, '
-            f'{test_source.split}', results, is_lead=sharding.is_lead(), evaluation='linear',
-            step=pretrained.step, data=test_source.name, split=test_source.split,
-            num_test=len(test.labels), seconds=round(time.time() - started, 1), protocol=settings.to_dict())
+            f'{test_source.split}: {len(test.labels):,} images', results, is_lead=sharding.is_lead(),
+            evaluation='linear', step=pretrained.step, data=test_source.name, split=test_source.split,
+            num_test=len(test.labels), seconds=round(time.time() - started, 1),
+            protocol=settings.to_dict())
     return results
+
+
+def _load_sources(config: ConfigDict, own: ConfigDict) -> tuple[Source, Source]:
+    """The labelled splits to train and to test on: `config`'s, and where it is empty the run's own."""
+    data = {name: config.data[name] or own.data[name] for name in ('source', 'train_split', 'test_split')}
+    where = {'data_dir': config.data.dir or own.data.dir, 'download': config.data.download,
+             'image_size': own.augment.image_size}
+    train_source = sources.load_source(data['source'], data['train_split'], **where)
+    test_source = sources.load_test_source(data['source'], data['test_split'], **where)
+    for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
+        if not is_labelled(source):
+            raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '
+                             'a linear evaluation needs them to train and to test on.')
+    return train_source, test_source
 
 
 def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], jax.Array], *, width: int,
@@ -92,7 +110,8 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], j
     """Trains kernel [width, num_classes] and bias [num_classes] on `num_steps` batches.
 
     batches: {'image': [B, ...], 'label': [B]} numpy, the rows of this process; `features_of` maps
-    the images, sharded over `mesh`, to features [B, width]. No gradient ever reaches it.
+    the images, sharded over `mesh`, to features [B, width]. No gradient ever reaches it. Labels of
+    -1 do not count. FloatingPointError if the classifier diverges.
     """
     optimizer = optim.make_optimizer('sgd', momentum=settings.momentum, nesterov=settings.nesterov,
                                      weight_decay=settings.weight_decay)
@@ -102,9 +121,11 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], j
 
     def loss(params, features, labels):
         logits = jnp.matmul(features, params['kernel'], precision='highest') + params['bias']
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        known = labels >= 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
+        return (losses * known).sum() / jnp.maximum(known.sum(), 1)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=sharding.replicated(mesh))
     def fit_step(params, opt_state, features, labels, step):
         rate = learning_rate(step)
         value, gradient = jax.value_and_grad(loss)(params, features, labels)
@@ -118,7 +139,10 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], j
         batch = sharding.put_batch(mesh, next(batches))
         params, opt_state, metrics = fit_step(params, opt_state, features_of(batch['image']), batch['label'], step)
         log(step + 1, metrics)
-    return np.asarray(params['kernel']), np.asarray(params['bias'])
+    kernel, bias = np.asarray(params['kernel']), np.asarray(params['bias'])
+    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+        raise FloatingPointError('The linear classifier diverged: lower linear.learning_rate.')
+    return kernel, bias
 
 
 def _feature_batches(train: Features, seed: int, batch_size: int) -> Iterator[dict]:

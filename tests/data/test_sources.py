@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from simclr_jax.data.sources import available_splits, has_split, load_source
+from simclr_jax.data.sources import available_splits, load_source, load_test_source
 
 
 def _fetch(source):
@@ -42,7 +42,14 @@ def test_slices_take_rows_of_a_split():
         part = load_source('shapes', split)
         np.testing.assert_array_equal(part.images, whole.images[rows])
         np.testing.assert_array_equal(part.labels, whole.labels[rows])
-    assert has_split('shapes', 'test[:64]') and not has_split('shapes', 'validation[:64]')
+
+
+def test_the_split_to_measure_on_is_found_or_named():
+    assert load_test_source('shapes', '').split == 'test'
+    assert load_test_source('shapes', 'train[9000:]').num_examples == 1000
+    assert load_test_source('shapes', 'none') is None
+    with pytest.raises(ValueError, match="no split 'validation'; it has train, test"):
+        load_test_source('shapes', 'validation')
 
 
 @pytest.mark.parametrize('split, message', [
@@ -73,7 +80,7 @@ def test_arrays_with_labels_and_two_splits(tmp_path):
     train, test = load_source(name, 'train'), load_source(name, 'test')
     assert train.labels.tolist() == [0, 2, 1, 0] and test.labels.tolist() == [1, 0]
     assert train.num_classes == test.num_classes == 3
-    assert has_split(name, 'test') and not has_split(name, 'validation')
+    assert available_splits(name) == ('train', 'test')
 
 
 _IMAGES = np.zeros((4, 2, 2, 3), np.uint8)
@@ -156,7 +163,8 @@ def test_split_folders_share_the_classes_of_training(tmp_path):
     for file in ('train/a/1.png', 'train/b/1.png', 'train/c/1.png', 'val/c/1.png', 'val/a/1.png'):
         _write(tmp_path / file)
     name = f'folder:{tmp_path}'
-    assert available_splits(name) == ('train', 'val') and not has_split(name, 'test')
+    assert available_splits(name) == ('train', 'val')
+    assert load_test_source(name, '').split == 'val'
     source = load_source(name, 'val')
     assert source.class_names == ('a', 'b', 'c') and source.labels.tolist() == [0, 2]
     with pytest.raises(ValueError, match="no split 'test'; it has train, val"):
@@ -245,8 +253,7 @@ def test_tfds_features_are_found_by_type(tmp_path):
 
     part = load_source('tiny', 'train[:25%]', data_dir=str(tmp_path))
     np.testing.assert_array_equal(part.images, source.images[:5])
-    assert has_split('tiny', 'train[:5]+train[10:]', data_dir=str(tmp_path))
-    assert not has_split('tiny', 'test', data_dir=str(tmp_path))
+    assert load_test_source('tiny', '', data_dir=str(tmp_path)) is None
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         load_source('tiny', 'test', data_dir=str(tmp_path))
 
