@@ -12,24 +12,25 @@ from simclr_jax import config as recipes
 
 
 def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, epochs=6.0)
+    argument = recipes.parse_argument(argument, epochs=2.0)
     config = recipes.base_config()
     config.data.source = 'fashion_mnist'
     config.batch_size = 256
     config.num_epochs = argument.epochs
 
-    config.encoder.update({'depth': 10, 'width': 0.25, 'dtype': 'float32'})
+    config.encoder.update({'depth': 10, 'width': 0.25, 'stem': 'cifar', 'dtype': 'float32'})
     config.head.update({'num_layers': 2, 'out_dim': 64})
     config.method.temperature = 0.2
     config.augment = recipes.augment_config(image_size=28, strength=0.5, blur=False)
-    config.augment.crop.area = (0.3, 1.0)
+    config.augment.crop.area = (0.5, 1.0)
     # The images are grey: hue, saturation and grey would cost time and change nothing.
     config.augment.jitter.update({'saturation': 0.0, 'hue': 0.0})
     config.augment.grey.probability = 0.0
 
     # No excluded probe: plain momentum at this rate would blow it up.
     config.optimizer.update({'learning_rate': 4.0, 'scaling': 'none', 'exclude': ()})
-    config.schedule.warmup_epochs = 0.5
-    config.eval.update({'crop_proportion': 1.0, 'batch_size': 250, 'knn_every_epochs': 2.0, 'pixel_floor': True})
+    config.schedule.warmup_epochs = 0.2
+    config.eval.update({'crop_proportion': 1.0, 'batch_size': 250, 'knn_every_epochs': 0.5,
+                        'pixel_floor': True})
     config.linear.update({'batch_size': 256, 'num_epochs': 5.0})
     return recipes.smoke(config) if argument.smoke else config

@@ -1,30 +1,43 @@
-"""Eight simulated CPU devices for every test, set before jax is first imported; the command as users run it."""
+"""Eight simulated CPU devices for every test, set before jax is imported; the command as users run it."""
 
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# Tests compile more than they compute: little optimisation, and nothing is compiled twice.
+FAST = '--xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = f'{FAST} --xla_force_host_platform_device_count=8'
+cache = tempfile.TemporaryDirectory(prefix='simclr_jax_tests_')     # removed when pytest ends
+os.environ['JAX_COMPILATION_CACHE_DIR'] = cache.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+_WARNINGS = """
+import warnings
+for module in ('simclr_jax', 'jax', 'flax', 'optax', 'orbax', '__main__'):
+    warnings.filterwarnings('error', category=DeprecationWarning, module=module)
+"""
+
+
 @pytest.fixture(scope='session')
 def command(tmp_path_factory):
     """command(*arguments, devices=1) -> (argv, keywords for subprocess) of `python -m simclr_jax.main`."""
-    cache = tmp_path_factory.mktemp('compiled')
+    startup = tmp_path_factory.mktemp('startup')
+    (startup / 'sitecustomize.py').write_text(_WARNINGS)      # -W cannot name a package with all below it
 
-    def build(*arguments, devices=1, **environment):
-        argv = [sys.executable, '-W', 'error::DeprecationWarning:simclr_jax', '-m', 'simclr_jax.main', *arguments]
+    def build(*arguments, devices=1):
+        argv = [sys.executable, '-m', 'simclr_jax.main', *arguments]
         environment = {
-            **os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-            'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-            **environment}
+            **os.environ, 'XLA_FLAGS': f'{FAST} --xla_force_host_platform_device_count={devices}',
+            'PYTHONPATH': str(startup)}
         return argv, {'cwd': ROOT, 'env': environment, 'text': True, 'stdout': subprocess.PIPE,
                       'stderr': subprocess.PIPE}
 
@@ -35,8 +48,8 @@ def command(tmp_path_factory):
 def run_main(command):
     """run_main(*arguments, devices=1) -> the completed process of `python -m simclr_jax.main`."""
 
-    def run(*arguments, **keywords):
-        argv, options = command(*arguments, **keywords)
+    def run(*arguments, devices=1):
+        argv, options = command(*arguments, devices=devices)
         return subprocess.run(argv, timeout=300, **options)
 
     return run

@@ -27,7 +27,7 @@ class FolderSource(Source):
     def __init__(self, name: str, split: str, path: str):
         splits = folder_splits(path)
         require_split(name, split_name(split), splits)
-        has_split_folders = splits != ('train',) or os.listdir(path) == ['train']
+        has_split_folders = bool(_split_folders(path))
         root = os.path.join(path, split_name(split)) if has_split_folders else path
         files = _image_files(root)
         if not files:
@@ -85,9 +85,13 @@ def folder_splits(path: str) -> tuple[str, ...]:
     """The folders below `path` if they are train and other splits and nothing else, else 'train'."""
     if not os.path.isdir(path):
         raise FileNotFoundError(f"There is no directory '{path}'.")
-    folders = [entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith('.')]
-    are_splits = 'train' in folders and set(folders) <= set(_SPLIT_FOLDERS)
-    return tuple(name for name in _SPLIT_FOLDERS if name in folders) if are_splits else ('train',)
+    return _split_folders(path) or ('train',)
+
+
+def _split_folders(path: str) -> tuple[str, ...]:
+    folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith('.')}
+    are_splits = 'train' in folders and folders <= set(_SPLIT_FOLDERS)
+    return tuple(name for name in _SPLIT_FOLDERS if name in folders) if are_splits else ()
 
 
 def _image_files(root: str) -> list[str]:
