@@ -1,4 +1,4 @@
-"""Every field of a config with its default, and the two things that all recipes share: arguments and `:smoke`.
+"""Every field of a config with its default, and what all recipes share: arguments and `:smoke`.
 
 The defaults are those of the official TF2 code (google-research/simclr, tf2/run.py), so that a recipe
 in configs/ lists only what it changes. Nothing below main, train and evaluate ever sees a config.
@@ -16,7 +16,7 @@ def base_config() -> ConfigDict:
     """SimCLR with the official TF2 defaults: ResNet-50, 224 px, batch 512, 100 epochs, LARS."""
     config = ConfigDict()
     config.task = 'pretrain'            # pretrain, linear
-    config.seed = 0                     # the only seed: weights, data order and augmentation follow from it
+    config.seed = 0                     # the only one: weights, data order and views follow from it
     config.batch_size = 512             # global, over all devices (tf2/run.py train_batch_size)
     config.num_epochs = 100.0           # tf2/run.py train_epochs
     config.num_train_steps = 0          # more than 0 overrides num_epochs (tf2/run.py train_steps)
@@ -33,8 +33,8 @@ def base_config() -> ConfigDict:
         'stem': 'imagenet',             # imagenet: 7x7/2 and max-pool; cifar: 3x3/1
         'sk_ratio': 0.0,                # 0.0625 = selective kernels and ResNet-D (SimCLRv2)
         'zero_init_last_gamma': True,   # tf2/resnet.py
-        'max_pool': 'torch',            # torch: pad 1; same: TensorFlow's SAME, for imported official weights
-        'norm_groups': 1,               # 1: BatchNorm statistics over the global batch; G: over G contiguous groups
+        'max_pool': 'torch',            # torch: pad 1; same: TensorFlow's, as in official weights
+        'norm_groups': 1,               # BatchNorm statistics: 1 = of the global batch, G = of groups
         'norm_momentum': 0.9,           # tf2/run.py batch_norm_decay
         'norm_epsilon': 1e-5,           # tf2/resnet.py
         'dtype': 'bfloat16',            # activations; parameters, statistics and loss stay float32
@@ -71,11 +71,11 @@ def base_config() -> ConfigDict:
         'online_probe': True,           # a linear classifier on stop-gradient features, trained alongside
         'layer': 0,                     # 0: features h; k: output of head layer k; -1: projection z
         'batch_size': 256,              # tf2/run.py eval_batch_size
-        'crop_proportion': 0.875,       # centre crop at evaluation (tf2/data_util.py); 1.0 for 32 px and below
+        'crop_proportion': 0.875,       # centre crop (tf2/data_util.py); 1.0 for 32 px and below
         'knn_every_epochs': 10.0,       # 0 = only at the end
         'knn_k': 200,                   # Wu et al. 2018, sec. 3.4
         'knn_temperature': 0.07,        # Wu et al. 2018, sec. 3.4
-        'linear_at_end': True,          # linear probe on frozen features of centre crops, beside the kNN
+        'linear_at_end': True,          # the linear probe on the same features, beside the last kNN
         'pixel_floor': False,           # kNN of the raw pixels beside them; for sets that fit in memory
     })
     config.linear = linear_config()
@@ -119,7 +119,7 @@ def linear_config() -> ConfigDict:
         'pretrained': '',               # the workdir of the encoder; '' = --workdir itself
         'checkpoint': 'last',           # last, best (by kNN), or a step
         'layer': 0,                     # as eval.layer; SimCLRv2 fine-tunes from 1
-        'augment': True,                # crops and flips in training; False: centre crops, features computed once
+        'augment': True,                # crops and flips in training; False: centre crops, encoded once
         'num_epochs': 90.0,
         'batch_size': 4096,
         'learning_rate': 0.1,           # momentum SGD, linear scaling, cosine, no warm-up
@@ -150,14 +150,14 @@ def parse_argument(argument: str, **defaults: Any) -> ConfigDict:
     """Reads what follows the colon of `--config=FILE.py:depth=101,width=2` or `--config=FILE.py:smoke`.
 
     Args:
-      argument: comma-separated `name=value`, or a bare `name` for a switch.
-      **defaults: every name that the recipe takes, with its default; values take the default's type.
+        argument: comma-separated `name=value`, or a bare `name` for a switch.
+        **defaults: every name that the recipe takes, with its default; values take the default's type.
 
     Returns:
-      The values, with `smoke` (False unless named) added.
+        The values, with `smoke` (False unless named) added.
 
     Raises:
-      ValueError: for an unknown name or a value of the wrong type, naming the ones that exist.
+        ValueError: for an unknown name or a value of the wrong type, naming the ones that exist.
     """
     values = ConfigDict({'smoke': False, **defaults})
     for item in filter(None, (argument or '').split(',')):
@@ -218,7 +218,7 @@ def nearest_field(config: ConfigDict, name: str) -> str:
 
 
 def view_config(augment: ConfigDict, view: str) -> dict[str, dict]:
-    """The operations of one view ('view1' or 'view2') as plain dicts: the shared ones with the view's overrides."""
+    """The operations of 'view1' or 'view2' as plain dicts: the shared ones with the view's overrides."""
     operations = {name: dict(value) for name, value in augment.items()
                   if isinstance(value, ConfigDict) and name not in ('view1', 'view2')}
     for name, overrides in augment[view].items():

@@ -17,8 +17,8 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where the run keeps its checkpoints, metrics and results. '
     'The same command with the same workdir goes on from the last checkpoint.')
 _DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Join the other processes first (jax.distributed). A TPU pod and Slurm say which '
-    'these are; elsewhere give the three options below, the same to all but for the process_id.')
+    'distributed', False, 'Join the other processes first (jax.distributed). A TPU pod and Slurm say '
+    'which these are; elsewhere give the three options below, to all the same but for process_id.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
@@ -87,8 +87,8 @@ def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
         known = name in fields or any(field.startswith(f'{name}.') for field in fields)
         if item.startswith('--config.') and not known:
             near = nearest_field(config, name)
-            raise ValueError(f'The config has no field {name!r}'
-                             + (f'; did you mean {near!r}?' if near else '; simclr_jax/config.py lists them.'))
+            hint = f'did you mean {near!r}?' if near else 'simclr_jax/config.py lists them.'
+            raise ValueError(f'The config has no field {name!r}; {hint}')
 
 
 def run() -> None:

@@ -10,7 +10,7 @@ from simclr_jax.train_state import TrainState
 
 
 def jit_once(function: Callable, **options) -> Callable:
-    """`jax.jit` for what runs once or twice, an initialisation: on a CPU it compiles six times faster.
+    """`jax.jit` for what runs once, an initialisation: on a CPU it compiles six times faster.
 
     XLA's CPU compiler takes seconds to optimise the drawing of random numbers, once for each shape.
     """
@@ -35,14 +35,14 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable) -> Cal
     """(state, batch) -> (state, metrics), for the caller to jit with shardings and a donated state.
 
     Args:
-      method: three pure functions, see methods/base.py.
-      optimizer: learning rate -> optax.GradientTransformation, see optim.py. It is rebuilt in every
+        method: three pure functions, see methods/base.py.
+        optimizer: learning rate -> optax.GradientTransformation, see optim.py. It is rebuilt in every
         trace, so that the learning rate is a function of the state's step and of nothing else.
-      learning_rate: step -> float32 scalar.
+        learning_rate: step -> float32 scalar.
 
     Returns:
-      A function whose metrics (float32 scalars) are those of the method, `gradient_norm` and
-      `learning_rate`, all of the step that it has just made.
+        A function whose metrics (float32 scalars) are those of the method, `gradient_norm` and
+        `learning_rate`, all of the step that it has just made.
     """
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:

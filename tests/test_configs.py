@@ -72,13 +72,14 @@ def test_the_linear_recipe_measures_a_smoke_run_beside_its_floor(run_main, tmp_p
 
 
 def test_published_settings_follow_from_the_recipes():
-    """google-research/simclr README: 31,279 steps and a peak of 4.8 (ImageNet), 97,657 and 2.0 (CIFAR-10)."""
+    """google-research/simclr README: 31,279 steps, peak 4.8 (ImageNet); 97,657, 2.0 (CIFAR-10)."""
     recipe = CONFIGS[0].parent
     for name, examples, steps, warmup, peak in (('imagenet', 1_281_167, 31_279, 3_127, 4.8),
                                                 ('cifar10', 50_000, 97_657, 976, 2.0)):
         config = load(recipe / f'{name}.py')
         assert schedules.num_train_steps(examples, config.num_epochs, config.batch_size) == steps
-        assert schedules.num_warmup_steps(examples, config.schedule.warmup_epochs, config.batch_size) == warmup
+        warmup_epochs = config.schedule.warmup_epochs
+        assert schedules.num_warmup_steps(examples, warmup_epochs, config.batch_size) == warmup
         assert schedules.scaled_learning_rate(config.optimizer.learning_rate, config.batch_size,
                                               config.optimizer.scaling) == pytest.approx(peak)
 

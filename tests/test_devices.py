@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,8 +23,10 @@ def train(num_devices, num_steps=10, batch_size=64):
     optimizer = optim.make_optimizer('lars', weight_decay=1e-4)
     schedule = schedules.make_schedule('warmup_cosine', peak=0.05, warmup_steps=2, total_steps=num_steps)
     everywhere = sharding.replicated(mesh)
-    state = jax.jit(steps.make_init_state(method, optimizer, seed=0, image_size=16), out_shardings=everywhere)()
-    step = jax.jit(steps.make_train_step(method, optimizer, schedule), donate_argnums=0, out_shardings=everywhere)
+    state = jax.jit(steps.make_init_state(method, optimizer, seed=0, image_size=16),
+                    out_shardings=everywhere)()
+    step = jax.jit(steps.make_train_step(method, optimizer, schedule), donate_argnums=0,
+                   out_shardings=everywhere)
     images, labels = make_shapes('train', 16, num_steps * batch_size)
     losses = []
     for number in range(num_steps):

@@ -89,7 +89,8 @@ def folder_splits(path: str) -> tuple[str, ...]:
 
 
 def _split_folders(path: str) -> tuple[str, ...]:
-    folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith('.')}
+    folders = {entry.name for entry in os.scandir(path)
+               if entry.is_dir() and not entry.name.startswith('.')}
     are_splits = 'train' in folders and folders <= set(_SPLIT_FOLDERS)
     return tuple(name for name in _SPLIT_FOLDERS if name in folders) if are_splits else ()
 

@@ -7,7 +7,6 @@ Sources: SimCLR (arXiv 2002.05709, section 3 and appendix A) and its code, googl
 tf2/data_util.py. Rotation, cutout, Sobel and noise are in the paper only.
 """
 
-import functools
 import itertools
 import math
 import numbers

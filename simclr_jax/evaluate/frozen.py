@@ -14,7 +14,8 @@ from simclr_jax.evaluate.logistic import logistic_accuracy
 Encode = Callable[[jax.Array], jax.Array]
 
 
-def labelled_features(encode: Encode, source: Source, config: ConfigDict, mesh: jax.sharding.Mesh) -> Features:
+def labelled_features(encode: Encode, source: Source, config: ConfigDict,
+                      mesh: jax.sharding.Mesh) -> Features:
     """Features [N, D] and labels [N] of the readable, labelled images of `source`.
 
     `config` is that of the encoder's own run: it says how images are preprocessed.
@@ -22,9 +23,10 @@ def labelled_features(encode: Encode, source: Source, config: ConfigDict, mesh: 
     # Padding is dropped, so a batch that the devices can share costs nothing but a little memory.
     rounds = -(-config.eval.batch_size // mesh.size)
     batches = pipeline.eval_batches(
-        source, batch_size=rounds * mesh.size // jax.process_count(), image_size=config.augment.image_size,
-        crop_proportion=config.eval.crop_proportion, shard_index=jax.process_index(),
-        shard_count=jax.process_count(), num_threads=config.data.num_threads)
+        source, batch_size=rounds * mesh.size // jax.process_count(),
+        image_size=config.augment.image_size, crop_proportion=config.eval.crop_proportion,
+        shard_index=jax.process_index(), shard_count=jax.process_count(),
+        num_threads=config.data.num_threads)
     return extract_features(encode, batches, mesh)
 
 

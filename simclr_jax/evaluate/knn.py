@@ -12,7 +12,8 @@ from simclr_jax.evaluate.features import Features
 _QUERIES, _BANK = 512, 65_536
 
 
-def knn_accuracy(train: Features, test: Features, *, num_classes: int, k: int, temperature: float) -> float:
+def knn_accuracy(train: Features, test: Features, *, num_classes: int, k: int,
+                 temperature: float) -> float:
     """The share of test examples whose neighbours vote for their class.
 
     Each test feature finds its k most similar training features by cosine; each votes for its class
@@ -25,7 +26,8 @@ def knn_accuracy(train: Features, test: Features, *, num_classes: int, k: int, t
     return float((votes.argmax(-1) == test.labels).mean())
 
 
-def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int
+                       ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and labels, [Q, k] each, of the k rows of `train` most similar to each of queries [Q, D]."""
     similarity = np.full((len(queries), k), -np.inf, np.float32)
     label = np.zeros((len(queries), k), np.int32)

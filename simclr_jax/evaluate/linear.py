@@ -1,4 +1,4 @@
-"""The paper's linear evaluation: a linear classifier on a frozen encoder, trained with crops and flips."""
+"""The paper's linear evaluation: a linear classifier, trained with crops, on a frozen encoder."""
 
 import functools
 import hashlib
@@ -104,9 +104,10 @@ def _load_sources(config: ConfigDict, own: ConfigDict) -> tuple[Source, Source]:
     return train_source, test_source
 
 
-def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], jax.Array], *, width: int,
-                   num_classes: int, num_steps: int, settings: ConfigDict, seed: int,
-                   mesh: jax.sharding.Mesh, log: Callable[[int, dict], None]) -> tuple[np.ndarray, np.ndarray]:
+def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], jax.Array], *,
+                   width: int, num_classes: int, num_steps: int, settings: ConfigDict, seed: int,
+                   mesh: jax.sharding.Mesh, log: Callable[[int, dict], None]
+                   ) -> tuple[np.ndarray, np.ndarray]:
     """Trains kernel [width, num_classes] and bias [num_classes] on `num_steps` batches.
 
     batches: {'image': [B, ...], 'label': [B]} numpy, the rows of this process; `features_of` maps
@@ -137,7 +138,8 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], j
     opt_state = optimizer(0.0).init(params)
     for step in range(num_steps):
         batch = sharding.put_batch(mesh, next(batches))
-        params, opt_state, metrics = fit_step(params, opt_state, features_of(batch['image']), batch['label'], step)
+        features = features_of(batch['image'])
+        params, opt_state, metrics = fit_step(params, opt_state, features, batch['label'], step)
         log(step + 1, metrics)
     kernel, bias = np.asarray(params['kernel']), np.asarray(params['bias'])
     if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
@@ -158,7 +160,8 @@ def _accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Top-1 and top-5 of logits [N, C]."""
     ranked = np.argsort(-logits, axis=-1, kind='stable')[:, :5]
     hits = ranked == labels[:, None]
-    return {'linear_accuracy': float(hits[:, 0].mean()), 'linear_top5_accuracy': float(hits.any(-1).mean())}
+    return {'linear_accuracy': float(hits[:, 0].mean()),
+            'linear_top5_accuracy': float(hits.any(-1).mean())}
 
 
 def _fingerprint(variables: Any) -> str:

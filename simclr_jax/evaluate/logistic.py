@@ -18,7 +18,7 @@ def logistic_accuracy(train: Features, test: Features, *, num_classes: int, l2: 
     says nothing of what it knows, does not decide how well the fit converges.
 
     Args:
-      l2: weight of 0.5 |W|^2 beside the mean cross-entropy; None = 1/N, scikit-learn's C = 1.
+        l2: weight of 0.5 |W|^2 beside the mean cross-entropy; None = 1/N, scikit-learn's C = 1.
     """
     mean, std = train.features.mean(0), train.features.std(0) + 1e-6
     weights, bias = fit_logistic((train.features - mean) / std, train.labels, num_classes=num_classes,
@@ -33,7 +33,8 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, *, num_classes: int, 
 
     features: [N, D] float32; labels: [N] int. Stops when the gradient's norm is below `tolerance`.
     """
-    weights, bias = _minimise(jnp.asarray(features), jnp.asarray(labels), num_classes, l2, max_steps, tolerance)
+    weights, bias = _minimise(jnp.asarray(features), jnp.asarray(labels), num_classes, l2, max_steps,
+                              tolerance)
     return np.asarray(weights), np.asarray(bias)
 
 
@@ -51,7 +52,8 @@ def _minimise(features, labels, num_classes, l2, max_steps, tolerance):
     def step(carry):
         classifier, state, _, count = carry
         value, gradient = value_and_gradient(classifier, state=state)
-        updates, state = solver.update(gradient, state, classifier, value=value, grad=gradient, value_fn=loss)
+        updates, state = solver.update(gradient, state, classifier, value=value, grad=gradient,
+                                       value_fn=loss)
         return optax.apply_updates(classifier, updates), state, optax.tree.norm(gradient), count + 1
 
     def unfinished(carry):

@@ -23,11 +23,11 @@ def load_pretrained(workdir: str, which: str = 'last') -> Pretrained:
     """The encoder and head of `workdir`, as numpy arrays.
 
     Args:
-      which: 'last', 'best' (by kNN accuracy), or the number of a step that was kept.
+        which: 'last', 'best' (by kNN accuracy), or the number of a step that was kept.
 
     Raises:
-      FileNotFoundError: `workdir` holds no run, or no such checkpoint.
-      ValueError: `which` is none of the above.
+        FileNotFoundError: `workdir` holds no run, or no such checkpoint.
+        ValueError: `which` is none of the above.
     """
     config = ConfigDict(checkpoint.load_config(workdir))
     network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(),
@@ -51,5 +51,6 @@ def _find_step(checkpointer: checkpoint.Checkpointer, which: str, workdir: str) 
                                     'ask for the last one, or for a step.')
         return step
     if not str(which).isdigit():
-        raise ValueError(f"linear.checkpoint is {which!r}: it takes 'last', 'best' or the number of a step.")
+        raise ValueError(f'linear.checkpoint is {which!r}: '
+                         "it takes 'last', 'best' or the number of a step.")
     return int(which)

@@ -14,10 +14,10 @@ def report_results(writer: MetricWriter, workdir: str, title: str, results: dict
     """Appends a line for each encoder to workdir/results.jsonl and prints them as one table.
 
     Args:
-      title: above the table.
-      results: {encoder name: {accuracy name: value in [0, 1]}}.
-      is_lead: other processes write nothing.
-      **facts: what was measured: written into every line (data set, split, step, counts).
+        title: above the table.
+        results: {encoder name: {accuracy name: value in [0, 1]}}.
+        is_lead: other processes write nothing.
+        **facts: what was measured: written into every line (data set, split, step, counts).
     """
     if not is_lead:
         return
@@ -26,5 +26,9 @@ def report_results(writer: MetricWriter, workdir: str, title: str, results: dict
             file.write(json.dumps({'encoder': encoder, **accuracies, **facts}) + '\n')
     names = [name for name in _ACCURACIES if any(name in accuracies for accuracies in results.values())]
     writer.table(title, ['encoder', *(_ACCURACIES[name] for name in names)],
-                 [[encoder, *(f'{100 * accuracies[name]:.1f}' if name in accuracies else '' for name in names)]
+                 [[encoder, *(_percent(accuracies.get(name)) for name in names)]
                   for encoder, accuracies in results.items()])
+
+
+def _percent(share: float | None) -> str:
+    return '' if share is None else f'{100 * share:.1f}'

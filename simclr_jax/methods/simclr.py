@@ -15,12 +15,12 @@ def simclr(network: Network, *, temperature: float, normalize: bool = True, loss
     """The SimCLR method around `network`.
 
     Args:
-      network: encoder, projection head and, if it has classes, the online probe.
-      temperature: tau of eq. 1, more than 0.
-      normalize: l2-normalise the projections first.
-      loss_weight: multiplies NT-Xent; 2.0 gives the scale of the official code (tf2/objective.py
+        network: encoder, projection head and, if it has classes, the online probe.
+        temperature: tau of eq. 1, more than 0.
+        normalize: l2-normalise the projections first.
+        loss_weight: multiplies NT-Xent; 2.0 gives the scale of the official code (tf2/objective.py
         adds the two directions where the paper averages over 2N anchors).
-      mesh: gathers the negatives over all its devices; None for one device.
+        mesh: gathers the negatives over all its devices; None for one device.
     """
 
     def init(key, images):

@@ -33,7 +33,8 @@ def test_reaches_the_minimum_that_scikit_learn_finds():
 def test_accuracy_agrees_with_scikit_learn_whatever_the_scale_of_the_features():
     train, test = problem(400, 0), problem(500, 1)
     scaler = StandardScaler().fit(train.features)
-    oracle = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000).fit(scaler.transform(train.features), train.labels)
+    oracle = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000)
+    oracle.fit(scaler.transform(train.features), train.labels)
     expected = oracle.score(scaler.transform(test.features), test.labels)
     assert 0.6 < expected < 0.99
     assert abs(logistic_accuracy(train, test, num_classes=4) - expected) < 1.5 / 500
