@@ -203,8 +203,9 @@ def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
 
 def describe(config: ConfigDict) -> str:
     """The whole config in a line a group: `encoder      depth=50, width=1.0, ...`."""
-    plain = {name: value for name, value in config.items() if not isinstance(value, ConfigDict)}
-    groups = {'run': plain} | {name: value for name, value in config.items() if name not in plain}
+    fields = config.to_dict()
+    plain = {name: value for name, value in fields.items() if not isinstance(value, dict)}
+    groups = {'run': plain} | {name: value for name, value in fields.items() if name not in plain}
     return '\n'.join(f'{name:<12}' + ', '.join(f'{field}={value}' for field, value in flatten(group).items())
                      for name, group in groups.items())
 

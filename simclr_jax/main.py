@@ -5,7 +5,7 @@ import runpy
 import sys
 import traceback
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simclr_jax.config import ConfigDict, check_values, describe, flatten, nearest_field
@@ -37,6 +37,8 @@ def main(argv: list[str]) -> None:
 
         from simclr_jax.checkpoint import quiet_orbax_logs
         quiet_orbax_logs()
+        if flags.FLAGS['verbosity'].using_default_value:
+            logging.set_verbosity(logging.WARNING)      # or jax tells of every backend that is not there
         if _DISTRIBUTED.value:
             jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         if jax.process_index() == 0:
