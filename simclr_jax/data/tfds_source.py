@@ -89,6 +89,7 @@ class StreamedSource(Source):
         buffer = min(self.num_examples, max(1024, int(_SHUFFLE_BYTES / max(bytes_each, 1))))
 
         def examples_of(epoch):
+            tf.random.set_seed(1)  # Of this graph alone: a user's global seed must not change the order.
             file_order = tf.random.experimental.stateless_shuffle(
                 tf.range(len(files[0])), seed=tf.stack([tf.constant(seed, tf.int64), epoch]))
             shuffled = [tf.gather(column, file_order) for column in files]
