@@ -9,8 +9,9 @@ import tempfile
 import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Tests compile more than they compute: little optimisation, and nothing is compiled twice.
-FAST = '--xla_backend_optimization_level=0'
+# Tests compile more than they compute: little optimisation, and nothing is compiled twice. Eight
+# simulated devices on a busy machine may wait long for each other, which XLA takes for a deadlock.
+FAST = '--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600'
 os.environ['XLA_FLAGS'] = f'{FAST} --xla_force_host_platform_device_count=8'
 cache = tempfile.TemporaryDirectory(prefix='simclr_jax_tests_')     # removed when pytest ends
 os.environ['JAX_COMPILATION_CACHE_DIR'] = cache.name

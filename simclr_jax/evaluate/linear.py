@@ -136,9 +136,11 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], j
     kernel = 0.01 * jax.random.normal(jax.random.key(seed), (width, num_classes))    # tf2/model.py
     params = jax.device_put({'kernel': kernel, 'bias': jnp.zeros(num_classes)}, sharding.replicated(mesh))
     opt_state = optimizer(0.0).init(params)
+    metrics = None
     for step in range(num_steps):
         batch = sharding.put_batch(mesh, next(batches))
         features = features_of(batch['image'])
+        jax.block_until_ready(metrics)      # one step ahead is enough; more only fills the memory
         params, opt_state, metrics = fit_step(params, opt_state, features, batch['label'], step)
         log(step + 1, metrics)
     kernel, bias = np.asarray(params['kernel']), np.asarray(params['bias'])
