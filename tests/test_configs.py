@@ -1,5 +1,6 @@
 """Every recipe builds as shipped, and trains through the command with `:smoke`."""
 
+import concurrent.futures
 import json
 import pathlib
 import runpy
@@ -45,25 +46,36 @@ def test_a_recipe_builds_its_network_views_and_schedule(path, argument):
     json.dumps(config.to_dict())                        # it goes into config.json
 
 
+@pytest.fixture(scope='module')
+def smoke_runs(run_main, tmp_path_factory):
+    """{recipe: (completed process, workdir)} of three steps each; two at a time, most of it is start-up."""
+
+    def run(path):
+        workdir = tmp_path_factory.mktemp(path.stem)
+        return run_main(f'--config={path}:smoke', f'--workdir={workdir}', '--config.num_train_steps=3',
+                        '--config.schedule.warmup_epochs=0', '--config.log.every_steps=1',
+                        '--config.data.train_split=train[:128]',
+                        '--config.data.test_split=test[:64]'), workdir
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(PRETRAINING, pool.map(run, PRETRAINING)))
+
+
 @pytest.mark.parametrize('path', PRETRAINING, ids=lambda path: path.stem)
-def test_a_recipe_trains_three_steps_with_smoke(path, run_main, tmp_path):
-    done = run_main(f'--config={path}:smoke', f'--workdir={tmp_path}', '--config.num_train_steps=3',
-                    '--config.schedule.warmup_epochs=0', '--config.log.every_steps=1',
-                    '--config.data.train_split=train[:128]', '--config.data.test_split=test[:64]')
+def test_a_recipe_trains_three_steps_with_smoke(path, smoke_runs):
+    done, workdir = smoke_runs[path]
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     assert [row['step'] for row in rows if 'loss' in row] == [1, 2, 3]
-    with checkpoint.Checkpointer(tmp_path, read_only=True) as checkpointer:
+    with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
         assert checkpointer.latest_step() == 3
 
 
-def test_the_linear_recipe_measures_a_smoke_run_beside_its_floor(run_main, tmp_path):
-    small = ('--config.data.train_split=train[:128]', '--config.data.test_split=test[:64]')
+def test_the_linear_recipe_measures_a_smoke_run_beside_its_floor(smoke_runs, run_main, tmp_path):
     recipe = CONFIGS[0].parent
-    done = run_main(f'--config={recipe}/cifar10.py:smoke', f'--workdir={tmp_path}',
-                    '--config.num_train_steps=3', *small)
-    assert done.returncode == 0, done.stderr
-    done = run_main(f'--config={recipe}/linear.py:smoke', f'--workdir={tmp_path}')
+    pretrained = smoke_runs[recipe / 'cifar10.py'][1]
+    done = run_main(f'--config={recipe}/linear.py:smoke', f'--config.linear.pretrained={pretrained}',
+                    f'--workdir={tmp_path}')
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
     linear = [row for row in rows if row['evaluation'] == 'linear']
