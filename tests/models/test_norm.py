@@ -90,6 +90,7 @@ def test_bfloat16_activations_keep_float32_statistics(images, variables):
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype('float32')}
     batch_var = (stats['var'] - 0.9 * variables['batch_stats']['var']) / 0.1
+    # Around a mean of 100, float32's E[x^2] - E[x]^2 keeps two to three digits; bfloat16's keeps none.
     np.testing.assert_allclose(batch_var, np.float64(x).var((0, 1, 2)), rtol=1e-2)
     fresh = module.init(jax.random.key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype('float32')}
