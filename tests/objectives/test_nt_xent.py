@@ -1,4 +1,7 @@
-"""NT-Xent is the paper's formula, on any number of devices, and its gradient is right."""
+"""NT-Xent is the paper's formula, on any number of devices and in any tiles, and its gradient is right."""
+
+import collections
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +10,11 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from simclr_jax.objectives.nt_xent import nt_xent
+from simclr_jax.objectives.nt_xent import nt_xent, nt_xent_dense
 
 
-def paper(view1, view2, temperature, normalize=True):
-    """Eq. 1 of Chen et al. 2020, one pair at a time in float64; an oracle kept slow and plain."""
+def paper(view1, view2, temperature, normalize=True, decoupled=False):
+    """Eq. 1 of Chen et al. 2020, or eq. 6 of Yeh et al. 2021 (decoupled), one pair at a time in float64."""
     z = np.concatenate([view1, view2]).astype(np.float64)
     if normalize:
         z = np.stack([row / np.sqrt(np.dot(row, row)) for row in z])
@@ -21,12 +24,39 @@ def paper(view1, view2, temperature, normalize=True):
         j = (i + n) % (2 * n)
         others = [k for k in range(2 * n) if k != i]
         similarity = {k: np.dot(z[i], z[k]) / temperature for k in others}
-        total = sum(np.exp(similarity[k]) for k in others)
-        p = {k: np.exp(similarity[k]) / total for k in others}
-        losses.append(-np.log(p[j]))
+        denominator = [k for k in others if k != j] if decoupled else others
+        total = sum(np.exp(similarity[k]) for k in denominator)
+        p = {k: np.exp(similarity[k]) / total for k in denominator}
+        losses.append(-similarity[j] + np.log(total))
         hits.append(max(others, key=similarity.get) == j)
-        entropies.append(-sum(p[k] * np.log(p[k]) for k in others))
+        entropies.append(-sum(p[k] * np.log(p[k]) for k in denominator))
     return np.mean(losses), np.mean(hits), np.mean(entropies)
+
+
+def oracle(view1, view2, temperature, normalize=True, decoupled=False):
+    """As `paper`, faster, with gradients: (loss, accuracy, entropy), (d view1, d view2, d temperature).
+
+    The whole matrix in float64, and the chain rule through loss = mean(lse - positive), s = u u^T / tau.
+    """
+    x = np.concatenate([view1, view2]).astype(np.float64)  # [2N, D]
+    count, row = len(x), np.arange(len(x))
+    norm = np.linalg.norm(x, axis=1, keepdims=True) if normalize else np.ones((count, 1))
+    u = x / norm
+    s = u @ u.T / temperature  # [2N, 2N]
+    own, pair = np.eye(count, dtype=bool), np.roll(np.eye(count, dtype=bool), count // 2, axis=1)
+    logits = np.where(own | pair if decoupled else own, -np.inf, s)
+    top = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - top).sum(axis=1, keepdims=True)
+    p = np.exp(logits - top) / total
+    loss = (top + np.log(total))[:, 0] - s[pair]
+    accuracy = s[pair] > np.where(own | pair, -np.inf, s).max(axis=1)
+    entropy = -(p * np.log(p, where=p > 0, out=np.zeros_like(p))).sum(axis=1)
+    d_s = (p - pair) / count  # [2N, 2N]
+    d_u = (d_s + d_s.T) @ u / temperature
+    d_x = (d_u - u * (d_u * u).sum(axis=1, keepdims=True)) / norm if normalize else d_u
+    d_temperature = -(d_s * s).sum() / temperature
+    gradients = d_x[row < count // 2], d_x[row >= count // 2], d_temperature
+    return (loss.mean(), accuracy.mean(), entropy.mean()), gradients
 
 
 def views(n=6, d=5, seed=0, noise=1.2):
@@ -41,7 +71,7 @@ def mesh_of(shape, names):
         shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
-compiled = jax.jit(nt_xent, static_argnames=('normalize', 'mesh'))
+compiled = jax.jit(nt_xent, static_argnames=('normalize', 'mesh', 'decoupled', 'tile'))
 
 
 def loss_of(**settings):
@@ -54,32 +84,38 @@ def gradients_of(**settings):
 
 @pytest.mark.parametrize('temperature', [0.1, 0.5, 1.0])
 @pytest.mark.parametrize('normalize', [True, False])
-def test_equals_the_papers_double_loop(temperature, normalize):
+@pytest.mark.parametrize('decoupled', [False, True])
+def test_equals_the_papers_double_loop(temperature, normalize, decoupled):
     view1, view2 = views()
-    loss, metrics = compiled(view1, view2, temperature=temperature, normalize=normalize)
-    expected_loss, accuracy, entropy = paper(view1, view2, temperature, normalize)
+    loss, metrics = compiled(
+        view1, view2, temperature=temperature, normalize=normalize, decoupled=decoupled)
+    expected_loss, accuracy, entropy = paper(view1, view2, temperature, normalize, decoupled)
     assert 0 < accuracy < 1  # the case can tell hits from misses
-    np.testing.assert_allclose(loss, expected_loss, rtol=2e-6)
+    np.testing.assert_allclose(loss, expected_loss, rtol=2e-6, atol=1e-6)
     np.testing.assert_allclose(metrics['contrastive_accuracy'], accuracy, rtol=1e-6)
     np.testing.assert_allclose(metrics['contrastive_entropy'], entropy, rtol=5e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('normalize', [True, False])
-def test_gradient_equals_finite_differences_of_the_double_loop(normalize):
-    view1, view2 = (view.astype(np.float64) for view in views(n=3, d=4))
-    got = gradients_of(temperature=0.5, normalize=normalize)(
-        view1.astype(np.float32), view2.astype(np.float32))
+@pytest.mark.parametrize('decoupled', [False, True])
+def test_gradient_equals_finite_differences_of_the_double_loop(normalize, decoupled):
+    parts = [*(view.astype(np.float64) for view in views(n=3, d=4)), np.array(0.5)]
+    by_oracle = oracle(*parts, normalize, decoupled)[1]
+    got = jax.jit(jax.grad(
+        lambda *parts: nt_xent(*parts[:2], temperature=parts[2], normalize=normalize,
+                               decoupled=decoupled)[0], argnums=(0, 1, 2)))(*map(np.float32, parts))
     step = 1e-6
-    for view, gradient in zip((view1, view2), got):
-        expected = np.zeros_like(view)
-        for index in np.ndindex(*view.shape):
-            centre = view[index]
-            view[index] = centre + step
-            above = paper(view1, view2, 0.5, normalize)[0]
-            view[index] = centre - step
-            below = paper(view1, view2, 0.5, normalize)[0]
-            view[index] = centre
+    for part, gradient, exact in zip(parts, got, by_oracle):
+        expected = np.zeros_like(part)
+        for index in np.ndindex(*part.shape):
+            centre = part[index]
+            part[index] = centre + step
+            above = paper(*parts, normalize, decoupled)[0]
+            part[index] = centre - step
+            below = paper(*parts, normalize, decoupled)[0]
+            part[index] = centre
             expected[index] = (above - below) / (2 * step)
+        np.testing.assert_allclose(exact, expected, rtol=1e-6, atol=1e-8)  # the oracle of the tests below
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -142,10 +178,102 @@ def test_any_number_of_devices_computes_the_same(shape, names, normalize):
         np.testing.assert_allclose(gradient / scale, expected / scale, rtol=0, atol=1e-6)
 
 
-def test_eight_devices_gather_all_projections():
-    mesh = mesh_of((8,), ('a',))
-    program = jax.jit(loss_of(temperature=0.1, mesh=mesh)).lower(*views(n=16)).compile().as_text()
-    assert 'all-gather' in program
+def check_against_oracle(pair, temperature, normalize, decoupled, tile=None, mesh=None, f=nt_xent):
+    settings = {'normalize': normalize, 'decoupled': decoupled}
+    settings |= {'tile': tile, 'mesh': mesh} if f is nt_xent else {}
+    both = jax.jit(jax.value_and_grad(
+        lambda *parts: f(*parts[:2], temperature=parts[2], **settings), argnums=(0, 1, 2), has_aux=True))
+    (loss, metrics), gradients = both(*pair, np.float32(temperature))
+    (expected, accuracy, entropy), expected_gradients = oracle(*pair, temperature, normalize, decoupled)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(metrics['contrastive_accuracy'], accuracy, rtol=1e-6)
+    np.testing.assert_allclose(metrics['contrastive_entropy'], entropy, rtol=1e-5, atol=1e-6)
+    # A mean of terms of both signs: the sum is less exact than they are.
+    np.testing.assert_allclose(gradients[2], expected_gradients[2], rtol=5e-5, atol=1e-6)
+    for gradient, wanted in zip(gradients[:2], expected_gradients):
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(gradient / scale, wanted / scale, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('n, d, tile, temperature, normalize, decoupled', [
+    (13, 5, 1, 0.5, True, False), (13, 5, 4, 0.1, True, True), (12, 8, 5, 0.05, True, False),
+    (12, 8, 5, 0.5, False, False), (10, 3, 3, 0.5, False, True), (7, 3, 7, 1.0, True, True),
+    (9, 130, 100, 0.2, True, False)])
+def test_any_tiles_compute_the_same(n, d, tile, temperature, normalize, decoupled):
+    pair = tuple(view / 2 for view in views(n, d))
+    check_against_oracle(pair, temperature, normalize, decoupled, tile)
+
+
+@pytest.mark.parametrize('devices, n, tile, normalize, decoupled', [
+    (1, 11, 3, True, False), (2, 14, 3, True, True), (2, 14, 3, False, False), (8, 24, 2, True, False),
+    (8, 24, 5, True, True), (8, 24, 5, False, True), (8, 8, 100, True, False)])
+def test_any_tiles_on_any_devices_compute_the_same(devices, n, tile, normalize, decoupled):
+    pair = tuple(view / 2 for view in views(n, 6))
+    temperature, mesh = 0.1 if normalize else 0.5, mesh_of((devices,), 'a')
+    check_against_oracle(pair, temperature, normalize, decoupled, tile, mesh)
+
+
+@pytest.mark.parametrize('decoupled', [False, True])
+def test_the_dense_form_is_the_same(decoupled):
+    for normalize in (True, False):
+        check_against_oracle(views(), 0.5, normalize, decoupled, f=nt_xent_dense)
+
+
+@pytest.mark.parametrize('n', [520, 1100])
+def test_tiles_are_chosen_for_any_batch(n):
+    check_against_oracle(views(n, 4), 0.1, True, False)
+
+
+def test_similarities_far_apart_neither_overflow_nor_vanish():
+    # Up to 10^4, far beyond exp; whole numbers, since rounded similarities would be others than the oracle's.
+    pair = np.round(10 * np.stack(views(9, 4)))
+    check_against_oracle(pair, 0.125, False, False, tile=2)
+
+
+@pytest.mark.parametrize('decoupled', [False, True])
+def test_similarities_far_from_zero_keep_their_differences(decoupled):
+    # All 10^4 and a few more or less: with a log-sum-exp in one float32 the gradient is off by 5e-4.
+    pair = np.round(2 * np.stack(views(9, 4)))
+    pair[:, :, 0] = 100
+    check_against_oracle(pair, 1.0, False, decoupled, tile=2)
+
+
+STEP = {'temperature': 0.1, 'tile': 8}
+
+
+def compiled_step(n, d, f=nt_xent, **settings):
+    """The program of loss and gradients, compiled and not run."""
+    step = jax.value_and_grad(lambda *pair: f(*pair, **settings), argnums=(0, 1), has_aux=True)
+    return jax.jit(step).lower(*[jax.ShapeDtypeStruct((n, d), jnp.float32)] * 2).compile()
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_no_device_holds_the_similarities_of_its_rows(devices):
+    n, d = 192, 4
+    mesh = mesh_of((devices,), 'a')
+
+    def largest_array(program):
+        shapes = re.findall(r'\b[a-z]+[0-9]+\[([0-9,]+)\]', program.as_text())
+        return max(np.prod([int(side) for side in shape.split(',')]) for shape in shapes)
+
+    whole = 2 * n // devices * 2 * n  # [2n, 2N]
+    assert largest_array(compiled_step(n, d, mesh=mesh, **STEP)) <= whole / 4
+    assert largest_array(compiled_step(n, d, nt_xent_dense, temperature=0.1)) >= (2 * n) ** 2  # it can tell
+
+
+def test_eight_devices_gather_projections_and_log_sum_exps_once():
+    program = compiled_step(192, 4, mesh=mesh_of((8,), 'a'), **STEP).as_text()
+    names = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
+    found = re.findall(rf'= (\S+) ({names})(?:-start)?\(', program)
+    assert collections.Counter(name for _, name in found) == {'all-gather': 2, 'all-reduce': 1}
+    shapes = sorted(re.search(r'\[([0-9,]*)\]', shape)[1] for shape, _ in found)
+    assert shapes == ['384,2', '384,4', '4']  # log-sum-exps, projections, means
+
+
+def test_memory_is_far_below_that_of_the_dense_form():
+    ours, dense = (compiled_step(4096, 128, f, temperature=0.1).memory_analysis().temp_size_in_bytes
+                   for f in (nt_xent, nt_xent_dense))
+    assert 15 * ours < dense
 
 
 def test_bfloat16_projections_are_computed_in_float32():
@@ -156,14 +284,20 @@ def test_bfloat16_projections_are_computed_in_float32():
     np.testing.assert_allclose(loss, expected, rtol=2e-6)  # bfloat16 would be off by 1e-2
     np.testing.assert_allclose(metrics['contrastive_accuracy'], accuracy, rtol=1e-6)
     np.testing.assert_allclose(metrics['contrastive_entropy'], entropy, rtol=1e-5)
+    for gradient, exact in zip(gradients_of(temperature=0.1)(*low), gradients_of(temperature=0.1)(
+            *(view.astype(jnp.float32) for view in low))):
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(gradient, exact.astype(jnp.bfloat16))
 
 
 def test_every_matrix_product_asks_for_full_precision():
     # On a CPU the setting changes nothing, on a TPU or GPU the result: read it in the program.
-    step = jax.value_and_grad(loss_of(temperature=0.1), argnums=(0, 1))
+    step = jax.value_and_grad(loss_of(temperature=0.1, tile=2), argnums=(0, 1))
     program = jax.jit(step).lower(*views()).as_text()
     products = [line for line in program.splitlines() if 'dot_general' in line]
-    assert len(products) == 3  # the similarities, and their gradient for rows and columns
+    # On and above the diagonal, forward and backward, a tile's similarities; one product with the
+    # weights on it, two above.
+    assert len(products) == 2 + 2 + 1 + 2
     assert all('HIGHEST, HIGHEST' in line for line in products)
 
 
@@ -173,6 +307,54 @@ def test_gradients_stay_finite_for_projections_of_any_length(scale):
     view1[0] *= np.float32(scale)
     for gradient in gradients_of(temperature=0.05)(view1, view2):
         assert np.isfinite(gradient).all()
+
+
+def test_a_projection_that_is_not_a_number_shows_in_the_loss():
+    view1, view2 = views()
+    view2[3, 1] = np.nan
+    assert np.isnan(compiled(view1, view2, temperature=0.1, tile=2)[0])
+
+
+@pytest.mark.parametrize('mesh', [None, 8])
+def test_a_tie_is_a_miss(mesh):
+    # A collapsed encoder must not look perfect, whatever the last bit of a product.
+    same = np.tile(views(1, 37)[0], (16, 1))
+    settings = {'temperature': 0.1, 'tile': 3, 'mesh': mesh and mesh_of((mesh,), 'a')}
+    assert compiled(same, same, **settings)[1]['contrastive_accuracy'] == 0
+    assert jax.jit(nt_xent_dense)(same, same, temperature=0.1)[1]['contrastive_accuracy'] == 0
+
+
+def test_one_image_has_no_negatives():
+    pair = views(n=1)
+    loss, metrics = compiled(*pair, temperature=0.1)
+    np.testing.assert_allclose([loss, metrics['contrastive_entropy']], 0, atol=1e-6)
+    assert metrics['contrastive_accuracy'] == 1
+    for gradient in gradients_of(temperature=0.1)(*pair):
+        np.testing.assert_allclose(gradient, 0, atol=1e-5)
+    with pytest.raises(ValueError, match='no negatives'):
+        nt_xent(*pair, temperature=0.1, decoupled=True)
+
+
+def test_metrics_carry_no_gradient():
+    for f in (nt_xent, nt_xent_dense):
+
+        def entropy(view1, view2):
+            return f(view1, view2, temperature=0.1)[1]['contrastive_entropy']
+
+        np.testing.assert_array_equal(jax.jit(jax.grad(entropy))(*views()), 0)
+
+
+@pytest.mark.parametrize('mesh', [None, 2])
+def test_a_batch_of_losses(mesh):
+    pairs = [views(n=4, seed=seed) for seed in range(3)]
+    step = jax.value_and_grad(
+        loss_of(temperature=0.2, tile=1, mesh=mesh and mesh_of((mesh,), 'a')), argnums=(0, 1))
+    losses, gradients = jax.jit(jax.vmap(step))(*map(np.stack, zip(*pairs)))
+    step = jax.jit(step)
+    for i, pair in enumerate(pairs):
+        loss, expected = step(*pair)
+        np.testing.assert_allclose(losses[i], loss, rtol=1e-6)
+        np.testing.assert_allclose(gradients[0][i], expected[0], rtol=1e-5, atol=1e-6)
 
 
 def test_temperature_may_be_traced():
@@ -185,6 +367,11 @@ def test_temperature_may_be_traced():
 def test_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match='positive temperature'):
         nt_xent(*views(), temperature=temperature)
+
+
+def test_a_tile_holds_an_image():
+    with pytest.raises(ValueError, match='at least one image, got 0'):
+        nt_xent(*views(), temperature=0.1, tile=0)
 
 
 def test_batch_must_be_divisible_by_the_devices():
