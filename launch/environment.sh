@@ -1,16 +1,21 @@
-# Sourced by the other scripts, in the root of the repository: makes .venv, installs simclr_jax into it,
-# and sets $python. PYTHON names another interpreter than python3, EXTRAS more extras (gpu, tpu).
+# shellcheck shell=bash
+# Sourced by the other scripts, in the root of the repository and after common.sh: makes .venv, installs
+# simclr_jax into it, and sets $python. PYTHON names another interpreter than python3, EXTRAS more extras
+# (gpu, tpu); with NO_INSTALL=1, $python is PYTHON as it is.
 PYTHON=${PYTHON:-python3}
-if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "error: simclr_jax needs Python 3.11 or newer; $PYTHON is $("$PYTHON" --version 2>&1). Set PYTHON=/path/to/python3.11." >&2
-    exit 1
-fi
-venv=${VENV:-.venv}
-python=$venv/bin/python
-wanted=$(cat setup.py constraints.txt | cksum)${EXTRAS:-}
-if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
-    "$PYTHON" -m venv "$venv"
-    (set -x; "$python" -m pip install --quiet --constraint constraints.txt --editable ".[test${EXTRAS:+,$EXTRAS}]")
-    echo "$wanted" > "$venv/installed"
+if [ -n "${NO_INSTALL:-}" ]; then
+    python=$PYTHON
+else
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        fail "simclr_jax needs Python 3.11 or newer; $PYTHON is $("$PYTHON" --version 2>&1). Set PYTHON=/path/to/python3.11."
+    fi
+    venv=${VENV:-.venv}
+    python=$venv/bin/python
+    wanted=$(cat setup.py constraints.txt | cksum)${EXTRAS:-}
+    if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
+        run "$PYTHON" -m venv "$venv"
+        run "$python" -m pip install --quiet --constraint constraints.txt --editable ".[test${EXTRAS:+,$EXTRAS}]"
+        [ -n "$dry_run" ] || echo "$wanted" > "$venv/installed"
+    fi
 fi
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Makes a virtual environment, installs simclr_jax, and runs the tests; arguments go to pytest.
+# Makes a virtual environment, installs simclr_jax, and runs the tests; arguments go to pytest. With
+# --dry-run as the first one it only prints the commands.
 #   launch/test.sh
 #   launch/test.sh tests/objectives -k gradient
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source launch/common.sh
+if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 source launch/environment.sh
-set -x
-exec "$python" -m pytest "$@"
+# Two files at a time: most of their time is the start of processes. The slowest files come first (conftest.py).
+run exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,0 +1,23 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: run COMMAND... prints a command and runs it; where dry_run is set it only
+# prints it.
+dry_run=''
+
+show() {
+    local word line=+ out=2
+    for word in "$@"; do
+        if [[ $word =~ ^[[:alnum:]_./:=,@%+~-]+$ ]]; then line+=" $word"; else line+=" ${word@Q}"; fi
+    done
+    [ -z "$dry_run" ] || out=1
+    echo "$line" >&"$out"
+}
+
+run() {
+    show "$@"
+    [ -n "$dry_run" ] || "$@"
+}
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}

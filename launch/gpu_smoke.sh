@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The quick proof on a machine with a GPU: which device it is, a training run of a few steps, and the loss
+# benchmark. Where tensorflow is missing the training run is left out, and that is said.
+#   launch/gpu_smoke.sh
+#   launch/gpu_smoke.sh --no-install      # $PYTHON (python3) as it is: jax, flax, optax and orbax are there
+#   launch/gpu_smoke.sh --dry-run         # prints the commands
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/common.sh
+while [ $# -gt 0 ]; do
+    case $1 in
+        --no-install) NO_INSTALL=1; shift ;;
+        --dry-run) dry_run=yes; shift ;;
+        *) fail "no option $1: there are --no-install and --dry-run." ;;
+    esac
+done
+EXTRAS=${EXTRAS:-gpu}
+source launch/environment.sh
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}       # without an installation too
+
+run "$python" -c 'import jax; print(jax.devices()); assert jax.default_backend() == "gpu", "jax sees no GPU"'
+
+if [ -n "$dry_run" ]; then workdir=WORKDIR; else workdir=$(mktemp -d); trap 'rm -rf "$workdir"' EXIT; fi
+if [ -n "$dry_run" ] || "$python" -c 'import tensorflow, tensorflow_datasets' 2> /dev/null; then
+    run "$python" -m simclr_jax.main --config=configs/smoke.py:smoke --workdir="$workdir"
+else
+    echo "no tensorflow here: the training run is left out, for it reads its images with tensorflow" >&2
+fi
+run "$python" benchmarks/nt_xent.py

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Trains on a Slurm cluster: one process a GPU, on any number of nodes. From the root of the repository:
+#   sbatch launch/slurm.sh --config=configs/imagenet.py --workdir=/shared/runs/imagenet
+#   sbatch --nodes=4 --ntasks-per-node=4 --gpus-per-node=4 launch/slurm.sh --config=... --workdir=...
+#   launch/slurm.sh --config=... --workdir=...      # inside an allocation, in the foreground
+#   launch/slurm.sh --dry-run --config=...          # prints the commands
+# The workdir and the repository lie where all nodes see them. As many tasks as GPUs a node: jax gives each
+# task the GPU of its local number. Two minutes before the time limit the processes get SIGTERM, save, and
+# the job is queued again; after a preemption or the loss of a node Slurm queues it again itself. With
+# NO_INSTALL=1 the program runs with $PYTHON (python3) as it is.
+#SBATCH --job-name=simclr_jax
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=simclr_jax-%j.log
+set -euo pipefail
+# sbatch runs a copy of this file, in the directory that it was called from.
+root=$(dirname "$0")/..
+[ -f "$root/launch/slurm.sh" ] || root=${SLURM_SUBMIT_DIR:-.}
+cd "$root"
+if [ ! -f launch/common.sh ]; then
+    echo "error: call sbatch in the root of the repository, not in $PWD." >&2
+    exit 1
+fi
+source launch/common.sh
+if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
+EXTRAS=${EXTRAS:-gpu}
+source launch/environment.sh
+
+status=0
+# Every task sees all GPUs of its node. If one fails the others would wait for it: they end too.
+run srun --gpu-bind=none --kill-on-bad-exit=1 "$python" -m simclr_jax.main --multihost "$@" || status=$?
+
+# 143: saved after SIGTERM. A job that was cancelled is no longer RUNNING, and stays cancelled.
+if [ "$status" = 143 ] && [ "$(squeue --noheader --jobs="${SLURM_JOB_ID:-}" --format=%T)" = RUNNING ]; then
+    run scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

