@@ -1,0 +1,234 @@
+"""What a traced and a compiled program say of themselves: FLOPs, collectives, arrays, memory.
+
+Everything here reads text and numbers; nothing is compiled or run. A compiled program is that of one
+device (SPMD), so all counts and bytes of it are per device.
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
+         'collective-broadcast', 'ragged-all-to-all')
+
+_BITS = {'pred': 8, 's2': 2, 'u2': 2, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 'f16': 16,
+         'bf16': 16, 's32': 32, 'u32': 32, 'f32': 32, 's64': 64, 'u64': 64, 'f64': 64, 'c64': 64, 'c128': 128}
+_SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,<=]*)\]')
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{')
+# %name = SHAPE op(OPERANDS), ATTRIBUTES: the layouts in SHAPE hold parentheses, but none after a space.
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$')
+_CALLED = re.compile(r'\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)')
+_BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
+_WHILE = re.compile(r'\b(condition|body)=%?([\w.\-]+)')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_SIZE = r'([\d.]+)([KMGT]?)(?:iB|B)?'
+_DOES_NOT_FIT = (re.compile(rf'Used {_SIZE} of {_SIZE} hbm', re.I),
+                 re.compile(rf'temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)', re.I))
+
+
+class Collective(NamedTuple):
+    """The collectives of one kind in one run of a program, on one device.
+
+    Attributes:
+        count: how many run, those in a loop as often as the loop.
+        bytes: what they carry: the whole array of an all-reduce, the gathered result of an
+            all-gather, the operands of the others.
+        certain: False if one of them lies in a loop whose length the text does not tell; it is
+            then counted once.
+    """
+
+    count: int
+    bytes: int
+    certain: bool = True
+
+
+class _Instruction(NamedTuple):
+    shape: str
+    op: str
+    rest: str                           # operands and attributes
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r'%([\w.\-]+)', self.rest.split('), ')[0])
+
+
+def shape_bytes(text: str) -> int:
+    """Bytes of all array shapes in `text`, such as '(f32[8,2]{1,0:T(8,128)}, u32[])', without padding."""
+    total = 0
+    for dtype, axes in _SHAPE.findall(text):
+        bits = 8 if dtype.startswith('f8') else _BITS.get(dtype, 0)          # 0: token[], opaque[]
+        total += math.ceil(math.prod(_axes(axes)) * bits / 8)
+    return total
+
+
+def collectives(text: str) -> dict[str, Collective]:
+    """{kind: Collective} of a compiled program's text (`compiled.as_text()`).
+
+    An asynchronous pair (-start, -done) is one collective, a collective of a tuple carries the sum.
+    """
+    program, entry = _parse(text)
+    calls = _calls(program)
+    found = {}
+    for name, instructions in program.items():
+        times, certain = _executions(name, entry, calls)
+        for instruction in instructions.values():
+            kind = instruction.op.removesuffix('-start')
+            if kind in KINDS and times:
+                before = found.get(kind, Collective(0, 0))
+                found[kind] = Collective(
+                    before.count + times, before.bytes + times * _payload(instruction, kind, instructions),
+                    before.certain and certain)
+    return found
+
+
+def has_loops(text: str) -> bool:
+    """Whether the program has a loop, whose body XLA's own cost analysis counts once."""
+    return any(instruction.op == 'while' for instructions in _parse(text)[0].values()
+               for instruction in instructions.values())
+
+
+def arrays_between(text: str, rows: set[int], columns: set[int]) -> list[str]:
+    """The shapes in `text` that have an axis in `rows` and another one in `columns`, sorted.
+
+    With rows = {n, 2n} and columns = {2N} it finds a dense similarity matrix of n images on this
+    device against all N. It compares sizes alone: choose them so that no other axis has them.
+    """
+    found = set()
+    for dtype, text_axes in _SHAPE.findall(text):
+        axes = _axes(text_axes)
+        pairs = ((a, b) for i, a in enumerate(axes) for j, b in enumerate(axes) if i != j)
+        if any(a in rows and b in columns for a, b in pairs):
+            found.add(f'{dtype}[{text_axes}]')
+    return sorted(found)
+
+
+def count_flops(jaxpr) -> float:
+    """FLOPs of the matrix products and convolutions of a jaxpr, over all devices together.
+
+    Two for each multiplication with its addition; loops count as often as they run, so that this
+    stays right where XLA's cost analysis, which counts the body of a loop once, does not. The
+    zeros that a padded convolution multiplies count too. Branches count as their most expensive.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == 'dot_general':
+            (lhs_contracted, _), _ = params['dimension_numbers']
+            contracted = math.prod(equation.invars[0].aval.shape[axis] for axis in lhs_contracted)
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * contracted
+        elif name == 'conv_general_dilated':
+            kernel = equation.invars[1].aval.shape
+            per_output = math.prod(kernel) / kernel[params['dimension_numbers'].rhs_spec[0]]
+            # A dilated input is mostly zeros that no device multiplies (gradients of strided layers).
+            total += (2.0 * math.prod(equation.outvars[0].aval.shape) * per_output
+                      / math.prod(params['lhs_dilation']))
+        elif name == 'cond':
+            total += max(count_flops(branch.jaxpr) for branch in params['branches'])
+        else:
+            times = params['length'] if name == 'scan' else 1
+            if name == 'shard_map':                          # its jaxpr is that of one device
+                times = params['mesh'].size
+            total += times * sum(count_flops(inner) for inner in _inner_jaxprs(params))
+    return total
+
+
+def memory(compiled) -> dict[str, int]:
+    """Bytes per device of a compiled program: arguments, outputs (new ones alone), temporaries, code."""
+    analysis = compiled.memory_analysis()
+    return {'arguments': analysis.argument_size_in_bytes,
+            'outputs': analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+            'temporaries': analysis.temp_size_in_bytes,
+            'code': analysis.generated_code_size_in_bytes}
+
+
+def out_of_memory(message: str) -> tuple[int, int] | None:
+    """(bytes needed, bytes there are) if a compiler's error says that a program does not fit, else None.
+
+    The TPU compiler tells either the whole or the temporaries alone: more than the second, anyway.
+    """
+    if 'RESOURCE_EXHAUSTED' not in message:
+        return None
+    for pattern in _DOES_NOT_FIT:
+        if match := pattern.search(message):
+            value1, unit1, value2, unit2 = match.groups()
+            return _to_bytes(value1, unit1), _to_bytes(value2, unit2)
+    return None
+
+
+def _to_bytes(value: str, unit: str) -> int:
+    return round(float(value) * 1024 ** ' KMGT'.index(unit.upper() or ' '))
+
+
+def _axes(text: str) -> list[int]:
+    return [int(axis.lstrip('<=')) for axis in text.split(',') if axis]
+
+
+def _inner_jaxprs(params) -> list:
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(item, ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, Jaxpr):
+                found.append(item)
+    return found
+
+
+def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
+    """({computation: {instruction name: instruction}}, name of the entry computation)."""
+    program, entry, current = {}, '', {}
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = program[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif match := _INSTRUCTION.match(line):
+            current[match[1]] = _Instruction(*match.groups()[1:])
+    return program, entry
+
+
+def _calls(program) -> dict[str, list[tuple[str, int, bool]]]:
+    """{computation: [(its caller, how often one run of the caller runs it, is that certain)]}."""
+    callers = collections.defaultdict(list)
+    for caller, instructions in program.items():
+        for instruction in instructions.values():
+            if instruction.op == 'while':
+                parts = dict(_WHILE.findall(instruction.rest))
+                times = _trip_count(instruction.rest, program.get(parts['condition'], {}))
+                callers[parts['body']].append((caller, times or 1, times is not None))
+            elif not instruction.op.endswith(('-done', '-update')):
+                branches = ','.join(_BRANCHES.findall(instruction.rest))
+                for called in _CALLED.findall(instruction.rest) + re.findall(r'[\w.\-]+', branches):
+                    callers[called].append((caller, 1, True))
+    return callers
+
+
+def _trip_count(attributes: str, condition: dict[str, _Instruction]) -> int | None:
+    """How often a loop runs: as XLA says, or the one integer that its condition compares with."""
+    if match := _TRIP_COUNT.search(attributes):
+        return int(match[1])
+    constants = [instruction.rest.split(')')[0] for instruction in condition.values()
+                 if instruction.op == 'constant' and instruction.shape.startswith(('s32[]', 'u32[]'))]
+    return int(constants[0]) if len(constants) == 1 else None
+
+
+def _executions(name: str, entry: str, callers) -> tuple[int, bool]:
+    """(how often one run of the program runs the computation `name`, is that certain)."""
+    if name == entry:
+        return 1, True
+    times, certain = 0, True
+    for caller, repeats, sure in callers.get(name, []):
+        outer, outer_sure = _executions(caller, entry, callers)
+        times += outer * repeats
+        certain = certain and sure and outer_sure
+    return times, certain
+
+
+def _payload(instruction: _Instruction, kind: str, others: dict[str, _Instruction]) -> int:
+    result = shape_bytes(instruction.shape)
+    operands = sum(shape_bytes(others[name].shape) for name in instruction.operands if name in others)
+    if kind != 'all-gather':
+        return operands or result
+    return result - operands if instruction.op.endswith('-start') else result
