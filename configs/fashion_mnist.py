@@ -12,15 +12,15 @@ from simclr_jax import config as recipes
 
 
 def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, epochs=2.0)
+    argument = recipes.parse_argument(argument, method='simclr', epochs=2.0)
     config = recipes.base_config()
     config.data.source = 'fashion_mnist'
     config.batch_size = 256
     config.num_epochs = argument.epochs
 
     config.encoder.update({'depth': 10, 'width': 0.25, 'stem': 'cifar', 'dtype': 'float32'})
-    config.head.update({'num_layers': 2, 'out_dim': 64})
-    config.method.temperature = 0.2
+    recipes.use_method(config, argument.method, num_layers=2, hidden_width=128, out_dim=64)
+    recipes.for_short_runs(config)
     config.augment = recipes.augment_config(image_size=28, strength=0.5, blur=False)
     config.augment.crop.area = (0.5, 1.0)
     # The images are grey: hue, saturation and grey would cost time and change nothing.

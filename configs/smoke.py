@@ -1,7 +1,10 @@
 """SimCLR on the embedded data set `shapes`: the first run, minutes on two CPU cores.
 
     python -m simclr_jax.main --config=configs/smoke.py --workdir=/tmp/smoke
+    python -m simclr_jax.main --config=configs/smoke.py:method=byol --workdir=/tmp/byol
     python -m simclr_jax.main --config=configs/smoke.py:no_colour --workdir=/tmp/no_colour
+
+`method` is simclr, moco_v2, moco_v3 or byol, on the same data, encoder and optimiser.
 
 `no_colour` turns colour jitter and grey off and leaves crop and flip: two crops of one image then share
 its colours, the network tells images apart by them, and learns nothing else (paper sec. 3.1, Fig. 6).
@@ -13,15 +16,15 @@ from simclr_jax import config as recipes
 
 
 def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, no_colour=False)
+    argument = recipes.parse_argument(argument, method='simclr', no_colour=False)
     config = recipes.base_config()
     config.data.source = 'shapes'                   # 10,000 training and 2,000 test images of 32 px
     config.batch_size = 256
     config.num_train_steps = 500
 
     config.encoder.update({'depth': 10, 'width': 0.25, 'dtype': 'float32'})
-    config.head.update({'num_layers': 2, 'out_dim': 64})
-    config.method.temperature = 0.2
+    recipes.use_method(config, argument.method, num_layers=2, hidden_width=128, out_dim=64)
+    recipes.for_short_runs(config)
     config.augment = recipes.augment_config(image_size=32, strength=1.0, blur=False)
     config.augment.crop.area = (0.5, 1.0)           # smaller crops often miss the shape
     if argument.no_colour:

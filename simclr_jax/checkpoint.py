@@ -153,16 +153,30 @@ class Checkpointer:
                 f'optimizer: {_first(differences)}; use the config it was trained with')
         return self._restore(step, target)
 
-    def restore_encoder(self, step: int | None = None) -> dict[str, Any]:
+    def restore_encoder(self, step: int | None = None, network: str = 'online') -> dict[str, Any]:
         """Restores only {'params', 'batch_stats'} as numpy arrays, on any number of devices.
+
+        Args:
+            network: 'online', or 'target' for the network that follows it (see TrainState).
 
         Raises:
             FileNotFoundError: there is no checkpoint at `step` (default: the latest).
+            ValueError: the run has no such network.
         """
         step, stored = self._stored_tree(step)
-        target = {name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored[name])
-                  for name in ('params', 'batch_stats')}
-        return self._restore(step, target, partial_restore=True)
+        if network not in ('online', 'target'):
+            raise ValueError(f"there is no network {network!r}: choose 'online' or 'target'.")
+        if network == 'target' and 'target' not in (stored.get('method_state') or {}):
+            raise ValueError(f'the run in {self._workdir} has no target network, only an online one.')
+
+        def wanted(tree):
+            return {name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree[name])
+                    for name in ('params', 'batch_stats')}
+
+        if network == 'online':
+            return self._restore(step, wanted(stored), partial_restore=True)
+        target = {'method_state': {'target': wanted(stored['method_state']['target'])}}
+        return self._restore(step, target, partial_restore=True)['method_state']['target']
 
     def wait(self) -> None:
         """Waits until the last save is on disk.

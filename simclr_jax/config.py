@@ -15,36 +15,29 @@ ConfigDict = ml_collections.ConfigDict
 def base_config() -> ConfigDict:
     """SimCLR with the official TF2 defaults: ResNet-50, 224 px, batch 512, 100 epochs, LARS."""
     config = ConfigDict()
-    config.task = 'pretrain'            # pretrain, linear
+    config.task = 'pretrain'            # pretrain, linear, plan
     config.seed = 0                     # the only one: weights, data order and views follow from it
     config.batch_size = 512             # global, over all devices (tf2/run.py train_batch_size)
     config.num_epochs = 100.0           # tf2/run.py train_epochs
     config.num_train_steps = 0          # more than 0 overrides num_epochs (tf2/run.py train_steps)
 
-    config.method = ConfigDict({
-        'name': 'simclr',
-        'temperature': 0.1,             # tf2/run.py; paper Table 5
-        'normalize': True,              # l2-normalise z (tf2/run.py hidden_norm)
-        'loss_weight': 1.0,             # 2.0 = the scale of the official code, see objectives/nt_xent.py
-    })
+    config.shard_state = False          # split parameters and optimizer state over the devices
+    config.encoder_chunks = 1           # k: the encoder sees 1/k of the batch at a time, the loss all of it
+
     config.encoder = ConfigDict({
         'depth': 50,                    # 18, 34, 50, 101, 152, 200; 10 for smoke runs
         'width': 1.0,                   # multiplies the 64, 128, 256, 512 channels
         'stem': 'imagenet',             # imagenet: 7x7/2 and max-pool; cifar: 3x3/1
         'sk_ratio': 0.0,                # 0.0625 = selective kernels and ResNet-D (SimCLRv2)
         'zero_init_last_gamma': True,   # tf2/resnet.py
+        'remat': False,                 # recompute each block in the backward pass: less memory, more time
         'max_pool': 'torch',            # torch: pad 1; same: TensorFlow's, as in official weights
         'norm_groups': 1,               # BatchNorm statistics: 1 = of the global batch, G = of groups
         'norm_momentum': 0.9,           # tf2/run.py batch_norm_decay
         'norm_epsilon': 1e-5,           # tf2/resnet.py
         'dtype': 'bfloat16',            # activations; parameters, statistics and loss stay float32
     })
-    config.head = ConfigDict({
-        'mode': 'nonlinear',            # none, linear, nonlinear (tf2/run.py proj_head_mode)
-        'num_layers': 3,                # tf2/run.py num_proj_layers; the 2020 paper uses 2
-        'hidden_width': 0,              # 0: as wide as the features (tf2/model.py)
-        'out_dim': 128,                 # tf2/run.py proj_out_dim
-    })
+    use_method(config, 'simclr')        # config.method, config.head, config.predictor
     config.augment = augment_config(image_size=224, strength=1.0)
     config.data = ConfigDict({
         'source': 'imagenet2012',       # a TFDS name, folder:PATH, arrays:PATH.npz, or shapes
@@ -59,6 +52,7 @@ def base_config() -> ConfigDict:
         'learning_rate': 0.3,           # before scaling (tf2/run.py, "per batch size of 256")
         'scaling': 'linear',            # linear: x B/256; sqrt: x sqrt(B); none
         'momentum': 0.9,
+        'rate_in_momentum': True,       # lars: SimCLR's, lr inside the buffer; False: BYOL's and MoCo v3's
         'nesterov': False,              # for sgd; the official LARS has none
         'weight_decay': 1e-6,           # paper and tf2/run.py; the README's commands pass 1e-4
         'weight_decay_groups': (),      # ((regex over parameter paths, value), ...), the first match wins
@@ -66,10 +60,12 @@ def base_config() -> ConfigDict:
         'trust_coefficient': 0.001,     # lars (tf2/lars_optimizer.py eeta)
         'exclude': ('(^|/)probe/',),    # from decay and trust ratio, as all scales and biases are
     })
+    # warmup_cosine; epoch_cosine, which changes between epochs only (MoCo); constant
     config.schedule = ConfigDict({'name': 'warmup_cosine', 'warmup_epochs': 10.0})
     config.eval = ConfigDict({
         'online_probe': True,           # a linear classifier on stop-gradient features, trained alongside
         'layer': 0,                     # 0: features h; k: output of head layer k; -1: projection z
+        'encoder': 'online',            # online, or target: the moving average of MoCo and BYOL
         'batch_size': 256,              # tf2/run.py eval_batch_size
         'crop_proportion': 0.875,       # centre crop (tf2/data_util.py); 1.0 for 32 px and below
         'knn_every_epochs': 10.0,       # 0 = only at the end
@@ -79,9 +75,85 @@ def base_config() -> ConfigDict:
         'pixel_floor': False,           # kNN of the raw pixels beside them; for sets that fit in memory
     })
     config.linear = linear_config()
+    config.plan = ConfigDict({
+        'topology': '',                 # '' = the devices at hand; or a TPU slice: v4:4x4x2, v5e:4x8, ...
+        'memory_gib': 0.0,              # of a device; 0 = what it says, or the published figure
+        'search': True,                 # for the largest batch that fits: several compiles
+        'max_batch': 0,                 # where the search ends; 0 = 64 times where it starts
+        'chunks': 8,                    # also searched with, where encoder_chunks is 1
+        'num_classes': 1000,            # of the online probe: no data set is read
+    })
     config.checkpoint = ConfigDict({'every_epochs': 1.0, 'keep_last': 5, 'keep_best': 1})
     config.log = ConfigDict({'every_steps': 50})
     return config
+
+
+_HEAD = {
+    'mode': 'nonlinear',                # none, linear, nonlinear (tf2/run.py proj_head_mode)
+    'num_layers': 3,                    # tf2/run.py num_proj_layers; the 2020 paper uses 2
+    'hidden_width': 0,                  # 0: as wide as the features (tf2/model.py)
+    'out_dim': 128,                     # tf2/run.py proj_out_dim
+    'norm': True, 'final_norm': True,   # BatchNorm after the hidden, and after the last, layers
+    'bias': False, 'final_bias': False,
+    'init_stddev': 0.01,                # of the kernels (tf2/model.py); 0: 1 / sqrt(input width)
+}
+# method name -> its losses' settings, and where its projector and predictor differ from _HEAD.
+_METHODS = {
+    'simclr': ({'name': 'simclr',
+                'temperature': 0.1,     # tf2/run.py; paper Table 5
+                'normalize': True,      # l2-normalise z (tf2/run.py hidden_norm)
+                'decoupled': False,     # True: DCL, the positive is left out of the denominator
+                'loss_weight': 1.0},    # 2.0 = the scale of the official code, see objectives/nt_xent.py
+               {}, {'mode': 'none'}),
+    # facebookresearch/moco README, main_moco.py and moco/builder.py with --mlp --moco-t 0.2
+    'moco_v2': ({'name': 'moco', 'temperature': 0.2, 'momentum': 0.999, 'momentum_rises': False,
+                 'queue_size': 65536, 'symmetric': False, 'key_groups': 'strided'},
+                {'num_layers': 2, 'norm': False, 'final_norm': False, 'bias': True, 'final_bias': True,
+                 'init_stddev': 0.0}, {'mode': 'none'}),
+    # facebookresearch/moco-v3 main_moco.py, moco/builder.py and CONFIG.md
+    'moco_v3': ({'name': 'moco', 'temperature': 1.0, 'momentum': 0.99, 'momentum_rises': True,
+                 'queue_size': 0, 'symmetric': True, 'key_groups': 'strided'},
+                {'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'init_stddev': 0.0},
+                {'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'final_norm': False,
+                 'init_stddev': 0.0}),
+    # deepmind-research byol/configs/byol.py and utils/networks.py
+    'byol': ({'name': 'byol', 'momentum': 0.996, 'momentum_rises': True, 'stop_gradient': True},
+             *2 * ({'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'bias': True,
+                    'final_norm': False, 'init_stddev': 0.0},)),
+}
+
+
+def use_method(config: ConfigDict, name: str, **head: Any) -> None:
+    """Sets method, head and predictor of `config` to those of a method, and nothing else.
+
+    name: simclr, moco_v2, moco_v3 or byol. `head`: values of both heads that the recipe changes,
+    such as hidden_width. ValueError for an unknown name.
+    """
+    if name not in _METHODS:
+        raise ValueError(f'There is no method {name!r}; there are {", ".join(_METHODS)}.')
+    method, projector, predictor = _METHODS[name]
+    config.method = ConfigDict(method)
+    config.head = ConfigDict(_HEAD | projector | head)
+    config.predictor = ConfigDict(_HEAD | predictor | head)
+
+
+def for_short_runs(config: ConfigDict) -> None:
+    """Method settings for small data sets and minutes instead of days: chosen here, on `shapes`.
+
+    A target that is to be followed within some hundred steps must move fast, and MoCo's keys then age
+    fast. Its head has no BatchNorm, so that old keys lie elsewhere than new ones: the network tells its
+    key by its age (contrastive accuracy 99 %, projections of rank 1). Heads with BatchNorm, and a short
+    queue, prevent that.
+    """
+    method = config.method
+    if 'temperature' in method:
+        method.temperature = 0.2
+    if 'momentum' in method:
+        method.momentum = 0.9 if method.name == 'byol' else 0.95
+    if method.get('queue_size'):
+        method.queue_size = 1024
+        config.head.update({'norm': True, 'final_norm': True, 'bias': False, 'final_bias': False,
+                            'init_stddev': 0.01})
 
 
 def augment_config(*, image_size: int, strength: float, blur: bool = True) -> ConfigDict:
@@ -113,11 +185,44 @@ def augment_config(*, image_size: int, strength: float, blur: bool = True) -> Co
     })
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def moco_augment(*, image_size: int, area: tuple[float, float] = (0.2, 1.0), blur: bool = True) -> ConfigDict:
+    """MoCo v2's augmentation (facebookresearch/moco main_moco.py --aug-plus), both views alike.
+
+    Its operations are torchvision's: crops of uniform area, brightness, contrast and saturation in
+    [0.6, 1.4]. Saturation here scales that of HSV, contrast is about the mean of each channel.
+    """
+    augment = augment_config(image_size=image_size, strength=0.5, blur=blur)
+    augment.crop.update({'law': 'uniform', 'area': area})
+    augment.jitter.update({'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1})
+    augment.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
+    return augment
+
+
+def byol_augment(*, image_size: int, blur: bool = True) -> ConfigDict:
+    """BYOL's augmentation (byol/utils/augmentations.py): view 1 blurred, view 2 seldom but solarized.
+
+    Brightness is additive. `blur=False` for small images, as solo-learn's CIFAR recipe.
+    """
+    augment = augment_config(image_size=image_size, strength=0.5, blur=blur)
+    augment.crop.law = 'uniform'
+    augment.jitter.update({'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.2, 'hue': 0.1,
+                           'brightness_mode': 'add'})
+    augment.view1 = ConfigDict({'blur': {'probability': 1.0 if blur else 0.0}})
+    augment.view2 = ConfigDict({'blur': {'probability': 0.1 if blur else 0.0},
+                                'solarize': {'probability': 0.2}})
+    augment.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
+    return augment
+
+
 def linear_config() -> ConfigDict:
     """The offline linear evaluation (README of the official code, 'linear evaluation' on ImageNet)."""
     return ConfigDict({
         'pretrained': '',               # the workdir of the encoder; '' = --workdir itself
         'checkpoint': 'last',           # last, best (by kNN), or a step
+        'encoder': '',                  # online, or target; '' = as the run's own eval.encoder
         'layer': 0,                     # as eval.layer; SimCLRv2 fine-tunes from 1
         'augment': True,                # crops and flips in training; False: centre crops, encoded once
         'num_epochs': 90.0,
@@ -135,9 +240,13 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.train_split, config.data.test_split = 'train[:512]', 'test[:256]'
     config.batch_size = 64
     config.num_train_steps = 12
-    config.schedule.warmup_epochs = 0.25
+    config.schedule.warmup_epochs = min(config.schedule.warmup_epochs, 0.25)
     config.encoder.update({'depth': 10, 'width': 0.125, 'dtype': 'float32'})
-    config.head.out_dim = 32
+    config.head.update({'out_dim': 32, 'hidden_width': 64})
+    config.predictor.update({'out_dim': 32, 'hidden_width': 64})
+    if config.method.get('queue_size'):
+        config.method.queue_size = 256
+    config.encoder.norm_groups = min(config.encoder.norm_groups, 4)
     config.augment.image_size = 32
     config.encoder.stem = 'cifar'
     config.eval.update({'crop_proportion': 1.0, 'batch_size': 64, 'knn_k': 20})
@@ -172,18 +281,20 @@ def parse_argument(argument: str, **defaults: Any) -> ConfigDict:
     return values
 
 
-_POSITIVE = ('batch_size', 'method.temperature', 'encoder.depth', 'encoder.width', 'augment.image_size',
-             'eval.batch_size', 'eval.crop_proportion', 'eval.knn_k', 'eval.knn_temperature',
-             'linear.num_epochs', 'linear.batch_size', 'checkpoint.keep_last', 'log.every_steps')
+_POSITIVE = ('batch_size', 'encoder_chunks', 'method.temperature', 'encoder.depth', 'encoder.width',
+             'augment.image_size', 'eval.batch_size', 'eval.crop_proportion', 'eval.knn_k',
+             'eval.knn_temperature', 'linear.num_epochs', 'linear.batch_size', 'checkpoint.keep_last',
+             'log.every_steps', 'plan.chunks', 'plan.num_classes')
 _NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epochs', 'optimizer.weight_decay',
-                 'eval.knn_every_epochs', 'checkpoint.every_epochs', 'checkpoint.keep_best')
+                 'eval.knn_every_epochs', 'checkpoint.every_epochs', 'checkpoint.keep_best',
+                 'plan.memory_gib', 'plan.max_batch')
 
 
 def check_values(config: ConfigDict) -> None:
     """ValueError for a number that no run could use; the rest is checked where it is used."""
     fields = flatten(config)
     for name in _POSITIVE + _NOT_NEGATIVE:
-        if fields[name] < 0 or name in _POSITIVE and fields[name] == 0:
+        if name in fields and (fields[name] < 0 or name in _POSITIVE and fields[name] == 0):
             raise ValueError(f'{name} is {fields[name]}: it must be '
                              f'{"more than 0" if name in _POSITIVE else "0 or more"}.')
     if config.seed >= 1 << 31:

@@ -24,6 +24,7 @@ _LABELS = {
     'loss': 'loss',
     'contrastive_accuracy': 'accuracy',
     'probe_accuracy': 'probe',
+    'feature_rank': 'rank',
     'knn_accuracy': 'kNN',
     'knn_floor': 'floor',
     'learning_rate': 'lr',
@@ -136,7 +137,7 @@ class MetricWriter:
         if self._open:
             cells = [[f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row]
                      for row in rows]
-            self._keep(_plain_table(title, columns, cells))
+            self._keep(plain_table(title, columns, cells))
             self._display.table(title, columns, cells)
 
     def pause(self) -> contextlib.AbstractContextManager[None]:
@@ -208,7 +209,7 @@ class _Lines:
         print(text, file=self._stream, flush=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        self.note(_plain_table(title, columns, rows))
+        self.note(plain_table(title, columns, rows))
 
     def close(self) -> None:
         self._stream.flush()
@@ -285,7 +286,7 @@ def _duration(seconds: float) -> str:
     return f'{hours} h {minutes} min' if hours else f'{minutes} min'
 
 
-def _plain_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+def plain_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(columns, *rows)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
              for line in [columns, ['-' * width for width in widths], *rows]]

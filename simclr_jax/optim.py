@@ -18,6 +18,7 @@ def make_optimizer(
     name: str,
     *,
     momentum: float = 0.9,
+    rate_in_momentum: bool = True,
     nesterov: bool = False,
     weight_decay: float = 0.0,
     weight_decay_groups: Sequence[tuple[str, float]] = (),
@@ -30,7 +31,10 @@ def make_optimizer(
 
     'lars'   v = momentum * v + lr * trust * (g + decay * w); w -= v, with the learning rate inside
              the buffer and trust = trust_coefficient * |w| / |g + decay * w|, or 1 if either
-             norm is 0 (You et al. 2017; google-research/simclr tf2/lars_optimizer.py).
+             norm is 0 (You et al. 2017; google-research/simclr tf2/lars_optimizer.py). With
+             rate_in_momentum=False it stays outside: v = momentum * v + trust * (g + decay * w);
+             w -= lr * v (byol/utils/optimizers.py, moco-v3 moco/optimizer.py). While the rate
+             changes, the two are different optimisers.
     'sgd'    v = momentum * v + g + decay * w; w -= lr * v.
     'adamw'  Adam with b1, b2 and decoupled weight decay (Loshchilov & Hutter 2019).
 
@@ -62,7 +66,8 @@ def make_optimizer(
 
     def lars(learning_rate):
         adapt = optax.masked(trust_ratio, adapted)
-        return optax.chain(decay, adapt, optax.scale_by_learning_rate(learning_rate), trace)
+        last = (optax.scale_by_learning_rate(learning_rate), trace)
+        return optax.chain(decay, adapt, *(last if rate_in_momentum else reversed(last)))
 
     def sgd(learning_rate):
         return optax.chain(decay, trace, optax.scale_by_learning_rate(learning_rate))

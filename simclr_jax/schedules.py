@@ -31,13 +31,23 @@ def warmup_cosine(
     return peak * jnp.where(step < warmup_steps, warmup, cosine)
 
 
-def make_schedule(name: str, *, peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
-    """The schedule `name`: 'warmup_cosine' or 'constant'.
+def epoch_cosine(step: jax.Array, *, peak: float, steps_per_epoch: float, num_epochs: float) -> jax.Array:
+    """Half a cosine from `peak` to 0 that changes only when an epoch begins (facebookresearch/moco
+    main_moco.py adjust_learning_rate): epoch e of E has peak * (1 + cos(pi * e / E)) / 2.
+    """
+    epoch = jnp.floor(jnp.asarray(step, jnp.float32) / steps_per_epoch)
+    return peak * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(epoch / num_epochs, 0.0, 1.0)))
+
+
+def make_schedule(name: str, *, peak: float, total_steps: int, warmup_steps: int = 0,
+                  steps_per_epoch: float = 1.0) -> Schedule:
+    """The schedule `name`: 'warmup_cosine', 'epoch_cosine' or 'constant'.
 
     Args:
         peak: the highest learning rate.
         total_steps: length of the run.
         warmup_steps: of 'warmup_cosine' only.
+        steps_per_epoch: of 'epoch_cosine' only.
 
     Returns:
         A function of the step (an int or float scalar, traced or not) to a float32 scalar.
@@ -46,12 +56,16 @@ def make_schedule(name: str, *, peak: float, total_steps: int, warmup_steps: int
         ValueError: an unknown name, a setting the schedule would ignore, or a warm-up that
             leaves no step for the cosine.
     """
-    if name not in ('warmup_cosine', 'constant'):
-        raise ValueError(f"unknown schedule '{name}': choose 'warmup_cosine' or 'constant'.")
+    if name not in ('warmup_cosine', 'epoch_cosine', 'constant'):
+        raise ValueError(
+            f"unknown schedule '{name}': choose 'warmup_cosine', 'epoch_cosine' or 'constant'.")
+    if name != 'warmup_cosine' and warmup_steps:
+        raise ValueError(f"schedule '{name}' has no warm-up: set warmup_epochs to 0.")
     if name == 'constant':
-        if warmup_steps:
-            raise ValueError("schedule 'constant' has no warm-up: set warmup_epochs to 0.")
         return functools.partial(constant, peak=peak)
+    if name == 'epoch_cosine':
+        return functools.partial(epoch_cosine, peak=peak, steps_per_epoch=steps_per_epoch,
+                                 num_epochs=max(1, round(total_steps / steps_per_epoch)))
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f'warmup_steps {warmup_steps} must lie in [0, total_steps {total_steps}): '
@@ -84,3 +98,13 @@ def num_train_steps(num_examples: int, num_epochs: float, batch_size: int) -> in
 def num_warmup_steps(num_examples: int, warmup_epochs: float, batch_size: int) -> int:
     """Steps of the linear warm-up: the whole batches in `warmup_epochs` passes."""
     return int(num_examples * warmup_epochs // batch_size)
+
+
+def rising_momentum(step: jax.Array, *, base: float, total_steps: int) -> jax.Array:
+    """The momentum of BYOL's target: from `base` at step 0 along a cosine to 1 at `total_steps`.
+
+    1 - (1 - base) * (cos(pi * step / total_steps) + 1) / 2 (deepmind-research byol/utils/schedules.py);
+    steps beyond `total_steps` stay at 1.
+    """
+    progress = jnp.clip(jnp.asarray(step, jnp.float32) / total_steps, 0.0, 1.0)
+    return 1.0 - (1.0 - base) * (jnp.cos(jnp.pi * progress) + 1.0) / 2.0

@@ -31,7 +31,7 @@ def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int) 
     return init_state
 
 
-def make_train_step(method, optimizer: Callable, learning_rate: Callable) -> Callable:
+def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, seed: int) -> Callable:
     """(state, batch) -> (state, metrics), for the caller to jit with shardings and a donated state.
 
     Args:
@@ -39,6 +39,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable) -> Cal
         optimizer: learning rate -> optax.GradientTransformation, see optim.py. It is rebuilt in every
         trace, so that the learning rate is a function of the state's step and of nothing else.
         learning_rate: step -> float32 scalar.
+        seed: with the state's step, it gives the key of whatever the method draws.
 
     Returns:
         A function whose metrics (float32 scalars) are those of the method, `gradient_norm` and
@@ -47,8 +48,9 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable) -> Cal
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         rate = learning_rate(state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, aux = jax.grad(method.loss, has_aux=True)(
-            state.params, state.batch_stats, state.method_state, batch)
+            state.params, state.batch_stats, state.method_state, batch, key)
         updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate}
@@ -64,11 +66,12 @@ def make_encode(network, *, layer: int = 0) -> Callable[[dict, jax.Array], jax.A
     """(variables, images [N, H, W, 3]) -> features [N, D] float32, with the running BatchNorm statistics.
 
     layer: 0 for h, k for the output of head layer k, -1 for the projection z; tracing another
-    one raises ValueError.
+    one raises ValueError. Predictor and probe are not needed: the variables may be a target's.
     """
+    bare = network.clone(predictor=None, num_classes=0)
 
     def encode(variables: dict, images: jax.Array) -> jax.Array:
-        layers = network.apply(variables, images, train=False).layers
+        layers = bare.apply(variables, images, train=False).layers
         if not -len(layers) <= layer < len(layers):
             raise ValueError(f'layer is {layer}: the head has layers 0 (features) to {len(layers) - 1} '
                              '(projection), which is also -1.')

@@ -7,7 +7,7 @@ are functions of (seed, step), so that to resume is to restore the state and sta
 import functools
 import math
 import signal
-from typing import Any
+from typing import Any, Callable
 
 import jax
 import numpy as np
@@ -17,15 +17,17 @@ from simclr_jax.config import ConfigDict, view_config
 from simclr_jax.data import host_augment, pipeline, sources
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.frozen import is_labelled, measure
+from simclr_jax.evaluate.health import CollapseWatch, make_health
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.methods import make_method
 from simclr_jax.metrics import MetricWriter
-from simclr_jax.models.network import make_network
+from simclr_jax.models.network import Network, make_network
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 _MAY_DIFFER = ('task', 'log', 'linear', 'checkpoint', 'data.dir', 'data.download', 'data.num_threads',
                'data.test_split', 'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
-               'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor')
+               'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
+               'eval.encoder', 'shard_state', 'plan')
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
@@ -60,23 +62,17 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         train_source.num_examples, config.num_epochs, config.batch_size)
 
     # Network, method, optimiser, state.
-    network = make_network(
-        encoder=config.encoder.to_dict(), head=config.head.to_dict(),
-        num_classes=train_source.num_classes if config.eval.online_probe else 0,
-        probe_layer=config.eval.layer, mean=config.augment.mean, std=config.augment.std)
-    method = make_method(network=network, mesh=mesh, **config.method)
-    optimizer = optim.make_optimizer(**{name: value for name, value in config.optimizer.items()
-                                        if name not in ('learning_rate', 'scaling')})
-    learning_rate = _make_schedule(config, train_source.num_examples, num_steps)
-    everywhere = sharding.replicated(mesh)
-    init_state = steps.jit_once(steps.make_init_state(
-        method, optimizer, seed=config.seed, image_size=config.augment.image_size),
-        out_shardings=everywhere)
-    train_step = jax.jit(steps.make_train_step(method, optimizer, learning_rate),
-                         out_shardings=everywhere, donate_argnums=0)
+    network, init_state, train_step, state_shardings = build(
+        config, mesh, num_examples=train_source.num_examples, num_classes=train_source.num_classes,
+        num_steps=num_steps)
+    init_state = steps.jit_once(init_state, out_shardings=state_shardings)
+    train_step = jax.jit(train_step, out_shardings=(state_shardings, sharding.replicated(mesh)),
+                         donate_argnums=0)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
+    health = jax.jit(make_health(network))
     state = init_state()
-    jax.eval_shape(encode, _variables(state), _blank_image(config))              # is there such a layer?
+    measured_network = config.eval.encoder
+    jax.eval_shape(encode, state.variables(measured_network), _blank_image(config))  # is there such a layer?
 
     # Start, or go on.
     checkpointer = checkpoint.Checkpointer(
@@ -105,20 +101,24 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         if measurable:
             if config.eval.pixel_floor:
                 results['raw pixels'] = evaluate(raw_pixels, linear=False)
-            results['random'] = evaluate(functools.partial(encode, _variables(init_state())),
+            random = init_state().variables(measured_network)
+            results['random'] = evaluate(functools.partial(encode, random),
                                          linear=config.eval.linear_at_end)
             writer.note(f'kNN of the random encoder: {results["random"]["knn_accuracy"]:.4f}, the floor')
 
         # Train.
         with _Interruption(every_steps=5) as interruption, jax.transfer_guard('disallow'):
             for step in range(start + 1, num_steps + 1):
-                state, metrics = train_step(state, sharding.put_batch(mesh, next(batches)))
+                batch = sharding.put_batch(mesh, next(batches))
+                state, metrics = train_step(state, batch)
+                if log.due(step):
+                    metrics |= health(state.variables(), batch['view1'])
                 log(step, metrics)
                 interrupted, measured = interruption.arrived(step), {}
                 if measurable and due(step, config.eval.knn_every_epochs) and not interrupted:
                     log.flush()
                     with writer.pause(), jax.transfer_guard('allow'):
-                        measured = evaluate(functools.partial(encode, _variables(state)),
+                        measured = evaluate(functools.partial(encode, state.variables(measured_network)),
                                             linear=config.eval.linear_at_end and step == num_steps)
                     writer.write(step, measured | {'knn_floor': results['random']['knn_accuracy']})
                     results['pretrained'] = measured
@@ -135,7 +135,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         if not measurable:
             return {}
         if start == num_steps:              # nothing was left to train
-            results['pretrained'] = evaluate(functools.partial(encode, _variables(state)),
+            results['pretrained'] = evaluate(functools.partial(encode, state.variables(measured_network)),
                                              linear=config.eval.linear_at_end)
         report_results(
             writer, workdir, f'{test_source.name}, {test_source.split}: {test_source.num_examples:,} '
@@ -145,16 +145,39 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         return results
 
 
+def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num_classes: int,
+          num_steps: int) -> tuple[Network, Callable, Callable, Any]:
+    """What a run computes, for the caller to compile: nothing is allocated here.
+
+    Args:
+        mesh: of the devices that will run it, at hand or not.
+        num_examples, num_classes, num_steps: of the training split, and of the run.
+
+    Returns:
+        The network, `init_state`, `train_step` (see steps.py), and the shardings of the state.
+    """
+    network = make_network(
+        encoder=config.encoder.to_dict(), head=config.head.to_dict(), predictor=config.predictor.to_dict(),
+        num_classes=num_classes if config.eval.online_probe else 0, probe_layer=config.eval.layer,
+        mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks)
+    method = make_method(network=network, mesh=mesh, num_train_steps=num_steps, **config.method)
+    optimizer = optim.make_optimizer(**{name: value for name, value in config.optimizer.items()
+                                        if name not in ('learning_rate', 'scaling')})
+    learning_rate = _make_schedule(config, num_examples, num_steps)
+    init_state = steps.make_init_state(method, optimizer, seed=config.seed,
+                                       image_size=config.augment.image_size)
+    train_step = steps.make_train_step(method, optimizer, learning_rate, seed=config.seed)
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
+    return network, init_state, train_step, shardings
+
+
 def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int):
     peak = schedules.scaled_learning_rate(config.optimizer.learning_rate, config.batch_size,
                                           config.optimizer.scaling)
     warmup = schedules.num_warmup_steps(num_examples, config.schedule.warmup_epochs, config.batch_size)
     return schedules.make_schedule(config.schedule.name, peak=peak, warmup_steps=warmup,
-                                   total_steps=num_steps)
-
-
-def _variables(state) -> dict[str, Any]:
-    return {'params': state.params, 'batch_stats': state.batch_stats}
+                                   total_steps=num_steps,
+                                   steps_per_epoch=num_examples / config.batch_size)
 
 
 def _blank_image(config: ConfigDict) -> jax.ShapeDtypeStruct:
@@ -198,6 +221,11 @@ class _LateLog:
     def __init__(self, writer: MetricWriter, checkpointer: checkpoint.Checkpointer, every_steps: int):
         self._writer, self._checkpointer, self._every_steps = writer, checkpointer, every_steps
         self._pending = None
+        self._watch = CollapseWatch()
+
+    def due(self, step: int) -> bool:
+        """Whether the metrics of `step` will be written."""
+        return step % self._every_steps == 0
 
     def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self.flush()
@@ -212,8 +240,12 @@ class _LateLog:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(f'The loss is {loss} and the gradient norm {norm} at step {step}. '
                                      + self._checkpointer.last_good())
-        if step % self._every_steps == 0:
+        if self.due(step):
+            metrics = jax.device_get(metrics)
             self._writer.write(step, metrics)
+            sentence = self._watch(step, metrics)
+            if sentence:
+                self._writer.note(sentence)
 
 
 class _Interruption:

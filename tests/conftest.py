@@ -13,12 +13,20 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # simulated devices on a busy machine may wait long for each other, which XLA takes for a deadlock.
 FAST = '--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600'
 os.environ['XLA_FLAGS'] = f'{FAST} --xla_force_host_platform_device_count=8'
-cache = tempfile.TemporaryDirectory(prefix='simclr_jax_tests_')     # removed when pytest ends
-os.environ['JAX_COMPILATION_CACHE_DIR'] = cache.name
+if 'PYTEST_XDIST_WORKER' not in os.environ:     # its workers share the one of the process that starts them
+    cache = tempfile.TemporaryDirectory(prefix='simclr_jax_tests_')     # removed when pytest ends
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Minutes each, most of it the start-up of processes: begun first, so that none runs alone at the end.
+SLOW = ('test_pod.py', 'test_resume.py', 'test_configs.py', 'test_devices.py', 'test_train.py',
+        'test_linear.py')
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
 _WARNINGS = """

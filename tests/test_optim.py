@@ -90,6 +90,32 @@ def test_lars_equals_the_official_update_written_out():
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
+def test_lars_with_the_rate_outside_equals_byols_update_written_out(nesterov):
+    """byol/utils/optimizers.py: decay, trust ratio, momentum, and the learning rate last."""
+    def update(w, v, g, lr, regular):
+        trust = 1.0
+        if regular:
+            g = g + DECAY * w
+            w_norm, g_norm = np.linalg.norm(w), np.linalg.norm(g)
+            if w_norm > 0 and g_norm > 0:
+                trust = 0.02 * w_norm / g_norm
+        v = 0.9 * v + trust * g
+        return w - lr * (trust * g + 0.9 * v if nesterov else v), v
+
+    ours = make_optimizer('lars', rate_in_momentum=False, weight_decay=DECAY, trust_coefficient=0.02,
+                          nesterov=nesterov)
+    assert_close(train(ours), by_hand(update))
+
+
+def test_where_the_rate_stands_matters_as_soon_as_it_changes():
+    inside, outside = (train(make_optimizer('lars', rate_in_momentum=where)) for where in (True, False))
+    kernels = [[tree['probe']['kernel'] for tree in history] for history in (inside, outside)]
+    # The first rate is 0, so that only the buffer outside holds the first gradient.
+    for step, (x, y) in enumerate(zip(*kernels)):
+        assert np.allclose(x, y, rtol=1e-4) == (step == 0)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
 def test_sgd_equals_its_update_written_out(nesterov):
     def update(w, v, g, lr, regular):
         g = g + DECAY * w * regular

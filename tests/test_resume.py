@@ -1,10 +1,12 @@
 """Nothing is lost: a run that was killed or interrupted goes on from its last checkpoint, bit for bit."""
 
+import concurrent.futures
 import json
 import os
 import signal
 import subprocess
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +15,16 @@ import pytest
 
 from simclr_jax import checkpoint
 
-STEPS = 40
-ARGUMENTS = ('--config=configs/smoke.py:smoke', f'--config.num_train_steps={STEPS}',
-             '--config.checkpoint.every_epochs=0.25', '--config.log.every_steps=1',     # every 2 steps
-             '--config.data.test_split=none', '--config.optimizer.learning_rate=0.5')
+STEPS = 26
+METHODS = {'simclr': set(), 'moco_v2': {'target', 'queue', 'pointer'}, 'byol': {'target'}}
+SETTINGS = (f'--config.num_train_steps={STEPS}', '--config.batch_size=16', '--config.augment.image_size=16',
+            '--config.data.train_split=train[:128]', '--config.checkpoint.every_epochs=0.25',   # every 2 steps
+            '--config.log.every_steps=1', '--config.data.test_split=none',
+            '--config.optimizer.learning_rate=0.5')
+
+
+def arguments(workdir, method='simclr'):
+    return f'--config=configs/smoke.py:smoke,method={method}', *SETTINGS, f'--workdir={workdir}'
 
 
 def last_state(workdir):
@@ -30,9 +38,9 @@ def steps_logged(workdir):
     return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-def start_and_signal(command, workdir, number, after_step):
+def start_and_signal(command, workdir, number, after_step, method='simclr'):
     """Starts a run and sends it the signal once it has logged `after_step`; returns status and output."""
-    argv, options = command(*ARGUMENTS, f'--workdir={workdir}')
+    argv, options = command(*arguments(workdir, method))
     process = subprocess.Popen(argv, **options)
     deadline = time.time() + 200
     while time.time() < deadline and process.poll() is None:
@@ -45,11 +53,36 @@ def start_and_signal(command, workdir, number, after_step):
     return process.returncode, output, error
 
 
+class Killed(NamedTuple):
+    status: int                 # of the process that was killed
+    step: int | None            # of the last checkpoint that it left
+    resumed: subprocess.CompletedProcess
+
+
 @pytest.fixture(scope='module')
-def straight(run_main, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('straight')
-    done = run_main(*ARGUMENTS, f'--workdir={workdir}')
-    assert done.returncode == 0, done.stderr
+def runs(command, run_main, tmp_path_factory):
+    """{method: (future of the straight run, workdir, of the killed run, workdir)}; two at a time."""
+
+    def straight(method, workdir):
+        return run_main(*arguments(workdir, method))
+
+    def killed(method, workdir):
+        status, _, _ = start_and_signal(command, workdir, signal.SIGKILL, after_step=5, method=method)
+        step = last_state(workdir)[0]
+        return Killed(status, step, run_main(*arguments(workdir, method)))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        # All straight runs first: the others then find every program compiled.
+        jobs = {(job, method): (pool.submit(job, method, workdir), workdir)
+                for job in (straight, killed) for method in METHODS
+                for workdir in [tmp_path_factory.mktemp(job.__name__)]}
+    return {method: (*jobs[straight, method], *jobs[killed, method]) for method in METHODS}
+
+
+@pytest.fixture(scope='module')
+def straight(runs):
+    future, workdir, _, _ = runs['simclr']
+    assert future.result().returncode == 0, future.result().stderr
     return workdir
 
 
@@ -59,14 +92,19 @@ def assert_same_run(workdir, straight):
     assert steps_logged(workdir) == steps_logged(straight) == list(range(1, STEPS + 1))
 
 
-def test_a_killed_run_ends_as_the_unbroken_one(command, run_main, straight, tmp_path):
-    status, _, _ = start_and_signal(command, tmp_path, signal.SIGKILL, after_step=5)
-    assert status == -signal.SIGKILL
-    assert last_state(tmp_path)[0] < STEPS              # it was killed in the middle
-    done = run_main(*ARGUMENTS, f'--workdir={tmp_path}')
+@pytest.mark.parametrize('method', METHODS)
+def test_a_killed_run_ends_as_the_unbroken_one(method, runs):
+    whole, straight, broken, workdir = runs[method]
+    done, killed = whole.result(), broken.result()
     assert done.returncode == 0, done.stderr
-    assert 'resumed at step' in done.stdout
-    assert_same_run(tmp_path, straight)
+    assert killed.status == -signal.SIGKILL and 0 < killed.step < STEPS     # killed in the middle
+    assert killed.resumed.returncode == 0, killed.resumed.stderr
+    assert f'resumed at step {killed.step}' in killed.resumed.stdout
+    assert_same_run(workdir, straight)
+    kept = last_state(straight)[1]['method_state'] or {}
+    assert set(kept) == METHODS[method]                 # target and queue were compared too
+    if 'pointer' in kept:
+        assert kept['pointer'] == STEPS * 16 % 256
 
 
 def test_sigterm_saves_the_step_it_reached_and_leaves(command, run_main, straight, tmp_path):
@@ -74,28 +112,28 @@ def test_sigterm_saves_the_step_it_reached_and_leaves(command, run_main, straigh
     assert status == 128 + signal.SIGTERM, error
     assert 'Stopped by SIGTERM after step' in output and 'Traceback' not in error
     assert 3 < last_state(tmp_path)[0] < STEPS
-    done = run_main(*ARGUMENTS, f'--workdir={tmp_path}')
+    done = run_main(*arguments(tmp_path))
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path, straight)
 
 
 def test_another_config_in_the_same_workdir_is_refused(run_main, straight):
     before = sorted(os.listdir(straight / 'checkpoints'))
-    done = run_main(*ARGUMENTS, f'--workdir={straight}', '--config.batch_size=32', '--config.seed=1')
+    done = run_main(*arguments(straight), '--config.batch_size=32', '--config.seed=1')
     assert done.returncode == 1
-    assert 'batch_size: 64 in the workdir, 32 now' in done.stderr
+    assert 'batch_size: 16 in the workdir, 32 now' in done.stderr
     assert 'seed: 0 in the workdir, 1 now' in done.stderr
     assert sorted(os.listdir(straight / 'checkpoints')) == before
 
 
 def test_a_finished_run_only_measures_again(run_main, straight):
-    done = run_main(*ARGUMENTS, f'--workdir={straight}')
+    done = run_main(*arguments(straight))
     assert done.returncode == 0, done.stderr
     assert steps_logged(straight) == list(range(1, STEPS + 1))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(run_main, tmp_path):
-    done = run_main(*ARGUMENTS, f'--workdir={tmp_path}', '--config.optimizer.learning_rate=1e30',
+    done = run_main(*arguments(tmp_path), '--config.optimizer.learning_rate=1e30',
                     '--config.optimizer.name=sgd', '--config.checkpoint.every_epochs=0.125')
     assert done.returncode == 1
     assert 'at step' in done.stderr and 'Traceback' not in done.stderr

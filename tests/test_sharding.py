@@ -56,6 +56,20 @@ def test_replicated_puts_the_whole_array_on_every_device():
     assert [shard.data.shape for shard in placed.addressable_shards] == [(3,)] * 8
 
 
+def test_a_split_state_is_cut_along_the_longest_axis_that_the_devices_share():
+    mesh = sharding.make_mesh()
+    shapes = {'kernel': (3, 3, 8, 16), 'square': (8, 8), 'rows': (65536, 128), 'odd': (3, 3, 3, 5),
+              'scale': (24,), 'small': (4,), 'step': ()}
+    state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    whole = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in state.items()}
+    split = jax.device_put(state, sharding.state_shardings(mesh, whole, split=True))
+    assert {name: value.addressable_shards[0].data.shape for name, value in split.items()} == {
+        'kernel': (3, 3, 8, 2), 'square': (1, 8), 'rows': (8192, 128), 'odd': (3, 3, 3, 5),
+        'scale': (3,), 'small': (4,), 'step': ()}
+    replicated = sharding.state_shardings(mesh, whole, split=False)
+    assert set(replicated.values()) == {sharding.replicated(mesh)}
+
+
 def test_batch_that_devices_cannot_share_is_refused_by_name():
     mesh = sharding.make_mesh()
     assert sharding.local_batch_size(24, mesh) == 24

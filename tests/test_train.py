@@ -1,14 +1,21 @@
 """pretrain() in this process: what it refuses, what it measures, and data of every kind."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from simclr_jax.config import base_config, smoke
+from simclr_jax import train
+from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.data.shapes import make_shapes
+from simclr_jax.evaluate import linear as linear_module
 from simclr_jax.evaluate.linear import linear
+from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.steps import make_encode
 from simclr_jax.train import pretrain
 
 
@@ -21,6 +28,8 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
     config.schedule.warmup_epochs = 0.0
     config.optimizer.learning_rate = 0.1
     config.linear.update({'batch_size': 16, 'num_epochs': 1.0})
+    if 'method.name' in overrides and overrides['method.name'] in ('byol', 'moco_v2'):
+        use_method(config, overrides.pop('method.name'), num_layers=2, hidden_width=16, out_dim=8)
     config.update_from_flattened_dict(overrides)
     return config
 
@@ -35,6 +44,9 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
     ({'batch_size': 60}, 'batch_size 60 is not divisible by the 8 devices'),
     ({'batch_size': 1024}, 'has only 64 images: choose a smaller batch'),
     ({'eval.layer': 9}, '9'),
+    ({'eval.encoder': 'target'}, "eval.encoder is 'target': this method has no target network"),
+    ({'eval.encoder': 'teacher'}, "eval.encoder is 'teacher': it takes 'online' or 'target'"),
+    ({'predictor.mode': 'nonlinear'}, "'simclr' has no predictor"),
     ({'eval.layer': 9, 'eval.online_probe': False}, 'layer is 9: the head has layers 0'),
     ({'data.train_split': 'training'}, "no split 'training'"),
     ({'data.test_split': 'testing'}, "no split 'testing'"),
@@ -114,3 +126,122 @@ def test_a_failed_start_does_not_claim_the_workdir(tmp_path):
     with pytest.raises(ValueError, match='norm_groups=3'):
         pretrain(config, str(tmp_path))
     pretrain(small_config(), str(tmp_path))
+
+
+# --- the network that is measured, and what a log row says of it
+
+
+@pytest.fixture(scope='module')
+def measured_runs(tmp_path_factory):
+    """{method: (workdir, variables of every encoder that the run measured)}, without the measuring."""
+    runs = {}
+    for method, encoder in (('simclr', 'online'), ('byol', 'target')):
+        workdir, seen = tmp_path_factory.mktemp(method), []
+
+        def measure(encode, *, seen=seen, **_):
+            seen.append(jax.device_get(encode.args[0]))
+            return {'knn_accuracy': 0.5}
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, 'measure', measure)
+            pretrain(small_config(**{'method.name': method, 'eval.encoder': encoder, 'log.every_steps': 1,
+                                     'eval.linear_at_end': False}), str(workdir))
+        runs[method] = str(workdir), seen
+    return runs
+
+
+def saved(workdir):
+    return ocp.PyTreeCheckpointer().restore(f'{workdir}/checkpoints/2/state')
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize('method', ['simclr', 'byol'])
+def test_every_row_of_the_log_tells_spread_and_rank(method, measured_runs):
+    lines = open(f'{measured_runs[method][0]}/metrics.jsonl').read().splitlines()
+    rows = [row for row in map(json.loads, lines) if 'loss' in row]
+    assert [row['step'] for row in rows] == [1, 2]
+    for row in rows:
+        for name, width in (('feature', 32), ('projection', 8 if method == 'byol' else 32)):
+            assert 0 < row[f'{name}_spread'] <= 1
+            assert 1 <= row[f'{name}_rank'] <= min(16, width)
+
+
+def test_byol_measures_its_target_if_asked_to_and_before_training_the_one_it_began_with(measured_runs):
+    workdir, (random, trained) = measured_runs['byol']
+    assert_same(trained, saved(workdir)['method_state']['target'])
+    for part in ('params', 'batch_stats'):
+        assert jax.tree.structure(random[part]) == jax.tree.structure(trained[part])
+    online = saved(workdir)['params']['encoder']
+    assert (online['stem_conv']['kernel'] != trained['params']['encoder']['stem_conv']['kernel']).any()
+
+
+def test_an_encoder_loads_from_its_workdir_online_or_target(measured_runs):
+    workdir, _ = measured_runs['byol']
+    state = saved(workdir)
+    parts = {'online': {name: state[name] for name in ('params', 'batch_stats')},
+             'target': state['method_state']['target']}
+    for asked, encoder in (('online', 'online'), ('', 'target')):           # '': the run's eval.encoder
+        pretrained = load_pretrained(workdir, encoder=asked)
+        assert pretrained.encoder == encoder and pretrained.network.predictor is None
+        for kind in ('params', 'batch_stats'):
+            assert set(pretrained.variables[kind]) == {'encoder', 'head'}
+            assert_same(pretrained.variables[kind],
+                        {part: parts[encoder][kind][part] for part in ('encoder', 'head')})
+            assert jax.tree.structure(pretrained.initial[kind]) == jax.tree.structure(
+                pretrained.variables[kind])
+    features = make_encode(pretrained.network)(pretrained.variables, np.zeros((2, 16, 16, 3), np.uint8))
+    assert features.shape == (2, 32)
+
+
+def test_the_floor_is_the_online_network_before_training(measured_runs):
+    for method, (workdir, (random, _)) in measured_runs.items():
+        initial = load_pretrained(workdir).initial['params']['encoder']
+        same = jax.tree.map(np.array_equal, initial, random['params']['encoder'])
+        # BYOL's target starts elsewhere; scales and biases start at one and zero everywhere.
+        assert all(jax.tree.leaves(same)) == (method == 'simclr')
+
+
+@pytest.mark.parametrize('encoder, sentence', [
+    ('target', 'has no target network, only an online one'), ('teacher', "'teacher'.*'online' or 'target'")])
+def test_a_network_that_a_run_does_not_have_is_refused(encoder, sentence, measured_runs, tmp_path):
+    workdir, _ = measured_runs['simclr']
+    with pytest.raises(ValueError, match=sentence):
+        load_pretrained(workdir, encoder=encoder)
+    with pytest.raises(ValueError, match=sentence):
+        linear(small_config(**{'linear.encoder': encoder, 'linear.pretrained': workdir}), str(tmp_path / 'w'))
+    assert not (tmp_path / 'w').exists()
+
+
+def test_a_linear_evaluation_of_the_target_says_so(measured_runs, tmp_path, monkeypatch):
+    workdir, _ = measured_runs['byol']
+    seen = []
+
+    def fit(batches, features_of, *, width, num_classes, **_):
+        seen.append(jax.device_get(features_of.args[0]))
+        return np.zeros((width, num_classes)), np.zeros(num_classes)
+
+    monkeypatch.setattr(linear_module, 'fit_classifier', fit)
+    linear(small_config(**{'linear.encoder': 'target', 'linear.pretrained': workdir}), str(tmp_path))
+    assert_same(seen[1], saved(workdir)['method_state']['target'])
+    rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+    assert [row['protocol']['encoder'] for row in rows] == ['target', 'target']
+
+
+def test_a_workdir_from_before_there_were_targets_still_loads(measured_runs, tmp_path):
+    workdir, _ = measured_runs['simclr']
+    old = shutil.copytree(workdir, tmp_path / 'old')
+    config = json.loads((old / 'config.json').read_text())
+    for name in ('predictor', 'encoder_chunks', 'shard_state'):
+        del config[name]
+    for group, name in (('eval', 'encoder'), ('encoder', 'remat'), ('linear', 'encoder'),
+                        ('method', 'decoupled'), ('optimizer', 'rate_in_momentum')):
+        config[group].pop(name, None)
+    for name in ('bias', 'final_bias', 'norm', 'final_norm', 'init_stddev'):
+        config['head'].pop(name, None)
+    (old / 'config.json').write_text(json.dumps(config))
+    now, then = load_pretrained(workdir), load_pretrained(str(old))
+    assert then.encoder == 'online' and then.network == now.network
+    assert_same((then.variables, then.initial), (now.variables, now.initial))

@@ -42,7 +42,7 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
       RuntimeError: the encoder changed while the classifier was trained.
     """
     settings = config.linear
-    pretrained = load_pretrained(settings.pretrained or workdir, settings.checkpoint)
+    pretrained = load_pretrained(settings.pretrained or workdir, settings.checkpoint, settings.encoder)
     own = pretrained.config
     mesh = sharding.make_mesh()
     train_source, test_source = _load_sources(config, own)
@@ -86,7 +86,7 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
             f'{test_source.split}: {len(test.labels):,} images', results, is_lead=sharding.is_lead(),
             evaluation='linear', step=pretrained.step, data=test_source.name, split=test_source.split,
             num_test=len(test.labels), seconds=round(time.time() - started, 1),
-            protocol=settings.to_dict())
+            protocol=settings.to_dict() | {'encoder': pretrained.encoder})
     return results
 
 

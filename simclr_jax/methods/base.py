@@ -19,11 +19,13 @@ class Method(NamedTuple):
     """A self-supervised method.
 
     init(key, images [1, H, W, 3]) -> (params, batch_stats, method_state)
-    loss(params, batch_stats, method_state, batch) -> (scalar float32, Aux)
+    loss(params, batch_stats, method_state, batch, key) -> (scalar float32, Aux)
       batch: {'view1', 'view2': [N, H, W, 3], 'label': [N] int32, -1 = none}, sharded along N.
+      key: of this step, for whatever the method draws.
     after_update(method_state, params, aux, step) -> method_state
-      called with the new params; `method_state` (a target network, a queue) is donated,
-      checkpointed and resumed with the rest of the state, and never read by the trainer.
+      called with the new params and the number of updates before this one; `method_state` (a target
+      network, a queue) is donated, checkpointed and resumed with the rest of the state, and never
+      read by the trainer. See TrainState.variables for its one convention.
     """
 
     init: Callable[..., tuple[Tree, Tree, Tree]]

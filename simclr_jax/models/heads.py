@@ -24,7 +24,8 @@ class ProjectionHead(nn.Module):
         out_dim: width of the last layer.
         norm, final_norm: a BatchNorm after the hidden, and after the last, Dense layers.
         bias, final_bias: a bias in the hidden, and in the last, Dense layers.
-        norm_groups, norm_momentum, norm_epsilon: see `BatchNorm`.
+        init_stddev: of the kernels at the start; 0 takes 1 / sqrt(input width), as Haiku's BYOL.
+        norm_groups, norm_strided, norm_momentum, norm_epsilon: see `BatchNorm`.
         dtype: of the matrix products. Parameters, norms and outputs are float32.
     """
 
@@ -36,7 +37,9 @@ class ProjectionHead(nn.Module):
     final_norm: bool = True
     bias: bool = False
     final_bias: bool = False
+    init_stddev: float = 0.01
     norm_groups: int = 1
+    norm_strided: bool = False
     norm_momentum: float = 0.9
     norm_epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
@@ -47,18 +50,20 @@ class ProjectionHead(nn.Module):
 
         Raises ValueError for an unknown mode or a nonlinear head of no layers.
         """
+        kernel_init = (nn.initializers.normal(self.init_stddev) if self.init_stddev
+                       else nn.initializers.lecun_normal())
         layers = [features]
         num_layers = self._num_layers()
         for index in range(1, num_layers + 1):
             last = index == num_layers
             x = nn.Dense(self.out_dim if last else self.hidden_width or features.shape[-1],
                          use_bias=self.final_bias if last else self.bias,
-                         kernel_init=nn.initializers.normal(0.01), dtype=self.dtype,
+                         kernel_init=kernel_init, dtype=self.dtype,
                          name=f'dense{index}')(layers[-1]).astype(jnp.float32)
             if self.final_norm if last else self.norm:
                 x = BatchNorm(use_running_average=not train, groups=self.norm_groups,
-                              momentum=self.norm_momentum, epsilon=self.norm_epsilon,
-                              use_bias=not last, name=f'norm{index}')(x)
+                              strided=self.norm_strided, momentum=self.norm_momentum,
+                              epsilon=self.norm_epsilon, use_bias=not last, name=f'norm{index}')(x)
             layers.append(x if last else nn.relu(x))
         return tuple(layers)
 

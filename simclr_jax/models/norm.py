@@ -14,11 +14,15 @@ class BatchNorm(nn.Module):
     each normalised with its own statistics in training: unsynchronised batch norm, whatever the
     number of devices. The running statistics follow the mean over the groups.
 
+    `strided` deals the rows out instead, row i to group i mod G. On a batch split over devices
+    no row moves for it: only the sums of each group are added up between devices.
+
     Attributes:
         use_running_average: normalise with the running statistics, which are then left unchanged.
         momentum: running = momentum * running + (1 - momentum) * batch.
         epsilon: added to the (biased) variance.
         groups: number of groups of rows; must divide the batch.
+        strided: groups of every G-th row instead of contiguous ones.
         use_bias: learn an offset. There is always a scale.
         scale_init: initialiser of the scale.
         dtype: of the output. Statistics and parameters are float32 whatever the input.
@@ -28,6 +32,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     groups: int = 1
+    strided: bool = False
     use_bias: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: DTypeLike = jnp.float32
@@ -47,8 +52,10 @@ class BatchNorm(nn.Module):
             if x.shape[0] % self.groups:
                 raise ValueError(f'a batch of {x.shape[0]} rows does not divide into norm_groups='
                                  f'{self.groups}; choose a divisor of the batch')
-            rows = x.reshape(self.groups, -1, *x.shape[1:])  # [G, N/G, ..., C]
-            mean, var = _moments(rows, axes=tuple(range(1, x.ndim)))  # [G, 1, ..., C]
+            grid = (-1, self.groups) if self.strided else (self.groups, -1)
+            rows = x.reshape(*grid, *x.shape[1:])  # [G, N/G, ..., C], strided [N/G, G, ..., C]
+            own = 1 if self.strided else 0  # the axis of the groups
+            mean, var = _moments(rows, axes=tuple(i for i in range(x.ndim) if i != own))
             if not self.is_initializing():
                 self._update(running_mean, mean)
                 self._update(running_var, var)

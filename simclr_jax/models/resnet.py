@@ -142,7 +142,8 @@ class ResNet(nn.Module):
         sk_ratio: above 0, selective kernels and ResNet-D, with this squeeze; SimCLRv2 uses 0.0625.
         zero_init_last_gamma: start every block as its shortcut.
         max_pool: 'torch' (one pixel on every side) or 'same' (TensorFlow's, as official weights).
-        norm_groups, norm_momentum, norm_epsilon: see `BatchNorm`.
+        norm_groups, norm_strided, norm_momentum, norm_epsilon: see `BatchNorm`.
+    remat: compute each block's activations again in the backward pass instead of keeping them.
         dtype: of the activations. Parameters, statistics and features are float32.
     """
 
@@ -153,8 +154,10 @@ class ResNet(nn.Module):
     zero_init_last_gamma: bool = True
     max_pool: str = 'torch'
     norm_groups: int = 1
+    norm_strided: bool = False
     norm_momentum: float = 0.9
     norm_epsilon: float = 1e-5
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -168,7 +171,8 @@ class ResNet(nn.Module):
         _check_choice('max_pool', self.max_pool, MAX_POOL_PADDING)
         conv = partial(symmetric_conv, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, groups=self.norm_groups,
-                       momentum=self.norm_momentum, epsilon=self.norm_epsilon, dtype=self.dtype)
+                       strided=self.norm_strided, momentum=self.norm_momentum,
+                       epsilon=self.norm_epsilon, dtype=self.dtype)
         last_init = nn.initializers.zeros if self.zero_init_last_gamma else nn.initializers.ones
         last_norm = partial(norm, scale_init=last_init)
 
@@ -177,6 +181,8 @@ class ResNet(nn.Module):
             raise ValueError(f'encoder width {self.width} is too small; choose at least 1/32')
         x = self._stem(images, channels, conv, norm)
         block_type, stage_sizes = DEPTHS[self.depth]
+        if self.remat:
+            block_type = nn.remat(block_type)
         for stage, num_blocks in enumerate(stage_sizes):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.methods import make_method
-from simclr_jax.methods.simclr import online_probe
-from simclr_jax.models.network import make_network
+from simclr_jax.models.network import forward_train, make_network
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +21,7 @@ def make_batch(labels):
 
 @pytest.fixture(scope='module')
 def setting(network):
-    method = make_method('simclr', network=network, temperature=0.2)
+    method = make_method('simclr', network=network, num_train_steps=1, temperature=0.2)
     params, batch_stats, method_state = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     return method, params, batch_stats, method_state
 
@@ -43,11 +42,10 @@ def numpy_nt_xent(z1, z2, temperature):
 def test_the_loss_is_algorithm_1_over_both_views_in_one_batch(network, setting):
     method, params, batch_stats, method_state = setting
     batch = make_batch([0, 1, 2, 1, -1, 0])
-    value, aux = jax.jit(method.loss)(params, batch_stats, method_state, batch)
+    value, aux = jax.jit(method.loss)(params, batch_stats, method_state, batch, jax.random.key(0))
     # The order of the 2N rows changes nothing in the network: here the views are concatenated.
-    output, _ = network.apply({'params': params, 'batch_stats': batch_stats},
-                              jnp.concatenate([batch['view1'], batch['view2']]), train=True,
-                              mutable=['batch_stats'])
+    images = jnp.concatenate([batch['view1'], batch['view2']])
+    output, _ = jax.jit(forward_train, static_argnums=0)(network, params, batch_stats, images)
     expected = numpy_nt_xent(*np.split(np.asarray(output.projection), 2), temperature=0.2)
     np.testing.assert_allclose(aux.metrics['contrastive_loss'], expected, rtol=1e-5)
     np.testing.assert_allclose(value, expected + aux.metrics['probe_loss'], rtol=1e-5)
@@ -56,26 +54,32 @@ def test_the_loss_is_algorithm_1_over_both_views_in_one_batch(network, setting):
 def test_loss_weight_scales_nt_xent_and_not_the_probe(network, setting):
     _, params, batch_stats, method_state = setting
     batch = make_batch([0, 1, 2, 1])
-    doubled = make_method('simclr', network=network, temperature=0.2, loss_weight=2.0)
-    value, aux = jax.jit(doubled.loss)(params, batch_stats, method_state, batch)
+    doubled = make_method('simclr', network=network, num_train_steps=1, temperature=0.2, loss_weight=2.0)
+    value, aux = jax.jit(doubled.loss)(params, batch_stats, method_state, batch, jax.random.key(0))
     expected = 2 * aux.metrics['contrastive_loss'] + aux.metrics['probe_loss']
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 def test_labels_never_reach_the_encoder(setting):
     method, params, batch_stats, method_state = setting
-    gradient = jax.jit(jax.grad(lambda p, batch: method.loss(p, batch_stats, method_state, batch)[0]))
+    gradient = jax.jit(jax.grad(
+        lambda p, batch: method.loss(p, batch_stats, method_state, batch, jax.random.key(0))[0]))
     some, others = gradient(params, make_batch([0, 1, 2, 1])), gradient(params, make_batch([2, 0, 0, 2]))
     for name in ('encoder', 'head'):
         jax.tree.map(np.testing.assert_array_equal, some[name], others[name])
     assert not np.array_equal(some['probe']['kernel'], others['probe']['kernel'])
 
 
-def test_unlabelled_rows_do_not_count_in_the_probe():
-    logits = jnp.asarray(np.random.default_rng(1).normal(size=(5, 3)), jnp.float32)
-    some = online_probe(logits, jnp.array([0, -1, 2, -1, 1]))
-    np.testing.assert_allclose(some, online_probe(logits[::2], jnp.array([0, 2, 1])), rtol=1e-6)
-    np.testing.assert_array_equal(online_probe(logits, jnp.full(5, -1)), (0, 0))
+def test_simclr_keeps_no_state_of_its_own(setting):
+    method, params, batch_stats, method_state = setting
+    assert method_state == () == method.after_update(method_state, params, None, 0)
+
+
+def test_a_predictor_is_refused():
+    heads = {'mode': 'nonlinear', 'num_layers': 2, 'out_dim': 8}
+    network = make_network(encoder={'depth': 10}, head=heads, predictor=heads)
+    with pytest.raises(ValueError, match="'simclr' has no predictor: set predictor.mode to 'none'"):
+        make_method('simclr', network=network, num_train_steps=1, temperature=0.2)
 
 
 def test_an_unknown_method_is_named():

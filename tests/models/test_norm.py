@@ -64,6 +64,53 @@ def test_groups_are_contiguous_and_normalised_apart(images, variables, groups):
         np.testing.assert_allclose(stats[name], running, rtol=1e-5)
 
 
+@pytest.mark.parametrize('groups', [2, 4])
+def test_strided_groups_are_every_gth_row_and_normalised_apart(images, variables, groups):
+    module = BatchNorm(use_running_average=False, groups=groups, strided=True)
+    y, stats = apply(module, variables, images)
+    scale, bias = (np.float64(variables['params'][name]) for name in ('scale', 'bias'))
+    dealt = [np.float64(images)[group::groups] for group in range(groups)]
+    for group, rows in enumerate(dealt):
+        expected = (rows - rows.mean((0, 1, 2))) / np.sqrt(rows.var((0, 1, 2)) + 1e-5) * scale + bias
+        np.testing.assert_allclose(y[group::groups], expected, rtol=1e-4, atol=1e-5)
+    for name, batch in (('mean', [rows.mean((0, 1, 2)) for rows in dealt]),
+                        ('var', [rows.var((0, 1, 2)) for rows in dealt])):
+        running = 0.9 * np.float64(variables['batch_stats'][name]) + 0.1 * np.mean(batch, 0)
+        np.testing.assert_allclose(stats[name], running, rtol=1e-5)
+
+
+def value_and_gradient(module, variables, images):
+    """A loss that weighs every output differently, its gradient by variables and rows, the statistics."""
+    weights = np.random.default_rng(2).normal(size=images.shape).astype(np.float32)
+
+    def value(params, x):
+        y, stats = apply(module, {**variables, 'params': params}, x)
+        return jnp.sum(jnp.sin(y) * weights), stats
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(variables['params'], images)
+
+
+def test_one_strided_group_is_the_whole_batch(images, variables):
+    plain, strided = (value_and_gradient(BatchNorm(use_running_average=False, strided=strided), variables,
+                                         images) for strided in (False, True))
+    assert_trees_close(plain, strided, rtol=1e-6)
+
+
+@pytest.mark.parametrize('groups', [2, 4])
+def test_the_gradient_of_strided_groups_is_that_of_separate_batches(images, variables, groups):
+    weights = np.random.default_rng(2).normal(size=images.shape).astype(np.float32)
+    one = BatchNorm(use_running_average=False)
+
+    def value(params, x):
+        return sum(jnp.sum(jnp.sin(apply(one, {**variables, 'params': params}, x[group::groups])[0])
+                           * weights[group::groups]) for group in range(groups))
+
+    expected = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(variables['params'], images)
+    strided = BatchNorm(use_running_average=False, groups=groups, strided=True)
+    (total, _), gradient = value_and_gradient(strided, variables, images)
+    assert_trees_close((total, gradient), expected, rtol=1e-5)
+
+
 def test_evaluation_ignores_groups_and_keeps_the_statistics(images, variables):
     module = BatchNorm(use_running_average=True, groups=3)  # does not divide the batch of 8
     y, stats = apply(module, variables, images)
@@ -81,6 +128,22 @@ def test_a_sharded_batch_gives_the_numbers_of_one_device(images, variables, grou
     run = jax.jit(lambda variables, x: apply(module, variables, x))
     one, eight = run(variables, images), run(variables, jax.device_put(images, rows))
     assert_trees_close(one, eight, rtol=1e-5)
+
+
+@pytest.mark.parametrize('groups', [1, 2, 8])
+def test_strided_groups_of_a_sharded_batch_keep_their_numbers_and_move_no_row(variables, groups):
+    images = np.random.default_rng(0).normal(2.0, 3.0, (16, 3, 3, 4)).astype(np.float32)
+    mesh = jax.make_mesh((8,), ('rows',), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('rows'))
+    module = BatchNorm(use_running_average=False, groups=groups, strided=True)
+    run = jax.jit(lambda variables, x: apply(module, variables, x),
+                  out_shardings=(rows, rows.update(spec=jax.sharding.PartitionSpec())))
+    eight = run.lower(variables, jax.device_put(images, rows)).compile()
+    everywhere = jax.device_put(variables, rows.update(spec=jax.sharding.PartitionSpec()))
+    assert_trees_close(eight(everywhere, jax.device_put(images, rows)), apply(module, variables, images),
+                       rtol=1e-5)
+    assert 'all-reduce' in eight.as_text()
+    assert not any(name in eight.as_text() for name in ('all-gather', 'all-to-all', 'collective-permute'))
 
 
 def test_bfloat16_activations_keep_float32_statistics(images, variables):
@@ -105,6 +168,7 @@ def test_a_constant_channel_stays_finite(variables):
         assert (stats['var'] >= 0.9 * variables['batch_stats']['var']).all()
 
 
-def test_a_batch_that_does_not_divide_names_both_numbers(images, variables):
+@pytest.mark.parametrize('strided', [False, True])
+def test_a_batch_that_does_not_divide_names_both_numbers(images, variables, strided):
     with pytest.raises(ValueError, match='8 rows.*norm_groups=3'):
-        apply(BatchNorm(use_running_average=False, groups=3), variables, images)
+        apply(BatchNorm(use_running_average=False, groups=3, strided=strided), variables, images)

@@ -240,6 +240,28 @@ def test_bfloat16_is_for_activations_only():
     np.testing.assert_allclose(features, full, atol=0.02 * np.abs(full).max())
 
 
+@pytest.mark.parametrize('block_type', [resnet.BasicBlock, resnet.BottleneckBlock])
+def test_rematerialised_blocks_have_the_same_names_outputs_statistics_and_gradients(monkeypatch, block_type):
+    monkeypatch.setitem(resnet.DEPTHS, 6, (block_type, (1, 1)))
+    images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
+    kept, again = (ResNet(6, width=1 / 8, stem='cifar', remat=remat) for remat in (False, True))
+    variables = jax.tree.map(np.float32, random_variables(kept, images))
+    assert shapes(again) == shapes(kept)
+
+    def run(module):
+        def loss(params):
+            features, updated = module.apply({**variables, 'params': params}, images, train=True,
+                                             mutable=['batch_stats'])
+            return jnp.square(features).sum(), (features, updated)
+
+        recomputed = str(jax.make_jaxpr(loss)(variables['params'])).count('= remat')
+        return recomputed, quick_jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+
+    (none, kept), (blocks, again) = run(kept), run(again)
+    assert (none, blocks) == (0, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), again, kept)
+
+
 @pytest.mark.parametrize('settings, message', [
     ({'depth': 42}, 'depth 42.*10, 18, 34, 50, 101, 152, 200'),
     ({'depth': 18, 'stem': 'mnist'}, "stem 'mnist'.*imagenet, cifar"),

@@ -1,0 +1,43 @@
+"""Runs of the command for the benchmarks: train, read what it wrote, keep a table as JSON."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def train(workdir: pathlib.Path, *options: str) -> dict[str, Any]:
+    """`python -m simclr_jax.main OPTIONS --workdir=WORKDIR`, or what an earlier call left there.
+
+    Returns {'results': {encoder: row of results.jsonl}, 'metrics': rows of metrics.jsonl, 'seconds'}.
+    """
+    finished = workdir / 'benchmark.json'
+    if not finished.exists():
+        started = time.time()
+        subprocess.run([sys.executable, '-m', 'simclr_jax.main', f'--workdir={workdir}', *options],
+                       cwd=ROOT, check=True)
+        finished.write_text(json.dumps({'seconds': round(time.time() - started)}))
+    rows = _lines(workdir / 'results.jsonl')
+    return {'results': {row['encoder']: row for row in rows}, 'metrics': _lines(workdir / 'metrics.jsonl'),
+            **json.loads(finished.read_text())}
+
+
+def keep(name: str, title: str, rows: Any) -> None:
+    """Puts `rows` under `title` into benchmarks/NAME.json, with machine and versions."""
+    path = ROOT / 'benchmarks' / f'{name}.json'
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept[title] = {'machine': f'{os.cpu_count()} cores {platform.machine()}', 'jax': jax.__version__,
+                   'device': jax.devices()[0].device_kind, 'python': platform.python_version(), 'rows': rows}
+    path.write_text(json.dumps(kept, indent=2) + '\n')
+
+
+def _lines(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,68 @@
+"""BYOL (Grill et al. 2020, Algorithm 1): predict the target network's projection of the other view."""
+
+import jax
+
+from simclr_jax import schedules
+from simclr_jax.methods.base import Aux, Method
+from simclr_jax.methods.probe import online_probe
+from simclr_jax.methods.target import moving_average, target_network, target_params
+from simclr_jax.methods.views import interleave_views, split_views
+from simclr_jax.models.network import Network, forward_train, regrouped
+from simclr_jax.objectives.cosine_regression import cosine_regression
+
+
+def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, momentum_rises: bool = True,
+         stop_gradient: bool = True, mesh: jax.sharding.Mesh | None = None) -> Method:
+    """The BYOL method around `network`, as deepmind-research byol/byol_experiment.py.
+
+    Each view is predicted from the other: the loss is the sum of both directions, mean over images.
+    BatchNorm sees each view by itself (unless encoder.norm_groups says otherwise), as in the official
+    code, which makes one pass a view.
+
+    Args:
+        network: encoder, projector, predictor and, if it has classes, the online probe. Without a
+            predictor the online projection itself regresses the target: the ablation that collapses.
+        num_train_steps: over which the target's momentum rises to 1.
+        momentum: of the target at step 0, in [0, 1].
+        momentum_rises: along a cosine to 1; False keeps it.
+        stop_gradient: False lets the gradient flow into the target's parameters as if they were the
+            online ones; for the ablation, and only of use with momentum 0.
+        mesh: the devices that share the batch.
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f'method.momentum is {momentum}: it must be in [0, 1].')
+    online = regrouped(network, 2, strided=True) if network.encoder.norm_groups == 1 else network
+    target = target_network(online)
+    num_devices = mesh.size if mesh else 1
+
+    def init(key, images):
+        variables = network.init(key, images, train=False)
+        # The target starts elsewhere, from weights of its own (byol_experiment.py).
+        other = target.init(jax.random.fold_in(key, 1), images, train=False)
+        return variables['params'], variables['batch_stats'], {
+            'target': {'params': other['params'], 'batch_stats': other['batch_stats']}}
+
+    def loss(params, batch_stats, method_state, batch, key):
+        del key  # BYOL draws nothing
+        images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
+        output, batch_stats = forward_train(online, params, batch_stats, images, num_devices=num_devices)
+        followed = method_state['target']
+        aimed_at = followed['params'] if stop_gradient else target_params(params)
+        aim, target_stats = forward_train(target, aimed_at, followed['batch_stats'], images,
+                                          num_devices=num_devices)
+        goal = jax.lax.stop_gradient(aim.projection) if stop_gradient else aim.projection
+        prediction1, prediction2 = split_views(output.prediction)                # [N, D] each
+        goal1, goal2 = split_views(goal)
+        regression = (cosine_regression(prediction1, goal2) + cosine_regression(prediction2, goal1)).mean()
+        probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
+        total = regression + probe_loss
+        metrics = {'loss': total, 'regression_loss': regression, **probe_metrics}
+        return total, Aux(batch_stats, metrics, carry=target_stats)
+
+    def after_update(method_state, params, aux, step):
+        rate = (schedules.rising_momentum(step, base=momentum, total_steps=num_train_steps)
+                if momentum_rises else momentum)
+        followed = moving_average(method_state['target']['params'], params, rate)
+        return {'target': {'params': followed, 'batch_stats': aux.carry}}
+
+    return Method(init, loss, after_update)

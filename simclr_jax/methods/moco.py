@@ -1,0 +1,164 @@
+"""MoCo v2 and v3 (He et al. 2020; Chen et al. 2020b, 2021): a slowly moving key encoder, many negatives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax import schedules
+from simclr_jax.methods.base import Aux, Method
+from simclr_jax.methods.probe import online_probe
+from simclr_jax.methods.target import moving_average, target_network, target_params
+from simclr_jax.methods.views import interleave_views, split_views
+from simclr_jax.models.network import Network, forward_train, regrouped
+from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
+from simclr_jax.objectives.nt_xent import l2_normalize
+
+KEY_GROUPS = ('strided', 'shuffled', 'same')
+
+
+def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, momentum: float = 0.999,
+         momentum_rises: bool = False, queue_size: int = 65536, symmetric: bool = False,
+         key_groups: str = 'strided', mesh: jax.sharding.Mesh | None = None) -> Method:
+    """The MoCo method around `network`, as facebookresearch/moco moco/builder.py.
+
+    A query, view 1 through the online network, has to find its key, view 2 through the target
+    network, among the keys of the last `queue_size` images. With `queue_size=0` and a predictor it is
+    MoCo v3: the negatives are the other keys of the global batch.
+
+    With unsynchronised BatchNorm (encoder.norm_groups > 1) a query and its key must not be
+    normalised with the same images, or the statistics give the pair away (sec. 3.3). The official
+    code shuffles the images between GPUs; here the rows stay and the key branch's groups change.
+
+    Args:
+        network: encoder, head and, if it has classes, the online probe, which reads the queries.
+        num_train_steps: over which a rising momentum reaches 1.
+        temperature: more than 0; v1 0.07, v2 0.2, v3 1.0.
+        momentum: of the target, in [0, 1]; v2 0.999, v3 0.99.
+        momentum_rises: along a cosine to 1 (v3); v2 keeps it constant.
+        queue_size: K keys, any number that is not below the keys of one step; 0 for no queue.
+        symmetric: also view 2 as query and view 1 as key, the two losses added. BatchNorm then sees
+            each view by itself, unless encoder.norm_groups says otherwise. v3, which is always
+            symmetric, multiplies by twice the temperature.
+        key_groups: BatchNorm of the keys. 'strided': every G-th row, so that each group of keys
+            holds as many of one group of queries as of any other. 'shuffled': contiguous groups
+            after a random permutation of the whole batch, the original's way, which moves images
+            between devices. 'same': the queries' own groups, which leaks; to see what it does.
+        mesh: the devices that share the batch; every one of them holds the whole queue.
+
+    Raises:
+        ValueError: values out of range.
+    """
+    _check(momentum, queue_size, key_groups)
+    shuffled = key_groups == 'shuffled' and network.encoder.norm_groups > 1
+    if symmetric and network.encoder.norm_groups == 1:
+        network = regrouped(network, 2, strided=True)           # one pass a view in the original
+    target = target_network(network)
+    if key_groups == 'strided':
+        target = regrouped(target, network.encoder.norm_groups, strided=True)
+    num_devices = mesh.size if mesh else 1
+
+    def init(key, images):
+        variables = network.init(key, images, train=False)
+        params, batch_stats = variables['params'], variables.get('batch_stats', {})
+        # A copy: each part of the state is donated by itself.
+        state = {'target': jax.tree.map(jnp.copy, {
+            'params': target_params(params), 'batch_stats': target_params(batch_stats)})}
+        if queue_size:
+            apply = functools.partial(network.apply, train=False)
+            width = jax.eval_shape(apply, variables, images).projection.shape[-1]
+            random = jax.random.normal(jax.random.fold_in(key, 1), (queue_size, width))
+            state |= {'queue': l2_normalize(random), 'pointer': jnp.zeros((), jnp.int32)}
+        return params, batch_stats, state
+
+    def loss(params, batch_stats, method_state, batch, key):
+        views = batch['view1'], batch['view2']
+        query_images = interleave_views(*views) if symmetric else views[0]       # [M, H, W, 3]
+        key_images = interleave_views(*views) if symmetric else views[1]
+        output, batch_stats = forward_train(network, params, batch_stats, query_images,
+                                            num_devices=num_devices)
+        followed = method_state['target']
+        keys, target_stats = _project(target, followed, key_images, key, shuffled, num_devices)
+        keys = jax.lax.stop_gradient(keys)                                       # [M, D], unit length
+        pairs = _pairs(l2_normalize(output.prediction), keys, symmetric)
+        if queue_size:
+            terms = [info_nce(q, k, method_state['queue'], temperature=temperature) for q, k in pairs]
+            weight = 1
+        else:
+            # Every query meets the keys of the global batch.
+            terms = [info_nce_in_batch(q, _everywhere(k, mesh), temperature=temperature) for q, k in pairs]
+            weight = 2 * temperature                                             # moco-v3 moco/builder.py
+        contrastive = weight * sum(value for value, _ in terms)
+        metrics = jax.tree.map(lambda *values: sum(values) / len(values), *(row for _, row in terms))
+        probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
+        total = contrastive + probe_loss
+        carry = {'batch_stats': target_stats} | ({'keys': keys} if queue_size else {})
+        return total, Aux(batch_stats, {'loss': total, **metrics, **probe_metrics}, carry)
+
+    def after_update(method_state, params, aux, step):
+        # The original does this at the beginning of the next step, with that step's momentum.
+        rate = (schedules.rising_momentum(step + 1, base=momentum, total_steps=num_train_steps)
+                if momentum_rises else momentum)
+        state = {'target': {
+            'params': moving_average(method_state['target']['params'], params, rate),
+            'batch_stats': aux.carry['batch_stats']}}
+        if queue_size:
+            state |= enqueue(method_state['queue'], method_state['pointer'],
+                             _everywhere(aux.carry['keys'], mesh))
+        return state
+
+    return Method(init, loss, after_update)
+
+
+def enqueue(queue: jax.Array, pointer: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
+    """Overwrites the oldest keys: first in, first out.
+
+    Args:
+        queue: [K, D]; `pointer`, an int32 scalar, is the row of its oldest key.
+        keys: [M, D], the new ones, M at most K. K need not be a multiple of M: they wrap around.
+
+    Returns:
+        {'queue': [K, D], 'pointer': int32}.
+    """
+    size, count = len(queue), len(keys)
+    if count > size:
+        raise ValueError(f'method.queue_size is {size}, less than the {count} keys of one step: '
+                         'make it larger, or 0 for no queue.')
+    rows = (pointer + jnp.arange(count)) % size
+    return {'queue': queue.at[rows].set(keys), 'pointer': (pointer + count) % size}
+
+
+def _project(target, variables, images, key, shuffled, num_devices):
+    """The unit keys [M, D] of images [M, H, W, 3], and the target's new statistics."""
+    if shuffled:
+        order = jax.random.permutation(key, len(images))
+        images = images[order]
+    output, stats = forward_train(target, variables['params'], variables['batch_stats'], images,
+                                  num_devices=num_devices)
+    keys = l2_normalize(output.projection)
+    return keys[jnp.argsort(order)] if shuffled else keys, stats
+
+
+def _pairs(queries, keys, symmetric):
+    """[(queries, their keys)], for a symmetric loss both ways."""
+    if not symmetric:
+        return [(queries, keys)]
+    (query1, query2), (key1, key2) = split_views(queries), split_views(keys)
+    return [(query1, key2), (query2, key1)]
+
+
+def _everywhere(rows, mesh):
+    """The rows of all devices on each of them: one all-gather."""
+    if mesh is None:
+        return rows
+    return jax.lax.with_sharding_constraint(
+        rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _check(momentum, queue_size, key_groups):
+    if not 0 <= momentum <= 1:
+        raise ValueError(f'method.momentum is {momentum}: it must be in [0, 1].')
+    if queue_size < 0:
+        raise ValueError(f'method.queue_size is {queue_size}: it must be 0 (no queue) or more.')
+    if key_groups not in KEY_GROUPS:
+        raise ValueError(f'method.key_groups is {key_groups!r}: choose one of {", ".join(KEY_GROUPS)}.')

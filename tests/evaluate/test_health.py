@@ -1,0 +1,152 @@
+"""Spread and effective rank against float64 numpy and against cases with a known answer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax.evaluate import health as measures
+from simclr_jax.evaluate.health import CollapseWatch, make_health
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.network import Network
+from simclr_jax.models.norm import BatchNorm
+
+spread, effective_rank = jax.jit(measures.spread), jax.jit(measures.effective_rank)
+
+NAMES = {'feature_spread', 'feature_rank', 'projection_spread', 'projection_rank'}
+
+
+def make_rows(n=12, d=5, seed=0, shift=0.0):
+    return (np.random.default_rng(seed).normal(size=(n, d)) + shift).astype(np.float32)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def rank_me(rows):
+    """Garrido et al. 2023, eq. 1, in float64; the singular values from the Gram matrix."""
+    squares = np.linalg.eigvalsh(np.float64(rows).T @ np.float64(rows))
+    values = np.sqrt(np.maximum(squares, 0))
+    p = values / values.sum()
+    return np.exp(-sum(share * np.log(share) for share in p if share > 0))
+
+
+def root_mean_square_distance(rows):
+    rows = unit(np.float64(rows))
+    return np.sqrt(np.mean([np.sum((row - rows.mean(0)) ** 2) for row in rows]))
+
+
+@pytest.mark.parametrize('shift', [0.0, 2.0])
+def test_both_equal_float64_numpy(shift):
+    rows = make_rows(shift=shift)
+    np.testing.assert_allclose(spread(rows), root_mean_square_distance(rows), rtol=1e-5)
+    np.testing.assert_allclose(spread(rows) ** 2, 1 - (unit(rows).mean(0) ** 2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(effective_rank(rows), rank_me(rows), rtol=1e-4)
+
+
+def test_rows_of_one_direction_have_spread_0_and_rank_1():
+    rows = np.linspace(1, 3, 8, dtype=np.float32)[:, None] * make_rows(1)      # of any length
+    np.testing.assert_allclose(spread(rows), 0, atol=1e-3)
+    np.testing.assert_allclose(effective_rank(rows), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize('n', [2, 5, 8])
+def test_orthonormal_rows_have_their_number_as_rank(n):
+    rows, _ = np.linalg.qr(make_rows(8, 8))
+    np.testing.assert_allclose(effective_rank(rows[:n]), n, rtol=1e-5)
+    np.testing.assert_allclose(spread(rows[:n]), np.sqrt(1 - 1 / n), rtol=1e-5)
+
+
+def test_directions_that_cancel_out_have_spread_1_and_full_rank():
+    axes = np.eye(6, dtype=np.float32)
+    rows = np.concatenate([axes, -axes])
+    np.testing.assert_allclose(spread(rows), 1, rtol=1e-6)
+    np.testing.assert_allclose(effective_rank(rows), 6, rtol=1e-5)
+
+
+def test_isotropic_rows_are_near_the_full_rank_and_stretched_ones_are_not():
+    rows = make_rows(2000, 6)
+    assert 5.9 < effective_rank(rows) <= 6.0001 and spread(rows) > 0.99
+    assert effective_rank(rows * np.float32([1, 1, 1, 1e-4, 1e-4, 1e-4])) < 3.05
+
+
+def test_a_length_changes_the_spread_of_no_row_and_zeros_stay_finite():
+    rows = make_rows()
+    lengths = np.linspace(0.1, 9, len(rows), dtype=np.float32)[:, None]
+    np.testing.assert_allclose(spread(rows * lengths), spread(rows), rtol=1e-5)
+    zeros = jnp.zeros((4, 3))
+    assert spread(zeros) == 0 and np.isfinite(effective_rank(zeros))
+
+
+class Encoder(nn.Module):
+    """BatchNorm of the pixels."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        return BatchNorm(use_running_average=not train, name='norm')(images.reshape(len(images), -1))
+
+
+@pytest.fixture(scope='module')
+def network():
+    return Network(encoder=Encoder(), head=ProjectionHead(num_layers=1, out_dim=3, final_norm=False,
+                                                          init_stddev=1.0))
+
+
+@pytest.fixture(scope='module')
+def health(network):
+    return jax.jit(make_health(network))
+
+
+@pytest.fixture(scope='module')
+def variables(network):
+    variables = jax.jit(network.init, static_argnames='train')(
+        jax.random.key(0), jnp.zeros((1, 1, 2, 3)), train=False)
+    norm = {'mean': jnp.linspace(0, 1, 6), 'var': jnp.linspace(0.5, 2, 6)}
+    return {**variables, 'batch_stats': {'encoder': {'norm': norm}}}
+
+
+def make_images(n):
+    return np.random.default_rng(3).random((n, 1, 2, 3), np.float32)
+
+
+def layers(variables, images):
+    """Features and projections under the running statistics, in float64."""
+    norm = jax.tree.map(np.float64, variables['batch_stats']['encoder']['norm'])
+    features = (np.float64(images).reshape(len(images), -1) - norm['mean']) / np.sqrt(norm['var'] + 1e-5)
+    return features, features @ np.float64(variables['params']['head']['dense1']['kernel'])
+
+
+# The rank reads at most 512 rows, every k-th of all.
+@pytest.mark.parametrize('n, stride', [(7, 1), (512, 1), (513, 2), (1300, 3)])
+def test_health_measures_features_and_projections_of_the_network(health, variables, n, stride):
+    images = make_images(n)
+    got = health(variables, images)
+    assert set(got) == NAMES and {value.dtype for value in got.values()} == {jnp.dtype('float32')}
+    for name, rows in zip(('feature', 'projection'), layers(variables, images)):
+        np.testing.assert_allclose(got[f'{name}_spread'], root_mean_square_distance(rows), rtol=1e-4)
+        np.testing.assert_allclose(got[f'{name}_rank'], rank_me(unit(rows)[::stride]), rtol=1e-4)
+
+
+def test_health_names_a_collapse_of_the_projection_alone(health, variables):
+    kernel = variables['params']['head']['dense1']['kernel']
+    params = {**variables['params'], 'head': {'dense1': {'kernel': jnp.abs(kernel[:, :1]) * jnp.ones(3)}}}
+    got = health({**variables, 'params': params}, 10 + make_images(32))
+    assert got['projection_rank'] < 1.01 and got['projection_spread'] < 1e-2
+    assert got['feature_rank'] > 1.05
+
+
+def test_a_collapse_is_named_once_and_so_is_its_end():
+    watch = CollapseWatch(least_spread=0.05, least_rank=1.5)
+    alive = {'feature_spread': 0.7, 'feature_rank': 20.0, 'projection_spread': 0.9, 'projection_rank': 9.0}
+    assert watch(50, alive) == ''
+    sentence = watch(100, alive | {'projection_spread': 0.01})
+    assert 'Collapse at step 100' in sentence and 'projection spread 0.01' in sentence
+    assert watch(150, alive | {'projection_rank': 1.1}) == ''           # said already
+    assert 'Step 200' in watch(200, alive)
+    assert 'feature rank 1.2' in watch(250, alive | {'feature_rank': 1.2})
+
+
+def test_measures_that_are_missing_are_not_judged():
+    assert CollapseWatch()(10, {'loss': 1.0}) == ''

@@ -1,0 +1,367 @@
+"""MoCo v2 and v3 step by step against float64 numpy, their queue, and who shares statistics with whom."""
+
+import collections
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax.config import base_config, use_method
+from simclr_jax.methods import make_method
+from simclr_jax.methods.moco import enqueue
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.network import Network
+from simclr_jax.models.norm import BatchNorm
+from simclr_jax.optim import make_optimizer
+from simclr_jax.steps import make_init_state, make_train_step
+
+N, SIZE = 6, 2  # images of a batch, 2 x 2 pixels each
+DECAY = 0.01
+
+
+class Encoder(nn.Module):
+    """tanh(BatchNorm(Dense(pixels))): smooth, and small enough for finite differences."""
+
+    norm_groups: int = 1
+    norm_strided: bool = False
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(4, use_bias=False, name='dense')(images.reshape(len(images), -1))
+        return nn.tanh(BatchNorm(use_running_average=not train, groups=self.norm_groups,
+                                 strided=self.norm_strided, name='norm')(x))
+
+
+def make_network(name, groups=1, num_classes=0):
+    """The published heads of `name` on the encoder above, 8 and 3 wide."""
+    config = base_config()
+    use_method(config, name, hidden_width=8, out_dim=3)
+    head, predictor = config.head.to_dict(), config.predictor.to_dict()
+    return Network(encoder=Encoder(norm_groups=groups), num_classes=num_classes,
+                   head=ProjectionHead(**head, norm_groups=groups),
+                   predictor=ProjectionHead(**predictor) if predictor['mode'] != 'none' else None)
+
+
+def make_batch(seed, n=N):
+    rng = np.random.default_rng(seed)
+    view1, view2 = rng.random((2, n, SIZE, SIZE, 3), np.float32)
+    return {'view1': view1, 'view2': view2, 'label': np.full(n, -1, np.int32)}
+
+
+def start(network, optimizer=make_optimizer('sgd'), seed=0, learning_rate=0.0, **settings):
+    """The initial state as a function of nothing, and the step, both compiled."""
+    method = make_method('moco', network=network, **{'num_train_steps': 5, **settings})
+    init_state = make_init_state(method, optimizer, seed=0, image_size=SIZE)
+    rate = learning_rate if callable(learning_rate) else lambda step: jnp.float32(learning_rate)
+    return jax.jit(init_state), jax.jit(make_train_step(method, optimizer, rate, seed=seed))
+
+
+# The network in numpy. `groups`: the rows that BatchNorm normalises together.
+
+def normalised(x, params, groups, stats=None):
+    moments = [(x[rows].mean(0), x[rows].var(0)) for rows in groups]
+    if stats is not None:
+        stats.append(np.mean(moments, axis=0))  # of a pass: [2, C]
+    y = np.empty_like(x)
+    for rows, (mean, var) in zip(groups, moments):
+        y[rows] = (x[rows] - mean) / np.sqrt(var + 1e-5)
+    return y * params['scale'] + params.get('bias', 0.0)
+
+
+def encode(params, images, groups, stats=None):
+    x = np.float64(images).reshape(len(images), -1) @ params['dense']['kernel']
+    return np.tanh(normalised(x, params['norm'], groups, stats))
+
+
+def mlp(params, x, groups, stats=None):
+    for index in (1, 2):
+        dense = params[f'dense{index}']
+        x = x @ dense['kernel'] + dense.get('bias', 0.0)
+        if f'norm{index}' in params:
+            x = normalised(x, params[f'norm{index}'], groups, stats)
+        x = np.maximum(x, 0) if index == 1 else x
+    return x
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def embed(params, images, groups, stats=None):
+    """Unit rows: the prediction if the parameters have a predictor, else the projection."""
+    z = mlp(params['head'], encode(params['encoder'], images, groups, stats), groups, stats)
+    return unit(mlp(params['predictor'], z, groups, stats) if 'predictor' in params else z)
+
+
+def cross_entropy(logits, labels):
+    """torch.nn.CrossEntropyLoss."""
+    return np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels)])
+
+
+def finite_differences(function, params, step=1e-5):
+    leaves, tree = jax.tree.flatten(params)
+    gradients = []
+    for leaf in leaves:
+        gradient = np.zeros_like(leaf)
+        for index in np.ndindex(*leaf.shape):
+            centre = leaf[index]
+            leaf[index] = centre + step
+            above = function(params)
+            leaf[index] = centre - step
+            gradient[index] = (above - function(params)) / (2 * step)
+            leaf[index] = centre
+        gradients.append(gradient)
+    return jax.tree.unflatten(tree, gradients)
+
+
+def float64(tree):
+    return jax.tree.map(lambda leaf: np.array(leaf, np.float64), tree)
+
+
+def follow(target, params, momentum):
+    return jax.tree.map(lambda k, q: k * momentum + q * (1 - momentum), target,
+                        {name: params[name] for name in target})
+
+
+def assert_trees_close(got, expected, rtol=1e-3, atol=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), got, expected)
+
+
+def moments_of(batch_stats):
+    """The running mean and variance [2, C] of the encoder's BatchNorm, the only one of v2."""
+    norm = batch_stats['encoder']['norm']
+    return np.stack([norm['mean'], norm['var']])
+
+
+def strided(rows, groups):
+    return [np.arange(rows)[g::groups] for g in range(groups)]
+
+
+def contiguous(rows, groups):
+    return np.split(np.arange(rows), groups)
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_every_step_of_v2_is_the_originals(symmetric):
+    """moco/builder.py forward, the demo notebook's when symmetric, with torch.optim.SGD, in float64."""
+    groups = 1 if symmetric else 2
+    size, momentum, temperature = 2 * N + 5 if symmetric else N + 1, 0.7, 0.2  # not a multiple of the keys
+    rate = lambda step: 0.5 / (1 + step)
+    init_state, train_step = start(
+        make_network('moco_v2', groups),
+        make_optimizer('sgd', momentum=0.9, weight_decay_groups=(('', DECAY),)), learning_rate=rate,
+        temperature=temperature, momentum=momentum, queue_size=size, symmetric=symmetric)
+
+    state = init_state()
+    q, k = float64(state.params), float64(state.params)
+    velocity = jax.tree.map(np.zeros_like, q)
+    queue, pointer = np.float64(state.method_state['queue']), 0
+    np.testing.assert_allclose(np.linalg.norm(queue, axis=1), 1, rtol=1e-6)
+    running, running_k = (moments_of(state.variables(name)['batch_stats']) for name in ('online', 'target'))
+    for step in range(6):
+        batch = make_batch(step)
+        k = follow(k, q, momentum)
+        assert_trees_close(state.method_state['target']['params'], k)
+        views = [batch['view1'], batch['view2']]
+        pairs = [(0, 1), (1, 0)] if symmetric else [(0, 1)]
+        stats_q, stats_k = [], []
+        keys = {b: embed(k, views[b], strided(N, groups), stats_k) for _, b in pairs}
+
+        def loss_of(params, stats=None):
+            total = 0.0
+            for a, b in pairs:
+                query = embed(params, views[a], contiguous(N, groups), stats)
+                positive = (query * keys[b]).sum(1, keepdims=True)
+                logits = np.concatenate([positive, query @ queue.T], axis=1) / temperature
+                total += cross_entropy(logits, [0] * N)
+            return total
+
+        loss, gradient = loss_of(q, stats_q), finite_differences(loss_of, q)
+        running = 0.9 * running + 0.1 * np.mean(stats_q, axis=0)
+        running_k = 0.9 * running_k + 0.1 * np.mean(stats_k, axis=0)
+        velocity = jax.tree.map(lambda v, g, w: 0.9 * v + g + DECAY * w, velocity, gradient, q)
+        q = jax.tree.map(lambda w, v: w - rate(step) * v, q, velocity)
+        # The two keys of an image are neighbours here; the order within a step matters to nobody.
+        for row in np.stack([keys[b] for b in sorted(keys)], axis=1).reshape(-1, 3):
+            queue[pointer] = row
+            pointer = (pointer + 1) % size
+
+        state, metrics = train_step(state, batch)
+        np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
+        norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
+        np.testing.assert_allclose(metrics['gradient_norm'], norm, rtol=1e-3)
+        assert_trees_close(state.params, q)
+        assert_trees_close(state.method_state['queue'], queue)
+        assert state.method_state['pointer'] == pointer
+        assert_trees_close(moments_of(state.batch_stats), running)
+        assert_trees_close(moments_of(state.method_state['target']['batch_stats']), running_k)
+
+
+def test_every_step_of_v3_is_the_originals():
+    """moco-v3 moco/builder.py forward and moco/optimizer.py LARS, in float64."""
+    momentum, temperature, num_steps = 0.6, 0.8, 5
+    rate = lambda step: 0.1 * (1 + step)
+    init_state, train_step = start(
+        make_network('moco_v3'),
+        make_optimizer('lars', rate_in_momentum=False, weight_decay=DECAY, trust_coefficient=0.1),
+        learning_rate=rate, temperature=temperature, momentum=momentum, momentum_rises=True,
+        queue_size=0, symmetric=True, num_train_steps=num_steps)
+    state = init_state()
+    assert set(state.method_state) == {'target'}
+
+    q = float64(state.params)
+    k = {name: q[name] for name in ('encoder', 'head')}
+    velocity = jax.tree.map(np.zeros_like, q)
+    everything = [np.arange(N)]  # synchronised, one pass a view
+    for step in range(num_steps):
+        batch = make_batch(10 + step)
+        k = follow(k, q, 1 - (1 - momentum) * (1 + np.cos(np.pi * step / num_steps)) / 2)
+        assert_trees_close(state.method_state['target']['params'], k)
+        keys = [embed(k, batch[view], everything) for view in ('view1', 'view2')]
+
+        def loss_of(params):
+            total = 0.0
+            for view, key in (('view1', keys[1]), ('view2', keys[0])):
+                logits = embed(params, batch[view], everything) @ key.T / temperature
+                total += cross_entropy(logits, range(N)) * 2 * temperature
+            return total
+
+        loss, gradient = loss_of(q), finite_differences(loss_of, q)
+
+        def lars(v, g, w):
+            if w.ndim > 1:
+                g = g + DECAY * w
+                g = g * 0.1 * np.linalg.norm(w) / np.linalg.norm(g)
+            return 0.9 * v + g
+
+        velocity = jax.tree.map(lars, velocity, gradient, q)
+        q = jax.tree.map(lambda w, v: w - rate(step) * v, q, velocity)
+        state, metrics = train_step(state, batch)
+        np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
+        assert_trees_close(state.params, q)
+    assert_trees_close(state.method_state['target']['params'], k)  # at the end the momentum is 1
+
+
+@pytest.mark.parametrize('size, count', [(6, 3), (7, 3), (5, 5), (11, 4), (13, 1)])
+def test_the_queue_holds_the_last_keys_in_order_over_many_wraps(size, count):
+    push = jax.jit(enqueue)
+    rng = np.random.default_rng(0)
+    queue = rng.normal(size=(size, 2)).astype(np.float32)
+    state, oracle = {'queue': queue, 'pointer': jnp.int32(0)}, collections.deque(queue, maxlen=size)
+    for pushed in range(1, 40):
+        keys = rng.normal(size=(count, 2)).astype(np.float32)
+        state = push(**state, keys=keys)
+        oracle.extend(keys)
+        assert state['pointer'] == pushed * count % size and state['pointer'].dtype == jnp.int32
+        oldest_first = np.roll(state['queue'], -int(state['pointer']), axis=0)
+        np.testing.assert_array_equal(oldest_first, np.stack(oracle))
+
+
+@pytest.mark.parametrize('symmetric, size, keys', [(False, N - 1, N), (True, 2 * N - 1, 2 * N)])
+def test_a_queue_of_less_than_one_step_is_refused_in_one_sentence(symmetric, size, keys):
+    init_state, train_step = start(make_network('moco_v2'), queue_size=size, symmetric=symmetric)
+    with pytest.raises(ValueError, match=f'method.queue_size is {size}, less than the {keys} keys') as error:
+        jax.eval_shape(train_step, jax.eval_shape(init_state), make_batch(0))
+    assert '\n' not in str(error.value) and '. ' not in str(error.value)
+
+
+def make_keys(key_groups, groups, symmetric=False):
+    """(params, compiled (batch, key) -> keys that enter the queue) of a fresh target."""
+    method = make_method('moco', network=make_network('moco_v2', groups), num_train_steps=5, queue_size=64,
+                         key_groups=key_groups, symmetric=symmetric)
+    params, stats, method_state = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    return params, jax.jit(lambda batch, key: method.loss(
+        params, stats, method_state, batch, key)[1].carry['keys'])
+
+
+@pytest.mark.parametrize('key_groups, rows', [
+    ('strided', [[0, 3], [1, 4], [2, 5]]), ('same', [[0, 1], [2, 3], [4, 5]])])
+def test_keys_are_normalised_in_the_groups_that_are_asked_for(key_groups, rows):
+    params, keys = make_keys(key_groups, groups=3)
+    batch = make_batch(3)
+    expected = embed(float64(params), batch['view2'], rows)
+    np.testing.assert_allclose(keys(batch, jax.random.key(0)), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_shuffled_keys_are_those_of_random_groups_back_in_the_rows_of_their_queries():
+    params, keys = make_keys('shuffled', groups=2)
+    params, batch = float64(params), make_batch(3)
+    splits = [[(0, *pair), tuple({1, 2, 3, 4, 5} - set(pair))]
+              for pair in itertools.combinations(range(1, 6), 2)]          # all ten ways to halve six rows
+    expected = np.stack([embed(params, batch['view2'], [list(half) for half in split])
+                         for split in splits])
+    drawn = []
+    for seed in range(30):
+        distance = np.abs(expected - keys(batch, jax.random.key(seed))).max((1, 2))
+        drawn.append(distance.argmin())
+        assert np.sort(distance)[0] < 1e-3 < 1e-2 < np.sort(distance)[1]
+    assert len(set(drawn)) >= 7
+
+
+def test_every_step_shuffles_anew_and_the_seed_decides_how():
+    steps, histories = 4, []
+    for seed in (0, 1):
+        init_state, train_step = start(make_network('moco_v2', groups=2), seed=seed, queue_size=N * steps,
+                                       key_groups='shuffled')
+        for _ in range(2):
+            state = init_state()
+            for _ in range(steps):
+                state, _ = train_step(state, make_batch(0))     # the same images, and a learning rate of 0
+            histories.append(np.round(state.method_state['queue'].reshape(steps, -1), 3))
+    np.testing.assert_array_equal(histories[0], histories[1])
+    assert len(np.unique(histories[0], axis=0)) > 1
+    assert not np.array_equal(histories[0], histories[2])
+
+
+@pytest.mark.parametrize('key_groups, symmetric, balanced', [
+    ('strided', False, True), ('strided', True, True), ('same', False, False)])
+def test_a_group_of_keys_mixes_all_groups_of_queries_equally(key_groups, symmetric, balanced):
+    n, groups = 8, 2
+    _, keys = make_keys(key_groups, groups, symmetric)
+    batch, views = make_batch(0, n), ('view1', 'view2') if symmetric else ('view2',)
+    before = keys(batch, jax.random.key(0))
+    rows = len(before)
+    query_group = np.repeat(np.arange(groups), rows // groups)
+    for image, (place, view) in itertools.product(range(n), enumerate(views)):
+        changed = {**batch, view: batch[view].copy()}
+        changed[view][image] = 1 - changed[view][image]
+        # Whoever shares its statistics with this image has another key now.
+        moved = np.abs(keys(changed, jax.random.key(0)) - before).max(1) > 1e-6
+        assert moved[image * len(views) + place] and moved.sum() == rows // groups
+        counts = np.bincount(query_group[moved], minlength=groups)
+        assert (counts == rows // groups**2).all() == balanced
+
+
+def test_no_gradient_reaches_target_or_probe_features():
+    method = make_method('moco', network=make_network('moco_v2', num_classes=3), num_train_steps=5,
+                         queue_size=8)
+    params, stats, method_state = jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    assert set(method_state['target']['params']) == {'encoder', 'head'}
+
+    @jax.jit
+    def gradients(label):
+        def loss(params, target):
+            return method.loss(params, stats, {**method_state, 'target': target},
+                               {**make_batch(0), 'label': label}, jax.random.key(0))[0]
+        return jax.grad(loss, argnums=(0, 1))(params, method_state['target'])
+
+    some, target = gradients(jnp.array([0, 1, 2, 0, 1, 2]))
+    others, _ = gradients(jnp.array([2, 2, 1, 1, 0, 0]))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(target))
+    for name in ('encoder', 'head'):
+        jax.tree.map(np.testing.assert_array_equal, some[name], others[name])
+    assert not np.array_equal(some['probe']['kernel'], others['probe']['kernel'])
+
+
+@pytest.mark.parametrize('settings, message', [
+    ({'momentum': 1.5}, 'method.momentum is 1.5'),
+    ({'queue_size': -1}, 'method.queue_size is -1'),
+    ({'key_groups': 'mixed'}, "method.key_groups is 'mixed': choose one of strided, shuffled, same"),
+    ({'queue': 3}, "does not fit method 'moco'.*queue"),
+])
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_method('moco', network=make_network('moco_v2'), num_train_steps=5, **settings)
