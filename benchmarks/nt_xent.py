@@ -6,12 +6,14 @@ Every contender is a process of its own with inputs of its own, [N, 128] float32
 its turn: in each round every contender runs one step, so that whatever else the machine does falls on
 all alike. A time is the median over rounds, and beside it stands the processor time of the same steps, which
 other work on the machine changes less. Memory is what a step adds to the process beyond its
-inputs: on a CPU the peak of the resident set, on a GPU that of the allocator; of JAX programs also
-what the compiler asks for. A program that asks for more than half of the free memory is not run.
+inputs: on a CPU the peak of the resident set, on a GPU that of the allocator; beside it
+what the compiler asks for (of Lightly, what four matrices of all similarities hold). Who asks for more
+than half of the free memory is not run.
 
 Lightly runs under --torch_python, by default this Python; without torch and lightly there it is left
 out. It needs no torchvision: an empty stand-in takes its place. On a GPU the sizes are larger, and
-both run on it. Prints a table and writes benchmarks/nt_xent.json.
+both run on it. Prints a table and writes benchmarks/nt_xent.json, where sizes left out by --sizes keep
+the rows that they have from the same machine.
 """
 
 import argparse
@@ -66,7 +68,7 @@ def jax_contender(name, n):
 
 
 def lightly_contender(n):
-    """(step, None, device, versions) of Lightly's NTXentLoss."""
+    """(step, bytes expected, device, versions) of Lightly's NTXentLoss."""
     if importlib.util.find_spec('torchvision') is None:
         for name in ('', '.ops', '.models', '.models.vision_transformer', '.transforms'):
             sys.modules[f'torchvision{name}'] = mock.MagicMock()
@@ -93,7 +95,8 @@ def lightly_contender(n):
 
     run(inputs(64))  # loads what torch loads lazily, before memory is measured
     views = inputs(n)
-    return lambda: run(views), None, device, {'torch': torch.__version__, 'lightly': lightly.__version__}
+    expected = 4 * 4 * (2 * n) ** 2  # four [2N, 2N] float32 at once, as measured where it could run
+    return lambda: run(views), expected, device, {'torch': torch.__version__, 'lightly': lightly.__version__}
 
 
 def resident(field):
@@ -208,14 +211,14 @@ def measure(n, names, pythons, rounds, limit, backend):
 
 
 HEAD = (f'{"N":>6}  {"contender":<9}  {"wall ms":>9}  {"x ours":>7}  {"CPU ms":>9}  {"x ours":>7}'
-        f'  {"peak MiB":>9}  {"x ours":>7}  {"compiler asks MiB":>17}')
+        f'  {"peak MiB":>9}  {"x ours":>7}  {"asks MiB":>9}')
 
 
 def table(rows):
     lines = []
     for row in rows:
         ours = next(r for r in rows if r['n'] == row['n'] and r['contender'] == 'ours')
-        asked = f'{row["asked"] / MIB:>17,.0f}' if row['asked'] else ''
+        asked = f'{row["asked"] / MIB:>9,.0f}' if row['asked'] else ''
         cells = f'{row.get("skipped", ""):<61}' if 'skipped' in row else '  '.join(
             f'{row[name] * unit:>9,.1f}  {row[name] / max(ours[name], 1e-9):>7.2f}' for name, unit in
             [('median_seconds', 1e3), ('median_cpu_seconds', 1e3), ('peak', 1 / MIB)])
@@ -264,14 +267,17 @@ def main():
     device = jax.devices()[0].device_kind if backend == 'gpu' else platform.processor() or platform.machine()
     report = {'backend': backend, 'device': device, 'threads': len(os.sched_getaffinity(0)),
               'python': platform.python_version(), 'width': WIDTH, 'temperature': TEMPERATURE, 'rows': []}
+    path = ROOT / 'benchmarks' / 'nt_xent.json'
+    if path.exists() and {**(old := json.loads(path.read_text())), 'rows': []} == report:
+        report['rows'] = old['rows']
     plan = [(n, names, options.rounds) for n in sizes or SIZES.get(backend, SIZES['cpu'])]
     if sizes is None and LARGEST not in [n for n, _, _ in plan]:
         plan.append((LARGEST, ['ours'], 1))
     print(HEAD, flush=True)
     for n, contenders, rounds in plan:
         rows = measure(n, contenders, pythons, rounds, free_memory(backend) / 2, backend)
-        report['rows'] += rows
-        (ROOT / 'benchmarks' / 'nt_xent.json').write_text(json.dumps(report, indent=1) + '\n')
+        report['rows'] = sorted([row for row in report['rows'] if row['n'] != n] + rows, key=lambda row: row['n'])
+        path.write_text(json.dumps(report, indent=1) + '\n')
         print(table(rows), flush=True)
 
 

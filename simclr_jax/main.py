@@ -1,5 +1,6 @@
 """The command: `python -m simclr_jax.main --config=configs/smoke.py --workdir=DIR`."""
 
+import contextlib
 import os
 import runpy
 import socket
@@ -127,9 +128,10 @@ class _Processes:
         """Says why this process ends, here and to the others, and ends it with `status`."""
         with self._lock:
             print(f'error: {self._name}: {sentence}', file=sys.stderr, flush=True)
-            self._client.key_value_set(f'{self._FAILED}/{self._number}', f'{status} {self._name} failed: '
-                                       f'{sentence}')
-            time.sleep(3 * self._SECONDS)       # until all have heard it
+            with contextlib.suppress(RuntimeError):     # process 0, which keeps it, may be gone
+                self._client.key_value_set(f'{self._FAILED}/{self._number}',
+                                           f'{status} {self._name} failed: {sentence}')
+            time.sleep(2 * self._SECONDS)       # until all have heard it
             self._exit(status)
 
     def fail_unexpectedly(self, error: Exception) -> NoReturn:
@@ -155,11 +157,11 @@ class _Processes:
                 if failed and not self._left.is_set():
                     status, cause = failed[0][1].split(' ', 1)
                     print(f'error: {self._name}: stopped, for {cause}', file=sys.stderr, flush=True)
-                    if self._number == 0:       # the store lives here, and others may not have looked
-                        time.sleep(2 * self._SECONDS)
                     self._exit(int(status))
 
     def _exit(self, status: int) -> NoReturn:
+        if self._number == 0:       # last: jax aborts the others, with a stack trace, if it goes first
+            time.sleep(4 * self._SECONDS)
         sys.stdout.flush()
         os._exit(status)        # sys.exit would wait for the others to leave in good order
 
