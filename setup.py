@@ -16,6 +16,12 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['simclr_jax', 'simclr_jax.*']),
+    # The crop and the colour of the input path. Where there is no C compiler, tensorflow does the work.
+    ext_modules=[setuptools.Extension(
+        'simclr_jax.data._kernels', ['simclr_jax/data/_kernels.c'], optional=True,
+        # Equal results on every processor; nothing reads errno or floating-point exceptions.
+        extra_compile_args=['-O3', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math'],
+        libraries=['m'])],
     entry_points={'console_scripts': ['simclr_jax = simclr_jax.main:run']},
     install_requires=[
         'jax>=0.10.2',
@@ -26,6 +32,7 @@ setuptools.setup(
         'absl-py',                      # flags
         'numpy',
         'pillow',                       # image files of every kind, for folders
+        'array_record; platform_system == "Linux"',     # data.cache; tensorflow-datasets brings it too
         'rich',                         # the progress line and the tables
         'tensorboard',                  # event files; tensorflow no longer brings it
         # The CPU build where there is one, so that tensorflow never touches the accelerator.

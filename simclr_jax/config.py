@@ -15,7 +15,7 @@ ConfigDict = ml_collections.ConfigDict
 def base_config() -> ConfigDict:
     """SimCLR with the official TF2 defaults: ResNet-50, 224 px, batch 512, 100 epochs, LARS."""
     config = ConfigDict()
-    config.task = 'pretrain'            # pretrain, linear, plan
+    config.task = 'pretrain'            # pretrain, linear, plan, bench_input
     config.seed = 0                     # the only one: weights, data order and views follow from it
     config.batch_size = 512             # global, over all devices (tf2/run.py train_batch_size)
     config.num_epochs = 100.0           # tf2/run.py train_epochs
@@ -45,6 +45,13 @@ def base_config() -> ConfigDict:
         'train_split': 'train',
         'test_split': '',               # measured on; '' = test, validation or val if there; or 'none'
         'download': False,              # True lets TFDS download and prepare the data set
+        'augment_on': 'device',         # device: all that can be done there; host: everything there
+        'pad_to': 0,                    # P > 0: files are decoded and padded to P x P on the host, and cropped
+                                        # on the device; P is at least twice the image size
+        'transfer': 'uint8',            # views of the host cross as uint8 (rounded), bfloat16 or float32
+        'cache': '',                    # decoded, or resized:256 (short side): kept on disk, data/cache.py
+        'cache_dir': '',                # where; needed where there is a cache
+        'max_bad_share': 0.05,          # a larger share of unreadable files stops the run
         'num_threads': 0,               # of the input pipeline; 0 = tf.data decides
     })
     config.optimizer = ConfigDict({
@@ -82,6 +89,10 @@ def base_config() -> ConfigDict:
         'max_batch': 0,                 # where the search ends; 0 = 64 times where it starts
         'chunks': 8,                    # also searched with, where encoder_chunks is 1
         'num_classes': 1000,            # of the online probe: no data set is read
+    })
+    config.bench_input = ConfigDict({
+        'num_images': 256,              # for each part that is measured
+        'images_per_second': 0.0,       # of the accelerator to feed; 0 = measured, where one is at hand
     })
     config.checkpoint = ConfigDict({'every_epochs': 1.0, 'keep_last': 5, 'keep_best': 1})
     config.log = ConfigDict({'every_steps': 50})
@@ -284,10 +295,11 @@ def parse_argument(argument: str, **defaults: Any) -> ConfigDict:
 _POSITIVE = ('batch_size', 'encoder_chunks', 'method.temperature', 'encoder.depth', 'encoder.width',
              'augment.image_size', 'eval.batch_size', 'eval.crop_proportion', 'eval.knn_k',
              'eval.knn_temperature', 'linear.num_epochs', 'linear.batch_size', 'checkpoint.keep_last',
-             'log.every_steps', 'plan.chunks', 'plan.num_classes')
+             'log.every_steps', 'plan.chunks', 'plan.num_classes', 'bench_input.num_images')
 _NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epochs', 'optimizer.weight_decay',
                  'eval.knn_every_epochs', 'checkpoint.every_epochs', 'checkpoint.keep_best',
-                 'plan.memory_gib', 'plan.max_batch')
+                 'plan.memory_gib', 'plan.max_batch', 'data.pad_to', 'data.max_bad_share',
+                 'bench_input.images_per_second')
 
 
 def check_values(config: ConfigDict) -> None:

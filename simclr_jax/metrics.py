@@ -28,6 +28,7 @@ _LABELS = {
     'knn_accuracy': 'kNN',
     'knn_floor': 'floor',
     'learning_rate': 'lr',
+    'input_wait_share': 'input wait',
 }
 
 
@@ -268,7 +269,9 @@ def _describe(row: dict[str, float]) -> dict[str, str]:
     labels = {name: label for name, label in _LABELS.items() if name in row}
     rate = row.get('images_per_second')
     names = labels or {name: name for name in row if name != 'images_per_second'}
-    parts = {name: f'{label} {row[name]:.4g}' for name, label in names.items()}
+    parts = {name: f'{label} {row[name]:.4g}' for name, label in names.items() if name != 'input_wait_share'}
+    if row.get('input_wait_share', 0.0) >= 0.01:
+        parts['input_wait_share'] = f'input wait {100 * row["input_wait_share"]:.0f} %'
     if rate is not None:
         parts['images_per_second'] = f'{rate:,.{0 if rate >= 10 else 2}f} images/s'
     return parts

@@ -19,9 +19,8 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 from jax.experimental import topologies
-import numpy as np
 
-from simclr_jax import compiled as facts, schedules, sharding
+from simclr_jax import compiled as facts, inputs, schedules, sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.metrics import plain_table
 from simclr_jax.train import build
@@ -148,14 +147,15 @@ def lower_step(config: ConfigDict, mesh):
     """
     num_examples = _STEPS_PER_EPOCH * config.batch_size
     num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
+    form = 'views' if config.data.augment_on == 'host' else 'padded' if config.data.pad_to else 'crops'
     _, init_state, train_step, shardings = build(
-        config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps)
+        config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps,
+        form=form)
     train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
-    size = config.augment.image_size
-    images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.float32)
-    batch = {'view1': images, 'view2': images, 'label': jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
+    batch = inputs.abstract_batch(
+        form, batch_size=config.batch_size, image_size=config.augment.image_size, pad_to=config.data.pad_to,
+        transfer=config.data.transfer, mesh=mesh)
     state = jax.tree.map(_place, jax.eval_shape(init_state), shardings)
-    batch = jax.tree.map(functools.partial(_place, where=sharding.batch_sharding(mesh)), batch)
     traced = train_step.trace(state, batch)
     return traced.lower(), (state, batch), facts.count_flops(traced.jaxpr.jaxpr)
 

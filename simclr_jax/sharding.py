@@ -67,6 +67,13 @@ def put_batch(mesh: Mesh, batch):
         return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
 
 
+def put_replicated(mesh: Mesh, tree):
+    """A tree of numpy arrays, the same in every process, as global arrays that every device holds whole."""
+    with jax.transfer_guard_host_to_device('allow'):
+        return jax.tree.map(
+            lambda array: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(array)), tree)
+
+
 def any_process(flag: bool) -> bool:
     """True on every process if `flag` is true on one; all processes must call it."""
     if jax.process_count() == 1:

@@ -31,7 +31,8 @@ def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int) 
     return init_state
 
 
-def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, seed: int) -> Callable:
+def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, seed: int,
+                    prepare: Callable = lambda batch, step: batch) -> Callable:
     """(state, batch) -> (state, metrics), for the caller to jit with shardings and a donated state.
 
     Args:
@@ -40,6 +41,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         trace, so that the learning rate is a function of the state's step and of nothing else.
         learning_rate: step -> float32 scalar.
         seed: with the state's step, it gives the key of whatever the method draws.
+        prepare: (batch, step) -> the batch that the method sees, see inputs.py.
 
     Returns:
         A function whose metrics (float32 scalars) are those of the method, `gradient_norm` and
@@ -50,7 +52,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         rate = learning_rate(state.step)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, aux = jax.grad(method.loss, has_aux=True)(
-            state.params, state.batch_stats, state.method_state, batch, key)
+            state.params, state.batch_stats, state.method_state, prepare(batch, state.step), key)
         updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate}

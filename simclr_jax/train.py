@@ -7,14 +7,17 @@ are functions of (seed, step), so that to resume is to restore the state and sta
 import functools
 import math
 import signal
+import time
 from typing import Any, Callable
 
 import jax
 import numpy as np
 
-from simclr_jax import checkpoint, optim, schedules, sharding, steps
+from simclr_jax import checkpoint, inputs, optim, schedules, sharding, steps
+from simclr_jax.augment_fields import check_view
 from simclr_jax.config import ConfigDict, view_config
-from simclr_jax.data import host_augment, pipeline, sources
+from simclr_jax.data import sources
+from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.frozen import is_labelled, measure
 from simclr_jax.evaluate.health import CollapseWatch, make_health
@@ -25,9 +28,10 @@ from simclr_jax.models.network import Network, make_network
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 _MAY_DIFFER = ('task', 'log', 'linear', 'checkpoint', 'data.dir', 'data.download', 'data.num_threads',
-               'data.test_split', 'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
+               'data.test_split', 'data.cache_dir', 'data.max_bad_share',
+               'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
                'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
-               'eval.encoder', 'shard_state', 'plan')
+               'eval.encoder', 'shard_state', 'plan', 'bench_input')
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
@@ -48,15 +52,12 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     if checkpoint.has_checkpoint(workdir):
         checkpoint.check_config(workdir, config.to_dict(), ignore=_MAY_DIFFER)
     sharding.local_batch_size(config.batch_size, mesh)
-    where = {'data_dir': config.data.dir, 'download': config.data.download,
-             'image_size': config.augment.image_size}
+    where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
     train_source = sources.load_source(config.data.source, config.data.train_split, **where)
     test_source = sources.load_test_source(config.data.source, config.data.test_split, **where)
-    pipeline.check_batch_size(train_source, config.batch_size, jax.process_count())
+    check_batch_size(train_source, config.batch_size, jax.process_count())
     measurable = is_labelled(train_source) and is_labelled(test_source)
-    views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
-    for view in views.values():
-        host_augment.check_view(view)
+    form = inputs.choose_form(train_source, config.data.augment_on, config.data.pad_to)
     epoch = train_source.num_examples / config.batch_size                        # in steps
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
@@ -64,12 +65,12 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     # Network, method, optimiser, state.
     network, init_state, train_step, state_shardings = build(
         config, mesh, num_examples=train_source.num_examples, num_classes=train_source.num_classes,
-        num_steps=num_steps)
+        num_steps=num_steps, form=form)
     init_state = steps.jit_once(init_state, out_shardings=state_shardings)
     train_step = jax.jit(train_step, out_shardings=(state_shardings, sharding.replicated(mesh)),
                          donate_argnums=0)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
-    health = jax.jit(make_health(network))
+    health = jax.jit(_make_health(network, config, form, mesh))
     state = init_state()
     measured_network = config.eval.encoder
     jax.eval_shape(encode, state.variables(measured_network), _blank_image(config))  # is there such a layer?
@@ -80,18 +81,18 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     if checkpointer.latest_step() is not None:
         state = checkpointer.restore(state)
     start = int(state.step)
-    batches = pipeline.train_batches(
-        train_source, seed=config.seed, batch_size=config.batch_size, start_step=start,
-        image_size=config.augment.image_size, **views, shard_index=jax.process_index(),
-        shard_count=jax.process_count(), num_threads=config.data.num_threads)
+    batches = inputs.train_batches(
+        train_source, form, mesh, seed=config.seed, batch_size=config.batch_size, start_step=start,
+        image_size=config.augment.image_size, **_views(config), num_threads=config.data.num_threads,
+        transfer=config.data.transfer, pad_to=config.data.pad_to)
     checkpoint.save_config(workdir, config.to_dict())
     checkpoint.save_versions(workdir)
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start,
                           batch_size=config.batch_size, is_lead=sharding.is_lead())
 
-    with checkpointer, writer:
+    with checkpointer, writer, batches:
         _introduce(writer, config, train_source, test_source, measurable, state, num_steps, mesh)
-        log = _LateLog(writer, checkpointer, config.log.every_steps)
+        log = _LateLog(writer, checkpointer, batches, config.log.every_steps)
         due = functools.partial(_due, steps_per_epoch=epoch, num_steps=num_steps)
         evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
                                      config=config, mesh=mesh)
@@ -109,10 +110,10 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         # Train.
         with _Interruption(every_steps=5) as interruption, jax.transfer_guard('disallow'):
             for step in range(start + 1, num_steps + 1):
-                batch = sharding.put_batch(mesh, next(batches))
+                batch = next(batches)
                 state, metrics = train_step(state, batch)
                 if log.due(step):
-                    metrics |= health(state.variables(), batch['view1'])
+                    metrics |= health(state, batch)
                 log(step, metrics)
                 interrupted, measured = interruption.arrived(step), {}
                 if measurable and due(step, config.eval.knn_every_epochs) and not interrupted:
@@ -146,12 +147,13 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num_classes: int,
-          num_steps: int) -> tuple[Network, Callable, Callable, Any]:
+          num_steps: int, form: str = 'views') -> tuple[Network, Callable, Callable, Any]:
     """What a run computes, for the caller to compile: nothing is allocated here.
 
     Args:
         mesh: of the devices that will run it, at hand or not.
         num_examples, num_classes, num_steps: of the training split, and of the run.
+        form: of the batches, see inputs.py.
 
     Returns:
         The network, `init_state`, `train_step` (see steps.py), and the shardings of the state.
@@ -166,9 +168,30 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
     learning_rate = _make_schedule(config, num_examples, num_steps)
     init_state = steps.make_init_state(method, optimizer, seed=config.seed,
                                        image_size=config.augment.image_size)
-    train_step = steps.make_train_step(method, optimizer, learning_rate, seed=config.seed)
+    train_step = steps.make_train_step(method, optimizer, learning_rate, seed=config.seed,
+                                       prepare=make_prepare(config, form, mesh))
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
     return network, init_state, train_step, shardings
+
+
+def _views(config: ConfigDict) -> dict[str, dict]:
+    """The operations of both views; ValueError where one will not do."""
+    views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
+    for view in views.values():
+        check_view(view)
+    return views
+
+
+def make_prepare(config: ConfigDict, form: str, mesh: jax.sharding.Mesh) -> Callable:
+    """What the step of a run does with a batch before its method sees it (see inputs.py)."""
+    return inputs.make_prepare(form, **_views(config), image_size=config.augment.image_size, seed=config.seed,
+                               batch_size=config.batch_size, mesh=mesh)
+
+
+def _make_health(network: Network, config: ConfigDict, form: str, mesh: jax.sharding.Mesh) -> Callable:
+    """(the state after a step, the batch of that step) -> its health on the first views."""
+    prepare, measure_health = make_prepare(config, form, mesh), make_health(network)
+    return lambda state, batch: measure_health(state.variables(), prepare(batch, state.step - 1)['view1'])
 
 
 def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int):
@@ -218,9 +241,12 @@ def _tell_skipped(writer: MetricWriter, *measured) -> None:
 class _LateLog:
     """Reads each step's metrics while the next step runs, so that the devices never wait for a print."""
 
-    def __init__(self, writer: MetricWriter, checkpointer: checkpoint.Checkpointer, every_steps: int):
+    def __init__(self, writer: MetricWriter, checkpointer: checkpoint.Checkpointer,
+                 batches: inputs.InMemory | inputs.Prefetch, every_steps: int):
         self._writer, self._checkpointer, self._every_steps = writer, checkpointer, every_steps
+        self._batches = batches
         self._pending = None
+        self._since = self._start_of_row()
         self._watch = CollapseWatch()
 
     def due(self, step: int) -> bool:
@@ -242,10 +268,21 @@ class _LateLog:
                                      + self._checkpointer.last_good())
         if self.due(step):
             metrics = jax.device_get(metrics)
-            self._writer.write(step, metrics)
+            self._writer.write(step, metrics | self._waits())
             sentence = self._watch(step, metrics)
             if sentence:
                 self._writer.note(sentence)
+
+
+    def _start_of_row(self) -> tuple[float, float]:
+        return time.perf_counter(), self._batches.waited
+
+    def _waits(self) -> dict[str, float]:
+        """For how long a step of this row waited for its batch, and which share of its time that was."""
+        (then, waited), self._since = self._since, self._start_of_row()
+        now, total = self._since
+        return {'input_wait_ms': 1000 * (total - waited) / self._every_steps,
+                'input_wait_share': min(1.0, (total - waited) / max(now - then, 1e-9))}
 
 
 class _Interruption:

@@ -49,7 +49,7 @@ def test_the_parts_are_those_of_the_real_state(step):
     assert sizes == {'params': parts['parameters'], 'opt_state': parts['optimizer state'],
                      'batch_stats': parts['batch statistics'], 'method_state': parts['method state']}
     per_device = 1536 // 8
-    assert parts['images'] == per_device * (2 * 32 * 32 * 3 * 4 + 4)
+    assert parts['images'] == per_device * (2 * 32 * 32 * 3 + 3 * 4)      # uint8 crops, label, epoch, index
     assert parts['layout padding'] == 4                         # the step number alone: no tiles on a CPU
 
 

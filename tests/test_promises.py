@@ -15,18 +15,21 @@ MODULES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / 'simclr_j
 ALLOWED = {
     'main.py': [''],
     'train.py': ['methods', 'steps', 'data', 'optim', 'schedules', 'sharding', 'checkpoint', 'metrics',
-                 'config', 'evaluate', 'models.network'],
-    'evaluate/': ['data', 'models', 'optim', 'schedules', 'sharding', 'checkpoint', 'metrics', 'config',
+                 'config', 'evaluate', 'models.network', 'inputs', 'augment_fields'],
+    'inputs.py': ['data', 'device_augment', 'sharding'],
+    'device_augment.py': ['device_ops', 'augment_fields'], 'device_ops.py': [], 'augment_fields.py': [],
+    'evaluate/': ['inputs', 'data', 'models', 'optim', 'schedules', 'sharding', 'checkpoint', 'metrics', 'config',
                   'steps', 'evaluate'],
     'methods/': ['methods', 'objectives', 'models.network', 'schedules'],
     'steps.py': ['train_state'],
     'checkpoint.py': ['train_state', 'config'],
     'models/': ['models'],
-    'data/host_augment.py': ['data.augment_ops'],
-    'data/': ['data'],
-    'plan.py': ['train', 'compiled', 'schedules', 'sharding', 'config', 'metrics'],
+    'data/host_augment.py': ['data.kernels', 'data.draws', 'augment_fields'],
+    'data/': ['data', 'augment_fields'],
+    'bench_input.py': ['inputs', 'train', 'steps', 'schedules', 'sharding', 'config', 'metrics', 'data'],
+    'plan.py': ['inputs', 'train', 'compiled', 'schedules', 'sharding', 'config', 'metrics'],
     'objectives/': ['objectives'], 'schedules.py': [], 'sharding.py': [], 'train_state.py': [],
-    'models/norm.py': [], 'config.py': [], 'metrics.py': [], 'optim.py': [], 'compiled.py': [],
+    'models/norm.py': [], 'config.py': [], 'metrics.py': [], 'optim.py': [], 'compiled.py': [], 'processes.py': [],
 }
 
 

@@ -12,11 +12,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 from simclr_jax import checkpoint
+from simclr_jax.data.shapes import make_shapes
 
 STEPS = 26
 METHODS = {'simclr': set(), 'moco_v2': {'target', 'queue', 'pointer'}, 'byol': {'target'}}
+# One with the data set on the device, one with crops made on the host, one with views made there.
+DATA = {'simclr': (), 'moco_v2': ('--config.data.source=folder:{folder}',),
+        'byol': ('--config.data.source=folder:{folder}', '--config.data.augment_on=host')}
 SETTINGS = (f'--config.num_train_steps={STEPS}', '--config.batch_size=16', '--config.augment.image_size=16',
             '--config.data.train_split=train[:128]', '--config.checkpoint.every_epochs=0.25',   # every 2 steps
             '--config.log.every_steps=1', '--config.data.test_split=none',
@@ -24,7 +29,8 @@ SETTINGS = (f'--config.num_train_steps={STEPS}', '--config.batch_size=16', '--co
 
 
 def arguments(workdir, method='simclr'):
-    return f'--config=configs/smoke.py:smoke,method={method}', *SETTINGS, f'--workdir={workdir}'
+    data = [option.format(folder=workdir.parent / 'images') for option in DATA[method]]
+    return f'--config=configs/smoke.py:smoke,method={method}', *SETTINGS, *data, f'--workdir={workdir}'
 
 
 def last_state(workdir):
@@ -62,6 +68,10 @@ class Killed(NamedTuple):
 @pytest.fixture(scope='module')
 def runs(command, run_main, tmp_path_factory):
     """{method: (future of the straight run, workdir, of the killed run, workdir)}; two at a time."""
+    folder = tmp_path_factory.getbasetemp() / 'images'
+    folder.mkdir()
+    for number, image in enumerate(make_shapes('train', 24, 128)[0]):
+        Image.fromarray(image).save(folder / f'{number:03}.jpg')
 
     def straight(method, workdir):
         return run_main(*arguments(workdir, method))

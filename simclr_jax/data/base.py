@@ -2,16 +2,21 @@
 
 import dataclasses
 import re
+import threading
+
+from absl import logging
+
+_NAMED = 3      # of the unreadable files, in an error
 
 
 @dataclasses.dataclass
 class Source:
-    """One split of a data set.
+    """One split of a data set; label -1 means none.
 
-    Random-access sources also have `uniform` (all images share one shape) and
-    `fetch(index: int [n]) -> (images uint8 [n, H, W, 3], labels int32 [n], readable bool [n])`;
-    n is 1 unless the source is uniform, and an unreadable image is replaced by the next readable
-    one. Streamed sources have `stream` (see `tfds_source.StreamedSource`). Label -1 means none.
+    Random-access sources also have `uniform` (all images share one shape) and `labels` int32 [N]. Where
+    `uniform`, `images` uint8 [N, H, W, 3] lie in memory; else `load(index)` gives one, an encoded file as
+    bytes or pixels uint8 [H, W, 3], and `name_of(index)` names it. Streamed sources have `stream` and
+    `ordered` (see `tfds_source.StreamedSource`).
     """
 
     name: str
@@ -19,8 +24,12 @@ class Source:
     num_examples: int
     class_names: tuple[str, ...] | None  # None when unlabelled.
 
+    max_bad_share = 0.05    # of the examples, that may be unreadable; a caller may set another
+
     def __post_init__(self):
-        self.skipped: list[str] = []  # Files found unreadable so far.
+        self.skipped: list[str] = []  # Names of those found unreadable so far.
+        self._skipped_rows: set[int] = set()
+        self._skip_lock = threading.Lock()
         if self.num_examples == 0:
             raise ValueError(f"Split '{self.split}' of '{self.name}' holds no images.")
 
@@ -28,6 +37,32 @@ class Source:
     def num_classes(self) -> int:
         """0 when unlabelled."""
         return len(self.class_names or ())
+
+    def name_of(self, index: int) -> str:
+        """What a message calls an example."""
+        return f'example {index}'
+
+    def skip(self, index: int, error: Exception) -> None:
+        """Notes that an example cannot be read: in `skipped` and, once, in the log. From any thread."""
+        with self._skip_lock:
+            if index not in self._skipped_rows:
+                self._skipped_rows.add(index)
+                self.skipped.append(self.name_of(index))
+                logging.warning('Skipping the unreadable image %s: %s', self.skipped[-1], error)
+
+    def is_skipped(self, index: int) -> bool:
+        """Whether the example is known to be unreadable."""
+        return index in self._skipped_rows
+
+    def check_bad_share(self) -> None:
+        """ValueError once more than `max_bad_share` of the examples are known to be unreadable."""
+        count, share = len(self.skipped), len(self.skipped) / self.num_examples
+        if count and share > self.max_bad_share:
+            some = ', '.join(self.skipped[:_NAMED]) + (', ...' if count > _NAMED else '')
+            raise ValueError(
+                f"{count} of the {self.num_examples} images of '{self.name}', split {self.split}, cannot be "
+                f'read ({some}): {share:.1%}, more than data.max_bad_share = {self.max_bad_share:g}. Mend or '
+                'remove them, or allow a larger share.')
 
 
 def split_name(split: str) -> str:

@@ -1,14 +1,14 @@
-"""A directory tree of image files, labelled or not, read with Pillow."""
+"""A directory tree of image files, labelled or not."""
 
+import hashlib
+import io
 import os
-import threading
 
 import numpy as np
-from absl import logging
-from PIL import Image, ImageOps
 
 from simclr_jax.data.arrays import require_split
 from simclr_jax.data.base import Source, split_name, split_rows
+from simclr_jax.data.decode import BadImage, read_image
 
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 _SPLIT_FOLDERS = ('train', 'test', 'val', 'validation')
@@ -18,8 +18,7 @@ class FolderSource(Source):
     """The images below a directory, in sorted order.
 
     First-level folders are classes when at least two of them hold images and no image lies beside
-    them; class numbers are those of the training split. A file that cannot be read is named once in
-    the log and in `skipped`, and the next readable one takes its place.
+    them; class numbers are those of the training split.
     """
 
     uniform = False
@@ -35,50 +34,37 @@ class FolderSource(Source):
         class_names = _classes(files)
         if class_names and has_split_folders:
             class_names = _classes(_image_files(os.path.join(path, 'train'))) or class_names
-        self._root, self._lock = root, threading.Lock()
+        self._root = root
         self.labels = _labels(files, class_names, root)
         rows = split_rows(split, len(files))
         self.files, self.labels = files[rows], self.labels[rows]
         super().__init__(name, split, len(self.files), class_names)
-        self.fetch(np.zeros(1, np.int64))  # Where nothing can be read, say so before training.
+        if not any(map(self._is_readable, range(self.num_examples))):  # Say so before training.
+            raise ValueError(f"Not one of the {self.num_examples} images below '{self._root}' can be read.")
 
-    def fetch(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """See `Source`; n is 1."""
-        start = int(index[0])
-        for offset in range(self.num_examples):
-            row = (start + offset) % self.num_examples
-            image = self._read(self.files[row])
-            if image is not None:
-                return image[None], self.labels[[row]], np.array([offset == 0])
-        raise ValueError(f"Not one of the {self.num_examples} images below '{self._root}' can be "
-                         'read.')
+    def load(self, index: int) -> bytes:
+        """The bytes of a file. OSError: it cannot be read."""
+        with open(os.path.join(self._root, self.files[index]), 'rb') as file:
+            return file.read()
 
-    def _read(self, file: str) -> np.ndarray | None:
-        """The image uint8 [H, W, 3], or None for a file that cannot be read."""
-        if file in self.skipped:
-            return None
+    def name_of(self, index: int) -> str:
+        """The path of a file, from the root of the split."""
+        return self.files[index]
+
+    def fingerprint(self) -> str:
+        """Changes with the names, sizes and times of the files, and with the labels."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for file in self.files:
+            state = os.stat(os.path.join(self._root, file))
+            digest.update(os.fsencode(f'{file}\0{state.st_size}\0{state.st_mtime_ns}\0'))
+        return digest.hexdigest()
+
+    def _is_readable(self, index: int) -> bool:
         try:
-            return read_image(os.path.join(self._root, file))
-        except Exception as error:  # Pillow meets broken files with errors of many types.
-            with self._lock:
-                if file not in self.skipped:
-                    self.skipped.append(file)
-                    logging.warning('Skipping the unreadable image %s: %s',
-                                    os.path.join(self._root, file), error)
-            return None
-
-
-def read_image(path: str) -> np.ndarray:
-    """Decodes an image file to RGB uint8 [H, W, 3], upright by its EXIF orientation.
-
-    Grey is repeated, CMYK converted, alpha dropped, 16 bits reduced to 8; of an animation, the
-    first frame.
-    """
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith('I'):  # Pillow would clip 16 bits to 8, not scale them.
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        return np.array(image.convert('RGB'))
+            read_image(io.BytesIO(self.load(index)))
+        except (BadImage, OSError) as error:
+            self.skip(index, error)
+        return not self.is_skipped(index)
 
 
 def folder_splits(path: str) -> tuple[str, ...]:

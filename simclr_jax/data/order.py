@@ -21,11 +21,14 @@ def epoch_and_index(seed: int, positions: np.ndarray, num_examples: int
     index = np.empty_like(rank)
     for value in np.unique(epoch):
         rows = epoch == value
-        index[rows] = _permutation(seed, int(value), num_examples)[rank[rows]]
+        index[rows] = permutation(seed, int(value), num_examples)[rank[rows]]
     return epoch, index
 
 
 @functools.lru_cache(maxsize=4)  # A batch seldom spans more than two epochs.
-def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The order of an epoch: the examples 0 .. N-1 as int64 [N], read-only."""
     philox = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    return np.random.Generator(philox).permutation(num_examples)
+    shuffled = np.random.Generator(philox).permutation(num_examples)
+    shuffled.flags.writeable = False
+    return shuffled

@@ -4,55 +4,106 @@ Row r of global batch s stands at position p = s * batch_size + r of an endless 
 `order` names the (epoch, index); its views follow from (seed, epoch, index) alone, and so depend on
 no batch size, shard count or number of threads. Sources too large for random access keep another
 order (see `tfds_source.StreamedSource`).
+
+Threads fill the rows of a batch: each decodes an image once, as far as its crops need it, outside of
+Python's lock. An image that cannot be read is noted in `source.skipped`, and the next readable one
+takes its place, in a stream the next of its batch.
 """
 
+import collections
+import functools
 import itertools
-from typing import Any, Callable, Iterator, Mapping
+import os
+import sys
+from concurrent import futures
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 
+import ml_dtypes
 import numpy as np
-import tensorflow as tf
 
-from simclr_jax.data import host_augment
+from simclr_jax.data import host_augment, kernels
 from simclr_jax.data.base import Source
+from simclr_jax.data.decode import BadImage, EncodedImage
+from simclr_jax.data.draws import Box, Draws, union
+from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.order import epoch_and_index
 
-tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
+_AHEAD = 2      # batches in the making while one is in use
+_MORE_THREADS = 2       # than processors: some wait for a disk
+_UNIFORM_ROWS = 32      # small images that a thread takes at a time
+_TRANSFERS = {'uint8': np.uint8, 'bfloat16': ml_dtypes.bfloat16, 'float32': np.float32}
+Batch = dict[str, np.ndarray]
+Batches = Iterator[Batch]
 
-_EXAMPLE = {'image': tf.TensorSpec([None, None, None, 3], tf.uint8),
-            'label': tf.TensorSpec([None], tf.int32),
-            'readable': tf.TensorSpec([None], tf.bool)}
-Batches = Iterator[dict[str, np.ndarray]]
+
+class _Form(NamedTuple):
+    """What a batch holds and how a row comes to be."""
+
+    arrays: dict[str, tuple[tuple[int, ...], Any]]      # name -> shape of a row, dtype; zeros at first
+    fill: Callable[[Batch, int, EncodedImage, int, int], None]      # (batch, row, image, epoch, index)
+    has_gaps: bool = False      # rows without an image stay as they are
 
 
-def train_batches(source: Source, *, seed: int, batch_size: int, view1: Mapping[str, Any],
-                  view2: Mapping[str, Any], image_size: int, start_step: int = 0,
-                  shard_index: int = 0, shard_count: int = 1, num_threads: int = 0) -> Batches:
-    """Endless batches of two views per image, from step `start_step` on.
+class _Candidate(NamedTuple):
+    """An example that may be read into a row."""
+
+    index: int
+    load: Callable[[], bytes | np.ndarray]
+    label: int
+
+
+class _Row(NamedTuple):
+    """A row of a batch: which example's random numbers, and the images that may stand there, best first."""
+
+    epoch: int
+    index: int
+    candidates: Iterable[_Candidate]
+
+
+def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view1: Mapping[str, Any],
+                  view2: Mapping[str, Any], image_size: int, start_step: int = 0, shard_index: int = 0,
+                  shard_count: int = 1, num_threads: int = 0, transfer: str = 'uint8', pad_to: int = 0
+                  ) -> Batches:
+    """Endless batches for two views per image, from step `start_step` on.
 
     Args:
         source: of `sources.load_source`.
         seed: in [0, 2**31).
         batch_size: global, over all shards; this one yields rows
             [shard_index * b, (shard_index + 1) * b) with b = batch_size // shard_count.
-        view1, view2: the operations of `host_augment.augment`.
+        form: how far the host takes an image: 'views', 'crops' or 'padded', see below.
+        view1, view2: the operations of `host_augment.make_augment`.
         image_size: S.
         start_step: the number of batches already taken.
-        num_threads: of this pipeline; 0 leaves it to tf.data.
+        num_threads: that decode; 0 takes a few more than there are processors.
+        transfer: 'uint8' (rounded), 'bfloat16' or 'float32', of form 'views'.
+        pad_to: P >= 2 S, of form 'padded'.
 
     Returns:
-        Iterator of {'view1' and 'view2': float32 [b, S, S, 3] in [0, 1], 'label': int32 [b], -1 for
-        none}.
+        Iterator of {'label': int32 [b], -1 for none} and
+        'views': 'view1', 'view2': [b, S, S, 3], uint8 or else in [0, 1].
+        'crops': 'crop1', 'crop2': uint8 [b, S, S, 3], rounded and clipped, not flipped; 'epoch', 'index':
+            int32 [b].
+        'padded': 'image': uint8 [b, P, P, 3], the part that holds both crops, zeros beyond it; 'box1',
+            'box2': int32 [b, 4], the crops in it as (top, left, height, width); 'epoch', 'index'. Where that
+            part exceeds P, both crops are made here and lie side by side, S x S each.
 
     Raises:
-        ValueError: the batch is larger than the data set or not divisible by shard_count.
+        ValueError: the batch is larger than the data set or not divisible by shard_count, an argument is out
+            of range, or, from `next`, more than source.max_bad_share of the images cannot be read.
     """
-    def views(example):
-        one, two = (host_augment.augment(example['image'], _seed(seed, example, slot),
-                                         image_size=image_size, **view)
-                    for slot, view in enumerate((view1, view2)))
-        return {'view1': one, 'view2': two, 'label': example['label']}
-
-    return _endless(source, views, seed=seed, batch_size=batch_size, start_step=start_step,
+    views = {'view1': view1, 'view2': view2}
+    for view in views.values():
+        host_augment.check_view(view)
+    if form == 'views':
+        rows = _views(seed, views, image_size, transfer)
+    elif form == 'crops':
+        rows = _crops(seed, views, image_size)
+    elif form == 'padded':
+        rows = _padded(seed, views, image_size, pad_to)
+    else:
+        raise ValueError(f"The form of a batch is 'views', 'crops' or 'padded'; got {form!r}.")
+    return _endless(source, rows, seed=seed, batch_size=batch_size, start_step=start_step,
                     shard_index=shard_index, shard_count=shard_count, num_threads=num_threads)
 
 
@@ -63,13 +114,16 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
 
     For linear evaluation and fine-tuning; arguments and errors are those of `train_batches`.
     """
-    def crop_and_flip(example):
-        image = host_augment.crop_and_flip(example['image'], _seed(seed, example, 0),
-                                           image_size=image_size, crop=crop, flip=flip)
-        return {'image': image, 'label': example['label']}
+    make = host_augment.make_crop_and_flip(image_size=image_size, crop=crop, flip=flip)
 
-    return _endless(source, crop_and_flip, seed=seed, batch_size=batch_size, start_step=start_step,
-                    shard_index=shard_index, shard_count=shard_count, num_threads=num_threads)
+    def fill(batch, row, image, epoch, index):
+        draws = Draws(seed, epoch, index, 0)
+        box = draws.box(image.height, image.width, crop)
+        make(image.region(box), (0, 0, *box[2:]), draws, batch['image'][row])
+
+    return _endless(source, _Form({'image': ((image_size, image_size, 3), np.float32)}, fill), seed=seed,
+                    batch_size=batch_size, start_step=start_step, shard_index=shard_index,
+                    shard_count=shard_count, num_threads=num_threads)
 
 
 def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_proportion: float,
@@ -83,98 +137,219 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
 
     Returns:
         Iterator of {'image': float32 [b, S, S, 3], 'label': int32 [b], 'valid': bool [b]}, equally
-        many for every shard. 'valid' is False for padding and for files that cannot be read.
+        many for every shard. 'valid' is False and the label -1 for padding and for files that cannot be
+        read.
     """
-    def centre(example):
-        image = host_augment.eval_crop(example['image'], image_size=image_size,
-                                       proportion=crop_proportion)
-        return {'image': image, 'label': example['label'], 'valid': example['readable']}
+    def fill(batch, row, image, epoch, index):
+        del epoch, index
+        box = host_augment.eval_box(image.height, image.width, crop_proportion)
+        batch['image'][row] = host_augment.eval_crop(image.region(box), image_size=image_size, proportion=1.0)
+        batch['valid'][row] = True
 
-    if hasattr(source, 'ordered'):
-        examples = source.ordered(shard_index=shard_index, shard_count=shard_count)
-        examples = examples.map(lambda example: {**example, 'readable': True})
-    else:
-        rows = tf.data.Dataset.range(source.num_examples).filter(
-            lambda row: row // batch_size % shard_count == shard_index)
-        rows = rows.batch(batch_size).map(lambda index: (tf.zeros_like(index), index))
-        examples = _fetch(source, rows)
+    host_augment.eval_box(1, 1, crop_proportion)    # is it in range?
+    form = _Form({'image': ((image_size, image_size, 3), np.float32), 'valid': ((), bool)}, fill,
+                 has_gaps=True)
     num_batches = -(-source.num_examples // (batch_size * shard_count))
-    batches = _batched(examples.map(centre, num_parallel_calls=tf.data.AUTOTUNE), batch_size,
-                       num_threads)
-    return _padded(batches.as_numpy_iterator(), num_batches, batch_size, image_size)
+    if hasattr(source, 'ordered'):
+        examples = source.ordered(shard_index=shard_index, shard_count=shard_count, is_decoded=False)
+        found = ([_Row(0, 0, [candidate]) for _, candidate in examples]
+                 for examples in _encoded(examples.batch(batch_size)))
+    else:
+        found = ([_Row(0, 0, [_candidate(source, index)]) for index in indices if index < source.num_examples]
+                 for indices in _eval_indices(num_batches, batch_size, shard_index, shard_count))
+    batches = itertools.islice(itertools.chain(found, itertools.repeat([])), num_batches)
+    return _filled(source, batches, form, batch_size, num_threads)
 
 
-def check_batch_size(source: Source, batch_size: int, shard_count: int = 1) -> None:
-    """ValueError unless a training batch fits the data set and the shards can share it."""
-    if batch_size > source.num_examples:
-        raise ValueError(f'batch_size is {batch_size}, but {source.name}, split {source.split}, '
-                         f'has only {source.num_examples} images: choose a smaller batch.')
-    if batch_size % shard_count:
-        raise ValueError(f'batch_size is {batch_size}, which {shard_count} processes cannot share '
-                         'evenly: choose a multiple.')
+# ---- forms -------------------------------------------------------------------------------------------
 
 
-def _endless(source: Source, function: Callable[[dict], dict], *, seed: int, batch_size: int,
-             start_step: int, shard_index: int, shard_count: int, num_threads: int) -> Batches:
-    """Batches of `function` of the shuffled examples."""
+def _views(seed: int, views: Mapping[str, Mapping], image_size: int, transfer: str) -> _Form:
+    if transfer not in _TRANSFERS:
+        raise ValueError(f'data.transfer is {transfer!r}; it takes {", ".join(map(repr, _TRANSFERS))}.')
+    make = {name: host_augment.make_augment(image_size=image_size, **view) for name, view in views.items()}
+
+    def fill(batch, row, image, epoch, index):
+        draws, boxes = _draw_boxes(seed, views, image, epoch, index)
+        region, boxes = _decode_union(image, boxes)
+        for name, box, draw in zip(views, boxes, draws):
+            out = batch[name][row]
+            if transfer == 'bfloat16':
+                out[...] = make[name](region, box, draw, np.empty(out.shape, np.float32))
+            else:
+                make[name](region, box, draw, out)
+
+    return _Form({name: ((image_size, image_size, 3), _TRANSFERS[transfer]) for name in views}, fill)
+
+
+def _crops(seed: int, views: Mapping[str, Mapping], image_size: int) -> _Form:
+    def fill(batch, row, image, epoch, index):
+        _, boxes = _draw_boxes(seed, views, image, epoch, index)
+        region, boxes = _decode_union(image, boxes)
+        for name, box in zip(('crop1', 'crop2'), boxes):
+            kernels.crop_resize(region, box, image_size, out=batch[name][row])
+        batch['epoch'][row], batch['index'][row] = epoch, index
+
+    crop = (image_size, image_size, 3), np.uint8
+    return _Form({'crop1': crop, 'crop2': crop, 'epoch': ((), np.int32), 'index': ((), np.int32)}, fill)
+
+
+def _padded(seed: int, views: Mapping[str, Mapping], image_size: int, pad_to: int) -> _Form:
+    if pad_to < 2 * image_size:
+        raise ValueError(f'data.pad_to is {pad_to}; it must be at least {2 * image_size}, twice the image size: '
+                         'it holds two crops side by side.')
+
+    def fill(batch, row, image, epoch, index):
+        _, boxes = _draw_boxes(seed, views, image, epoch, index)
+        region, boxes = _decode_union(image, boxes)
+        height, width = region.shape[:2]
+        if max(height, width) <= pad_to:
+            batch['image'][row, :height, :width] = region
+        else:
+            for slot, box in enumerate(boxes):
+                crop = kernels.crop_resize(region, box, image_size,
+                                           out=np.empty((image_size, image_size, 3), np.uint8))
+                left = slot * image_size
+                batch['image'][row, :image_size, left:left + image_size] = crop
+                boxes[slot] = (0, left, image_size, image_size)
+        batch['box1'][row], batch['box2'][row] = boxes
+        batch['epoch'][row], batch['index'][row] = epoch, index
+
+    box, number = ((4,), np.int32), ((), np.int32)
+    return _Form({'image': ((pad_to, pad_to, 3), np.uint8), 'box1': box, 'box2': box, 'epoch': number,
+                  'index': number}, fill)
+
+
+def _draw_boxes(seed: int, views: Mapping[str, Mapping], image: EncodedImage, epoch: int, index: int
+                ) -> tuple[list[Draws], list[Box]]:
+    draws = [Draws(seed, epoch, index, slot) for slot in range(len(views))]
+    return draws, [draw.box(image.height, image.width, view['crop'])
+                   for draw, view in zip(draws, views.values())]
+
+
+def _decode_union(image: EncodedImage, boxes: list[Box]) -> tuple[np.ndarray, list[Box]]:
+    """The part of the image that holds all boxes, and where they lie in it."""
+    top, left, height, width = union(boxes)
+    return image.region((top, left, height, width)), [(y - top, x - left, h, w) for y, x, h, w in boxes]
+
+
+# ---- rows --------------------------------------------------------------------------------------------
+
+
+def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_step: int, shard_index: int,
+             shard_count: int, num_threads: int) -> Batches:
     check_batch_size(source, batch_size, shard_count)
     local = batch_size // shard_count
     if hasattr(source, 'stream'):
         examples = source.stream(seed=seed, start=start_step * local, shard_index=shard_index,
                                  shard_count=shard_count)
+        batches = map(_stream_rows, _encoded(examples.batch(local)))
     else:
-        def positions(step):
-            first = step * batch_size + shard_index * local
-            return epoch_and_index(seed, np.arange(first, first + local), source.num_examples)
-
-        steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-        examples = _fetch(source, steps.map(
-            lambda step: _numpy(positions, [step], [tf.TensorSpec([local], tf.int64)] * 2)))
-    examples = examples.map(function, num_parallel_calls=tf.data.AUTOTUNE)
-    return _batched(examples, local, num_threads).as_numpy_iterator()
+        batches = (_rows(source, seed, step * batch_size + shard_index * local, local)
+                   for step in itertools.count(start_step))
+    return _filled(source, batches, form, local, num_threads)
 
 
-def _fetch(source: Source, rows: tf.data.Dataset) -> tf.data.Dataset:
-    """Examples {'image', 'label', 'readable', 'epoch', 'index'} of (epoch [n], index [n])."""
-    def fetch(epoch, index):
-        values = _numpy(source.fetch, [index], list(_EXAMPLE.values()))
-        return {**dict(zip(_EXAMPLE, values)), 'epoch': epoch, 'index': index}
-
-    if source.uniform:  # One gather per batch is cheap; images of several shapes go one by one.
-        return rows.map(fetch).unbatch()
-    rows = rows.unbatch().batch(1)
-    return rows.map(fetch, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+def _rows(source: Source, seed: int, first: int, count: int) -> list[_Row]:
+    epochs, indices = epoch_and_index(seed, np.arange(first, first + count), source.num_examples)
+    return [_Row(epoch, index, _candidates(source, index))
+            for epoch, index in zip(epochs.tolist(), indices.tolist())]
 
 
-def _numpy(function: Callable, arguments: list, specs: list[tf.TensorSpec]) -> list[tf.Tensor]:
-    """Calls a numpy function from the graph; its results get the static shapes of `specs`."""
-    values = tf.numpy_function(function, arguments, [spec.dtype for spec in specs])
-    return [tf.ensure_shape(value, spec.shape) for value, spec in zip(values, specs)]
+def _candidates(source: Source, index: int) -> Iterator[_Candidate]:
+    """The example and all that follow it."""
+    for offset in range(source.num_examples):
+        yield _candidate(source, (index + offset) % source.num_examples)
 
 
-def _seed(seed: int, example: Mapping[str, tf.Tensor], slot: int) -> tf.Tensor:
-    """The seed of one view of an example, int64 [2], no two the same.
-
-    TensorFlow's stateless generators scramble their seed: no need to do so here, at 70 us a time.
-    """
-    return tf.stack([(seed << 32) + example['epoch'], 2 * example['index'] + slot])
+def _candidate(source: Source, index: int) -> _Candidate:
+    load = source.images.__getitem__ if source.uniform else source.load
+    return _Candidate(index, functools.partial(load, index), int(source.labels[index]))
 
 
-def _batched(examples: tf.data.Dataset, batch_size: int, num_threads: int) -> tf.data.Dataset:
+def _stream_rows(examples: list[tuple[int, _Candidate]]) -> list[_Row]:
+    candidates = [candidate for _, candidate in examples]
+    return [_Row(epoch, candidate.index, candidates[row:] + candidates[:row])
+            for row, (epoch, candidate) in enumerate(examples)]
+
+
+def _encoded(batches) -> Iterator[list[tuple[int, _Candidate]]]:
+    """(epoch, example) of each element of a tf.data set of batches of encoded images."""
+    import tensorflow as tf
+
     options = tf.data.Options()
     options.deterministic = True
-    if num_threads:
-        options.threading.private_threadpool_size = num_threads
-    return examples.batch(batch_size).prefetch(2).with_options(options)
+    for batch in batches.prefetch(1).with_options(options).as_numpy_iterator():
+        columns = (batch[key].tolist() for key in ('epoch', 'index', 'image', 'label'))
+        yield [(epoch, _Candidate(index, lambda image=image: image, label))
+               for epoch, index, image, label in zip(*columns)]
 
 
-def _padded(batches: Batches, num_batches: int, batch_size: int, image_size: int) -> Batches:
-    """Fills the last batch, and adds empty ones, up to `num_batches` of `batch_size` rows."""
-    empty = {'image': np.zeros((0, image_size, image_size, 3), np.float32),
-             'label': np.zeros(0, np.int32), 'valid': np.zeros(0, bool)}
-    padding = {'image': 0, 'label': -1, 'valid': False}
-    for batch in itertools.islice(itertools.chain(batches, itertools.repeat(empty)), num_batches):
-        missing = batch_size - len(batch['label'])
-        yield {key: np.concatenate([value, np.full((missing, *value.shape[1:]), padding[key],
-                                                   value.dtype)]) if missing else value
-               for key, value in batch.items()}
+def _eval_indices(num_batches: int, batch_size: int, shard_index: int, shard_count: int) -> Iterator[range]:
+    for number in range(num_batches):
+        first = (number * shard_count + shard_index) * batch_size
+        yield range(first, first + batch_size)
+
+
+# ---- threads -----------------------------------------------------------------------------------------
+
+
+def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_size: int, num_threads: int
+            ) -> Batches:
+    """Batches of `batch_size` rows, made by threads a few batches ahead; `next` raises what they raised."""
+    source.check_bad_share()
+    pool = futures.ThreadPoolExecutor(num_threads or _num_processors() + _MORE_THREADS)
+    in_making = collections.deque()
+    try:
+        for rows in batches:
+            in_making.append(_begin(pool, source, rows, form, batch_size))
+            if len(in_making) > _AHEAD:
+                yield _ended(*in_making.popleft())
+        while in_making:
+            yield _ended(*in_making.popleft())
+    finally:
+        if not sys.is_finalizing():     # then Python has ended the threads
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(pool: futures.Executor, source: Source, rows: list[_Row], form: _Form, batch_size: int
+           ) -> tuple[Batch, list[futures.Future]]:
+    batch = {name: np.zeros((batch_size, *shape), dtype) for name, (shape, dtype) in form.arrays.items()}
+    batch['label'] = np.full(batch_size, -1, np.int32)
+    size = _UNIFORM_ROWS if getattr(source, 'uniform', False) else 1
+    return batch, [pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
+                   for first in range(0, len(rows), size)]
+
+
+def _ended(batch: Batch, tasks: list[futures.Future]) -> Batch:
+    for task in tasks:
+        task.result()
+    return batch
+
+
+def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, first: int) -> None:
+    for number, row in enumerate(rows, first):
+        if not _fill_row(source, row, form, batch, number) and not form.has_gaps:
+            raise ValueError(f"Not one image of '{source.name}', split {source.split}, that could stand for "
+                             f'{source.name_of(row.index)} can be read.')
+
+
+def _fill_row(source: Source, row: _Row, form: _Form, batch: Batch, number: int) -> bool:
+    """Whether one of the row's candidates could be read."""
+    for candidate in row.candidates:
+        if source.is_skipped(candidate.index):
+            continue
+        try:
+            form.fill(batch, number, EncodedImage(candidate.load()), row.epoch, row.index)
+        except (BadImage, OSError) as error:
+            source.skip(candidate.index, error)
+            source.check_bad_share()
+            continue
+        batch['label'][number] = candidate.label
+        return True
+    return False
+
+
+def _num_processors() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """Finds a data source by its name. TensorFlow is imported for TFDS data sets only."""
 
 import os
+from typing import Any, Mapping
 
 from simclr_jax.data import arrays, folder, shapes
 from simclr_jax.data.base import Source
@@ -9,7 +10,8 @@ _IN_MEMORY_BYTES = 1 << 30
 
 
 def load_source(name: str, split: str, *, data_dir: str | None = None, download: bool = False,
-                image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES) -> Source:
+                image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES, cache: str = '', cache_dir: str = '',
+                max_bad_share: float = Source.max_bad_share, is_lead: bool = True) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
@@ -20,11 +22,25 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         download: let TFDS download and prepare the data set. Without it nothing touches a network.
         image_size: of the embedded shapes; other sources keep their own sizes.
         in_memory_bytes: a TFDS split that takes more, decoded, is streamed from its files.
+        cache: 'decoded' or 'resized:N': the images are read from a cache below `cache_dir`, which is built
+            where it is missing (see `cache.cached`). What lies in memory needs none.
+        max_bad_share: of the examples, that may be unreadable before a ValueError says so.
+        is_lead: whether this process shows how a cache grows.
 
     Raises:
         FileNotFoundError: the data are not there.
         ValueError: they are there and will not do, or have no such split.
     """
+    source = _load(name, split, data_dir, download, image_size, in_memory_bytes)
+    source.max_bad_share = max_bad_share
+    if cache and not source.uniform:
+        from simclr_jax.data.cache import cached
+        source = cached(source, cache, os.path.expanduser(cache_dir), is_lead=is_lead)
+    return source
+
+
+def _load(name: str, split: str, data_dir: str | None, download: bool, image_size: int, in_memory_bytes: int
+          ) -> Source:
     kind, path = _kind_and_path(name)
     if kind == 'shapes':
         return arrays.shapes_source(name, split, image_size)
@@ -35,6 +51,13 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     from simclr_jax.data import tfds_source
     return tfds_source.load(name, split, data_dir=data_dir or None, download=download,
                             in_memory_bytes=in_memory_bytes)
+
+
+def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool) -> dict[str, Any]:
+    """The keywords of `load_source` that a config's `data` block gives."""
+    return {'data_dir': data['dir'], 'download': data['download'], 'cache': data['cache'],
+            'cache_dir': data['cache_dir'], 'max_bad_share': data['max_bad_share'], 'image_size': image_size,
+            'is_lead': is_lead}
 
 
 def available_splits(name: str, *, data_dir: str | None = None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """TensorFlow Datasets: small sets are read into memory, large ones streamed from their files."""
 
 import difflib
+import hashlib
 import math
 
 import numpy as np
@@ -29,13 +30,20 @@ def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memo
     shape = source.image_shape
     if None in shape or num_examples * math.prod(shape[:2]) * 3 > in_memory_bytes:
         return source
-    images = np.empty((num_examples, *shape[:2], 3), np.uint8)
-    labels = np.empty(num_examples, np.int32)
+    try:
+        return _in_memory(source)
+    except tf.errors.InvalidArgumentError:  # A stream counts and names what it cannot decode.
+        return source
+
+
+def _in_memory(source: 'StreamedSource') -> ArraySource:
+    images = np.empty((source.num_examples, *source.image_shape[:2], 3), np.uint8)
+    labels = np.empty(source.num_examples, np.int32)
     row = 0
     for batch in source.ordered(shard_index=0, shard_count=1).batch(1024).as_numpy_iterator():
         rows = slice(row, row := row + len(batch['label']))
         images[rows], labels[rows] = batch['image'], batch['label']
-    return ArraySource(name, split, images, labels, source.class_names)
+    return ArraySource(source.name, source.split, images, labels, source.class_names)
 
 
 def splits(name: str, *, data_dir: str | None) -> tuple[str, ...]:
@@ -50,7 +58,8 @@ class StreamedSource(Source):
     in an order that depends on (seed, epoch, shard_index, shard_count) alone: files shuffled, then
     interleaved, then examples through a shuffle buffer. Resuming skips encoded examples. It is not
     the uniform permutation of random-access sources, and another shard count gives another order;
-    the views of an example in an epoch are the same in all of them.
+    the views of an example in an epoch are the same in all of them. Where an image cannot be decoded, the
+    next readable one of its batch takes its place.
     """
 
     def __init__(self, name: str, split: str, builder: tfds.core.DatasetBuilder, num_examples: int):
@@ -66,6 +75,10 @@ class StreamedSource(Source):
             raise ValueError(f"TFDS data set '{name}' was prepared as "
                              f'{builder.info.file_format.value}: prepare it with '
                              '--file_format=tfrecord.')
+        dtype = np.dtype(features[image].np_dtype)
+        if dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"The images of TFDS data set '{name}' are {dtype}: only uint8 and uint16 can "
+                             'be read.')
         self.image_shape = features[image].shape
         self._image, self._label, self._builder = image, label, builder
         wanted = {key: True for key in (image, label) if key}
@@ -79,7 +92,7 @@ class StreamedSource(Source):
                ) -> tf.data.Dataset:
         """The endless shuffled stream of one shard from its position `start`.
 
-        Elements: image uint8 [H, W, 3], label int32, epoch int64 and index int64, the number of the
+        Elements: image, the bytes of a file, label int32, epoch int64 and index int64, the number of the
         example in the split.
         """
         first_epoch, skip = divmod(start, self.num_shard_examples(shard_count))
@@ -102,14 +115,27 @@ class StreamedSource(Source):
             return records.map(lambda index, record: (epoch, index, record))
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        return epochs.flat_map(examples_of).map(self._decode, num_parallel_calls=tf.data.AUTOTUNE)
+        return epochs.flat_map(examples_of).map(self._parse, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def ordered(self, *, shard_index: int, shard_count: int) -> tf.data.Dataset:
-        """One pass over this shard's part of all examples, in the order of the files."""
+    def ordered(self, *, shard_index: int, shard_count: int, is_decoded: bool = True) -> tf.data.Dataset:
+        """One pass over this shard's part of all examples, in the order of the files.
+
+        Elements as in `stream`, of epoch 0; decoded, image is uint8 [H, W, 3], and an image that cannot be
+        decoded is a tf.errors.InvalidArgumentError, after which the next one follows.
+        """
         files = self._files(shard_index, shard_count, even=False)
         records = tf.data.Dataset.from_tensor_slices(files).flat_map(_read_records)
-        return records.map(lambda index, record: self._decode(np.int64(0), index, record),
+        function = self._decode if is_decoded else self._parse
+        return records.map(lambda index, record: function(np.int64(0), index, record),
                            num_parallel_calls=tf.data.AUTOTUNE)
+
+    def fingerprint(self) -> str:
+        """Changes with the version of the data set and with the names and sizes of its files."""
+        digest = hashlib.sha256(str(self._builder.info.full_name).encode())
+        for file in self._builder.info.splits[self.split].file_instructions:
+            size = tf.io.gfile.stat(str(file.filename)).length
+            digest.update(f'{file.filename}\0{size}\0{file.skip}\0{file.take}\0'.encode())
+        return digest.hexdigest()
 
     def _files(self, shard_index: int, shard_count: int, *, even: bool
                ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -131,10 +157,16 @@ class StreamedSource(Source):
         return paths, *np.array([row[1:] for row in rows], np.int64).reshape(-1, 3).T
 
     def _decode(self, epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict:
-        example = self._features.deserialize_example(record)
+        return self._example(epoch, index, self._features.deserialize_example(record), _to_rgb)
+
+    def _parse(self, epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict:
+        encoded = {self._image: tfds.decode.SkipDecoding()}
+        example = self._features.deserialize_example(record, decoders=encoded)
+        return self._example(epoch, index, example, lambda image: image)
+
+    def _example(self, epoch, index, example, convert) -> dict:
         label = tf.cast(example[self._label], tf.int32) if self._label else tf.constant(-1)
-        image = _to_rgb(example[self._image])
-        return {'image': image, 'label': label, 'epoch': epoch, 'index': index}
+        return {'image': convert(example[self._image]), 'label': label, 'epoch': epoch, 'index': index}
 
 
 def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.DatasetBuilder:
@@ -174,8 +206,5 @@ def _read_records(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, number: tf.
 
 def _to_rgb(image: tf.Tensor) -> tf.Tensor:
     """[H, W, 1, 3 or 4] of 8 or 16 bits to uint8 [H, W, 3]."""
-    if image.dtype == tf.uint16:
-        image = tf.cast(image // 257, tf.uint8)
-    if image.dtype != tf.uint8:
-        raise ValueError(f'{image.dtype.name} images cannot be read: only uint8 and uint16.')
+    image = tf.cast(image // 257, tf.uint8) if image.dtype == tf.uint16 else image
     return tf.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]

@@ -19,8 +19,8 @@ def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable
     """Runs `encode` over `batches` and gathers the valid, labelled rows on every process.
 
     Args:
-        encode: images [B, S, S, 3] sharded over `mesh` -> features [B, D] float32.
-        batches: of pipeline.eval_batches: 'image', 'label', 'valid', the local rows of each process.
+        encode: images [B, H, W, 3] sharded over `mesh` -> features [B, D] float32.
+        batches: of inputs.eval_batches: 'image', 'label', 'valid', the local rows of each process.
     """
     features, labels = [], []
     for batch in batches:

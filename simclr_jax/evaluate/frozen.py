@@ -1,11 +1,12 @@
 """kNN and the linear probe on frozen features of centre crops: what a run reports of itself."""
 
+import functools
 from typing import Callable
 
 import jax
 
+from simclr_jax import inputs
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import pipeline
 from simclr_jax.data.base import Source
 from simclr_jax.evaluate.features import Features, extract_features
 from simclr_jax.evaluate.knn import knn_accuracy
@@ -22,12 +23,12 @@ def labelled_features(encode: Encode, source: Source, config: ConfigDict,
     """
     # Padding is dropped, so a batch that the devices can share costs nothing but a little memory.
     rounds = -(-config.eval.batch_size // mesh.size)
-    batches = pipeline.eval_batches(
-        source, batch_size=rounds * mesh.size // jax.process_count(),
-        image_size=config.augment.image_size, crop_proportion=config.eval.crop_proportion,
-        shard_index=jax.process_index(), shard_count=jax.process_count(),
-        num_threads=config.data.num_threads)
-    return extract_features(encode, batches, mesh)
+    size, proportion = config.augment.image_size, config.eval.crop_proportion
+    batches = inputs.eval_batches(
+        source, batch_size=rounds * mesh.size // jax.process_count(), image_size=size,
+        crop_proportion=proportion, num_threads=config.data.num_threads)
+    crops = functools.partial(inputs.centre_crops, image_size=size, proportion=proportion)
+    return extract_features(lambda images: encode(crops(images)), batches, mesh)
 
 
 def is_labelled(source: Source | None) -> bool:
@@ -36,7 +37,7 @@ def is_labelled(source: Source | None) -> bool:
         return False
     if hasattr(source, 'labels'):
         return bool((source.labels >= 0).any())
-    first = next(pipeline.eval_batches(source, batch_size=8, image_size=8, crop_proportion=1.0))
+    first = next(inputs.eval_batches(source, batch_size=8, image_size=8, crop_proportion=1.0))
     return bool((first['label'] >= 0).any())
 
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simclr_jax import optim, schedules, sharding
+from simclr_jax import inputs, optim, schedules, sharding
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import order, pipeline, sources
+from simclr_jax.data import order, sources
 from simclr_jax.data.base import Source
+from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import is_labelled, labelled_features
 from simclr_jax.evaluate.pretrained import load_pretrained
@@ -47,7 +48,7 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     mesh = sharding.make_mesh()
     train_source, test_source = _load_sources(config, own)
     sharding.local_batch_size(settings.batch_size, mesh)
-    pipeline.check_batch_size(train_source, settings.batch_size, jax.process_count())
+    check_batch_size(train_source, settings.batch_size, jax.process_count())
     encode = jax.jit(make_encode(pretrained.network, layer=settings.layer))
     size = own.augment.image_size
     width = jax.eval_shape(encode, pretrained.variables,
@@ -63,13 +64,13 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
             frozen = functools.partial(encode, variables)
             fingerprint = _fingerprint(variables)
             if settings.augment:
-                features_of, batches = frozen, pipeline.probe_batches(
-                    train_source, seed=config.seed, batch_size=settings.batch_size, image_size=size,
-                    crop=own.augment.crop.to_dict(), flip=own.augment.flip.to_dict(),
-                    shard_index=jax.process_index(), shard_count=jax.process_count(),
-                    num_threads=config.data.num_threads)
+                view = {'seed': config.seed, 'image_size': size, 'crop': own.augment.crop.to_dict(),
+                        'flip': own.augment.flip.to_dict()}
+                features_of = functools.partial(_encode_crops, frozen, inputs.make_crops_and_flips(**view))
+                batches = inputs.probe_batches(train_source, batch_size=settings.batch_size,
+                                               num_threads=config.data.num_threads, **view)
             else:
-                features_of, batches = lambda features: features, _feature_batches(
+                features_of, batches = lambda batch: batch['image'], _feature_batches(
                     labelled_features(frozen, train_source, own, mesh), config.seed, settings.batch_size)
             log = functools.partial(_log, writer, every=config.log.every_steps, offset=run * num_steps,
                                     name=name)
@@ -90,11 +91,15 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     return results
 
 
+def _encode_crops(encode: Callable, crops: Callable, batch: dict) -> jax.Array:
+    return encode(crops(batch))
+
+
 def _load_sources(config: ConfigDict, own: ConfigDict) -> tuple[Source, Source]:
     """The labelled splits to train and to test on: `config`'s, and where it is empty the run's own."""
     data = {name: config.data[name] or own.data[name] for name in ('source', 'train_split', 'test_split')}
-    where = {'data_dir': config.data.dir or own.data.dir, 'download': config.data.download,
-             'image_size': own.augment.image_size}
+    where = sources.options(config.data, image_size=own.augment.image_size, is_lead=sharding.is_lead())
+    where['data_dir'] = where['data_dir'] or own.data.dir
     train_source = sources.load_source(data['source'], data['train_split'], **where)
     test_source = sources.load_test_source(data['source'], data['test_split'], **where)
     for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
@@ -104,14 +109,14 @@ def _load_sources(config: ConfigDict, own: ConfigDict) -> tuple[Source, Source]:
     return train_source, test_source
 
 
-def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], jax.Array], *,
+def fit_classifier(batches: Iterator[dict], features_of: Callable[[dict], jax.Array], *,
                    width: int, num_classes: int, num_steps: int, settings: ConfigDict, seed: int,
                    mesh: jax.sharding.Mesh, log: Callable[[int, dict], None]
                    ) -> tuple[np.ndarray, np.ndarray]:
     """Trains kernel [width, num_classes] and bias [num_classes] on `num_steps` batches.
 
-    batches: {'image': [B, ...], 'label': [B]} numpy, the rows of this process; `features_of` maps
-    the images, sharded over `mesh`, to features [B, width]. No gradient ever reaches it. Labels of
+    batches: {'label': [B], ...} numpy, the rows of this process; `features_of` maps
+    a batch, sharded over `mesh`, to features [B, width]. No gradient ever reaches it. Labels of
     -1 do not count. FloatingPointError if the classifier diverges.
     """
     optimizer = optim.make_optimizer('sgd', momentum=settings.momentum, nesterov=settings.nesterov,
@@ -139,7 +144,7 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[jax.Array], j
     metrics = None
     for step in range(num_steps):
         batch = sharding.put_batch(mesh, next(batches))
-        features = features_of(batch['image'])
+        features = features_of(batch)
         jax.block_until_ready(metrics)      # one step ahead is enough; more only fills the memory
         params, opt_state, metrics = fit_step(params, opt_state, features, batch['label'], step)
         log(step + 1, metrics)

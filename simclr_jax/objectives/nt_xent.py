@@ -28,6 +28,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec as P
 
 TILE_IMAGES = 512  # [1024, 1024] similarities, 4 MiB: near a core's cache, large enough for matmuls
+LARGE = 16384  # projections; beyond, tiles of twice the side: faster, and small beside the projections
 MASKED = -1e30  # a similarity that does not count; finite, since 0 * -inf is not a number
 NEAR = 60.0  # exp of anything this close to 0 is exact in float32, and so is its quotient by another
 
@@ -234,7 +235,7 @@ def _side(length, tile):
     """Projections along one side of a tile, for `length` of them: even, so that pairs stay together."""
     if tile is not None:
         return min(2 * tile, length)
-    tiles = -(-length // (2 * TILE_IMAGES))
+    tiles = -(-length // (2 * TILE_IMAGES * (2 if length > LARGE else 1)))
     side = -(-length // tiles)  # as equal as can be, so that little is filled up
     return length if tiles == 1 else -(-side // 128) * 128  # whole matrix units of a TPU or GPU
 
@@ -320,27 +321,31 @@ def _join(one, other):
 def _sweep_forward(grid, temperature):
     """The summary of every row's negatives, and its similarity with its positive, [2n] each."""
 
+    # What tiles say of their rows and of their columns is kept apart: updated at two places in one step,
+    # an array of a loop is copied whole each time.
     def visit(carry, pair, is_diagonal):
-        summary, positive = carry
+        by_rows, by_columns, positive = carry
         a, b = pair
         s = _similarities(grid, a, b, temperature)  # [R, C]
         if is_diagonal:
             positive = _put(positive, a, _pick_positive(_at(positive, a), s, grid, a, b))
         s = _mask(s, grid, a, b, is_diagonal, positives=True)
         if is_diagonal:
-            return (fold(summary, a, _summarise(s, axis=1)), positive), None
+            return (fold(by_rows, a, _summarise(s, axis=1)), by_columns, positive), None
         of_rows, of_columns = _summarise_both(s)
-        return (fold(fold(summary, a, of_rows), b, of_columns), positive), None
+        return (fold(by_rows, a, of_rows), fold(by_columns, b, of_columns), positive), None
 
     def fold(summary, i, new):
         met = _join(_Summary(*(_at(x, i) for x in summary)), new)
         return _Summary(*(_put(x, i, v) for x, v in zip(summary, met)))
 
     zeros = jnp.zeros_like(grid.rows[..., 0])  # [r, R]
-    carry = _Summary(zeros + MASKED, zeros, zeros), zeros
+    nothing = _Summary(zeros + MASKED, zeros, zeros)
+    carry = nothing, nothing, zeros
     for pairs, is_diagonal in grid.visits():
         carry, _ = lax.scan(functools.partial(visit, is_diagonal=is_diagonal), carry, pairs)
-    return jax.tree.map(lambda x: x.reshape(-1)[: grid.height], carry)
+    by_rows, by_columns, positive = carry
+    return jax.tree.map(lambda x: x.reshape(-1)[: grid.height], (_join(by_rows, by_columns), positive))
 
 
 def _pick_positive(known, s, grid, a, b):
@@ -362,21 +367,24 @@ def _sweep_backward(grid, lse, all_lse, temperature, decoupled):
     # transposed [C, R].T @ [R, D] that a mirrored tile would need.
     rows, columns = (jnp.swapaxes(x, 1, 2) for x in (grid.rows, grid.columns))  # [r, D, R], [c, D, C]
 
-    def visit(pulls, pair, is_diagonal):
+    def visit(carry, pair, is_diagonal):
+        by_rows, by_columns = carry
         a, b = pair
         s = _mask(_similarities(grid, a, b, temperature), grid, a, b, is_diagonal, decoupled)  # [R, C]
         weight = _weights(s, _at(row_lse, a), _at(column_lse, b))  # [R, C]
-        pulls = add(pulls, a, jnp.matmul(_at(columns, b), weight.T, precision='highest'))
+        by_rows = add(by_rows, a, jnp.matmul(_at(columns, b), weight.T, precision='highest'))
         if not is_diagonal:
-            pulls = add(pulls, b, jnp.matmul(_at(rows, a), weight, precision='highest'))
-        return pulls, None
+            by_columns = add(by_columns, b, jnp.matmul(_at(rows, a), weight, precision='highest'))
+        return (by_rows, by_columns), None
 
     def add(pulls, i, new):
         return _put(pulls, i, _at(pulls, i) + new)
 
-    pulls = jnp.zeros_like(rows)  # [r, D, R]
+    nothing = jnp.zeros_like(rows)  # [r, D, R]
+    carry = nothing, nothing
     for pairs, is_diagonal in grid.visits():
-        pulls, _ = lax.scan(functools.partial(visit, is_diagonal=is_diagonal), pulls, pairs)
+        carry, _ = lax.scan(functools.partial(visit, is_diagonal=is_diagonal), carry, pairs)
+    pulls = carry[0] + carry[1]
     return jnp.swapaxes(pulls, 1, 2).reshape(-1, rows.shape[1])[: grid.height]
 
 

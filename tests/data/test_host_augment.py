@@ -5,8 +5,10 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from simclr_jax.data import augment_ops as ops
-from simclr_jax.data import host_augment
+from simclr_jax.augment_fields import JITTER_ORDERS, jitter_range
+from simclr_jax.data import host_augment, kernels
+from simclr_jax.data.draws import Draws
+from tests import augment_oracles as oracles
 
 OFF = {'probability': 0.0}
 CROP = {'probability': 1.0, 'law': 'tf', 'area': (0.08, 1.0), 'aspect': (3 / 4, 4 / 3)}
@@ -31,15 +33,13 @@ SIMCLR = ALL_OFF | {'crop': CROP, 'flip': {'probability': 0.5}, 'jitter': JITTER
 
 
 def random_image(height, width):
-    image = np.random.default_rng(0).uniform(0.0, 1.0, (height, width, 3))
-    return image.astype(np.float32)
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def draw_many(function, count, num_parallel_calls=None):
-    """Stacks function([index, 7]) over `count` seeds, in one traced map."""
-    dataset = tf.data.Dataset.range(count).map(
-        lambda index: function(tf.stack([index, 7])), num_parallel_calls=num_parallel_calls)
-    return next(dataset.batch(count).as_numpy_iterator())
+def views_of(image, view, count, image_size):
+    """`count` views, of examples 0, 1, ..."""
+    return np.stack([host_augment.augment(image, Draws(0, 0, i, 0), image_size=image_size, **view)
+                     for i in range(count)])
 
 
 # ---- views -------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ def test_views_have_the_official_distribution():
     coarse = tf.constant(rng.uniform(0.0, 255.0, (6, 8, 3)).astype(np.float32))
     image = tf.cast(tf.clip_by_value(tf.image.resize(coarse, [48, 64]), 0, 255), tf.uint8)
     tf.random.set_seed(0)
-    theirs = draw_many(lambda _: official_view(image), 1500)
-    ours = draw_many(
-        lambda seed: host_augment.augment(image, seed, image_size=32, **SIMCLR), 1500)
+    dataset = tf.data.Dataset.range(1500).map(lambda _: official_view(image)).batch(1500)
+    theirs = next(dataset.as_numpy_iterator())
+    ours = views_of(image.numpy(), SIMCLR, 1500, 32)
 
     def statistics(views):
         half = views[:, :, :16].mean((1, 2, 3)) - views[:, :, 16:].mean((1, 2, 3))
@@ -93,109 +93,105 @@ def test_views_have_the_official_distribution():
         assert stats.ks_2samp(our_statistic, their_statistic).pvalue > 1e-3
 
 
+def reference(image, draws, view):
+    """A view of a square image that keeps its size, in float64, from the same numbers."""
+    size = len(image)
+    image = image / 255.0
+    image = image[:, ::-1] if draws.of('flip', view['flip']) else image
+    if numbers := draws.of('rotate', view['rotate']):
+        image = np.rot90(image, 1 + int(3 * numbers[0]))
+    if numbers := draws.of('jitter', view['jitter']):
+        low, high = jitter_range(view['jitter'])
+        order = JITTER_ORDERS[int(24 * numbers[0])]
+        image = oracles.jitter(image, order, low + np.array(numbers[1:]) * (high - low), [True] * 4)
+    image = oracles.grey(image) if draws.of('grey', view['grey']) else image
+    image = oracles.sobel(image) if draws.of('sobel', view['sobel']) else image
+    if draws.of('noise', view['noise']):
+        image = (image + view['noise']['std'] * draws.normals(image.shape)).clip(0, 1)
+    if numbers := draws.of('blur', view['blur']):
+        low, high = view['blur']['sigma']
+        image = oracles.blur(image, low + numbers[0] * (high - low), 3)
+    if draws.of('solarize', view['solarize']):
+        image = np.where(image < view['solarize']['threshold'], image, 1 - image)
+    if numbers := draws.of('cutout', view['cutout']):
+        image = oracles.cutout(image, [int(size * share) for share in numbers[:2]], round(size / 2))
+    return image
+
+
+@pytest.mark.parametrize('implementation', ['compiled', 'tensorflow'])
+def test_operations_run_in_the_documented_order(monkeypatch, implementation):
+    """Each on or off in turn, against the same operations one after another in float64."""
+    if implementation == 'tensorflow':
+        monkeypatch.setattr(kernels, 'library', lambda: None)
+    image = random_image(12, 12)
+    half = {op: fields | {'probability': 0.5} for op, fields in ALL_ON.items()}
+    half |= {'crop': OFF, 'blur': half['blur'] | {'kernel_fraction': 0.2}}
+    for index in range(40):
+        result = host_augment.augment(image, Draws(3, 1, index, 0), image_size=12, **half)
+        np.testing.assert_allclose(result, reference(image, Draws(3, 1, index, 0), half), atol=2e-5)
+
+
 @pytest.mark.parametrize('op', list(ALL_ON))
 def test_each_probability_is_honoured(op):
-    image = tf.constant(random_image(16, 16))
+    image = random_image(16, 16)
     on = {op: ALL_ON[op] | {'probability': 0.3}}
     if op == 'blur':
         on[op] |= {'sigma': (1.0, 2.0), 'kernel_fraction': 0.2}
-    untouched = host_augment.augment(image, tf.constant([0, 0]), image_size=16, **ALL_OFF)
-    views = draw_many(
-        lambda seed: host_augment.augment(image, seed, image_size=16, **ALL_OFF | on), 600)
-    changed = (views != untouched.numpy()).any((1, 2, 3)).mean()
+    untouched = views_of(image, ALL_OFF, 1, 16)
+    changed = (views_of(image, ALL_OFF | on, 600, 16) != untouched).any((1, 2, 3)).mean()
     assert changed == pytest.approx(0.3, abs=0.06)  # three standard deviations
 
 
 def test_rotation_takes_each_quarter_turn_equally_often():
     image = random_image(8, 8)
-    view = ALL_OFF | {'rotate': {'probability': 1.0}}
-    views = draw_many(lambda seed: host_augment.augment(image, seed, image_size=8, **view), 600)
+    views = views_of(image, ALL_OFF | {'rotate': {'probability': 1.0}}, 600, 8)
     for turns in (1, 2, 3):
-        share = (views == np.rot90(image, turns)).all((1, 2, 3)).mean()
+        share = (np.rint(255 * views) == np.rot90(image, turns)).all((1, 2, 3)).mean()
         assert share == pytest.approx(1 / 3, abs=0.06)
 
 
-def test_a_view_is_a_pure_function_of_image_and_seed():
-    image = tf.constant(random_image(20, 24))
-
-    def views(num_parallel_calls):
-        return draw_many(lambda seed: host_augment.augment(image, seed, image_size=16, **ALL_ON),
-                         40, num_parallel_calls)
-
-    one = views(1)
-    np.testing.assert_array_equal(one, views(4))
+def test_a_view_is_a_pure_function_of_image_and_key():
+    image = random_image(20, 24)
+    one = views_of(image, ALL_ON, 40, 16)
+    np.testing.assert_array_equal(one, views_of(image, ALL_ON, 40, 16))
     assert len(np.unique(one, axis=0)) == 40
 
 
-def recorded_choices(monkeypatch, seed, view):
-    """What the operations are told to do, by name, in the order in which they run."""
-    choices = {}
-
-    def record(name, original):
-        def spy(image, *args, **kwargs):
-            choices[name] = [np.asarray(arg) for arg in args]
-            return original(image, *args, **kwargs)
-        return spy
-
-    names = {'crop': 'crop_box', 'noise': 'gaussian_noise', 'blur': 'gaussian_blur',
-             'grey': 'to_grey'}
-    with monkeypatch.context() as patch:
-        for op in ALL_ON:
-            name = names.get(op, op)
-            patch.setattr(ops, name, record(op, getattr(ops, name)))
-        host_augment.augment(random_image(40, 40), tf.constant(seed), image_size=32, **view)
-    return choices
+def test_a_jitter_strength_of_zero_leaves_that_one_out():
+    image = random_image(16, 16)
+    still = JITTER | {'probability': 1.0, 'brightness': 0.0, 'contrast': 0.0, 'saturation': 0.0, 'hue': 0.0}
+    views = views_of(image, ALL_OFF | {'jitter': still}, 5, 16)
+    np.testing.assert_array_equal(views, views_of(image, ALL_OFF, 5, 16))
 
 
-def test_switching_an_op_off_leaves_the_choices_of_the_others(monkeypatch):
-    half = {op: fields | {'probability': 0.5} for op, fields in ALL_ON.items()}
-    for seed in ([0, 1], [3, 5], [2, 2]):
-        full = recorded_choices(monkeypatch, seed, half)
-        for op in ALL_ON:
-            without = recorded_choices(monkeypatch, seed, half | {op: OFF})
-            expected = {name: args for name, args in full.items() if name != op}
-            assert list(without) == list(expected)
-            for name, args in without.items():
-                for arg, expected_arg in zip(args, expected[name], strict=True):
-                    np.testing.assert_array_equal(arg, expected_arg)
-
-
-def test_operations_run_in_the_documented_order(monkeypatch):
-    assert list(recorded_choices(monkeypatch, [0, 0], ALL_ON)) == list(ALL_ON)
+def test_bytes_are_the_floats_rounded():
+    image, make = random_image(20, 24), host_augment.make_augment(image_size=16, **ALL_ON)
+    for index in range(5):
+        draws = Draws(0, 0, index, 0)
+        floats, data = (make(image, (2, 3, 15, 18), draws, np.empty((16, 16, 3), dtype))
+                        for dtype in (np.float32, np.uint8))
+        np.testing.assert_array_equal(data, np.rint(255 * floats))
 
 
 def test_crop_and_flip_makes_the_same_crop_as_augment():
-    image = tf.constant(random_image(30, 40))
-    crop, flip = CROP, {'probability': 0.5}
-    alone = draw_many(lambda seed: host_augment.crop_and_flip(
-        image, seed, image_size=16, crop=crop, flip=flip), 20)
-    view = ALL_OFF | {'crop': crop, 'flip': flip}
-    in_view = draw_many(lambda seed: host_augment.augment(image, seed, image_size=16, **view), 20)
-    np.testing.assert_array_equal(alone, in_view)
+    image, flip = random_image(30, 40), {'probability': 0.5}
+    make = host_augment.make_crop_and_flip(image_size=16, crop=CROP, flip=flip)
+    in_view = views_of(image, ALL_OFF | {'crop': CROP, 'flip': flip}, 20, 16)
+    for index, view in enumerate(in_view):
+        draws = Draws(0, 0, index, 0)
+        alone = make(image, draws.box(30, 40, CROP), draws, np.empty((16, 16, 3), np.float32))
+        np.testing.assert_allclose(alone, view, atol=1e-7)
 
 
 @pytest.mark.parametrize('law', ['tf', 'uniform'])
-@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
-def test_odd_images_give_views_in_range(law, dtype):
-    shapes = [(1, 1), (1, 500), (500, 1), (2000, 3), (7, 5)]
-    images = [(random_image(*shape) * (255 if dtype == np.uint8 else 1)).astype(dtype)
-              for shape in shapes]
-    dataset = tf.data.Dataset.from_generator(
-        lambda: images * 4, output_signature=tf.TensorSpec([None, None, 3], dtype))
+def test_odd_images_give_views_in_range(law):
     view = ALL_ON | {'crop': CROP | {'law': law}} | dict.fromkeys(('sobel', 'grey', 'cutout'), OFF)
-    dataset = dataset.enumerate().map(lambda index, image: (
-        host_augment.augment(image, tf.stack([index, 0]), image_size=24, **view),
-        host_augment.eval_crop(image, image_size=24, proportion=0.875)))
-    assert dataset.element_spec == (tf.TensorSpec([24, 24, 3], tf.float32),) * 2
-    views = np.array(list(dataset.as_numpy_iterator()))
-    assert views.shape == (20, 2, 24, 24, 3)
-    assert views.min() >= 0.0 and views.max() <= 1.0 and views.max() > 0.5
-
-
-def test_a_missed_crop_is_the_whole_image():
-    image = tf.constant(random_image(9, 14))
-    view = host_augment.augment(image, tf.constant([0, 0]), image_size=8, **ALL_OFF)
-    np.testing.assert_array_equal(view, tf.clip_by_value(ops.resize(image, 8), 0.0, 1.0))
+    for shape in [(1, 1), (1, 500), (500, 1), (2000, 3), (7, 5)]:
+        image = random_image(*shape)
+        for result in (views_of(image, view, 4, 24),
+                       host_augment.eval_crop(image, image_size=24, proportion=0.875)[None]):
+            assert result.shape[1:] == (24, 24, 3) and result.dtype == np.float32
+            assert 0.0 <= result.min() and result.max() <= 1.0 and result.max() > 0.1
 
 
 # ---- evaluation --------------------------------------------------------------------------------
@@ -210,14 +206,14 @@ def test_a_missed_crop_is_the_whole_image():
 def test_evaluation_crop(height, width, box):
     y, x, side = box
     image = random_image(height, width)
-    view = host_augment.eval_crop(tf.constant(image), image_size=24, proportion=0.875)
-    expected = ops.resize(tf.constant(image[y:y + side, x:x + side]), 24)
-    np.testing.assert_array_equal(view, np.clip(expected, 0.0, 1.0))
+    view = host_augment.eval_crop(image, image_size=24, proportion=0.875)
+    expected = tf.image.resize(image[y:y + side, x:x + side], [24, 24], 'bicubic').numpy() / 255
+    np.testing.assert_allclose(view, expected.clip(0, 1), atol=1e-6)
 
 
 def test_evaluation_leaves_an_image_of_the_right_size_unchanged():
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    view = host_augment.eval_crop(tf.constant(image), image_size=32, proportion=1.0)
+    image = random_image(32, 32)
+    view = host_augment.eval_crop(image, image_size=32, proportion=1.0)
     np.testing.assert_allclose(view, image / 255.0, atol=1e-7)
 
 
@@ -249,14 +245,11 @@ def test_a_missing_operation_is_named():
         host_augment.check_view({op: OFF for op in ALL_ON if op != 'sobel'})
 
 
-def test_augment_checks_its_view():
+def test_wrong_arguments_are_named_at_once():
+    blur = ALL_ON['blur'] | {'sigma': (0.0, 2.0)}
     with pytest.raises(ValueError, match='blur.sigma must be a pair'):
-        host_augment.augment(random_image(4, 4), tf.constant([0, 0]), image_size=4,
-                             **ALL_ON | {'blur': ALL_ON['blur'] | {'sigma': (0.0, 2.0)}})
-
-
-def test_wrong_dtypes_and_proportions_are_named():
-    with pytest.raises(ValueError, match='must be uint8, or float32.*got int32'):
-        host_augment.eval_crop(tf.zeros([4, 4, 3], tf.int32), image_size=4, proportion=1.0)
+        host_augment.make_augment(image_size=4, **ALL_ON | {'blur': blur})
+    with pytest.raises(ValueError, match='crop.aspect must be a pair'):
+        host_augment.make_crop_and_flip(image_size=4, crop=CROP | {'aspect': 1.0}, flip=OFF)
     with pytest.raises(ValueError, match='proportion must be in'):
-        host_augment.eval_crop(tf.zeros([4, 4, 3]), image_size=4, proportion=87.5)
+        host_augment.eval_crop(random_image(4, 4), image_size=4, proportion=87.5)

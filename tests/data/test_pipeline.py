@@ -1,7 +1,11 @@
 """The batch stream: a pure function of (seed, step), in one order for any split of the work."""
 
+import io
 import itertools
+import threading
+import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,6 +14,9 @@ from PIL import Image
 
 from simclr_jax.data import pipeline
 from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.base import Source
+from simclr_jax.data.decode import read_image
+from simclr_jax.data.draws import Draws
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.data.sources import load_source
 
@@ -50,7 +57,8 @@ def sources(tmp_path_factory):
 
 
 def _train(source, steps, view=VIEW, **options):
-    options = {'seed': 3, 'batch_size': 6, 'image_size': SIZE, **options}
+    options = {'seed': 3, 'batch_size': 6, 'image_size': SIZE, 'form': 'views', 'transfer': 'float32',
+               **options}
     batches = pipeline.train_batches(source, view1=view, view2=view, **options)
     return list(itertools.islice(batches, steps))
 
@@ -61,6 +69,10 @@ def _assert_equal(one, two):
         assert batch.keys() == other.keys()
         for key in batch:
             np.testing.assert_array_equal(batch[key], other[key])
+
+
+def _image(source, index):
+    return source.images[index] if source.uniform else read_image(io.BytesIO(source.load(index)))
 
 
 def _joined(batches):
@@ -85,11 +97,9 @@ def test_row_r_of_step_s_is_the_example_at_position_s_times_batch_plus_r(sources
     """Across an epoch boundary; where no operation runs, a view is the image itself."""
     source = sources[kind]
     index = epoch_and_index(3, np.arange(48), COUNT)[1]
-    rows = [source.fetch(index[[i]]) for i in range(48)]
     batch = _joined(_train(source, 8, view=IDENTITY))
-    images = np.concatenate([row[0] for row in rows]).astype(np.float32) / 255
-    np.testing.assert_allclose(batch['view1'], images, atol=1e-6)
-    np.testing.assert_array_equal(batch['label'], np.concatenate([row[1] for row in rows]))
+    np.testing.assert_allclose(batch['view1'], np.stack([_image(source, i) for i in index]) / 255, atol=1e-6)
+    np.testing.assert_array_equal(batch['label'], source.labels[index])
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -192,6 +202,7 @@ def test_unreadable_images_are_replaced_in_training_and_dropped_in_evaluation(tm
     for i in (2, 5):
         (tmp_path / f'{i}.png').write_bytes(b'broken')
     source = load_source(f'folder:{tmp_path}', 'train')
+    source.max_bad_share = 0.5
     batch, = _train(source, 1, view=IDENTITY)
     index = epoch_and_index(3, np.arange(6), 6)[1]
     stand_in = {0: 0, 1: 1, 2: 3, 3: 3, 4: 4, 5: 0}
@@ -219,3 +230,205 @@ def test_images_of_any_size_and_shape_fit(tmp_path):
 def test_batch_sizes_that_will_not_do_are_refused_at_once(sources, options, message):
     with pytest.raises(ValueError, match=message):
         _train(sources['arrays'], 0, **options)
+
+
+# ---- forms -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_crops_are_the_boxes_of_the_image_rounded(sources, kind):
+    """The index names the example whose numbers were drawn; what follows a crop is left to the device."""
+    view = VIEW | {'flip': {'probability': 1.0}}
+    batch = _joined(_train(sources[kind], 6, view=view, form='crops', image_size=5))
+    assert batch['crop1'].dtype == np.uint8 and batch['crop1'].shape == (36, 5, 5, 3)
+    assert batch['epoch'].dtype == batch['index'].dtype == batch['label'].dtype == np.int32
+    assert set(batch['epoch']) == {0, 1}
+    originals = {label: image for image, label in zip(sources['arrays'].images, sources['arrays'].labels)}
+    for row in range(36):
+        image = originals[batch['label'][row]]
+        for slot in range(2):
+            draws = Draws(3, int(batch['epoch'][row]), int(batch['index'][row]), slot)
+            top, left, height, width = draws.box(SIZE, SIZE, CROP)
+            expected = tf.image.resize(image[top:top + height, left:left + width], [5, 5], 'bicubic')
+            np.testing.assert_array_equal(batch[f'crop{slot + 1}'][row], np.rint(expected).clip(0, 255))
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+    """JPEGs and PNGs of many sizes: 60x80, and some larger than what they are padded to."""
+    path, rng = tmp_path_factory.mktemp('photographs'), np.random.default_rng(0)
+    sizes = [(60, 80), (80, 60), (60, 80), (40, 400), (300, 200), (1, 1), (64, 64), (7, 90)]
+    for i, (height, width) in enumerate(sizes):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        coarse.resize((width, height), Image.BICUBIC).save(path / f'{i}.{"png" if i == 2 else "jpg"}')
+    return load_source(f'folder:{path}', 'train')
+
+
+def test_padded_images_hold_the_crops_that_the_host_would_make(photographs):
+    options = {'batch_size': 8, 'image_size': 24, 'view': VIEW}
+    crops = _joined(_train(photographs, 5, form='crops', **options))
+    padded = _joined(_train(photographs, 5, form='padded', pad_to=100, **options))
+    assert padded['image'].shape == (40, 100, 100, 3) and padded['image'].dtype == np.uint8
+    side_by_side = 0
+    for row, image in enumerate(padded['image']):
+        for slot in (1, 2):
+            top, left, height, width = box = padded[f'box{slot}'][row]
+            assert box.dtype == np.int32 and box.min() >= 0 and max(top + height, left + width) <= 100
+            resized = tf.image.resize(image[top:top + height, left:left + width], [24, 24], 'bicubic')
+            np.testing.assert_array_equal(np.rint(resized).clip(0, 255), crops[f'crop{slot}'][row])
+        side_by_side += (padded['box1'][row] == (0, 0, 24, 24)).all() and (
+            padded['box2'][row] == (0, 24, 24, 24)).all()
+        boxes = np.stack([padded['box1'][row], padded['box2'][row]])
+        bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(0)
+        assert not image[bottom:].any() and not image[:, right:].any()
+    assert 0 < side_by_side < 20  # the two large ones, in five epochs
+    for key in ('label', 'epoch', 'index'):
+        np.testing.assert_array_equal(padded[key], crops[key])
+
+
+@pytest.mark.parametrize('form', ['views', 'crops', 'padded'])
+def test_no_form_depends_on_threads_shards_or_batches(photographs, form):
+    options = {'form': form, 'image_size': 16, 'pad_to': 64, 'transfer': 'uint8'}
+    whole = _joined(_train(photographs, 3, batch_size=8, num_threads=1, **options))
+    shards = [_train(photographs, 6, batch_size=4, shard_index=k, shard_count=2, num_threads=5, **options)
+              for k in range(2)]
+    _assert_equal([_joined([_joined(parts) for parts in zip(*shards)])], [whole])
+    _assert_equal(_train(photographs, 1, batch_size=8, start_step=2, **options),
+                  [{key: value[16:] for key, value in whole.items()}])
+
+
+@pytest.mark.parametrize('transfer, tolerance', [('uint8', 0.5 / 255 + 1e-7), ('bfloat16', 2 ** -9)])
+def test_views_cross_in_fewer_bits(photographs, transfer, tolerance):
+    floats, = _train(photographs, 1, image_size=24)
+    fewer, = _train(photographs, 1, image_size=24, transfer=transfer)
+    assert fewer['view1'].dtype == {'uint8': np.uint8, 'bfloat16': ml_dtypes.bfloat16}[transfer]
+    values = fewer['view1'].astype(np.float32) / (255 if transfer == 'uint8' else 1)
+    np.testing.assert_allclose(values, floats['view1'], atol=tolerance)
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'form': 'tiles'}, "form of a batch is 'views', 'crops' or 'padded'; got 'tiles'"),
+    ({'form': 'padded', 'pad_to': 15}, 'data.pad_to is 15; it must be at least 16, twice the image size'),
+    ({'transfer': 'float16'}, "data.transfer is 'float16'; it takes 'uint8', 'bfloat16', 'float32'"),
+    ({'view': VIEW | {'flip': {}}}, "Missing field of augmentation 'flip'")])
+def test_arguments_that_will_not_do_are_refused_at_once(sources, options, message):
+    with pytest.raises(ValueError, match=message):
+        _train(sources['arrays'], 0, **options)
+
+
+# ---- broken images -----------------------------------------------------------------------------
+
+
+class Files(Source):
+    """Encoded files in memory."""
+
+    uniform = False
+
+    def __init__(self, files):
+        super().__init__('files', 'train', len(files), None)
+        self.files, self.labels = files, np.arange(len(files), dtype=np.int32)
+
+    def load(self, index):
+        if isinstance(self.files[index], Exception):
+            raise self.files[index]
+        return self.files[index]
+
+
+def _jpeg(value=128):
+    buffer = io.BytesIO()
+    Image.new('RGB', (30, 20), (value, value, value)).save(buffer, 'JPEG', quality=95)
+    return buffer.getvalue()
+
+
+BROKEN = {'empty': b'', 'text': b'hello', 'cut': _jpeg()[:-30], 'header only': _jpeg()[:200],
+          'gone': FileNotFoundError('gone'), 'forbidden': PermissionError('forbidden')}
+
+
+@pytest.mark.parametrize('kind', BROKEN)
+@pytest.mark.parametrize('form', ['views', 'crops', 'padded'])
+def test_a_broken_file_is_counted_named_and_replaced_by_the_next(kind, form):
+    source = Files([_jpeg(10 * i) for i in range(6)])
+    source.files[4], source.max_bad_share = BROKEN[kind], 0.2
+    batch, = _train(source, 1, form=form, view=IDENTITY, pad_to=64, transfer='uint8')
+    index = epoch_and_index(3, np.arange(6), 6)[1]
+    assert batch['label'].tolist() == [5 if i == 4 else i for i in index]
+    image = batch[{'views': 'view1', 'crops': 'crop1', 'padded': 'image'}[form]]
+    np.testing.assert_allclose(image[:, 0, 0, 0], batch['label'] * 10.0, atol=2)
+    if form != 'views':
+        np.testing.assert_array_equal(batch['index'], index)
+    assert source.skipped == ['example 4']
+
+
+@pytest.mark.parametrize('read', ['train', 'probe', 'eval'])
+def test_too_many_broken_files_stop_the_run(read):
+    source = Files([_jpeg() for _ in range(40)])
+    source.files[3] = source.files[17] = b'broken'
+    options = {'batch_size': 20, 'image_size': SIZE}
+    batches = {
+        'train': lambda: pipeline.train_batches(source, seed=0, form='crops', view1=VIEW, view2=VIEW,
+                                                **options),
+        'probe': lambda: pipeline.probe_batches(source, seed=0, crop=CROP, flip=FLIP, **options),
+        'eval': lambda: pipeline.eval_batches(source, crop_proportion=0.875, **options)}[read]
+    list(itertools.islice(batches(), 3))  # two of forty are just allowed
+    assert sorted(source.skipped) == ['example 17', 'example 3']
+    source.files[30] = b'broken'
+    with pytest.raises(ValueError, match=r"^3 of the 40 images of 'files', split train, cannot be read "
+                       r'\(example .*\): 7.5%, more than data.max_bad_share = 0.05. Mend or remove them'):
+        list(itertools.islice(batches(), 6))
+    with pytest.raises(ValueError, match='3 of the 40 images'):
+        next(batches())
+
+
+def test_no_black_image_stands_for_a_whole_set_of_broken_files():
+    source = Files([b''] * 8)
+    source.max_bad_share = 1.0
+    with pytest.raises(ValueError, match="Not one image of 'files', split train"):
+        _train(source, 1)
+
+
+def test_broken_images_of_a_stream_are_replaced_within_their_batch(tmp_path):
+    """By example number; the same after a resume, and counted in evaluation too."""
+    files = [_jpeg(10 * i) for i in range(20)]
+    files[2] = files[7] = files[8] = b''
+    features = tfds.features.FeaturesDict({
+        'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(num_classes=20)})
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name='broken', version='1.0.0', data_dir=tmp_path, features=features,
+        split_datasets={'train': tf.data.Dataset.from_tensor_slices(
+            {'image': files, 'label': np.arange(20)})})
+    source = load_source('broken', 'train', data_dir=str(tmp_path))
+    source.max_bad_share = 0.15
+    batches = _train(source, 8, view=IDENTITY, batch_size=5)
+    batch = _joined(batches)
+    np.testing.assert_allclose(255 * batch['view1'][:, 0, 0, 0], batch['label'] * 10.0, atol=2)
+    assert len(source.skipped) == 3 and not set(batch['label']) & {2, 7, 8}
+    again = load_source('broken', 'train', data_dir=str(tmp_path))
+    again.max_bad_share = 0.15
+    _assert_equal(_train(again, 3, view=IDENTITY, batch_size=5, start_step=5), batches[5:])
+    evaluated = _joined(_evaluate(source, 1)[0])
+    assert evaluated['valid'].sum() == 17 and (evaluated['label'] >= 0).sum() == 17
+    source.max_bad_share = 0.1
+    with pytest.raises(ValueError, match='3 of the 20 images'):
+        _train(source, 1, batch_size=5)
+
+
+# ---- threads -----------------------------------------------------------------------------------
+
+
+def test_batches_in_the_making_are_bounded_and_their_threads_end():
+    class Counted(Files):
+        loads = 0
+
+        def load(self, index):
+            self.loads += 1
+            return super().load(index)
+
+    source, before = Counted([_jpeg() for _ in range(60)]), threading.active_count()
+    batches = pipeline.train_batches(source, seed=0, batch_size=5, form='crops', view1=VIEW, view2=VIEW,
+                                     image_size=SIZE, num_threads=3)
+    next(batches)
+    time.sleep(0.3)
+    assert source.loads <= 15 and threading.active_count() <= before + 3
+    batches.close()
+    time.sleep(0.3)
+    assert threading.active_count() == before

@@ -1,5 +1,6 @@
 """Data sources: what is accepted, how it is labelled, and one clear sentence where it is not."""
 
+import io
 import os
 import time
 
@@ -10,13 +11,13 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from simclr_jax.data.decode import read_image
 from simclr_jax.data.sources import available_splits, load_source, load_test_source
 
 
-def _fetch(source):
-    """Images, labels and readable flags of the whole source, one image at a time."""
-    rows = [source.fetch(np.array([i])) for i in range(source.num_examples)]
-    return [[column[0] for column in columns] for columns in zip(*rows)]
+def _images(source):
+    """All images of a folder."""
+    return [read_image(io.BytesIO(source.load(i))) for i in range(source.num_examples)]
 
 
 def _write(path, colour=(200, 30, 60), size=(12, 9), **options):
@@ -122,8 +123,8 @@ def _gradient(mode):
     ('a.bmp', 'RGB')])
 def test_every_format_and_mode_is_read_as_rgb(tmp_path, name, mode):
     _gradient(mode).save(tmp_path / name)
-    (image,), _, (readable,) = _fetch(load_source(f'folder:{tmp_path}', 'train'))
-    assert readable and image.shape == (30, 40, 3) and image.dtype == np.uint8
+    image, = _images(load_source(f'folder:{tmp_path}', 'train'))
+    assert image.shape == (30, 40, 3) and image.dtype == np.uint8
     ramp = np.linspace(20, 230, 40)
     tolerance = 60 if mode == '1' else 12  # One bit is dithered.
     for part in (slice(0, 10), slice(15, 25), slice(30, 40)):
@@ -134,7 +135,7 @@ def test_exif_orientation_is_applied(tmp_path):
     image, exif = Image.new('RGB', (20, 10)), Image.Exif()
     exif[0x0112] = 6  # Stored lying on its side.
     image.save(tmp_path / 'a.jpg', exif=exif)
-    assert _fetch(load_source(f'folder:{tmp_path}', 'train'))[0][0].shape == (20, 10, 3)
+    assert _images(load_source(f'folder:{tmp_path}', 'train'))[0].shape == (20, 10, 3)
 
 
 def test_first_level_folders_are_classes(tmp_path):
@@ -182,22 +183,35 @@ def test_links_are_followed_and_circles_end(tmp_path):
     assert load_source(f'folder:{tmp_path}/data', 'train').files == ['a/1.png']
 
 
-def test_unreadable_files_are_replaced_by_the_next_and_named_once(tmp_path, monkeypatch):
-    for i in range(5):
-        _write(tmp_path / f'{i}.png', colour=(40 * i, 0, 0))
-    (tmp_path / '1.png').write_bytes(b'')
-    (tmp_path / '2.png').write_bytes(b'no image at all')
-    whole = (tmp_path / '4.png').read_bytes()
-    (tmp_path / '4.png').write_bytes(whole[:len(whole) // 2])
+def test_unreadable_files_are_named_once_by_their_path(tmp_path, monkeypatch):
+    for i in range(4):
+        _write(tmp_path / 'a' / f'{i}.png')
+    (tmp_path / 'a' / '0.png').write_bytes(b'')
     warnings = []
     monkeypatch.setattr(logging, 'warning', lambda *args: warnings.append(args[1]))
-    source = load_source(f'folder:{tmp_path}', 'train')
-    for _ in range(2):
-        images, _, readable = _fetch(source)
-        assert [image[0, 0, 0] // 40 for image in images] == [0, 3, 3, 3, 0]
-        assert readable == [True, False, False, True, False]
-    assert sorted(source.skipped) == ['1.png', '2.png', '4.png']
-    assert len(warnings) == 3
+    source = load_source(f'folder:{tmp_path}', 'train')  # finds the first one unreadable, and goes on
+    source.skip(2, ValueError('broken'))
+    source.skip(2, ValueError('broken'))
+    assert source.skipped == warnings == ['a/0.png', 'a/2.png']
+    assert source.is_skipped(2) and not source.is_skipped(1)
+    source.max_bad_share = 0.5
+    source.check_bad_share()
+    source.max_bad_share = 0.4
+    with pytest.raises(ValueError, match=r"^2 of the 4 images .* \(a/0.png, a/2.png\): 50.0%"):
+        source.check_bad_share()
+
+
+def test_the_fingerprint_of_a_folder_tells_its_files_apart(tmp_path):
+    for i in range(3):
+        _write(tmp_path / f'{i}.png')
+    known = [load_source(f'folder:{tmp_path}', 'train').fingerprint() for _ in range(2)]
+    _write(tmp_path / '1.png', size=(30, 30))
+    known.append(load_source(f'folder:{tmp_path}', 'train').fingerprint())
+    os.utime(tmp_path / '2.png', (1, 1))
+    known.append(load_source(f'folder:{tmp_path}', 'train').fingerprint())
+    (tmp_path / '0.png').rename(tmp_path / '3.png')
+    known.append(load_source(f'folder:{tmp_path}', 'train').fingerprint())
+    assert known[0] == known[1] and len(set(known)) == 4
 
 
 def test_folders_that_will_not_do(tmp_path):
@@ -264,6 +278,16 @@ def test_tfds_without_labels_of_sixteen_bits(tmp_path):
     source = load_source('tiny', 'train', data_dir=str(tmp_path))
     assert source.num_classes == 0 and source.labels.tolist() == [-1] * 3
     assert source.images.sum() == (images // 257).sum()
+
+
+def test_the_fingerprint_of_a_tfds_split_tells_its_records_apart(tmp_path):
+    image = {'picture': tfds.features.Image(shape=(4, 4, 3))}
+    _store(tmp_path, np.zeros((5, 4, 4, 3), np.uint8), image)
+    _store(tmp_path, np.zeros((6, 4, 4, 3), np.uint8), image, name='other')
+    known = [load_source(name, split, data_dir=str(tmp_path), in_memory_bytes=0).fingerprint()
+             for name, split in (('tiny', 'train'), ('tiny', 'train'), ('tiny', 'train[1:]'),
+                                 ('other', 'train'))]
+    assert known[0] == known[1] and len(set(known)) == 3
 
 
 def test_tfds_that_cannot_be_used(tmp_path):

@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import sharding
+from simclr_jax import inputs, sharding
 from simclr_jax.config import base_config, smoke
-from simclr_jax.data import pipeline
 from simclr_jax.evaluate import linear as linear_module
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.linear import linear
@@ -48,13 +47,13 @@ def test_preprocessing_and_network_come_from_the_checkpoint(workdir, tmp_path, m
     seen = []
 
     def spy(name):
-        original = getattr(pipeline, name)
+        original = getattr(inputs, name)
 
         def call(source, **keywords):
             seen.append((name, keywords['image_size'], keywords.get('crop_proportion')))
             return original(source, **keywords)
 
-        monkeypatch.setattr(pipeline, name, call)
+        monkeypatch.setattr(inputs, name, call)
 
     spy('probe_batches')
     spy('eval_batches')
@@ -125,6 +124,6 @@ def test_a_classifier_learns_a_separable_problem():
     features = (np.eye(3)[labels] * 4 + 0.3 * rng.normal(size=(300, 3))).astype(np.float32)
     batches = linear_module._feature_batches(Features(features, labels), seed=0, batch_size=64)
     kernel, bias = linear_module.fit_classifier(
-        batches, lambda x: x, width=3, num_classes=3, num_steps=60, seed=0, mesh=sharding.make_mesh(),
+        batches, lambda batch: batch['image'], width=3, num_classes=3, num_steps=60, seed=0, mesh=sharding.make_mesh(),
         settings=base_config().linear, log=lambda step, metrics: None)
     assert ((features @ kernel + bias).argmax(1) == labels).mean() > 0.99

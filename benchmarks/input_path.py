@@ -1,0 +1,377 @@
+"""Times the way from an encoded image to two random views of it: ours, the official steps, and peers.
+
+    python benchmarks/input_path.py [--rounds=5] [--quick] [--peers_python=PATH] [--settings=224,blur,32]
+
+Settings: 224, JPEG files to 224 pixels at jitter strength 1.0 without blur; blur, the same with it; 32,
+arrays in memory to 32 pixels at strength 0.5 without blur. `images.py` makes the images. Every file is
+read from the page cache by its contender.
+
+official     the steps of google-research/simclr tf2/data_util.py in tf.image and tf.data: its own box, full
+             decode, float32 bicubic, jitter; with blur, one sigma per image. Views are float32.
+ours views   all on the host, rounded to uint8; by the compiled kernels, unless the table says without
+ours crops   decode, crop and resize to uint8 on the host; colour and blur are the device's
+ours padded  decode to a square of 512 pixels on the host; crop, colour and blur are the device's
+ours device  the rows of a batch gathered by numpy, all else one JAX function (here on the CPU)
+PIL, OpenCV, albumentations, kornia: each its own idiom, see `input_peers.py`, in --peers_python
+
+Every contender is a process of its own, which stands still unless it has its turn: in each round every
+contender makes the same number of images, and every other round runs in reverse, so that whatever else
+the machine does falls on all alike. The first round of each is a warm-up. img is one source image, two views.
+A contender's figure is its median over rounds, by the processor time of all its threads, and by the wall;
+`threads` says how many it may use. Prints a table and writes benchmarks/input_path.json, where
+settings left out keep their rows.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+PHOTO_CONTENDERS = ['official', 'PIL', 'OpenCV', 'albumentations', 'kornia', 'ours views']
+CONTENDERS = {
+    '224': PHOTO_CONTENDERS + ['OpenCV crops', 'ours crops', 'ours padded'],
+    'blur': PHOTO_CONTENDERS,
+    '32': PHOTO_CONTENDERS + ['ours device'],
+}
+PEERS = {'PIL': 'PIL', 'OpenCV': 'cv2', 'OpenCV crops': 'cv2', 'albumentations': 'albumentations',
+         'kornia': 'kornia, cv2'}
+VERSIONS = ('tensorflow-cpu', 'tensorflow', 'jax', 'numpy', 'pillow', 'opencv-python-headless',
+            'albumentations', 'kornia', 'torch')
+BATCH = {'224': 64, 'blur': 64, '32': 256}
+PER_TURN = {'224': 384, 'blur': 384, '32': 10_240}
+
+
+def strength_of(setting):
+    return 0.5 if setting == '32' else 1.0
+
+
+def serve(batches, threads, **facts):
+    """A contender's process: makes images for each line on stdin, and tells what that took.
+
+    Args:
+        batches: endless; a batch is the two views, arrays of the same shape [b, ...].
+        threads: how many it may use, for the table.
+        facts: for the row of the JSON.
+    """
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    print(json.dumps({'threads': threads, 'versions': versions, **facts}), flush=True)
+    while line := sys.stdin.readline():
+        wanted, made = int(line), 0
+        start, cpu_start = time.perf_counter(), time.process_time()
+        while made < wanted:
+            views = next(batches)
+            made += len(views[0])
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        means = [float(np.asarray(view[:8], np.float32).mean()) for view in views]
+        print(json.dumps({'images': made, 'seconds': seconds, 'cpu_seconds': cpu_seconds, 'means': means,
+                          'output': f'{views[0].dtype} {list(views[0].shape[1:])}'}), flush=True)
+
+
+# ---- contenders of this Python -------------------------------------------------------------------------
+
+
+def official_view(size, strength, has_blur):
+    """The function uint8 [H, W, 3] -> float32 [size, size, 3], a view by the official preprocessing."""
+    import tensorflow as tf
+
+    def perhaps(probability, function, image):
+        return tf.cond(tf.random.uniform([]) < probability, lambda: function(image), lambda: image)
+
+    def crop(image):
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            tf.shape(image), tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), min_object_covered=0.1, max_attempts=100,
+            aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), use_image_if_no_bounding_boxes=True)
+        (top, left, _), (height, width, _) = tf.unstack(begin), tf.unstack(extent)
+        image = tf.image.crop_to_bounding_box(image, top, left, height, width)
+        return tf.image.resize([image], [size, size], method='bicubic')[0]
+
+    def jitter(image):
+        change = 0.8 * strength
+        turns = (
+            lambda x: x * tf.random.uniform([], tf.maximum(1.0 - change, 0), 1.0 + change),
+            lambda x: tf.image.random_contrast(x, lower=1 - change, upper=1 + change),
+            lambda x: tf.image.random_saturation(x, lower=1 - change, upper=1 + change),
+            lambda x: tf.image.random_hue(x, max_delta=0.2 * strength))
+        order = tf.random.shuffle(tf.range(4))
+        for i in range(4):
+            which = order[i]
+            image = tf.cond(
+                which < 2,
+                lambda x=image: tf.cond(which < 1, lambda: turns[0](x), lambda: turns[1](x)),
+                lambda x=image: tf.cond(which < 3, lambda: turns[2](x), lambda: turns[3](x)))
+            image = tf.clip_by_value(image, 0.0, 1.0)
+        return image
+
+    def grey(image):
+        return tf.tile(tf.image.rgb_to_grayscale(image), [1, 1, 3])
+
+    def blur(image):
+        sigma, radius = tf.random.uniform([], 0.1, 2.0), size // 10 // 2
+        offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
+        kernel = tf.exp(-tf.pow(offsets, 2.0) / (2.0 * tf.pow(sigma, 2.0)))
+        kernel = tf.tile((kernel / tf.reduce_sum(kernel))[:, None, None, None], [1, 1, 3, 1])
+        image = tf.nn.depthwise_conv2d(image[None], tf.transpose(kernel, [1, 0, 2, 3]), [1] * 4, 'SAME')
+        return tf.clip_by_value(tf.nn.depthwise_conv2d(image, kernel, [1] * 4, 'SAME')[0], 0.0, 1.0)
+
+    def view(image):
+        image = tf.image.random_flip_left_right(crop(tf.image.convert_image_dtype(image, tf.float32)))
+        image = perhaps(0.2, grey, perhaps(0.8, jitter, image))
+        image = tf.clip_by_value(tf.reshape(image, [size, size, 3]), 0.0, 1.0)
+        return perhaps(0.5, blur, image) if has_blur else image
+
+    return view
+
+
+def official_batches(folder, setting):
+    """Two official views per image, as the official data.py maps them."""
+    import tensorflow as tf
+
+    view = official_view(32 if setting == '32' else 224, strength_of(setting), setting == 'blur')
+
+    def views(image):
+        if setting != '32':
+            image = tf.io.decode_jpeg(tf.io.read_file(image), channels=3)
+        return view(image), view(image)
+
+    images = np.load(folder / 'arrays.npy') if setting == '32' else [str(path) for path in photos_in(folder)]
+    dataset = tf.data.Dataset.from_tensor_slices(images).shuffle(len(images)).repeat()
+    dataset = dataset.map(views, num_parallel_calls=tf.data.AUTOTUNE)
+    return iter(dataset.batch(BATCH[setting], drop_remainder=True).prefetch(2).as_numpy_iterator())
+
+
+def our_batches(folder, setting, form):
+    from simclr_jax.data import arrays, pipeline, sources
+
+    size = 32 if setting == '32' else 224
+    if setting == '32':
+        images = np.load(folder / 'arrays.npy')
+        source = arrays.ArraySource('arrays', 'train', images, np.full(len(images), -1, np.int32), None)
+    else:
+        source = sources.load_source(f'folder:{folder / "photos"}', 'train')
+    batches = pipeline.train_batches(
+        source, seed=0, batch_size=BATCH[setting], form=form, **our_views(setting), image_size=size,
+        transfer='uint8', pad_to=512 if form == 'padded' else 0)
+    keys = {'views': ('view1', 'view2'), 'crops': ('crop1', 'crop2'), 'padded': ('image',)}[form]
+    return (tuple(batch[key] for key in keys) for batch in batches)
+
+
+def our_device_batches(folder):
+    """The rows of a shuffled epoch gathered, and both views by one compiled function."""
+    import jax
+    import jax.numpy as jnp
+
+    from simclr_jax import device_augment
+    from simclr_jax.data.order import epoch_and_index
+
+    images, (view1, view2) = np.load(folder / 'arrays.npy'), our_views('32').values()
+
+    @jax.jit
+    def views(batch, epoch, index):
+        def one(image, epoch, index):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), epoch), index)
+            return tuple(device_augment.augment(image, jax.random.fold_in(key, slot), image_size=32, **view)
+                         for slot, view in enumerate((view1, view2)))
+
+        return jax.vmap(one)(batch, epoch, index)
+
+    def batches():
+        step, size = 0, BATCH['32']
+        while True:
+            epoch, index = epoch_and_index(0, np.arange(step * size, (step + 1) * size), len(images))
+            yield jax.block_until_ready(views(images[index], jnp.int32(epoch), jnp.int32(index)))
+            step += 1
+
+    return batches()
+
+
+def our_views(setting):
+    """{'view1', 'view2'}: the operations of SimCLR's recipe."""
+    from simclr_jax.config import augment_config, view_config
+
+    augment = augment_config(image_size=32 if setting == '32' else 224, strength=strength_of(setting),
+                             blur=setting == 'blur')
+    return {view: view_config(augment, view) for view in ('view1', 'view2')}
+
+
+def photos_in(folder):
+    return sorted((folder / 'photos').iterdir())
+
+
+def worker(name, setting, folder):
+    sys.path.insert(0, str(ROOT))
+    os.environ |= {'TF_CPP_MIN_LOG_LEVEL': '2', 'JAX_PLATFORMS': 'cpu'}
+    if name == 'official':
+        serve(official_batches(folder, setting), cores())
+    elif name == 'ours device':
+        serve(our_device_batches(folder), cores())
+    else:
+        from simclr_jax.data import kernels
+
+        batches = our_batches(folder, setting, name.removeprefix('ours '))
+        serve(batches, cores(), is_compiled=kernels.library() is not None)
+
+
+def cores():
+    return len(os.sched_getaffinity(0))
+
+
+# ---- the rounds ----------------------------------------------------------------------------------------
+
+
+class Contender:
+    """A process that makes images of `setting` whenever it is asked to, and is stopped in between.
+
+    A pipeline that works ahead would otherwise do so in the others' time.
+    """
+
+    def __init__(self, name, setting, folder, python):
+        self.name, self.answers = name, []
+        script = 'input_peers.py' if name in PEERS else 'input_path.py'
+        self._errors = tempfile.TemporaryFile('w+')
+        self._process = subprocess.Popen(
+            [python, str(ROOT / 'benchmarks' / script), f'--worker={name}', f'--settings={setting}',
+             f'--folder={folder}'],
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+        self.ready = self._answer()
+        self._process.send_signal(signal.SIGSTOP)
+
+    def run(self, images):
+        """The answer of one turn; None if the process died."""
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            print(images, file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            return None
+        answer = self._answer()
+        self._process.send_signal(signal.SIGSTOP)
+        return answer
+
+    def why(self):
+        """The last line that a dead process wrote."""
+        self._errors.seek(0)
+        return (self._errors.read().strip().splitlines() or ['no reason given'])[-1][:200]
+
+    def close(self):
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else None
+
+
+def measure(setting, names, pythons, folder, rounds, images):
+    """One row for each contender."""
+    contenders = [Contender(name, setting, folder, pythons[name]) for name in names]
+    rows = {contender.name: {'setting': setting, 'contender': contender.name, **(contender.ready or {})}
+            for contender in contenders}
+    for number in range(rounds + 1):
+        for contender in contenders[::1 if number % 2 else -1]:
+            row = rows[contender.name]
+            if 'failed' in row:
+                continue
+            answer = contender.run(images) if contender.ready else None
+            if answer is None:
+                row['failed'] = contender.why()
+            elif number:  # The first is the warm-up.
+                contender.answers.append(answer)
+    for contender in contenders:
+        contender.close()
+        row, answers = rows[contender.name], contender.answers
+        if 'failed' not in row:
+            row |= {'output': answers[-1]['output'], 'means': answers[-1]['means']}
+            for unit in ('cpu_seconds', 'seconds'):
+                rates = [round(answer['images'] / answer[unit], 1) for answer in answers]
+                row |= {f'images_per_{unit[:-1]}': statistics.median(rates), f'rounds_{unit}': rates}
+    return list(rows.values())
+
+
+TITLES = {'224': 'JPEG files to 224 pixels, no blur', 'blur': 'JPEG files to 224 pixels, with blur',
+          '32': 'arrays of 32 pixels in memory, no blur'}
+
+
+def table(rows):
+    official = next((row['images_per_cpu_second'] for row in rows
+                     if row['contender'] == 'official' and 'failed' not in row), None)
+    lines = [TITLES[rows[0]['setting']],
+             f'{"contender":<15}  {"img/CPU-s":>9}  {"x official":>10}  {"spread":>13}  {"img/s":>8}  '
+             f'{"threads":>7}  output']
+    for row in rows:
+        if 'failed' in row:
+            lines.append(f'{row["contender"]:<15}  failed: {row["failed"]}')
+            continue
+        rates = row['rounds_cpu_seconds']
+        ratio = f'{row["images_per_cpu_second"] / official:.2f}' if official else ''
+        lines.append(f'{row["contender"]:<15}  {row["images_per_cpu_second"]:>9,.0f}  {ratio:>10}  '
+                     f'{f"{min(rates):,.0f}..{max(rates):,.0f}":>13}  {row["images_per_second"]:>8,.0f}  '
+                     f'{row["threads"]:>7}  {row["output"]}'
+                     f'{"" if row.get("is_compiled", True) else ", without the compiled kernels"}')
+    return '\n'.join(lines)
+
+
+def has(python, modules):
+    return subprocess.run([python, '-c', f'import {modules}'], capture_output=True).returncode == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--quick', action='store_true', help='half the images in a turn, nothing written')
+    parser.add_argument('--peers_python', default=sys.executable)
+    parser.add_argument('--settings', default=','.join(CONTENDERS))
+    parser.add_argument('--folder', type=pathlib.Path, help='of images that images.py made before')
+    parser.add_argument('--worker', help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return worker(options.worker, options.settings, options.folder)
+    settings = options.settings.split(',')
+    if unknown := set(settings) - set(CONTENDERS):
+        parser.error(f'--settings: {", ".join(sorted(unknown))} is none of {", ".join(CONTENDERS)}')
+
+    missing = {name for name, modules in PEERS.items() if not has(options.peers_python, modules)}
+    for name in missing:
+        print(f'{name} is left out: {options.peers_python} cannot import {PEERS[name]}.')
+    python_of = {name: options.peers_python if name in PEERS else sys.executable
+                 for names in CONTENDERS.values() for name in names}
+    path = ROOT / 'benchmarks' / 'input_path.json'
+    report = {'machine': f'{cores()} cores {platform.machine()}', 'python': platform.python_version(),
+              'rounds': options.rounds, 'rows': []}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or pathlib.Path(temporary)
+        if not options.folder:
+            maker = options.peers_python if has(options.peers_python, 'skimage, PIL') else sys.executable
+            made = subprocess.run([maker, str(ROOT / 'benchmarks' / 'images.py'), str(folder)], check=True,
+                                  text=True, stdout=subprocess.PIPE)
+            report['images'] = made.stdout.strip()
+            print(report['images'], flush=True)
+        if path.exists():
+            report['rows'] = json.loads(path.read_text())['rows']
+        for setting in settings:
+            names = [name for name in CONTENDERS[setting] if name not in missing]
+            images = PER_TURN[setting] // (2 if options.quick else 1)
+            rows = measure(setting, names, python_of, folder, options.rounds, images)
+            report['rows'] = [row for row in report['rows'] if row['setting'] != setting] + rows
+            if not options.quick:
+                path.write_text(json.dumps(report, indent=1) + '\n')
+            print(table(rows), end='\n\n', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,134 @@
+"""Decodes image files: the needed part of a plain JPEG by TensorFlow, all else whole by Pillow.
+
+TensorFlow decodes a box of a JPEG without the rest and releases Python's lock meanwhile. Both decoders give
+upright RGB uint8, and whether a file can be read does not depend on the box asked for.
+"""
+
+import functools
+import io
+import struct
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from simclr_jax.data.draws import Box
+
+# Frames that both decoders read alike: baseline, extended and progressive, Huffman coded.
+_PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
+_MARGIN = 2     # columns: libjpeg's smooth upsampling of colour looks over the edge of a box
+
+
+class BadImage(ValueError):
+    """A file that cannot be decoded."""
+
+
+class EncodedImage:
+    """An image whose pixels are decoded box by box; raises BadImage where they cannot be.
+
+    Args:
+        data: a file's bytes in any format that Pillow reads, or pixels uint8 [H, W, 3].
+    """
+
+    def __init__(self, data: bytes | np.ndarray):
+        self._data, self._pixels, size = data, data, None
+        if not isinstance(data, np.ndarray):
+            size = _plain_jpeg_size(data)
+            size = size if size and _tensorflow() else None
+            self._pixels = read_image(io.BytesIO(data)) if size is None else None
+        self.height, self.width = size or self._pixels.shape[:2]
+
+    def region(self, box: Box) -> np.ndarray:
+        """The pixels of a box, uint8 [height, width, 3], equal to those of the whole image decoded."""
+        top, left, height, width = box
+        if self._pixels is None:
+            margin = min(left, _MARGIN)
+            wide = (top, left - margin, height, min(width + margin + _MARGIN, self.width - left + margin))
+            try:
+                pixels = _decode_jpeg(self._data, wide)
+                return pixels[:, margin:margin + width]
+            except _tensorflow().errors.OpError:
+                self._pixels = read_image(io.BytesIO(self._data))     # the last word on what can be read
+        return self._pixels[top:top + height, left:left + width]
+
+
+def read_image(file: str | BinaryIO) -> np.ndarray:
+    """Decodes a whole image file to RGB uint8 [H, W, 3], upright by its EXIF orientation.
+
+    Grey is repeated, CMYK converted, alpha dropped, 16 bits reduced to 8; of an animation, the first frame.
+
+    Raises:
+        BadImage: it is no image, is cut short, or has more pixels than Pillow takes for harmless.
+    """
+    try:
+        with Image.open(file) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith('I'):  # Pillow would clip 16 bits to 8, not scale them.
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            return np.array(image.convert('RGB'))
+    except UnidentifiedImageError as error:
+        raise BadImage('it is no image of a known format') from error
+    except Exception as error:  # Pillow meets broken files with errors of many types.
+        raise BadImage(str(error)) from error
+
+
+def _decode_jpeg(data: bytes, box: Box) -> np.ndarray:
+    # TensorFlow's own default is the fast inverse transform, off by a few levels. Pillow's is this one.
+    tensor = _tensorflow().raw_ops.DecodeAndCropJpeg(
+        contents=data, crop_window=np.array(box, np.int32), channels=3, dct_method='INTEGER_ACCURATE')
+    return np.asarray(memoryview(tensor))     # the tensor's own memory, which .numpy() would copy
+
+
+@functools.cache
+def _tensorflow():
+    """The module, or None where it is not installed."""
+    try:
+        import tensorflow as tf
+    except ImportError:
+        return None
+    tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
+    return tf
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that both decoders read alike, None of anything else.
+
+    That is: whole, grey or of three channels of 8 bits, not to be turned, of no absurd size.
+    """
+    if data[:2] != b'\xff\xd8' or not _is_whole(data):
+        return None
+    position, is_exif = 2, False
+    try:
+        while data[position] == 0xFF:
+            marker, length = data[position + 1], int.from_bytes(data[position + 2:position + 4], 'big')
+            if marker == 0xFF:  # a fill byte
+                position += 1
+                continue
+            if marker in _PLAIN_FRAMES:
+                bits, height, width, channels = struct.unpack_from('>BHHB', data, position + 4)
+                is_plain = bits == 8 and channels in (1, 3) and 0 < height * width <= _most_pixels()
+                return (height, width) if is_plain and not (is_exif and _is_turned(data)) else None
+            if length < 2 or 0xC0 <= marker <= 0xDA and marker not in (0xC4, 0xC8, 0xCC):
+                return None  # another kind of frame, or pixels before any frame
+            is_exif |= marker == 0xE1
+            position += 2 + length
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the end-of-image marker is there: a decoder of a box may stop before it."""
+    return data.endswith(b'\xff\xd9') or data[-64:].rstrip(b'\0').endswith(b'\xff\xd9')
+
+
+def _is_turned(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(0x0112, 1) in range(2, 9)
+    except Exception:  # as in read_image, which then says what is wrong
+        return True
+
+
+def _most_pixels() -> float:
+    return Image.MAX_IMAGE_PIXELS or float('inf')

@@ -1,0 +1,167 @@
+"""Decoding: the same pixels for any box, and the same files readable, whichever decoder does it."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from simclr_jax.data import decode
+from simclr_jax.data.decode import BadImage, EncodedImage, read_image
+
+
+def picture(height=45, width=67):
+    """Smooth enough for JPEG, with edges of colour."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([x * 3 % 256, y * 5 % 256, (x + y) // 9 % 2 * 200 + 20], axis=-1)
+    return Image.fromarray(image.astype(np.uint8))
+
+
+def encoded(image, kind='JPEG', **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(picture(), exif=exif)
+
+
+def sixteen_bits():
+    grey = np.asarray(picture().convert('L')).astype(np.uint16)
+    return encoded(Image.fromarray(grey * 257), 'PNG')
+
+
+def whole(data):
+    image = EncodedImage(data)
+    return image.region((0, 0, image.height, image.width))
+
+
+KINDS = {
+    'jpeg': encoded(picture()),
+    'jpeg 4:4:4': encoded(picture(), subsampling=0, quality=95),
+    'progressive': encoded(picture(), progressive=True),
+    'grey': encoded(picture().convert('L')),
+    'upright': turned(1),
+    'zeros after the end': encoded(picture()) + b'\0' * 9,
+    'cmyk': encoded(picture().convert('CMYK')),
+    'png': encoded(picture(), 'PNG'),
+    '16 bits': sixteen_bits(),
+    'animated': encoded(picture(), 'GIF', save_all=True, append_images=[Image.new('RGB', (67, 45))] * 2),
+    'webp': encoded(picture(), 'WEBP'),
+    'one pixel': encoded(Image.new('RGB', (1, 1), (200, 90, 30))),
+    '20,000 wide': encoded(picture(3, 20000)),
+} | {f'orientation {value}': turned(value) for value in range(2, 9)}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_kind_is_upright_rgb_as_pillow_reads_it(kind):
+    image, expected = whole(KINDS[kind]), read_image(io.BytesIO(KINDS[kind]))
+    assert image.dtype == np.uint8 and image.shape == expected.shape
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_box_has_the_pixels_of_the_whole_image(kind):
+    expected, rng = whole(KINDS[kind]), np.random.default_rng(0)
+    for _ in range(20):
+        height, width = (rng.integers(1, size + 1) for size in expected.shape[:2])
+        top, left = (rng.integers(0, size - n + 1) for size, n in zip(expected.shape, (height, width)))
+        box = tuple(map(int, (top, left, height, width)))
+        pixels = EncodedImage(KINDS[kind]).region(box)
+        np.testing.assert_array_equal(pixels, expected[top:top + height, left:left + width])
+
+
+def test_a_plain_jpeg_has_the_pixels_of_tensorflows_accurate_decoder():
+    for kind in ('jpeg', 'progressive', 'grey', 'upright'):
+        expected = tf.io.decode_jpeg(KINDS[kind], channels=3, dct_method='INTEGER_ACCURATE')
+        np.testing.assert_array_equal(whole(KINDS[kind]), expected)
+
+
+def test_only_the_box_of_a_plain_jpeg_is_decoded(monkeypatch):
+    sizes, decoder = [], decode._decode_jpeg
+    monkeypatch.setattr(decode, '_decode_jpeg', lambda data, box: sizes.append(box) or decoder(data, box))
+    for kind in ('jpeg', 'progressive', 'grey', 'upright', 'zeros after the end', '20,000 wide'):
+        EncodedImage(KINDS[kind]).region((1, 3, 2, 10))
+        assert sizes.pop() == (1, 1, 2, 14)
+
+
+def test_sixteen_bits_are_scaled_and_alpha_is_dropped():
+    np.testing.assert_array_equal(whole(sixteen_bits())[..., 1], np.asarray(picture().convert('L')))
+    transparent = picture().convert('RGBA')
+    transparent.putalpha(9)
+    np.testing.assert_array_equal(whole(encoded(transparent, 'PNG')), np.asarray(picture()))
+
+
+def test_pixels_pass_as_they_are():
+    pixels = np.asarray(picture())
+    image = EncodedImage(pixels)
+    assert (image.height, image.width) == (45, 67)
+    np.testing.assert_array_equal(image.region((4, 6, 30, 20)), pixels[4:34, 6:26])
+
+
+def jpeg_of_size(height, width):
+    """A JPEG whose header claims another size."""
+    data = bytearray(KINDS['jpeg'])
+    frame = data.index(b'\xff\xc0')
+    data[frame + 5:frame + 9] = height.to_bytes(2, 'big') + width.to_bytes(2, 'big')
+    return bytes(data)
+
+
+BAD = {
+    'empty': b'', 'text': b'no image at all', 'start only': b'\xff\xd8', 'start and end': b'\xff\xd8\xff\xd9',
+    'frame cut': KINDS['jpeg'][:KINDS['jpeg'].index(b'\xff\xc0') + 7] + b'\xff\xd9',
+    'absurdly large': jpeg_of_size(60000, 60000), 'no height': jpeg_of_size(0, 67),
+    'png cut': KINDS['png'][:-40], 'gif cut': KINDS['animated'][:200], 'webp cut': KINDS['webp'][:100],
+} | {f'{kind} without its last {n}': KINDS[kind][:-n] for kind in ('jpeg', 'progressive', 'grey', 'upright')
+     for n in (1, 2, 40, len(KINDS[kind]) // 2)}
+
+
+@pytest.mark.parametrize('kind', BAD)
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_a_broken_file_is_named_as_such_for_every_box(kind):
+    """Also where the box lies above the place at which the file ends."""
+    for box in ((0, 0, 1, 1), (0, 0, 8, 8), (0, 0, 45, 67)):
+        with pytest.raises(BadImage):
+            EncodedImage(BAD[kind]).region(box)
+
+
+def test_what_tensorflow_refuses_pillow_decides(monkeypatch):
+    def refuse(data, box):
+        raise tf.errors.InvalidArgumentError(None, None, 'refused')
+
+    monkeypatch.setattr(decode, '_decode_jpeg', refuse)
+    expected = read_image(io.BytesIO(KINDS['jpeg']))
+    np.testing.assert_array_equal(EncodedImage(KINDS['jpeg']).region((3, 4, 20, 30)), expected[3:23, 4:34])
+
+
+WITHOUT_TENSORFLOW = """
+import io, sys
+sys.modules['tensorflow'] = None    # importing it fails
+import numpy as np
+from PIL import Image
+from simclr_jax.data import arrays, base, decode, draws, folder, host_augment, kernels, pipeline
+buffer = io.BytesIO()
+Image.new('RGB', (9, 7), (200, 90, 30)).save(buffer, 'JPEG')
+image = decode.EncodedImage(buffer.getvalue())
+assert image.region((1, 2, 3, 4)).shape == (3, 4, 3)
+if kernels.library():
+    source = arrays.ArraySource('a', 'train', np.zeros((8, 6, 6, 3), np.uint8), np.zeros(8, np.int32), None)
+    off = {'probability': 0.0}
+    view = dict.fromkeys(('crop', 'flip', 'rotate', 'jitter', 'grey', 'sobel', 'noise', 'blur', 'solarize',
+                          'cutout'), off)
+    batches = pipeline.train_batches(source, seed=0, batch_size=4, form='views', view1=view, view2=view,
+                                     image_size=6)
+    assert next(batches)['view1'].shape == (4, 6, 6, 3)
+"""
+
+
+def test_files_and_arrays_can_be_read_where_tensorflow_is_not_installed():
+    result = subprocess.run([sys.executable, '-c', WITHOUT_TENSORFLOW], capture_output=True, text=True,
+                            timeout=120)
+    assert result.returncode == 0, result.stderr
