@@ -211,6 +211,13 @@ VECTORIZED static void convolve(const float *restrict in, ptrdiff_t step, const 
     }
 }
 
+/* The radius beyond which weights are below 1e-9, which no float32 sum of pixels feels. Smaller ones would
+   soon be denormal, and those take a processor ten times as long. */
+static int reach(float sigma, int radius) {
+    while (radius > 0 && exp(-radius * radius / (2.0 * sigma * sigma)) < 1e-9) radius--;
+    return radius;
+}
+
 static void set_gaussian(float sigma, int radius, float *weights) {
     double sum = 0.0;
     for (int k = -radius; k <= radius; k++) sum += exp(-k * k / (2.0 * sigma * sigma));
@@ -285,7 +292,7 @@ static void jitter(float *planes, ptrdiff_t n, const Colour *colour) {
    in [0, 1] or to 255 times that, rounded. One of the results is NULL. Returns 0, or 1 for want of memory. */
 int change_colour(const float *image, int size, const Colour *colour, float *floats, uint8_t *bytes) {
     const ptrdiff_t n = (ptrdiff_t)size * size;
-    const int radius = colour->sigma > 0 ? colour->radius : 0, count = 2 * radius + 1;
+    const int radius = colour->sigma > 0 ? reach(colour->sigma, colour->radius) : 0, count = 2 * radius + 1;
     const int pitch = (size + BLOCK - 1) / BLOCK * BLOCK;
     const size_t padded_length = radius ? (size_t)pitch * (size + 2 * radius) : 0;
     const size_t length = 3 * (size_t)n + count + 2 * (size_t)(pitch + radius) + padded_length;

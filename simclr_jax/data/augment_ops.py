@@ -1,6 +1,6 @@
 """The pixel operations of a view in TensorFlow: what `kernels` runs where the compiled form is not built.
 
-Images are float32 [S, S, 3] about [0, 1]. Nothing clips but `clip`, `jitter` and `change_colour`.
+Images are float32 [S, S, 3] about [0, 1]. Nothing clips but `clip` and `change_colour`.
 
 Sources: google-research/simclr tf2/data_util.py (crop, colour, blur); deepmind-research
 byol/utils/augmentations.py (additive brightness, solarize).
@@ -21,32 +21,33 @@ def crop_resize(crop: np.ndarray, image_size: int) -> np.ndarray:
     return tf.image.resize(crop, [image_size, image_size], 'bicubic').numpy()
 
 
-def change_colour(image: tf.Tensor, colour) -> np.ndarray:
+def change_colour(image: np.ndarray, colour) -> np.ndarray:
     """See `kernels.change_colour`; float32 [S, S, 3] in [0, 1]."""
-    image = jitter(tf.convert_to_tensor(image), colour)
-    if colour.is_grey:
-        image = to_grey(image)
-    image = clip(image)
-    if colour.sigma and colour.radius:
+    amounts = np.float32([colour.multiply, colour.add, colour.contrast, colour.saturation, colour.hue])
+    kernel_size = 2 * colour.radius + 1 if colour.sigma > 0 else 1
+    changed = _changed(image, np.int32(colour.order), amounts, np.bool_(colour.is_grey),
+                       np.float32(colour.sigma), np.float32(colour.threshold), kernel_size=kernel_size,
+                       has_solarize=colour.threshold <= 1)
+    return changed.numpy()
+
+
+@tf.function  # a graph for each size of image and kernel, with real branches
+def _changed(image, order, amounts, is_grey, sigma, threshold, *, kernel_size, has_solarize):
+    for turn in range(4):
+        image = tf.switch_case(order[turn] + 1, [
+            lambda image=image: image,
+            lambda image=image: clip(image * amounts[0] + amounts[1]),
+            # About each channel's own mean; torchvision takes the mean of the grey image for all three.
+            lambda image=image: clip(tf.image.adjust_contrast(image, amounts[2])),
+            # In HSV, at most 1; torchvision blends the image with its grey version.
+            lambda image=image: clip(tf.image.adjust_saturation(image, amounts[3])),
+            lambda image=image: clip(tf.image.adjust_hue(image, amounts[4])),
+            lambda image=image: clip(image)])
+    image = clip(tf.cond(is_grey, lambda: to_grey(image), lambda: image))
+    if kernel_size > 1:
         # Rounding can leave the weights' sum a hair above 1.
-        image = clip(gaussian_blur(image, colour.sigma, 2 * colour.radius + 1))
-    return solarize(image, colour.threshold).numpy()
-
-
-def jitter(image: tf.Tensor, colour) -> tf.Tensor:
-    """The operations of colour.order with a clip to [0, 1] after each."""
-    operations = [
-        lambda image: image * colour.multiply + colour.add,
-        # About each channel's own mean; torchvision takes the mean of the grey image for all three.
-        lambda image: tf.image.adjust_contrast(image, colour.contrast),
-        # In HSV, at most 1; torchvision blends the image with its grey version.
-        lambda image: tf.image.adjust_saturation(image, colour.saturation),
-        lambda image: tf.image.adjust_hue(image, colour.hue),
-        lambda image: image]
-    for code in colour.order:
-        if code >= 0:
-            image = clip(operations[code](image))
-    return image
+        image = clip(gaussian_blur(image, sigma, kernel_size))
+    return solarize(image, threshold) if has_solarize else image
 
 
 def clip(image: tf.Tensor) -> tf.Tensor:

@@ -57,7 +57,8 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
         `out`.
     """
     top, left, height, width = box
-    if min(top, left, height - 1, width - 1) < 0 or top + height > len(image) or left + width > image.shape[1]:
+    rows, columns = image.shape[:2]
+    if min(top, left, height - 1, width - 1) < 0 or top + height > rows or left + width > columns:
         raise ValueError(f'The box {box} is not inside an image of shape {image.shape}.')
     if library() is None:
         from simclr_jax.data import augment_ops

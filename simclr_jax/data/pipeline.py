@@ -196,8 +196,8 @@ def _crops(seed: int, views: Mapping[str, Mapping], image_size: int) -> _Form:
 
 def _padded(seed: int, views: Mapping[str, Mapping], image_size: int, pad_to: int) -> _Form:
     if pad_to < 2 * image_size:
-        raise ValueError(f'data.pad_to is {pad_to}; it must be at least {2 * image_size}, twice the image size: '
-                         'it holds two crops side by side.')
+        raise ValueError(f'data.pad_to is {pad_to}; it must be at least {2 * image_size}, twice the image '
+                         'size: it holds two crops side by side.')
 
     def fill(batch, row, image, epoch, index):
         _, boxes = _draw_boxes(seed, views, image, epoch, index)
