@@ -31,6 +31,7 @@ setuptools.setup(
         'ml-collections>=1.1',          # configs
         'absl-py',                      # flags
         'numpy',
+        'ml_dtypes',                    # bfloat16 in numpy
         'pillow',                       # image files of every kind, for folders
         'array_record; platform_system == "Linux"',     # data.cache; tensorflow-datasets brings it too
         'rich',                         # the progress line and the tables

@@ -1,4 +1,4 @@
-"""What the augmentation on the device adds to a training step of ResNet-50 at 224 px, compiled for a TPU slice.
+"""What augmentation on the device adds to a training step of ResNet-50 at 224 px, compiled for a TPU slice.
 
     pip install libtpu
     python benchmarks/augment_share.py [--topology=v5e:2x4] [--batch=512]

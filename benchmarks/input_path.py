@@ -172,30 +172,24 @@ def our_batches(folder, setting, form):
 
 
 def our_device_batches(folder):
-    """The rows of a shuffled epoch gathered, and both views by one compiled function."""
+    """What the training step does first: its rows of the data set on the device, and both views."""
     import jax
-    import jax.numpy as jnp
 
-    from simclr_jax import device_augment
-    from simclr_jax.data.order import epoch_and_index
+    from simclr_jax import inputs, sharding
+    from simclr_jax.data.arrays import ArraySource
 
     images, (view1, view2) = np.load(folder / 'arrays.npy'), our_views('32').values()
+    source = ArraySource('arrays', 'train', images, np.full(len(images), -1, np.int32), None)
 
-    @jax.jit
-    def views(batch, epoch, index):
-        def one(image, epoch, index):
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), epoch), index)
-            return tuple(device_augment.augment(image, jax.random.fold_in(key, slot), image_size=32, **view)
-                         for slot, view in enumerate((view1, view2)))
-
-        return jax.vmap(one)(batch, epoch, index)
+    mesh = sharding.make_mesh()
+    prepare = jax.jit(inputs.make_prepare('memory', view1=view1, view2=view2, image_size=32, seed=0,
+                                          batch_size=BATCH['32'], mesh=mesh))
 
     def batches():
-        step, size = 0, BATCH['32']
-        while True:
-            epoch, index = epoch_and_index(0, np.arange(step * size, (step + 1) * size), len(images))
-            yield jax.block_until_ready(views(images[index], jnp.int32(epoch), jnp.int32(index)))
-            step += 1
+        with inputs.InMemory(source, mesh, seed=0, batch_size=BATCH['32'], start_step=0) as memory:
+            for step, data in enumerate(memory):
+                views = jax.block_until_ready(prepare(data, step))
+                yield views['view1'], views['view2']
 
     return batches()
 
@@ -237,7 +231,8 @@ def cores():
 class Contender:
     """A process that makes images of `setting` whenever it is asked to, and is stopped in between.
 
-    A pipeline that works ahead would otherwise do so in the others' time.
+    A pipeline that works ahead would otherwise do so in the others' time. All share one core: two that
+    are one processor's threads make each other's time longer.
     """
 
     def __init__(self, name, setting, folder, python):
@@ -247,7 +242,8 @@ class Contender:
         self._process = subprocess.Popen(
             [python, str(ROOT / 'benchmarks' / script), f'--worker={name}', f'--settings={setting}',
              f'--folder={folder}'],
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}))
         self.ready = self._answer()
         self._process.send_signal(signal.SIGSTOP)
 

@@ -276,7 +276,8 @@ def main():
     print(HEAD, flush=True)
     for n, contenders, rounds in plan:
         rows = measure(n, contenders, pythons, rounds, free_memory(backend) / 2, backend)
-        report['rows'] = sorted([row for row in report['rows'] if row['n'] != n] + rows, key=lambda row: row['n'])
+        others = [row for row in report['rows'] if row['n'] != n]
+        report['rows'] = sorted(others + rows, key=lambda row: row['n'])
         path.write_text(json.dumps(report, indent=1) + '\n')
         print(table(rows), flush=True)
 

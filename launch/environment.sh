@@ -11,7 +11,7 @@ else
     fi
     venv=${VENV:-.venv}
     python=$venv/bin/python
-    wanted=$(cat setup.py constraints.txt | cksum)${EXTRAS:-}
+    wanted=$(cat setup.py constraints.txt simclr_jax/data/_kernels.c | cksum)${EXTRAS:-}
     if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
         run "$PYTHON" -m venv "$venv"
         run "$python" -m pip install --quiet --constraint constraints.txt --editable ".[test${EXTRAS:+,$EXTRAS}]"

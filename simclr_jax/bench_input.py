@@ -22,7 +22,7 @@ from simclr_jax.config import ConfigDict, view_config
 from simclr_jax.data import sources
 from simclr_jax.data.base import Source
 from simclr_jax.metrics import plain_table
-from simclr_jax.train import build
+from simclr_jax.train import build, make_prepare
 
 _ROW = 16           # images of a batch while parts are measured
 _COLOUR = ('rotate', 'jitter', 'grey', 'sobel', 'noise', 'solarize', 'cutout')
@@ -76,7 +76,9 @@ def describe(report: dict[str, Any]) -> list[str]:
             before = 0.0 if name in _ALONE else milliseconds
         lines.append(plain_table('In one thread', ['part', 'images/s/core', 'ms/image', 'difference'], rows))
     whole = report['whole']
-    where = 'on the devices, which hold the data set' if whole['form'] == 'memory' else f"form '{whole['form']}'"
+    where = f"form '{whole['form']}'"
+    if whole['form'] == 'memory':
+        where = 'on the devices, which hold the data set'
     lines.append(f'\nThe whole path ({where}): {whole["per_second"]:,.0f} images/s here, '
                  f'{whole["per_core"]:,.0f} a second and core.')
     if report['accelerator'] is None:
@@ -97,8 +99,8 @@ def measure_parts(source: Source, config: ConfigDict) -> dict[str, float]:
 
     def batches(form, **changes):
         return functools.partial(
-            pipeline.train_batches, source, seed=config.seed, batch_size=min(_ROW, source.num_examples), form=form,
-            image_size=size, num_threads=1, pad_to=config.data.pad_to or 2 * size,
+            pipeline.train_batches, source, seed=config.seed, batch_size=min(_ROW, source.num_examples),
+            form=form, image_size=size, num_threads=1, pad_to=config.data.pad_to or 2 * size,
             **{name: view | {op: view[op] | fields for op, fields in changes.items()}
                for name, view in views.items()})
 
@@ -148,8 +150,7 @@ def _rate_per_core(make: Callable[[], Iterator], num_images: int) -> float:
 def _measure_whole(source: Source, form: str, config: ConfigDict, mesh) -> dict[str, float]:
     """The path as the run takes it, until its batches lie on the devices; in memory, until the views do."""
     views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
-    prepare = jax.jit(inputs.make_prepare(form, **views, image_size=config.augment.image_size, seed=config.seed,
-                                          batch_size=config.batch_size, mesh=mesh))
+    prepare = jax.jit(make_prepare(config, form, mesh))
     with inputs.train_batches(source, form, mesh, seed=config.seed, batch_size=config.batch_size, **views,
                               image_size=config.augment.image_size, num_threads=config.data.num_threads,
                               transfer=config.data.transfer, pad_to=config.data.pad_to) as batches:

@@ -46,8 +46,8 @@ def base_config() -> ConfigDict:
         'test_split': '',               # measured on; '' = test, validation or val if there; or 'none'
         'download': False,              # True lets TFDS download and prepare the data set
         'augment_on': 'device',         # device: all that can be done there; host: everything there
-        'pad_to': 0,                    # P > 0: files are decoded and padded to P x P on the host, and cropped
-                                        # on the device; P is at least twice the image size
+        'pad_to': 0,                    # P > 0: files are decoded and padded to P x P on the host, and
+                                        # cropped on the device; P is at least twice the image size
         'transfer': 'uint8',            # views of the host cross as uint8 (rounded), bfloat16 or float32
         'cache': '',                    # decoded, or resized:256 (short side): kept on disk, data/cache.py
         'cache_dir': '',                # where; needed where there is a cache

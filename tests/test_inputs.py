@@ -1,4 +1,4 @@
-"""From the host to the views: the stream of a data set in memory, the four forms, and the thread that reads ahead."""
+"""From the host to the views: a data set in memory, the four forms, and the thread that reads ahead."""
 
 import json
 import subprocess
@@ -25,7 +25,8 @@ def make_source(num_examples=N, size=SIZE):
     """Images whose first pixel tells their number."""
     images = np.random.default_rng(0).integers(0, 256, (num_examples, size, size, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(num_examples)
-    return ArraySource('numbers', 'train', images, np.arange(num_examples, dtype=np.int32) % 3, ('a', 'b', 'c'))
+    labels = np.arange(num_examples, dtype=np.int32) % 3
+    return ArraySource('numbers', 'train', images, labels, ('a', 'b', 'c'))
 
 
 def take(num_steps, *, batch_size, start=0, devices=1, view1=PLAIN, view2=PLAIN, seed=SEED):
@@ -90,7 +91,8 @@ def make_prepare(form, **options):
                                batch_size=4, mesh=sharding.make_mesh(jax.devices()[:1]))
 
 
-@pytest.mark.parametrize('dtype, tolerance', [(np.uint8, 0.5 / 255), (jnp.bfloat16, 2 ** -9), (np.float32, 0.0)])
+@pytest.mark.parametrize('dtype, tolerance', [
+    (np.uint8, 0.5 / 255), (jnp.bfloat16, 2 ** -9), (np.float32, 0.0)])
 def test_views_of_the_host_arrive_as_floats(dtype, tolerance):
     values = np.random.default_rng(0).uniform(size=(4, SIZE, SIZE, 3)).astype(np.float32)
     sent = np.rint(255 * values).astype(np.uint8) if dtype == np.uint8 else values.astype(dtype)
@@ -108,7 +110,8 @@ def test_crops_and_padded_images_become_the_views_of_their_keys():
     box = np.tile(np.int32([2, 3, SIZE, SIZE]), (4, 1))
     padded = np.full((4, 2 * SIZE, 2 * SIZE, 3), 255, np.uint8)
     padded[:, 2:2 + SIZE, 3:3 + SIZE] = images
-    of_crops = jax.jit(make_prepare('crops', view1=view, view2=view))({'crop1': images, 'crop2': images, **where}, 0)
+    of_crops = jax.jit(make_prepare('crops', view1=view, view2=view))(
+        {'crop1': images, 'crop2': images, **where}, 0)
     of_padded = jax.jit(make_prepare('padded', view1=view, view2=view))(
         {'image': padded, 'box1': box, 'box2': box, **where}, 0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), of_crops, of_padded)
@@ -138,8 +141,9 @@ def test_an_abstract_batch_is_what_the_form_takes(form):
     mesh = sharding.make_mesh(jax.devices()[:1])
     batch = inputs.abstract_batch(form, batch_size=4, image_size=SIZE, pad_to=32, mesh=mesh)
     views = jax.eval_shape(make_prepare(form), batch, 0)
+    image = (4, SIZE, SIZE, 3), 'float32'
     assert {name: (view.shape, view.dtype.name) for name, view in views.items()} == {
-        'view1': ((4, SIZE, SIZE, 3), 'float32'), 'view2': ((4, SIZE, SIZE, 3), 'float32'), 'label': ((4,), 'int32')}
+        'view1': image, 'view2': image, 'label': ((4,), 'int32')}
 
 
 # ---- reading ahead -----------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ def test_the_time_that_the_loop_waited_is_counted():
 
 def test_every_example_is_evaluated_once_whatever_the_batch():
     source = make_source(size=12)
-    seen = [batch for batch in inputs.eval_batches(source, batch_size=8, image_size=SIZE, crop_proportion=0.5)]
+    seen = list(inputs.eval_batches(source, batch_size=8, image_size=SIZE, crop_proportion=0.5))
     assert [len(batch['label']) for batch in seen] == [8, 8, 8] and seen[2]['valid'].sum() == 6
     labels = np.concatenate([batch['label'][batch['valid']] for batch in seen])
     np.testing.assert_array_equal(labels, source.labels)
@@ -227,7 +231,8 @@ main.run()
 def test_training_and_linear_evaluation_of_arrays_need_no_tensorflow(command, tmp_path):
     images = make_source(64, 20).images
     labels = np.arange(64) % 2
-    np.savez(tmp_path / 'set.npz', train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    np.savez(tmp_path / 'set.npz', train_images=images, train_labels=labels,
+             test_images=images, test_labels=labels)
     _, options = command()
     for task in ('pretrain', 'linear'):
         done = subprocess.run(

@@ -18,8 +18,8 @@ ALLOWED = {
                  'config', 'evaluate', 'models.network', 'inputs', 'augment_fields'],
     'inputs.py': ['data', 'device_augment', 'sharding'],
     'device_augment.py': ['device_ops', 'augment_fields'], 'device_ops.py': [], 'augment_fields.py': [],
-    'evaluate/': ['inputs', 'data', 'models', 'optim', 'schedules', 'sharding', 'checkpoint', 'metrics', 'config',
-                  'steps', 'evaluate'],
+    'evaluate/': ['inputs', 'data', 'models', 'optim', 'schedules', 'sharding', 'checkpoint', 'metrics',
+                  'config', 'steps', 'evaluate'],
     'methods/': ['methods', 'objectives', 'models.network', 'schedules'],
     'steps.py': ['train_state'],
     'checkpoint.py': ['train_state', 'config'],
@@ -29,7 +29,8 @@ ALLOWED = {
     'bench_input.py': ['inputs', 'train', 'steps', 'schedules', 'sharding', 'config', 'metrics', 'data'],
     'plan.py': ['inputs', 'train', 'compiled', 'schedules', 'sharding', 'config', 'metrics'],
     'objectives/': ['objectives'], 'schedules.py': [], 'sharding.py': [], 'train_state.py': [],
-    'models/norm.py': [], 'config.py': [], 'metrics.py': [], 'optim.py': [], 'compiled.py': [], 'processes.py': [],
+    'models/norm.py': [], 'config.py': [], 'metrics.py': [], 'optim.py': [], 'compiled.py': [],
+    'processes.py': [],
 }
 
 

@@ -23,7 +23,7 @@ METHODS = {'simclr': set(), 'moco_v2': {'target', 'queue', 'pointer'}, 'byol': {
 DATA = {'simclr': (), 'moco_v2': ('--config.data.source=folder:{folder}',),
         'byol': ('--config.data.source=folder:{folder}', '--config.data.augment_on=host')}
 SETTINGS = (f'--config.num_train_steps={STEPS}', '--config.batch_size=16', '--config.augment.image_size=16',
-            '--config.data.train_split=train[:128]', '--config.checkpoint.every_epochs=0.25',   # every 2 steps
+            '--config.data.train_split=train[:128]', '--config.checkpoint.every_epochs=0.25',  # every 2 steps
             '--config.log.every_steps=1', '--config.data.test_split=none',
             '--config.optimizer.learning_rate=0.5')
 

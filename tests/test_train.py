@@ -220,7 +220,7 @@ def test_a_linear_evaluation_of_the_target_says_so(measured_runs, tmp_path, monk
     seen = []
 
     def fit(batches, features_of, *, width, num_classes, **_):
-        seen.append(jax.device_get(features_of.args[0].args[0])      # of the frozen encoder)
+        seen.append(jax.device_get(features_of.args[0].args[0]))        # of the frozen encoder
         return np.zeros((width, num_classes)), np.zeros(num_classes)
 
     monkeypatch.setattr(linear_module, 'fit_classifier', fit)

@@ -1,7 +1,7 @@
 """The crop and the colour of a view on the host: compiled C where it was built, else TensorFlow.
 
 `setup.py` builds `_kernels.c` as an optional extension (`pip install .`, or `python setup.py build_ext
---inplace`). Without it everything works the same, some three times slower: the crop is equal bit for bit,
+--inplace`). Without it everything works the same, two to four times slower: the crop is equal bit for bit,
 the colour to 1e-5.
 """
 

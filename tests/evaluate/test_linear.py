@@ -124,6 +124,7 @@ def test_a_classifier_learns_a_separable_problem():
     features = (np.eye(3)[labels] * 4 + 0.3 * rng.normal(size=(300, 3))).astype(np.float32)
     batches = linear_module._feature_batches(Features(features, labels), seed=0, batch_size=64)
     kernel, bias = linear_module.fit_classifier(
-        batches, lambda batch: batch['image'], width=3, num_classes=3, num_steps=60, seed=0, mesh=sharding.make_mesh(),
+        batches, lambda batch: batch['image'], width=3, num_classes=3, num_steps=60, seed=0,
+        mesh=sharding.make_mesh(),
         settings=base_config().linear, log=lambda step, metrics: None)
     assert ((features @ kernel + bias).argmax(1) == labels).mean() > 0.99
