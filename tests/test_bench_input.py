@@ -62,7 +62,8 @@ def test_a_data_set_in_memory_needs_no_cores_and_a_cpu_is_no_accelerator(tmp_pat
 def test_the_difference_of_a_part_is_to_the_part_before():
     parts = dict(zip(PARTS, [1000.0, 800.0, 500.0, 400.0, 250.0, 200.0]))
     whole = {'form': 'crops', 'per_second': 900.0, 'per_core': 450.0}
-    lines = bench.describe({'parts': parts, 'whole': whole, 'accelerator': 900.0, 'cores': 2.0, 'num_cores': 8})
+    lines = bench.describe({'parts': parts, 'whole': whole, 'accelerator': 900.0, 'cores': 2.0,
+                            'num_cores': 8})
     differences = [line.split()[-1] for line in lines[0].splitlines()[3:]]
     # A crop decodes no whole image, and contains no padding.
     assert differences == ['+1.00', '+1.25', '+2.00', '+0.50', '+1.50', '+1.00']

@@ -11,7 +11,8 @@ _IN_MEMORY_BYTES = 1 << 30
 
 def load_source(name: str, split: str, *, data_dir: str | None = None, download: bool = False,
                 image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES, cache: str = '',
-                cache_dir: str = '', max_bad_share: float = Source.max_bad_share, is_lead: bool = True) -> Source:
+                cache_dir: str = '', max_bad_share: float = Source.max_bad_share, is_lead: bool = True
+                ) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
