@@ -14,7 +14,10 @@ import tensorflow as tf
 from scipy import stats
 
 from simclr_jax import augment_fields, device_augment
+from simclr_jax.data import host_augment
+from simclr_jax.data.draws import Draws
 from tests import augment_oracles as oracles
+from tests.official_views import assert_same_distribution, official_views, smooth_image
 
 OFF = {'probability': 0.0}
 CROP = {'probability': 1.0, 'law': 'tf', 'area': (0.08, 1.0), 'aspect': (3 / 4, 4 / 3)}
@@ -56,51 +59,16 @@ def without_crop(view):
 # ---- the law of a view -------------------------------------------------------------------------
 
 
-def official_view(image):
-    """The official steps at strength 0.5, transcribed with TensorFlow's stateful random ops."""
-
-    def maybe(function, probability, x):
-        return tf.cond(tf.random.uniform([]) < probability, lambda: function(x), lambda: x)
-
-    def jitter(x):
-        order = tf.random.shuffle(tf.range(4))
-        for i in range(4):
-            x = tf.switch_case(order[i], [
-                lambda x=x: x * tf.random.uniform([], 0.6, 1.4),
-                lambda x=x: tf.image.random_contrast(x, 0.6, 1.4),
-                lambda x=x: tf.image.random_saturation(x, 0.6, 1.4),
-                lambda x=x: tf.image.random_hue(x, 0.1)])
-            x = tf.clip_by_value(x, 0.0, 1.0)
-        return x
-
-    image = tf.image.convert_image_dtype(image, tf.float32)
-    begin, size, _ = tf.image.sample_distorted_bounding_box(
-        tf.shape(image), tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), min_object_covered=0.1,
-        aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), max_attempts=100)
-    image = tf.image.resize(tf.slice(image, begin, size), [32, 32], 'bicubic')
-    image = tf.ensure_shape(image, [32, 32, 3])
-    image = tf.image.random_flip_left_right(image)
-    image = maybe(jitter, 0.8, image)
-    image = maybe(lambda x: tf.tile(tf.image.rgb_to_grayscale(x), [1, 1, 3]), 0.2, image)
-    return tf.clip_by_value(image, 0.0, 1.0)
-
-
 def test_views_have_the_official_distribution():
-    coarse = tf.constant(255.0 * oracles.random_image(6, 8))
-    image = tf.cast(tf.clip_by_value(tf.image.resize(coarse, [48, 64]), 0, 255), tf.uint8)
-    tf.random.set_seed(0)
-    theirs = tf.data.Dataset.range(1500).map(lambda _: official_view(image)).batch(1500)
-    theirs = next(theirs.as_numpy_iterator())
-    ours = draw_many(image.numpy(), 1500, SIMCLR, 32)
+    image = smooth_image()
+    assert_same_distribution(draw_many(image, 1500, SIMCLR, 32), official_views(image, 1500))
 
-    def statistics(views):
-        half = views[:, :, :16].mean((1, 2, 3)) - views[:, :, 16:].mean((1, 2, 3))
-        return [views.mean((1, 2, 3)), views.std((1, 2, 3)), views.max(-1).mean((1, 2)), half,
-                np.ptp(views, axis=-1).mean((1, 2)), views[..., 0].mean((1, 2)),
-                np.abs(np.diff(views, axis=2)).mean((1, 2, 3)), (views == 1.0).mean((1, 2, 3))]
 
-    for our_statistic, their_statistic in zip(statistics(ours), statistics(theirs)):
-        assert stats.ks_2samp(our_statistic, their_statistic).pvalue > 1e-3
+def test_views_have_the_distribution_of_the_host_with_every_operation_at_work():
+    image = smooth_image()
+    host = [host_augment.augment(image, Draws(0, 0, index, 0), image_size=32, **HALF_ON)
+            for index in range(1500)]
+    assert_same_distribution(draw_many(image, 1500, HALF_ON, 32), np.stack(host))
 
 
 def test_each_probability_is_honoured_whatever_else_happens():

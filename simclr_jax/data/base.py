@@ -13,10 +13,9 @@ _NAMED = 3      # of the unreadable files, in an error
 class Source:
     """One split of a data set; label -1 means none.
 
-    Random-access sources also have `uniform` (all images share one shape) and `labels` int32 [N]. Where
-    `uniform`, `images` uint8 [N, H, W, 3] lie in memory; else `load(index)` gives one, an encoded file as
-    bytes or pixels uint8 [H, W, 3], and `name_of(index)` names it. Streamed sources have `stream` and
-    `ordered` (see `tfds_source.StreamedSource`).
+    Random-access sources also have `labels` int32 [N]. Where `uniform`, `images` uint8 [N, H, W, 3] lie in
+    memory; else `load(index)` gives one, an encoded file as bytes or pixels uint8 [H, W, 3], and
+    `name_of(index)` names it. Streamed ones have `stream` and `ordered` (`tfds_source.StreamedSource`).
     """
 
     name: str
@@ -24,6 +23,7 @@ class Source:
     num_examples: int
     class_names: tuple[str, ...] | None  # None when unlabelled.
 
+    uniform = False         # whether all images share one shape and lie in memory
     max_bad_share = 0.05    # of the examples, that may be unreadable; a caller may set another
 
     def __post_init__(self):

@@ -74,7 +74,7 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
         OSError: the disk is full or cannot be written to.
     """
     resize_to = _short_side(kind)
-    if getattr(source, 'uniform', False):
+    if source.uniform:
         raise ValueError(f"data.cache is '{kind}', but the images of '{source.name}' lie in memory: set "
                          "data.cache to ''.")
     if not directory:

@@ -316,7 +316,7 @@ def _begin(pool: futures.Executor, source: Source, rows: list[_Row], form: _Form
            ) -> tuple[Batch, list[futures.Future]]:
     batch = {name: np.zeros((batch_size, *shape), dtype) for name, (shape, dtype) in form.arrays.items()}
     batch['label'] = np.full(batch_size, -1, np.int32)
-    size = _UNIFORM_ROWS if getattr(source, 'uniform', False) else 1
+    size = _UNIFORM_ROWS if source.uniform else 1
     return batch, [pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
                    for first in range(0, len(rows), size)]
 

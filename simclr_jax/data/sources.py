@@ -11,8 +11,8 @@ _IN_MEMORY_BYTES = 1 << 30
 
 def load_source(name: str, split: str, *, data_dir: str | None = None, download: bool = False,
                 image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES, cache: str = '',
-                cache_dir: str = '', max_bad_share: float = Source.max_bad_share, is_lead: bool = True
-                ) -> Source:
+                decode_once: bool = False, cache_dir: str = '', max_bad_share: float = Source.max_bad_share,
+                is_lead: bool = True) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
@@ -23,6 +23,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         download: let TFDS download and prepare the data set. Without it nothing touches a network.
         image_size: of the embedded shapes; other sources keep their own sizes.
         in_memory_bytes: a TFDS split that takes more, decoded, is streamed from its files.
+        decode_once: read a folder of small images that takes no more into memory (see `folder.in_memory`).
         cache: 'decoded' or 'resized:N': the images are read from a cache below `cache_dir`, which is built
             where it is missing (see `cache.cached`). What lies in memory needs none.
         max_bad_share: of the examples, that may be unreadable before a ValueError says so.
@@ -34,6 +35,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     """
     source = _load(name, split, data_dir, download, image_size, in_memory_bytes)
     source.max_bad_share = max_bad_share
+    if decode_once and isinstance(source, folder.FolderSource):
+        source = folder.in_memory(source, in_memory_bytes) or source
     if cache and not source.uniform:
         from simclr_jax.data.cache import cached
         source = cached(source, cache, os.path.expanduser(cache_dir), is_lead=is_lead)
@@ -58,7 +61,7 @@ def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool) -> dict[
     """The keywords of `load_source` that a config's `data` block gives."""
     return {'data_dir': data['dir'], 'download': data['download'], 'cache': data['cache'],
             'cache_dir': data['cache_dir'], 'max_bad_share': data['max_bad_share'], 'image_size': image_size,
-            'is_lead': is_lead}
+            'is_lead': is_lead, 'decode_once': True}
 
 
 def available_splits(name: str, *, data_dir: str | None = None) -> tuple[str, ...]:

@@ -298,3 +298,37 @@ def test_tfds_that_cannot_be_used(tmp_path):
            name='other', file_format='array_record')
     with pytest.raises(ValueError, match="'other' was prepared as array_record"):
         load_source('other', 'train', data_dir=str(tmp_path))
+
+
+def _save_small(path, count, size=6):
+    path.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size + 1, 3), np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(path / f'{number:03}.png')
+    return images
+
+
+def test_a_folder_of_small_images_of_one_shape_is_decoded_once(tmp_path):
+    images = _save_small(tmp_path / 'a', 300)
+    (tmp_path / 'a' / '007.png').write_bytes(b'no image')
+    source = load_source(f'folder:{tmp_path}', 'train', decode_once=True)
+    assert source.uniform and source.skipped == ['a/007.png']
+    np.testing.assert_array_equal(source.images, np.delete(images, 7, axis=0))
+    assert source.num_examples == len(source.labels) == 299
+
+
+@pytest.mark.parametrize('change', ['another shape', 'large', 'no room'])
+def test_other_folders_are_read_file_by_file(change, tmp_path):
+    _save_small(tmp_path / 'a', 4, size=129 if change == 'large' else 6)
+    if change == 'another shape':
+        Image.new('RGB', (6, 6)).save(tmp_path / 'a' / '9.png')
+    room = {'in_memory_bytes': 4 * 6 * 7 * 3 - 1} if change == 'no room' else {}
+    assert not load_source(f'folder:{tmp_path}', 'train', decode_once=True, **room).uniform
+
+
+def test_too_many_bad_files_are_told_while_a_folder_is_decoded(tmp_path):
+    _save_small(tmp_path / 'a', 10)
+    (tmp_path / 'a' / '003.png').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'1 of the 10 images .*a/003.png.*data.max_bad_share = 0.05'):
+        load_source(f'folder:{tmp_path}', 'train', decode_once=True)
+    assert load_source(f'folder:{tmp_path}', 'train', decode_once=True, max_bad_share=0.2).num_examples == 9

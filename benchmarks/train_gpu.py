@@ -1,0 +1,529 @@
+"""SimCLR training on one GPU against PyTorch: images/s, memory, and the time to a kNN accuracy.
+
+    python benchmarks/train_gpu.py --data=fashion_mnist.npz [--batch=1024] [--steps=100] [--rounds=5]
+        [--torch_python=PATH] [--until=0.85,0.88] [--max_steps=2000] [--width=1.0] [--depth=18]
+
+Both train the same ResNet (3x3 stem of stride 1, no max-pool), 32 px, bfloat16, with the same head, NT-Xent in
+float32 and SGD with momentum, from uint8 images that lie on the device, and make both views there. Ours is the
+step of `train.build(..., form='memory')`, fed by `inputs.InMemory`. PyTorch is channels-last under autocast,
+with a fused optimiser, eager and compiled by torch.compile. An image is a source image: two views of it.
+
+The views differ in the crop alone: torch's grid_sample has a cubic of a = -0.75 where ours has -0.5, and sees
+the pixels beside the box; its kNN images come from F.interpolate, of a = -0.75 too. Random numbers differ.
+
+Every contender is a process of its own, which stands still unless it has its turn: in each round every
+contender makes --steps steps and waits for the last loss. The first round, which compiles, does not count;
+figures are medians over the others. Then, for --until, ours and the faster PyTorch train one after the other
+until the kNN accuracy (k = 200, temperature 0.07) of the test images, taken every --every steps, has passed
+each value. That time begins when the process starts and holds imports, data and compilation with empty
+caches; the time of the measurements in it stands beside it.
+
+Without a GPU both run on the CPU, PyTorch eager alone: a trial. Prints a table; where a GPU ran, it writes
+benchmarks/train_gpu.json. PyTorch runs under --torch_python, by default this Python.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIZE, AREA, ASPECT = 32, (0.5, 1.0), (3 / 4, 4 / 3)         # the crops of configs/fashion_mnist.py
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BRIGHTNESS = CONTRAST = SATURATION = 0.4                    # strength 0.5, as for CIFAR-10
+HUE = 0.1
+HEAD_LAYERS, OUT_DIM, TEMPERATURE = 3, 128, 0.2
+RATE, MOMENTUM, DECAY = 0.06, 0.9, 5e-4                     # the rate per 256 images
+KNN_K, KNN_TEMPERATURE = 200, 0.07
+
+
+def warmup_of(options):
+    return min(100, options.max_steps // 10)
+
+
+def trainer(name, options):
+    return our_trainer(options) if name == 'ours' else torch_trainer(options, name == 'torch compiled')
+
+
+# ---------------------------------------------------------------------------------------------------
+# Ours. A trainer is (run, accuracy, facts): run(steps) makes steps and returns the last loss, accuracy() is
+# that of kNN, facts() says what ran and the peak of the device's memory.
+
+
+def our_config(options):
+    from simclr_jax import config as recipes
+
+    config = recipes.base_config()
+    config.data.source = f'arrays:{options.data}'
+    config.batch_size, config.num_train_steps = options.batch, options.max_steps
+    config.encoder.update({'depth': options.depth, 'width': options.width, 'stem': 'cifar', 'dtype': 'bfloat16'})
+    recipes.use_method(config, 'simclr', num_layers=HEAD_LAYERS, out_dim=OUT_DIM)
+    config.method.temperature = TEMPERATURE
+    config.augment = recipes.augment_config(image_size=SIZE, strength=0.5, blur=False)
+    config.augment.crop.update({'law': 'uniform', 'area': AREA, 'aspect': ASPECT})
+    config.augment.jitter.update({'brightness': BRIGHTNESS, 'contrast': CONTRAST, 'saturation': SATURATION,
+                                  'hue': HUE})
+    config.optimizer.update({'name': 'sgd', 'learning_rate': RATE, 'scaling': 'linear', 'momentum': MOMENTUM,
+                             'weight_decay': DECAY})
+    config.eval.update({'online_probe': False, 'crop_proportion': 1.0, 'batch_size': 2000, 'knn_k': KNN_K,
+                        'knn_temperature': KNN_TEMPERATURE})
+    return config
+
+
+def our_trainer(options):
+    if importlib.util.find_spec('rich') is None:            # shows progress, which nobody sees here
+        for name in ('', '.console', '.progress', '.table'):
+            sys.modules[f'rich{name}'] = mock.MagicMock()
+    sys.path.insert(0, str(ROOT))
+    import functools
+    import jax
+
+    from simclr_jax import inputs, sharding, steps, train
+    from simclr_jax.data import sources
+    from simclr_jax.evaluate.frozen import measure
+
+    config, mesh = our_config(options), sharding.make_mesh(jax.devices()[:1])
+    rows = f'[:{options.images}]' if options.images else ''
+    source, test = (sources.load_source(config.data.source, split + rows) for split in ('train', 'test'))
+    # A quarter of a step more, so that no rounding of epochs moves the last step of the warm-up.
+    config.schedule.warmup_epochs = (warmup_of(options) + 0.25) * options.batch / source.num_examples
+    assert inputs.choose_form(source, config.data.augment_on) == 'memory'
+    network, init_state, train_step, shardings = train.build(
+        config, mesh, num_examples=source.num_examples, num_classes=10, num_steps=options.max_steps,
+        form='memory')
+    batches = inputs.InMemory(source, mesh, seed=config.seed, batch_size=options.batch, start_step=0)
+    state = steps.jit_once(init_state, out_shardings=shardings)()
+    train_step = jax.jit(train_step, donate_argnums=0,
+                         out_shardings=(shardings, sharding.replicated(mesh)))
+    encode = jax.jit(steps.make_encode(network))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
+
+    def run(count):
+        nonlocal state
+        for _ in range(count):
+            state, metrics = train_step(state, next(batches))
+        return float(metrics['contrastive_loss'])
+
+    def accuracy():
+        variables = state.variables()
+        return measure(functools.partial(encode, variables), source, test, config, mesh,
+                       linear=False)['knn_accuracy']
+
+    def facts():
+        device = jax.devices()[0]
+        return {'gpu': device.platform == 'gpu', 'device': device.device_kind, 'version': jax.__version__,
+                'shapes': canonical(shapes), 'peak': (device.memory_stats() or {}).get('peak_bytes_in_use')}
+
+    return run, accuracy, facts
+
+
+def canonical(shapes):
+    """Shapes in an order that does not depend on names and layouts."""
+    return sorted(sorted(shape) for shape in shapes)
+
+
+# ---------------------------------------------------------------------------------------------------
+# PyTorch
+
+
+def torch_network(options):
+    """images [N, 3, S, S] -> (features [N, D], projections [N, OUT_DIM]), as models/resnet.py and heads.py."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    def conv(inputs, outputs, size, stride=1):
+        layer = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity='linear')
+        return layer
+
+    class Block(nn.Module):
+        def __init__(self, inputs, outputs, stride):
+            super().__init__()
+            self.conv1, self.norm1 = conv(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
+            self.conv2, self.norm2 = conv(outputs, outputs, 3), nn.BatchNorm2d(outputs)
+            nn.init.zeros_(self.norm2.weight)
+            self.shortcut = nn.Identity() if inputs == outputs and stride == 1 else nn.Sequential(
+                conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+        def forward(self, x):
+            y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+            return F.relu(y + self.shortcut(x))
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            channels = int(64 * options.width)
+            layers, inputs = [conv(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU()], channels
+            for stage, count in enumerate(BLOCKS[options.depth]):
+                outputs = channels * 2 ** stage
+                for block in range(count):
+                    layers.append(Block(inputs, outputs, 2 if stage and not block else 1))
+                    inputs = outputs
+            self.encoder = nn.Sequential(*layers)
+            widths = [inputs] * HEAD_LAYERS + [OUT_DIM]
+            self.dense = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in zip(widths, widths[1:]))
+            self.norms = nn.ModuleList(map(nn.BatchNorm1d, widths[1:]))
+            for layer in self.dense:
+                nn.init.normal_(layer.weight, std=0.01)
+            del self.norms[-1].bias                         # the last norm has no offset to learn
+            self.norms[-1].register_buffer('bias', torch.zeros(OUT_DIM))
+
+        def forward(self, images):
+            features = self.encoder(images).float().mean((2, 3))
+            x = features
+            for index, (dense, norm) in enumerate(zip(self.dense, self.norms)):
+                x = norm(dense(x).float())
+                x = F.relu(x) if index < HEAD_LAYERS - 1 else x
+            return features, x
+
+    return Network()
+
+
+def torch_crop(images, torch):
+    """A random box of each of images [N, 3, H, W], by torchvision's law, resized and flipped: [N, 3, S, S]."""
+    n, _, height, width = images.shape
+    draws = torch.rand(5, n, 10, device=images.device)
+    area = height * width * (AREA[0] + draws[0] * (AREA[1] - AREA[0]))
+    low, high = map(math.log, ASPECT)
+    aspect = torch.exp(low + draws[1] * (high - low))
+    sizes = torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], -1)      # [N, 10, 2]
+    limit = torch.tensor([height, width], device=images.device)
+    fits = (sizes <= limit).all(-1)
+    first = fits.float().argmax(1)
+    chosen = torch.where(fits.any(1)[:, None], sizes[torch.arange(n, device=images.device), first], limit)
+    begin = (draws[2:4, :, 0].T * (limit - chosen + 1)).floor()
+    place = (torch.arange(SIZE, device=images.device) + 0.5) / SIZE
+    spots = 2 * (begin[:, None] + place[:, None] * chosen[:, None]) / limit - 1                  # [N, S, 2]
+    y, x = spots[..., 0], spots[..., 1]
+    x = torch.where(draws[4, :, :1] < 0.5, x.flip(1), x)
+    grid = torch.stack([x[:, None].expand(-1, SIZE, -1), y[:, :, None].expand(-1, -1, SIZE)], -1)
+    return torch.nn.functional.grid_sample(images, grid, mode='bicubic', padding_mode='border',
+                                           align_corners=False)
+
+
+def torch_hue(x, delta, torch):
+    """The hue of x [N, 3, S, S] turned by delta [N, 1, 1, 1] of a circle: the formula of device_ops.py."""
+    red, green, blue = x.unbind(1)
+    most, least = x.amax(1), x.amin(1)
+    span = most - least
+    sixths = torch.where(most == red, green - blue, torch.where(most == green, blue - red, red - green))
+    sixths = sixths / torch.where(span > 0, span, 1)
+    sixths = sixths + torch.where(most == red, 0.0, torch.where(most == green, 2.0, 4.0))
+    offset = torch.tensor([0.0, 4.0, 2.0], device=x.device)[:, None, None]
+    turned = (sixths[:, None] + 6 * delta + offset) % 6
+    return least[:, None] + span[:, None] * ((turned - 3).abs() - 1).clamp(0, 1)
+
+
+def torch_saturation(x, factor, torch):
+    most, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    return most - (most - x) * torch.minimum(factor, most / torch.where(most > least, most - least, 1))
+
+
+def torch_views(images, torch):
+    """Random views [N, 3, S, S] in [0, 1] of uint8 images [N, 3, H, W]: jitter with masks, in random order."""
+    x = torch_crop(images.float() / 255, torch)
+    draws = torch.rand(6, len(x), 1, 1, 1, device=x.device)
+    order = torch.rand(len(x), 4, device=x.device).argsort(1)[..., None, None, None]
+    brightness, contrast, saturation = (1 + strength * (2 * draw - 1) for strength, draw in
+                                        zip((BRIGHTNESS, CONTRAST, SATURATION), draws))
+    jittered = x
+    for turn in range(4):
+        mean = jittered.mean((2, 3), keepdim=True)
+        results = (jittered * brightness, (jittered - mean) * contrast + mean,
+                   torch_saturation(jittered, saturation, torch),
+                   torch_hue(jittered, HUE * (2 * draws[3] - 1), torch))
+        for operation, result in enumerate(results):
+            jittered = torch.where(order[:, turn] == operation, result, jittered)
+        jittered = jittered.clamp(0, 1)
+    x = torch.where(draws[4] < 0.8, jittered, x)
+    grey = (0.2989 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]).expand(-1, 3, -1, -1)
+    return torch.where(draws[5] < 0.2, grey, x).clamp(0, 1)
+
+
+def torch_nt_xent(projections, torch):
+    """The mean over the 2N anchors; row i and row i + N are two views of an image."""
+    z = torch.nn.functional.normalize(projections.float())
+    similarity = (z @ z.T / TEMPERATURE).fill_diagonal_(-math.inf)
+    positive = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+    return torch.nn.functional.cross_entropy(similarity, positive)
+
+
+def torch_data(options, device, torch):
+    """{split: (uint8 [N, 3, H, W], labels [N])} on the device."""
+    import numpy as np
+
+    arrays, data = np.load(options.data), {}
+    for split in ('train', 'test'):
+        images, labels = (arrays[f'{split}_{kind}'][:options.images or None] for kind in ('images', 'labels'))
+        images = torch.from_numpy(images.reshape(*images.shape[:3], -1)).to(device).permute(0, 3, 1, 2)
+        data[split] = images.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(labels).long().to(device)
+    return data
+
+
+def torch_trainer(options, compiled):
+    import torch
+
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    if device.type == 'cpu':
+        torch.set_num_threads(len(os.sched_getaffinity(0)))     # as many as XLA takes
+    data = torch_data(options, device, torch)
+    images = data['train'][0]
+    network = torch_network(options).to(device, memory_format=torch.channels_last)
+    parameters = list(network.parameters())
+    shapes = canonical(p.shape for p in parameters)
+    groups = [{'params': [p for p in parameters if p.ndim > 1], 'weight_decay': DECAY},
+              {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, fused=device.type == 'cuda')
+    wrap = torch.compile if compiled else lambda function: function
+    autocast = torch.autocast(device.type, torch.bfloat16)
+    views_of = wrap(lambda rows: torch_views(rows, torch).contiguous(memory_format=torch.channels_last))
+    forward, loss_of = wrap(network), wrap(lambda projections: torch_nt_xent(projections, torch))
+    rows, step = torch.empty(0, dtype=torch.long, device=device), 0
+
+    def rate_at(step):
+        warmup, peak = warmup_of(options), RATE * options.batch / 256
+        progress = min(max((step - warmup) / max(options.max_steps - warmup, 1), 0), 1)
+        return peak * (step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def run(count):
+        nonlocal rows, step
+        network.train()
+        for _ in range(count):
+            if len(rows) < options.batch:
+                rows = torch.cat([rows, torch.randperm(len(images), device=device)])
+            index, rows = rows[:options.batch], rows[options.batch:]
+            for group in optimizer.param_groups:
+                group['lr'] = rate_at(step)
+            both = views_of(images[index].repeat(2, 1, 1, 1))
+            with autocast:
+                projections = forward(both)[1]
+            loss = loss_of(projections)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            step += 1
+        return float(loss.detach())
+
+    def facts():
+        gpu = device.type == 'cuda'
+        return {'gpu': gpu, 'device': torch.cuda.get_device_name() if gpu else 'cpu', 'shapes': shapes,
+                'version': torch.__version__, 'peak': torch.cuda.max_memory_allocated() if gpu else None}
+
+    return run, lambda: torch_knn(network, data, autocast, torch), facts
+
+
+def torch_knn(network, data, autocast, torch):
+    """The accuracy of evaluate/knn.py."""
+    network.eval()
+    features = {}
+    with torch.inference_mode():
+        for split, (images, _) in data.items():
+            with autocast:
+                parts = [network(torch.nn.functional.interpolate(
+                    part.float() / 255, (SIZE, SIZE), mode='bicubic').clamp(0, 1).contiguous(
+                        memory_format=torch.channels_last))[0] for part in images.split(2000)]
+            features[split] = torch.nn.functional.normalize(torch.cat(parts).float())
+        hits, labels = 0, data['train'][1]
+        for part, truth in zip(features['test'].split(512), data['test'][1].split(512)):
+            nearest, index = (part @ features['train'].T).topk(min(KNN_K, len(labels)))
+            votes = torch.zeros(len(part), 10, device=part.device)
+            votes.scatter_add_(1, labels[index], ((nearest - 1) / KNN_TEMPERATURE).exp())
+            hits += int((votes.argmax(1) == truth).sum())
+    return hits / len(features['test'])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Contenders' processes
+
+
+def serve(name, options):
+    """A turn of steps for each line on stdin."""
+    run, _, facts = trainer(name, options)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        loss = run(options.steps)
+        print('RESULT ' + json.dumps({'seconds': time.perf_counter() - started, 'loss': loss, **facts()}),
+              flush=True)
+
+
+def train_until(name, options):
+    """Trains until the last of --until is passed, and says when each was."""
+    targets = sorted(map(float, filter(None, options.until.split(','))))
+    run, accuracy, facts = trainer(name, options)
+    measuring, passed, curve, step = 0.0, {}, [], 0
+    while step < options.max_steps and len(passed) < len(targets):
+        count = min(options.every, options.max_steps - step)
+        loss = run(count)
+        step += count
+        before = time.time()
+        reached = accuracy()
+        now = time.time()
+        measuring += now - before
+        at = {'step': step, 'seconds': now - options.started, 'of which kNN': measuring, 'knn': reached}
+        curve.append({**at, 'loss': loss})
+        print(f'{name}: {json.dumps(curve[-1])}', file=sys.stderr, flush=True)
+        passed |= {str(target): at for target in targets if reached >= target and str(target) not in passed}
+    print('RESULT ' + json.dumps({'passed': passed, 'curve': curve, **facts()}), flush=True)
+
+
+class Contender:
+    """A process that trains for --steps steps whenever it is asked to."""
+
+    def __init__(self, name, options, task):
+        self.name, self.answers = name, []
+        self.log = tempfile.TemporaryFile('w+')
+        self.caches = tempfile.TemporaryDirectory()         # compilation is paid for, each time
+        environment = {**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+                       'TORCHINDUCTOR_CACHE_DIR': f'{self.caches.name}/inductor',
+                       'TRITON_CACHE_DIR': f'{self.caches.name}/triton'}
+        environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+        python = sys.executable if name == 'ours' else options.torch_python
+        self.process = subprocess.Popen(
+            [python, __file__, *sys.argv[1:], f'--worker={name}', f'--task={task}',
+             f'--started={time.time()}'], env=environment, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self.log)
+
+    def answer(self):
+        """What the process says next, or None where it ended without a word."""
+        for line in self.process.stdout:                    # libraries may print, too
+            if line.startswith('RESULT '):
+                return json.loads(line.removeprefix('RESULT '))
+        return None
+
+    def run(self):
+        try:
+            self.process.stdin.write('run\n')
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        answer = self.answer()
+        self.answers += [answer] if answer else []
+        return answer is not None
+
+    def close(self):
+        """Its last words, of a process that failed."""
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
+        self.process.wait()
+        self.log.seek(0)
+        words = self.log.read().strip().splitlines()[-3:]
+        self.log.close()
+        self.caches.cleanup()
+        return '\n'.join(words)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The two comparisons
+
+
+def throughput(options, names):
+    """A row for each contender: images/s of its turns, peak memory, or why there are none."""
+    contenders, rows = [Contender(name, options, 'speed') for name in names], []
+    failed = set()
+    for turn in range(1 + options.rounds):
+        for contender in contenders[::-1] if turn % 2 else contenders:
+            if contender not in failed and not contender.run():
+                failed.add(contender)
+    for contender in contenders:
+        words = contender.close()
+        if contender in failed:
+            rows.append({'contender': contender.name, 'failed': words})
+            continue
+        first, *turns = contender.answers
+        speeds = [options.steps * options.batch / turn['seconds'] for turn in turns]
+        rows.append({'contender': contender.name, 'images_per_second': statistics.median(speeds),
+                     'turns': speeds, 'first_turn_seconds': first['seconds'], **turns[-1]})
+    shapes = {row['contender']: row.pop('shapes') for row in rows if 'shapes' in row}
+    for name, own in shapes.items():            # the same arrays, and so the same FLOPs
+        assert own == shapes.get('ours', own), f'{name} has other parameters than ours: {own}'
+        print(f'{name:<15} {sum(map(math.prod, own)):,} parameters in {len(own)} arrays')
+    return rows
+
+
+def print_throughput(rows):
+    ours = next((row.get('images_per_second') for row in rows if row['contender'] == 'ours'), None)
+    print('\n| contender | images/s | ours / it | peak MiB | first turn, s | loss |\n' + '|---' * 6 + '|')
+    for row in rows:
+        if 'failed' in row:
+            print(f'| {row["contender"]} | failed: {row["failed"]} |')
+            continue
+        share = f'{ours / row["images_per_second"]:.2f}' if ours else ''
+        peak = f'{row["peak"] / 2 ** 20:,.0f}' if row['peak'] else ''
+        print(f'| {row["contender"]} | {row["images_per_second"]:,.0f} | {share} | {peak} | '
+              f'{row["first_turn_seconds"]:.1f} | {row["loss"]:.3f} |', flush=True)
+
+
+def time_to(options, names):
+    rows = []
+    for name in names:
+        contender = Contender(name, options, 'until')
+        answer = contender.answer()
+        words = contender.close()
+        rows.append({'contender': name, **(answer or {'failed': words})})
+        rows[-1].pop('shapes', None)
+    print('\n| contender | kNN | step | seconds | of which kNN |\n' + '|---' * 5 + '|')
+    for row in rows:
+        if 'failed' in row:
+            print(f'| {row["contender"]} | failed: {row["failed"]} |')
+            continue
+        for target, at in {**row['passed'], 'end': row['curve'][-1]}.items():
+            label = target if target != 'end' else f'end, {at["knn"]:.4f}'
+            print(f'| {row["contender"]} | {label} | {at["step"]} | {at["seconds"]:.1f} | '
+                  f'{at["of which kNN"]:.1f} |', flush=True)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', required=True, help='.npz with train_images, train_labels, test_...')
+    parser.add_argument('--images', type=int, default=0, help='of each split; 0 = all')
+    for name, value in [('batch', 1024), ('steps', 100), ('rounds', 5), ('depth', 18), ('max_steps', 2000),
+                        ('every', 200)]:
+        parser.add_argument(f'--{name}', type=int, default=value)
+    parser.add_argument('--width', type=float, default=1.0)
+    parser.add_argument('--until', default='0.85,0.88', help='kNN accuracies, or nothing')
+    parser.add_argument('--torch_python', default=sys.executable)
+    parser.add_argument('--only', help='contenders, separated by commas')
+    for name in ('worker', 'task', 'started'):
+        parser.add_argument(f'--{name}', type=float if name == 'started' else str, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return (serve if options.task == 'speed' else train_until)(options.worker, options)
+    if not os.path.isfile(options.data):
+        parser.error(f"there is no file '{options.data}'.")
+    probe = subprocess.run([options.torch_python, '-c', 'import torch; print(torch.cuda.is_available())'],
+                           capture_output=True, text=True)
+    names = ['ours', 'torch', 'torch compiled'] if 'True' in probe.stdout else ['ours', 'torch']
+    if probe.returncode:
+        names = ['ours']
+        print(f'PyTorch is left out: {options.torch_python} has none.')
+    names = options.only.split(',') if options.only else names
+    report = {'options': {name: value for name, value in vars(options).items() if name not in
+                          ('data', 'torch_python', 'worker', 'task', 'started')}}
+    report['throughput'] = rows = throughput(options, names)
+    print_throughput(rows)
+    if options.until:
+        running = [row for row in rows if 'failed' not in row]
+        fastest = sorted((row for row in running if row['contender'] != 'ours'),
+                         key=lambda row: -row['images_per_second'])[:1]
+        chosen = [row['contender'] for row in running if row['contender'] == 'ours' or row in fastest]
+        report['until'] = time_to(options, chosen)
+    if any(row.get('gpu') for row in rows):
+        (ROOT / 'benchmarks' / 'train_gpu.json').write_text(json.dumps(report, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
