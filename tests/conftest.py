@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,10 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:     # its workers share the one of t
     os.environ['JAX_COMPILATION_CACHE_DIR'] = cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+
+# Where the tests run in the background it is ignored, and then by the programs they start: no shell can trap it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Minutes each, most of it the start-up of processes: begun first, so that none runs alone at the end.

@@ -79,9 +79,7 @@ def launch(tmp_path):
             (stubs / name).write_text(''.join(f'{line}\n' for line in lines))
         argv = ['bash', script if os.path.isabs(script) else ROOT / 'launch' / script, *arguments]
         options = {'cwd': cwd, 'env': environment | {'PYTHON': str(python)} | dict(extra), 'text': True,
-                   'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE,
-                   # Where the tests run in the background it is ignored, and a shell cannot trap it then.
-                   'preexec_fn': lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+                   'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
         if background:
             return subprocess.Popen(argv, **options)
         return subprocess.run(argv, timeout=60, **options)
