@@ -20,7 +20,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:     # its workers share the one of t
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
-# Where the tests run in the background it is ignored, and then by the programs they start: no shell can trap it.
+# Where the tests run in the background it is ignored, and so by the shells they start, which cannot trap it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
