@@ -71,7 +71,7 @@ def runs(command, run_main, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / 'images'
     folder.mkdir()
     for number, image in enumerate(make_shapes('train', 24, 128)[0]):
-        Image.fromarray(image[number % 2:]).save(folder / f'{number:03}.jpg')   # two sizes: not in memory
+        Image.fromarray(image[number % 2:]).save(folder / f'{number:03}.png')   # two sizes: not in memory
 
     def straight(method, workdir):
         return run_main(*arguments(workdir, method))
