@@ -89,7 +89,7 @@ def our_trainer(options):
     source, test = (sources.load_source(config.data.source, split + rows) for split in ('train', 'test'))
     # A quarter of a step more, so that no rounding of epochs moves the last step of the warm-up.
     config.schedule.warmup_epochs = (warmup_of(options) + 0.25) * options.batch / source.num_examples
-    assert inputs.choose_form(source, config.data.augment_on) == 'memory'
+    assert train.choose_form(config, source) == 'memory'
     network, init_state, train_step, shardings = train.build(
         config, mesh, num_examples=source.num_examples, num_classes=10, num_steps=options.max_steps,
         form='memory')

@@ -17,12 +17,12 @@ from typing import Any, Callable, Iterator
 import jax
 import numpy as np
 
-from simclr_jax import inputs, schedules, sharding, steps
+from simclr_jax import schedules, sharding, steps
 from simclr_jax.config import ConfigDict, view_config
 from simclr_jax.data import sources
 from simclr_jax.data.base import Source
 from simclr_jax.metrics import plain_table
-from simclr_jax.train import build, make_prepare
+from simclr_jax.train import build, choose_form, make_batches, make_prepare
 
 _ROW = 16           # images of a batch while parts are measured
 _COLOUR = ('rotate', 'jitter', 'grey', 'sobel', 'noise', 'solarize', 'cutout')
@@ -47,7 +47,7 @@ def bench_input(config: ConfigDict, workdir: str) -> dict[str, Any]:
     source = sources.load_source(
         config.data.source, config.data.train_split,
         **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
-    form = inputs.choose_form(source, config.data.augment_on, config.data.pad_to)
+    form = choose_form(config, source)
     print(f'{source.name}, {source.split}: {source.num_examples:,} images; {settings.num_images} of them for '
           'each part, two views each', flush=True)
     parts = {} if form == 'memory' else measure_parts(source, config)
@@ -149,11 +149,8 @@ def _rate_per_core(make: Callable[[], Iterator], num_images: int) -> float:
 
 def _measure_whole(source: Source, form: str, config: ConfigDict, mesh) -> dict[str, float]:
     """The path as the run takes it, until its batches lie on the devices; in memory, until the views do."""
-    views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
     prepare = jax.jit(make_prepare(config, form, mesh))
-    with inputs.train_batches(source, form, mesh, seed=config.seed, batch_size=config.batch_size, **views,
-                              image_size=config.augment.image_size, num_threads=config.data.num_threads,
-                              transfer=config.data.transfer, pad_to=config.data.pad_to) as batches:
+    with make_batches(config, source, form, mesh) as batches:
         def draw(step):
             batch = next(batches)
             return prepare(batch, step) if form == 'memory' else batch
@@ -179,10 +176,7 @@ def _accelerator_rate(source: Source, form: str, config: ConfigDict, mesh) -> fl
         form=form)
     state = steps.jit_once(init_state, out_shardings=shardings)()
     train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
-    views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
-    with inputs.train_batches(source, form, mesh, seed=config.seed, batch_size=config.batch_size, **views,
-                              image_size=config.augment.image_size, transfer=config.data.transfer,
-                              pad_to=config.data.pad_to) as batches:
+    with make_batches(config, source, form, mesh) as batches:
         batch = next(batches)
     for _ in range(3):
         state, metrics = train_step(state, batch)

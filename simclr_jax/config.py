@@ -52,7 +52,7 @@ def base_config() -> ConfigDict:
         'cache': '',                    # decoded, or resized:256 (short side): kept on disk, data/cache.py
         'cache_dir': '',                # where; needed where there is a cache
         'max_bad_share': 0.05,          # a larger share of unreadable files stops the run
-        'num_threads': 0,               # of the input pipeline; 0 = tf.data decides
+        'num_threads': 0,               # that decode; 0 = a few more than there are processors
     })
     config.optimizer = ConfigDict({
         'name': 'lars',                 # lars, sgd, adamw

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import device_augment, sharding
-from simclr_jax.data import memory
+from simclr_jax.data import memory, pipeline
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.base import Source
 from simclr_jax.data.order import permutation
@@ -31,23 +31,25 @@ _MEMORY_BYTES = 4 << 30         # of every device, at most, for a data set that 
 _VIEWS = 0x51EB         # folded into the seed's key: what the method draws has the key itself
 
 
-def choose_form(source: Source, augment_on: str, pad_to: int = 0) -> str:
-    """The form of the batches of `source`.
+def choose_form(augment_on: str, *, image_size: int, pad_to: int = 0, transfer: str = 'uint8',
+                source: Source | None = None) -> str:
+    """The form of the batches of `source`; None stands for one that is read from files.
 
     Args:
         augment_on: 'host', or 'device': all that can be done there.
         pad_to: side of a padded image; 0 leaves the crops to the host.
+        transfer: see `data.pipeline.train_batches`.
 
     Raises:
-        ValueError: augment_on is neither.
+        ValueError: an argument will not do.
     """
     if augment_on not in ('host', 'device'):
         raise ValueError(f"data.augment_on is {augment_on!r}: it takes 'host' or 'device'.")
-    if augment_on == 'host':
-        return 'views'
-    if source.uniform and source.images.nbytes <= _MEMORY_BYTES:
+    form = 'views' if augment_on == 'host' else 'padded' if pad_to else 'crops'
+    pipeline.check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
+    if form != 'views' and source is not None and source.uniform and source.images.nbytes <= _MEMORY_BYTES:
         return 'memory'
-    return 'padded' if pad_to else 'crops'
+    return form
 
 
 def make_prepare(form: str, *, view1: Mapping[str, Any], view2: Mapping[str, Any], image_size: int,
@@ -151,7 +153,6 @@ def train_batches(source: Source, form: str, mesh: jax.sharding.Mesh, *, seed: i
     memory.check_batch_size(source, batch_size, jax.process_count())
     if form == 'memory':
         return InMemory(source, mesh, seed=seed, batch_size=batch_size, start_step=start_step)
-    from simclr_jax.data import pipeline        # only now: tensorflow may be missing
     batches = pipeline.train_batches(
         source, seed=seed, batch_size=batch_size, form=form, view1=view1, view2=view2,
         image_size=image_size, start_step=start_step, shard_index=jax.process_index(),
@@ -264,7 +265,6 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
     if source.uniform:
         return memory.eval_batches(source, batch_size=batch_size, **shard)
-    from simclr_jax.data import pipeline
     return pipeline.eval_batches(source, batch_size=batch_size, image_size=image_size,
                                  crop_proportion=crop_proportion, num_threads=num_threads, **shard)
 
@@ -287,7 +287,6 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
     shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
     if source.uniform:
         return memory.train_batches(source, seed=seed, batch_size=batch_size, **shard)
-    from simclr_jax.data import pipeline
     return pipeline.probe_batches(source, seed=seed, batch_size=batch_size, image_size=image_size, crop=crop,
                                   flip=flip, num_threads=num_threads, **shard)
 

@@ -23,7 +23,7 @@ from jax.experimental import topologies
 from simclr_jax import compiled as facts, inputs, schedules, sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.metrics import plain_table
-from simclr_jax.train import build
+from simclr_jax.train import build, choose_form
 
 _GIB = 1 << 30
 _STEPS_PER_EPOCH = 1000         # they move the schedule and nothing that is told here
@@ -147,7 +147,7 @@ def lower_step(config: ConfigDict, mesh):
     """
     num_examples = _STEPS_PER_EPOCH * config.batch_size
     num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
-    form = 'views' if config.data.augment_on == 'host' else 'padded' if config.data.pad_to else 'crops'
+    form = choose_form(config)
     _, init_state, train_step, shardings = build(
         config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps,
         form=form)

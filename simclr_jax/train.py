@@ -17,6 +17,7 @@ from simclr_jax import checkpoint, inputs, optim, schedules, sharding, steps
 from simclr_jax.augment_fields import check_view
 from simclr_jax.config import ConfigDict, view_config
 from simclr_jax.data import sources
+from simclr_jax.data.base import Source
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.frozen import is_labelled, measure
@@ -57,7 +58,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     test_source = sources.load_test_source(config.data.source, config.data.test_split, **where)
     check_batch_size(train_source, config.batch_size, jax.process_count())
     measurable = is_labelled(train_source) and is_labelled(test_source)
-    form = inputs.choose_form(train_source, config.data.augment_on, config.data.pad_to)
+    form = choose_form(config, train_source)
     epoch = train_source.num_examples / config.batch_size                        # in steps
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
@@ -81,10 +82,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     if checkpointer.latest_step() is not None:
         state = checkpointer.restore(state)
     start = int(state.step)
-    batches = inputs.train_batches(
-        train_source, form, mesh, seed=config.seed, batch_size=config.batch_size, start_step=start,
-        image_size=config.augment.image_size, **_views(config), num_threads=config.data.num_threads,
-        transfer=config.data.transfer, pad_to=config.data.pad_to)
+    batches = make_batches(config, train_source, form, mesh, start_step=start)
     checkpoint.save_config(workdir, config.to_dict())
     checkpoint.save_versions(workdir)
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start,
@@ -108,6 +106,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
             writer.note(f'kNN of the random encoder: {results["random"]["knn_accuracy"]:.4f}, the floor')
 
         # Train.
+        log.restart(start)
         with _Interruption(every_steps=5) as interruption, jax.transfer_guard('disallow'):
             for step in range(start + 1, num_steps + 1):
                 batch = next(batches)
@@ -123,6 +122,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
                                             linear=config.eval.linear_at_end and step == num_steps)
                     writer.write(step, measured | {'knn_floor': results['random']['knn_accuracy']})
                     results['pretrained'] = measured
+                    log.restart(step)
                 if measured or interrupted or due(step, config.checkpoint.every_epochs):
                     log.flush()
                     checkpointer.save(state, measured)
@@ -180,6 +180,21 @@ def _views(config: ConfigDict) -> dict[str, dict]:
     for view in views.values():
         check_view(view)
     return views
+
+
+def choose_form(config: ConfigDict, source: Source | None = None) -> str:
+    """The form of a run's batches (see inputs.py); without a source, that of one read from files."""
+    return inputs.choose_form(config.data.augment_on, image_size=config.augment.image_size, source=source,
+                              pad_to=config.data.pad_to, transfer=config.data.transfer)
+
+
+def make_batches(config: ConfigDict, source: Source, form: str, mesh: jax.sharding.Mesh, *,
+                 start_step: int = 0) -> inputs.InMemory | inputs.Prefetch:
+    """The batches of a run on its devices, from step `start_step` on: a context manager."""
+    return inputs.train_batches(
+        source, form, mesh, seed=config.seed, batch_size=config.batch_size, start_step=start_step,
+        image_size=config.augment.image_size, **_views(config), num_threads=config.data.num_threads,
+        transfer=config.data.transfer, pad_to=config.data.pad_to)
 
 
 def make_prepare(config: ConfigDict, form: str, mesh: jax.sharding.Mesh) -> Callable:
@@ -246,8 +261,11 @@ class _LateLog:
         self._writer, self._checkpointer, self._every_steps = writer, checkpointer, every_steps
         self._batches = batches
         self._pending = None
-        self._since = self._start_of_row()
         self._watch = CollapseWatch()
+
+    def restart(self, step: int) -> None:
+        """Begins to count at `step` how long the devices wait for input: before the loop, and after a pause."""
+        self._since = self._clocks(step)
 
     def due(self, step: int) -> bool:
         """Whether the metrics of `step` will be written."""
@@ -255,34 +273,31 @@ class _LateLog:
 
     def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self.flush()
-        self._pending = step, metrics
+        self._pending = step, metrics, self._clocks(step)
 
     def flush(self) -> None:
         """Writes what is due; FloatingPointError if the loss was not finite."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, ended), self._pending = self._pending, None
         loss, norm = jax.device_get((metrics['loss'], metrics['gradient_norm']))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(f'The loss is {loss} and the gradient norm {norm} at step {step}. '
                                      + self._checkpointer.last_good())
         if self.due(step):
             metrics = jax.device_get(metrics)
-            self._writer.write(step, metrics | self._waits())
+            self._writer.write(step, metrics | self._waits(ended))
             sentence = self._watch(step, metrics)
             if sentence:
                 self._writer.note(sentence)
 
+    def _clocks(self, step: int) -> np.ndarray:
+        return np.array([step, time.perf_counter(), self._batches.waited])
 
-    def _start_of_row(self) -> tuple[float, float]:
-        return time.perf_counter(), self._batches.waited
-
-    def _waits(self) -> dict[str, float]:
+    def _waits(self, ended: np.ndarray) -> dict[str, float]:
         """For how long a step of this row waited for its batch, and which share of its time that was."""
-        (then, waited), self._since = self._since, self._start_of_row()
-        now, total = self._since
-        return {'input_wait_ms': 1000 * (total - waited) / self._every_steps,
-                'input_wait_share': min(1.0, (total - waited) / max(now - then, 1e-9))}
+        (steps_made, seconds, waited), self._since = ended - self._since, ended
+        return {'input_wait_ms': 1000 * waited / steps_made, 'input_wait_share': waited / seconds}
 
 
 class _Interruption:

@@ -128,12 +128,16 @@ def test_crops_and_padded_images_become_the_views_of_their_keys():
 def test_the_form_follows_from_source_and_config():
     source, files = make_source(), make_source()
     files.uniform = False
-    assert inputs.choose_form(source, 'device') == inputs.choose_form(source, 'device', 64) == 'memory'
-    assert inputs.choose_form(source, 'host') == inputs.choose_form(files, 'host', 64) == 'views'
-    assert inputs.choose_form(files, 'device') == 'crops'
-    assert inputs.choose_form(files, 'device', 64) == 'padded'
+
+    def form(source, augment_on, pad_to=0):
+        return inputs.choose_form(augment_on, source=source, image_size=SIZE, pad_to=pad_to)
+
+    assert form(source, 'device') == form(source, 'device', 64) == 'memory'
+    assert form(source, 'host') == form(files, 'host', 64) == 'views'
+    assert form(files, 'device') == form(None, 'device') == 'crops'
+    assert form(files, 'device', 64) == 'padded'
     with pytest.raises(ValueError, match="data.augment_on is 'gpu': it takes 'host' or 'device'"):
-        inputs.choose_form(source, 'gpu')
+        form(source, 'gpu')
 
 
 @pytest.mark.parametrize('form', ['views', 'crops', 'padded'])

@@ -52,6 +52,9 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
     ({'data.test_split': 'testing'}, "no split 'testing'"),
     ({'data.source': 'cifar1'}, "There is no data source 'cifar1'"),
     ({'augment.jitter.probability': 2.0}, 'probability'),
+    ({'data.augment_on': 'gpu'}, "data.augment_on is 'gpu': it takes 'host' or 'device'"),
+    ({'data.transfer': 'float16'}, "data.transfer is 'float16'; it takes 'uint8'"),
+    ({'data.pad_to': 20}, 'data.pad_to is 20; it must be at least 32'),
     ({'augment.view2': {'blurr': {'probability': 0.1}}}, "'blurr'"),
 ], ids=lambda value: ' '.join(value) if isinstance(value, dict) else '')
 def test_what_cannot_train_is_named_before_anything_is_written(overrides, sentence, tmp_path):
@@ -245,3 +248,14 @@ def test_a_workdir_from_before_there_were_targets_still_loads(measured_runs, tmp
     now, then = load_pretrained(workdir), load_pretrained(str(old))
     assert then.encoder == 'online' and then.network == now.network
     assert_same((then.variables, then.initial), (now.variables, now.initial))
+
+
+@pytest.mark.parametrize('augment_on', ['device', 'host'])
+def test_every_row_of_the_log_tells_how_long_the_devices_waited_for_their_input(augment_on, tmp_path):
+    config = small_config(test_split='none', **{'data.augment_on': augment_on, 'log.every_steps': 1})
+    pretrain(config, str(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert len(rows) == 2
+    for row in rows:
+        assert row['input_wait_ms'] >= 0 and 0 <= row['input_wait_share'] <= 1
+        assert (row['input_wait_ms'] == 0) == (augment_on == 'device')          # in memory nothing is read

@@ -95,16 +95,26 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
     views = {'view1': view1, 'view2': view2}
     for view in views.values():
         host_augment.check_view(view)
+    check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
     if form == 'views':
         rows = _views(seed, views, image_size, transfer)
     elif form == 'crops':
         rows = _crops(seed, views, image_size)
-    elif form == 'padded':
-        rows = _padded(seed, views, image_size, pad_to)
     else:
-        raise ValueError(f"The form of a batch is 'views', 'crops' or 'padded'; got {form!r}.")
+        rows = _padded(seed, views, image_size, pad_to)
     return _endless(source, rows, seed=seed, batch_size=batch_size, start_step=start_step,
                     shard_index=shard_index, shard_count=shard_count, num_threads=num_threads)
+
+
+def check_form(form: str, *, image_size: int, transfer: str, pad_to: int) -> None:
+    """ValueError for arguments of `train_batches` that will not do."""
+    if form not in ('views', 'crops', 'padded'):
+        raise ValueError(f"The form of a batch is 'views', 'crops' or 'padded'; got {form!r}.")
+    if transfer not in _TRANSFERS:
+        raise ValueError(f'data.transfer is {transfer!r}; it takes {", ".join(map(repr, _TRANSFERS))}.')
+    if form == 'padded' and pad_to < 2 * image_size:
+        raise ValueError(f'data.pad_to is {pad_to}; it must be at least {2 * image_size}, twice the image '
+                         'size: it holds two crops side by side.')
 
 
 def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int,
@@ -165,8 +175,6 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
 
 
 def _views(seed: int, views: Mapping[str, Mapping], image_size: int, transfer: str) -> _Form:
-    if transfer not in _TRANSFERS:
-        raise ValueError(f'data.transfer is {transfer!r}; it takes {", ".join(map(repr, _TRANSFERS))}.')
     make = {name: host_augment.make_augment(image_size=image_size, **view) for name, view in views.items()}
 
     def fill(batch, row, image, epoch, index):
@@ -195,10 +203,6 @@ def _crops(seed: int, views: Mapping[str, Mapping], image_size: int) -> _Form:
 
 
 def _padded(seed: int, views: Mapping[str, Mapping], image_size: int, pad_to: int) -> _Form:
-    if pad_to < 2 * image_size:
-        raise ValueError(f'data.pad_to is {pad_to}; it must be at least {2 * image_size}, twice the image '
-                         'size: it holds two crops side by side.')
-
     def fill(batch, row, image, epoch, index):
         _, boxes = _draw_boxes(seed, views, image, epoch, index)
         region, boxes = _decode_union(image, boxes)
