@@ -264,7 +264,7 @@ class _LateLog:
         self._watch = CollapseWatch()
 
     def restart(self, step: int) -> None:
-        """Begins to count at `step` how long the devices wait for input: before the loop, and after a pause."""
+        """Counts from `step` on how long the devices wait for input: before the loop, and after a pause."""
         self._since = self._clocks(step)
 
     def due(self, step: int) -> bool:

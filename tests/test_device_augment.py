@@ -18,28 +18,7 @@ from simclr_jax.data import host_augment
 from simclr_jax.data.draws import Draws
 from tests import augment_oracles as oracles
 from tests.official_views import assert_same_distribution, official_views, smooth_image
-
-OFF = {'probability': 0.0}
-CROP = {'probability': 1.0, 'law': 'tf', 'area': (0.08, 1.0), 'aspect': (3 / 4, 4 / 3)}
-JITTER = {'probability': 0.8, 'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1,
-          'brightness_mode': 'multiply'}
-# Every operation always runs.
-ALL_ON = {
-    'crop': CROP,
-    'flip': {'probability': 1.0},
-    'rotate': {'probability': 1.0},
-    'jitter': JITTER | {'probability': 1.0},
-    'grey': {'probability': 1.0},
-    'sobel': {'probability': 1.0},
-    'noise': {'probability': 1.0, 'std': 0.1},
-    'blur': {'probability': 1.0, 'sigma': (1.0, 2.0), 'kernel_fraction': 0.2},
-    'solarize': {'probability': 1.0, 'threshold': 0.5},
-    'cutout': {'probability': 1.0, 'size': 0.5},
-}
-HALF_ON = {op: fields | {'probability': 0.5} for op, fields in ALL_ON.items()}
-ALL_OFF = dict.fromkeys(ALL_ON, OFF)
-SIMCLR = ALL_OFF | {'crop': CROP, 'flip': {'probability': 0.5}, 'jitter': JITTER,
-                    'grey': {'probability': 0.2}}
+from tests.views import ALL_OFF, ALL_ON, CROP, HALF_ON, JITTER, OFF, SIMCLR
 
 
 def keys(count, seed=0):

@@ -30,20 +30,8 @@ def make_augment(*, image_size: int, crop: Mapping, flip: Mapping, rotate: Mappi
 
     Args:
         image_size: S, side of the view.
-        crop: 'law', 'area' and 'aspect' (see `draws.crop_box`); a miss resizes the whole image. Not read
-            here: see `augment`.
-        flip: left to right.
-        rotate: by 90, 180 or 270 degrees.
-        jitter: strengths 'brightness', 'contrast', 'saturation', 'hue', in a fresh random order with a clip
-            to [0, 1] after each. Contrast and saturation factors are U[1 - s, 1 + s], the hue turns by
-            U[-s, s] of a circle; 'brightness_mode' is 'multiply' by U[max(1 - s, 0), 1 + s] or 'add'
-            U[-s, s]. A strength of 0 leaves that one out.
-        grey: three equal channels.
-        sobel: gradient magnitude.
-        noise: additive Gaussian of standard deviation 'std', in units of [0, 1]; then a clip.
-        blur: Gaussian, 'sigma' (range, in pixels) drawn per image, 'kernel_fraction' of image_size.
-        solarize: inverts what is at or above 'threshold'.
-        cutout: zeros a square of side 'size' * image_size about a uniform centre.
+        crop: not read here, for the crop is chosen (see `augment`).
+        flip to cutout: as in `simclr_jax.device_augment.augment`.
 
     Returns:
         view(image uint8 [H, W, 3], box, draws, out) -> out [S, S, 3]: float32 in [0, 1], or uint8, rounded.

@@ -14,18 +14,14 @@ from PIL import Image
 
 from simclr_jax.data import pipeline
 from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.base import Source
 from simclr_jax.data.decode import read_image
 from simclr_jax.data.draws import Draws
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.data.sources import load_source
+from tests.data.streams import (
+    CROP, FLIP, IDENTITY, SIZE, VIEW, Files, assert_equal_batches, evaluate, joined, jpeg, train_steps)
 
-SIZE, COUNT = 8, 22
-IDENTITY = {op: {'probability': 0.0} for op in (
-    'crop', 'flip', 'rotate', 'jitter', 'grey', 'sobel', 'noise', 'blur', 'solarize', 'cutout')}
-CROP = {'probability': 1.0, 'law': 'uniform', 'area': (0.3, 1.0), 'aspect': (0.75, 1.3333)}
-FLIP = {'probability': 0.5}
-VIEW = {**IDENTITY, 'crop': CROP, 'flip': FLIP, 'noise': {'probability': 0.8, 'std': 0.1}}
+COUNT = 22
 KINDS = ['arrays', 'folder', 'tfds', 'streamed']
 RANDOM_ACCESS = ['arrays', 'folder', 'tfds']
 
@@ -56,27 +52,8 @@ def sources(tmp_path_factory):
             for kind, name in names.items()}
 
 
-def _train(source, steps, view=VIEW, **options):
-    options = {'seed': 3, 'batch_size': 6, 'image_size': SIZE, 'form': 'views', 'transfer': 'float32',
-               **options}
-    batches = pipeline.train_batches(source, view1=view, view2=view, **options)
-    return list(itertools.islice(batches, steps))
-
-
-def _assert_equal(one, two):
-    assert len(one) == len(two)
-    for batch, other in zip(one, two):
-        assert batch.keys() == other.keys()
-        for key in batch:
-            np.testing.assert_array_equal(batch[key], other[key])
-
-
 def _image(source, index):
     return source.images[index] if source.uniform else read_image(io.BytesIO(source.load(index)))
-
-
-def _joined(batches):
-    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def test_fixture_covers_both_ways_of_reading(sources):
@@ -85,7 +62,7 @@ def test_fixture_covers_both_ways_of_reading(sources):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_shapes_types_and_ranges(sources, kind):
-    batch, = _train(sources[kind], 1, image_size=10)
+    batch, = train_steps(sources[kind], 1, image_size=10)
     for view in ('view1', 'view2'):
         assert batch[view].shape == (6, 10, 10, 3) and batch[view].dtype == np.float32
         assert 0 <= batch[view].min() < batch[view].max() <= 1
@@ -97,7 +74,7 @@ def test_row_r_of_step_s_is_the_example_at_position_s_times_batch_plus_r(sources
     """Across an epoch boundary; where no operation runs, a view is the image itself."""
     source = sources[kind]
     index = epoch_and_index(3, np.arange(48), COUNT)[1]
-    batch = _joined(_train(source, 8, view=IDENTITY))
+    batch = joined(train_steps(source, 8, view=IDENTITY))
     np.testing.assert_allclose(batch['view1'], np.stack([_image(source, i) for i in index]) / 255, atol=1e-6)
     np.testing.assert_array_equal(batch['label'], source.labels[index])
 
@@ -105,36 +82,36 @@ def test_row_r_of_step_s_is_the_example_at_position_s_times_batch_plus_r(sources
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('start', [1, 9])
 def test_starting_at_a_step_equals_the_straight_run_bit_for_bit(sources, kind, start):
-    straight = _train(sources[kind], start + 3)
-    _assert_equal(_train(sources[kind], 3, start_step=start), straight[start:])
+    straight = train_steps(sources[kind], start + 3)
+    assert_equal_batches(train_steps(sources[kind], 3, start_step=start), straight[start:])
 
 
 @pytest.mark.parametrize('kind', RANDOM_ACCESS)
 def test_shards_hold_the_rows_of_the_global_batch_in_order(sources, kind):
-    whole = _train(sources[kind], 5)
-    shards = [_train(sources[kind], 5, shard_index=k, shard_count=2) for k in range(2)]
-    _assert_equal([_joined(parts) for parts in zip(*shards)], whole)
+    whole = train_steps(sources[kind], 5)
+    shards = [train_steps(sources[kind], 5, shard_index=k, shard_count=2) for k in range(2)]
+    assert_equal_batches([joined(parts) for parts in zip(*shards)], whole)
 
 
 @pytest.mark.parametrize('kind', RANDOM_ACCESS)
 def test_batch_size_and_threads_do_not_change_the_stream(sources, kind):
-    _assert_equal([_joined(_train(sources[kind], 6, batch_size=4))],
-                  [_joined(_train(sources[kind], 2, batch_size=12, num_threads=1))])
+    assert_equal_batches([joined(train_steps(sources[kind], 6, batch_size=4))],
+                  [joined(train_steps(sources[kind], 2, batch_size=12, num_threads=1))])
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_views_differ_from_each_other_between_epochs_and_by_seed(sources, kind):
-    batch = _joined(_train(sources[kind], 22))  # Six epochs.
+    batch = joined(train_steps(sources[kind], 22))  # Six epochs.
     of_one_image = np.concatenate([batch[view][batch['label'] == 5] for view in ('view1', 'view2')])
     assert len(of_one_image) == 12
     assert len(np.unique(of_one_image.reshape(12, -1), axis=0)) == 12
-    other = _joined(_train(sources[kind], 22, seed=4))
+    other = joined(train_steps(sources[kind], 22, seed=4))
     assert (batch['label'] != other['label']).any()
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_epoch_shows_every_image_once_in_a_new_order(sources, kind):
-    labels = _joined(_train(sources[kind], 6, view=IDENTITY, batch_size=11))['label']
+    labels = joined(train_steps(sources[kind], 6, view=IDENTITY, batch_size=11))['label']
     epochs = labels.reshape(3, COUNT)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(COUNT), (3, 1)))
     assert len(np.unique(epochs, axis=0)) == 3
@@ -142,11 +119,11 @@ def test_every_epoch_shows_every_image_once_in_a_new_order(sources, kind):
 
 def test_shards_of_a_stream_share_the_images_evenly_and_keep_their_views(sources):
     source = sources['streamed']
-    shards = [_joined(_train(source, 7, batch_size=9, shard_index=k, shard_count=3))
+    shards = [joined(train_steps(source, 7, batch_size=9, shard_index=k, shard_count=3))
               for k in range(3)]  # 21 images of each: three passes over 7 of the 22.
     seen = [set(shard['label']) for shard in shards]
     assert [len(labels) for labels in seen] == [7] * 3 and len(set.union(*seen)) == 21
-    whole = _joined(_train(source, 2, batch_size=11))
+    whole = joined(train_steps(source, 2, batch_size=11))
     for shard in shards:
         for row, label in enumerate(shard['label'][:7]):  # The first epoch.
             position = list(whole['label']).index(label)
@@ -157,28 +134,17 @@ def test_probe_batches_are_the_crops_and_flips_of_the_same_order(sources):
     view = {**IDENTITY, 'crop': CROP, 'flip': FLIP}
     batches = pipeline.probe_batches(sources['arrays'], seed=3, batch_size=6, start_step=2,
                                      image_size=SIZE, crop=CROP, flip=FLIP)
-    for probe, batch in zip(batches, _train(sources['arrays'], 3, view=view, start_step=2)):
+    for probe, batch in zip(batches, train_steps(sources['arrays'], 3, view=view, start_step=2)):
         np.testing.assert_array_equal(probe['label'], batch['label'])
         np.testing.assert_allclose(probe['image'], batch['view1'], atol=1e-6)
-
-
-def _evaluate(source, shard_count, batch_size=4):
-    shards = [list(pipeline.eval_batches(
-        source, batch_size=batch_size, image_size=SIZE, crop_proportion=1.0, shard_index=k,
-        shard_count=shard_count)) for k in range(shard_count)]
-    for batch in itertools.chain(*shards):
-        assert batch['image'].shape == (batch_size, SIZE, SIZE, 3)
-        assert batch['image'].dtype == np.float32
-        assert (batch['label'][~batch['valid']] == -1).all()
-    return shards
 
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('shard_count', [1, 7])
 def test_evaluation_sees_every_example_once_and_marks_the_padding(sources, kind, shard_count):
-    shards = _evaluate(sources[kind], shard_count)
+    shards = evaluate(sources[kind], shard_count)
     assert {len(batches) for batches in shards} == {-(-COUNT // (4 * shard_count))}
-    batch = _joined(list(itertools.chain(*shards)))
+    batch = joined(list(itertools.chain(*shards)))
     images, labels = batch['image'][batch['valid']], batch['label'][batch['valid']]
     assert sorted(labels) == list(range(COUNT))
     np.testing.assert_array_equal(np.rint(images[:, 0, 0, 0] * 255), labels)
@@ -186,7 +152,7 @@ def test_evaluation_sees_every_example_once_and_marks_the_padding(sources, kind,
 
 @pytest.mark.parametrize('kind', RANDOM_ACCESS)
 def test_evaluation_shards_side_by_side_are_in_the_order_of_the_data(sources, kind):
-    batch = _joined([_joined(parts) for parts in zip(*_evaluate(sources[kind], 2))])
+    batch = joined([joined(parts) for parts in zip(*evaluate(sources[kind], 2))])
     np.testing.assert_array_equal(batch['label'][batch['valid']], sources[kind].labels)
 
 
@@ -203,7 +169,7 @@ def test_unreadable_images_are_replaced_in_training_and_dropped_in_evaluation(tm
         (tmp_path / f'{i}.png').write_bytes(b'broken')
     source = load_source(f'folder:{tmp_path}', 'train')
     source.max_bad_share = 0.5
-    batch, = _train(source, 1, view=IDENTITY)
+    batch, = train_steps(source, 1, view=IDENTITY)
     index = epoch_and_index(3, np.arange(6), 6)[1]
     stand_in = {0: 0, 1: 1, 2: 3, 3: 3, 4: 4, 5: 0}
     np.testing.assert_array_equal(np.rint(batch['view1'][:, 0, 0, 0] * 255 / 40),
@@ -211,7 +177,7 @@ def test_unreadable_images_are_replaced_in_training_and_dropped_in_evaluation(tm
     assert sorted(source.skipped) == ['2.png', '5.png']
     assert batch['label'].tolist() == [-1] * 6  # No folders, no labels.
 
-    evaluated = _joined(_evaluate(source, 1)[0])
+    evaluated = joined(evaluate(source, 1)[0])
     values = np.rint(evaluated['image'][evaluated['valid']][:, 0, 0, 0] * 255 / 40)
     np.testing.assert_array_equal(values, [0, 1, 3, 4])
 
@@ -220,8 +186,8 @@ def test_images_of_any_size_and_shape_fit(tmp_path):
     for i, size in enumerate([(1, 1), (300, 7), (5, 200), (64, 64)]):
         Image.new('RGB', size).save(tmp_path / f'{i}.png')
     source = load_source(f'folder:{tmp_path}', 'train')
-    assert _train(source, 1, batch_size=4)[0]['view1'].shape == (4, SIZE, SIZE, 3)
-    assert _joined(_evaluate(source, 1)[0])['valid'].all()
+    assert train_steps(source, 1, batch_size=4)[0]['view1'].shape == (4, SIZE, SIZE, 3)
+    assert joined(evaluate(source, 1)[0])['valid'].all()
 
 
 @pytest.mark.parametrize('options, message', [
@@ -229,7 +195,7 @@ def test_images_of_any_size_and_shape_fit(tmp_path):
     ({'batch_size': 10, 'shard_count': 4}, 'batch_size is 10, which 4 processes cannot share')])
 def test_batch_sizes_that_will_not_do_are_refused_at_once(sources, options, message):
     with pytest.raises(ValueError, match=message):
-        _train(sources['arrays'], 0, **options)
+        train_steps(sources['arrays'], 0, **options)
 
 
 # ---- forms -------------------------------------------------------------------------------------
@@ -239,7 +205,7 @@ def test_batch_sizes_that_will_not_do_are_refused_at_once(sources, options, mess
 def test_crops_are_the_boxes_of_the_image_rounded(sources, kind):
     """The index names the example whose numbers were drawn; what follows a crop is left to the device."""
     view = VIEW | {'flip': {'probability': 1.0}}
-    batch = _joined(_train(sources[kind], 6, view=view, form='crops', image_size=5))
+    batch = joined(train_steps(sources[kind], 6, view=view, form='crops', image_size=5))
     assert batch['crop1'].dtype == np.uint8 and batch['crop1'].shape == (36, 5, 5, 3)
     assert batch['epoch'].dtype == batch['index'].dtype == batch['label'].dtype == np.int32
     assert set(batch['epoch']) == {0, 1}
@@ -266,8 +232,8 @@ def photographs(tmp_path_factory):
 
 def test_padded_images_hold_the_crops_that_the_host_would_make(photographs):
     options = {'batch_size': 8, 'image_size': 24, 'view': VIEW}
-    crops = _joined(_train(photographs, 5, form='crops', **options))
-    padded = _joined(_train(photographs, 5, form='padded', pad_to=100, **options))
+    crops = joined(train_steps(photographs, 5, form='crops', **options))
+    padded = joined(train_steps(photographs, 5, form='padded', pad_to=100, **options))
     assert padded['image'].shape == (40, 100, 100, 3) and padded['image'].dtype == np.uint8
     side_by_side = 0
     for row, image in enumerate(padded['image']):
@@ -289,18 +255,18 @@ def test_padded_images_hold_the_crops_that_the_host_would_make(photographs):
 @pytest.mark.parametrize('form', ['views', 'crops', 'padded'])
 def test_no_form_depends_on_threads_shards_or_batches(photographs, form):
     options = {'form': form, 'image_size': 16, 'pad_to': 64, 'transfer': 'uint8'}
-    whole = _joined(_train(photographs, 3, batch_size=8, num_threads=1, **options))
-    shards = [_train(photographs, 6, batch_size=4, shard_index=k, shard_count=2, num_threads=5, **options)
-              for k in range(2)]
-    _assert_equal([_joined([_joined(parts) for parts in zip(*shards)])], [whole])
-    _assert_equal(_train(photographs, 1, batch_size=8, start_step=2, **options),
+    whole = joined(train_steps(photographs, 3, batch_size=8, num_threads=1, **options))
+    shards = [train_steps(photographs, 6, batch_size=4, shard_index=k, shard_count=2, num_threads=5,
+                          **options) for k in range(2)]
+    assert_equal_batches([joined([joined(parts) for parts in zip(*shards)])], [whole])
+    assert_equal_batches(train_steps(photographs, 1, batch_size=8, start_step=2, **options),
                   [{key: value[16:] for key, value in whole.items()}])
 
 
 @pytest.mark.parametrize('transfer, tolerance', [('uint8', 0.5 / 255 + 1e-7), ('bfloat16', 2 ** -9)])
 def test_views_cross_in_fewer_bits(photographs, transfer, tolerance):
-    floats, = _train(photographs, 1, image_size=24)
-    fewer, = _train(photographs, 1, image_size=24, transfer=transfer)
+    floats, = train_steps(photographs, 1, image_size=24)
+    fewer, = train_steps(photographs, 1, image_size=24, transfer=transfer)
     assert fewer['view1'].dtype == {'uint8': np.uint8, 'bfloat16': ml_dtypes.bfloat16}[transfer]
     values = fewer['view1'].astype(np.float32) / (255 if transfer == 'uint8' else 1)
     np.testing.assert_allclose(values, floats['view1'], atol=tolerance)
@@ -313,103 +279,7 @@ def test_views_cross_in_fewer_bits(photographs, transfer, tolerance):
     ({'view': VIEW | {'flip': {}}}, "Missing field of augmentation 'flip'")])
 def test_arguments_that_will_not_do_are_refused_at_once(sources, options, message):
     with pytest.raises(ValueError, match=message):
-        _train(sources['arrays'], 0, **options)
-
-
-# ---- broken images -----------------------------------------------------------------------------
-
-
-class Files(Source):
-    """Encoded files in memory."""
-
-    uniform = False
-
-    def __init__(self, files):
-        super().__init__('files', 'train', len(files), None)
-        self.files, self.labels = files, np.arange(len(files), dtype=np.int32)
-
-    def load(self, index):
-        if isinstance(self.files[index], Exception):
-            raise self.files[index]
-        return self.files[index]
-
-
-def _jpeg(value=128):
-    buffer = io.BytesIO()
-    Image.new('RGB', (30, 20), (value, value, value)).save(buffer, 'JPEG', quality=95)
-    return buffer.getvalue()
-
-
-BROKEN = {'empty': b'', 'text': b'hello', 'cut': _jpeg()[:-30], 'header only': _jpeg()[:200],
-          'gone': FileNotFoundError('gone'), 'forbidden': PermissionError('forbidden')}
-
-
-@pytest.mark.parametrize('kind', BROKEN)
-@pytest.mark.parametrize('form', ['views', 'crops', 'padded'])
-def test_a_broken_file_is_counted_named_and_replaced_by_the_next(kind, form):
-    source = Files([_jpeg(10 * i) for i in range(6)])
-    source.files[4], source.max_bad_share = BROKEN[kind], 0.2
-    batch, = _train(source, 1, form=form, view=IDENTITY, pad_to=64, transfer='uint8')
-    index = epoch_and_index(3, np.arange(6), 6)[1]
-    assert batch['label'].tolist() == [5 if i == 4 else i for i in index]
-    image = batch[{'views': 'view1', 'crops': 'crop1', 'padded': 'image'}[form]]
-    np.testing.assert_allclose(image[:, 0, 0, 0], batch['label'] * 10.0, atol=2)
-    if form != 'views':
-        np.testing.assert_array_equal(batch['index'], index)
-    assert source.skipped == ['example 4']
-
-
-@pytest.mark.parametrize('read', ['train', 'probe', 'eval'])
-def test_too_many_broken_files_stop_the_run(read):
-    source = Files([_jpeg() for _ in range(40)])
-    source.files[3] = source.files[17] = b'broken'
-    options = {'batch_size': 20, 'image_size': SIZE}
-    batches = {
-        'train': lambda: pipeline.train_batches(source, seed=0, form='crops', view1=VIEW, view2=VIEW,
-                                                **options),
-        'probe': lambda: pipeline.probe_batches(source, seed=0, crop=CROP, flip=FLIP, **options),
-        'eval': lambda: pipeline.eval_batches(source, crop_proportion=0.875, **options)}[read]
-    list(itertools.islice(batches(), 3))  # two of forty are just allowed
-    assert sorted(source.skipped) == ['example 17', 'example 3']
-    source.files[30] = b'broken'
-    with pytest.raises(ValueError, match=r"^3 of the 40 images of 'files', split train, cannot be read "
-                       r'\(example .*\): 7.5%, more than data.max_bad_share = 0.05. Mend or remove them'):
-        list(itertools.islice(batches(), 6))
-    with pytest.raises(ValueError, match='3 of the 40 images'):
-        next(batches())
-
-
-def test_no_black_image_stands_for_a_whole_set_of_broken_files():
-    source = Files([b''] * 8)
-    source.max_bad_share = 1.0
-    with pytest.raises(ValueError, match="Not one image of 'files', split train"):
-        _train(source, 1)
-
-
-def test_broken_images_of_a_stream_are_replaced_within_their_batch(tmp_path):
-    """By example number; the same after a resume, and counted in evaluation too."""
-    files = [_jpeg(10 * i) for i in range(20)]
-    files[2] = files[7] = files[8] = b''
-    features = tfds.features.FeaturesDict({
-        'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(num_classes=20)})
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name='broken', version='1.0.0', data_dir=tmp_path, features=features,
-        split_datasets={'train': tf.data.Dataset.from_tensor_slices(
-            {'image': files, 'label': np.arange(20)})})
-    source = load_source('broken', 'train', data_dir=str(tmp_path))
-    source.max_bad_share = 0.15
-    batches = _train(source, 8, view=IDENTITY, batch_size=5)
-    batch = _joined(batches)
-    np.testing.assert_allclose(255 * batch['view1'][:, 0, 0, 0], batch['label'] * 10.0, atol=2)
-    assert len(source.skipped) == 3 and not set(batch['label']) & {2, 7, 8}
-    again = load_source('broken', 'train', data_dir=str(tmp_path))
-    again.max_bad_share = 0.15
-    _assert_equal(_train(again, 3, view=IDENTITY, batch_size=5, start_step=5), batches[5:])
-    evaluated = _joined(_evaluate(source, 1)[0])
-    assert evaluated['valid'].sum() == 17 and (evaluated['label'] >= 0).sum() == 17
-    source.max_bad_share = 0.1
-    with pytest.raises(ValueError, match='3 of the 20 images'):
-        _train(source, 1, batch_size=5)
+        train_steps(sources['arrays'], 0, **options)
 
 
 # ---- threads -----------------------------------------------------------------------------------
@@ -423,7 +293,7 @@ def test_batches_in_the_making_are_bounded_and_their_threads_end():
             self.loads += 1
             return super().load(index)
 
-    source, before = Counted([_jpeg() for _ in range(60)]), threading.active_count()
+    source, before = Counted([jpeg() for _ in range(60)]), threading.active_count()
     batches = pipeline.train_batches(source, seed=0, batch_size=5, form='crops', view1=VIEW, view2=VIEW,
                                      image_size=SIZE, num_threads=3)
     next(batches)

@@ -1,6 +1,5 @@
 """BYOL step by step against float64 numpy, and the choices that its ablations turn off."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,24 +9,12 @@ from simclr_jax.config import base_config, use_method
 from simclr_jax.methods import make_method
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.network import Network
-from simclr_jax.models.norm import BatchNorm
 from simclr_jax.optim import make_optimizer
 from simclr_jax.steps import make_init_state, make_train_step
+from tests.methods.small_network import (
+    SIZE, Encoder, assert_trees_close, finite_differences, float64, make_batch)
 
-N, SIZE = 5, 2  # images of a batch, 2 x 2 pixels each
-
-
-class Encoder(nn.Module):
-    """tanh(BatchNorm(Dense(pixels))): smooth, and small enough for finite differences."""
-
-    norm_groups: int = 1
-    norm_strided: bool = False
-
-    @nn.compact
-    def __call__(self, images, train):
-        x = nn.Dense(4, use_bias=False, name='dense')(images.reshape(len(images), -1))
-        return nn.tanh(BatchNorm(use_running_average=not train, groups=self.norm_groups,
-                                 strided=self.norm_strided, name='norm')(x))
+N = 5  # images of a batch
 
 
 def make_network(predictor=True, groups=1, num_classes=0):
@@ -38,12 +25,6 @@ def make_network(predictor=True, groups=1, num_classes=0):
                    head=ProjectionHead(**config.head.to_dict(), norm_groups=groups),
                    predictor=ProjectionHead(**config.predictor.to_dict(), norm_groups=groups)
                    if predictor else None)
-
-
-def make_batch(seed, n=N):
-    rng = np.random.default_rng(seed)
-    view1, view2 = rng.random((2, n, SIZE, SIZE, 3), np.float32)
-    return {'view1': view1, 'view2': view2, 'label': np.full(n, -1, np.int32)}
 
 
 def start(network, **settings):
@@ -91,30 +72,6 @@ def paper_loss(params, target, batch):
                    + regression_loss(predict(params, view2), project(target, view1)))
 
 
-def finite_differences(function, params, step=1e-5):
-    leaves, tree = jax.tree.flatten(params)
-    gradients = []
-    for leaf in leaves:
-        gradient = np.zeros_like(leaf)
-        for index in np.ndindex(*leaf.shape):
-            centre = leaf[index]
-            leaf[index] = centre + step
-            above = function(params)
-            leaf[index] = centre - step
-            gradient[index] = (above - function(params)) / (2 * step)
-            leaf[index] = centre
-        gradients.append(gradient)
-    return jax.tree.unflatten(tree, gradients)
-
-
-def float64(tree):
-    return jax.tree.map(lambda leaf: np.array(leaf, np.float64), tree)
-
-
-def assert_trees_close(got, expected, rtol=1e-3, atol=2e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), got, expected)
-
-
 def first_norm(batch_stats):
     """The running mean and variance [2, C] of the encoder."""
     norm = batch_stats['encoder']['norm']
@@ -142,7 +99,7 @@ def test_every_step_is_algorithm_1():
     velocity = jax.tree.map(np.zeros_like, online)
     running, followed = (first_norm(state.variables(name)['batch_stats']) for name in ('online', 'target'))
     for step in range(num_steps):
-        batch = make_batch(step)
+        batch = make_batch(step, N)
         loss = paper_loss(online, target, batch)
         gradient = finite_differences(lambda params: paper_loss(params, target, batch), online)
         running = 0.9 * running + 0.1 * first_moments(online, batch)
@@ -195,7 +152,7 @@ def test_no_gradient_reaches_target_or_probe_features(probed):
     @jax.jit
     def gradients(label):
         def loss(params, target):
-            return method.loss(params, stats, {'target': target}, {**make_batch(0), 'label': label},
+            return method.loss(params, stats, {'target': target}, {**make_batch(0, N), 'label': label},
                                jax.random.key(0))[0]
         return jax.grad(loss, argnums=(0, 1))(params, method_state['target'])
 
@@ -210,7 +167,7 @@ def test_no_gradient_reaches_target_or_probe_features(probed):
 
 def test_without_stop_gradient_both_branches_are_the_online_network_and_learn():
     method, params, stats, method_state = start(make_network(), stop_gradient=False, momentum=0.0)
-    batch = make_batch(1)
+    batch = make_batch(1, N)
     (value, _), gradient = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(
         params, stats, method_state, batch, jax.random.key(0))
     params = float64(params)
@@ -225,8 +182,8 @@ def test_without_stop_gradient_both_branches_are_the_online_network_and_learn():
 def test_without_predictor_the_projection_itself_regresses():
     method, params, stats, method_state = start(make_network(predictor=False))
     assert set(params) == {'encoder', 'head'}
-    value, _ = jax.jit(method.loss)(params, stats, method_state, make_batch(2), jax.random.key(0))
-    expected = paper_loss(float64(params), float64(method_state['target']['params']), make_batch(2))
+    value, _ = jax.jit(method.loss)(params, stats, method_state, make_batch(2, N), jax.random.key(0))
+    expected = paper_loss(float64(params), float64(method_state['target']['params']), make_batch(2, N))
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 

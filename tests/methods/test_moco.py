@@ -3,7 +3,6 @@
 import collections
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,25 +13,13 @@ from simclr_jax.methods import make_method
 from simclr_jax.methods.moco import enqueue
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.network import Network
-from simclr_jax.models.norm import BatchNorm
 from simclr_jax.optim import make_optimizer
 from simclr_jax.steps import make_init_state, make_train_step
+from tests.methods.small_network import (
+    SIZE, Encoder, assert_trees_close, finite_differences, float64, make_batch)
 
-N, SIZE = 6, 2  # images of a batch, 2 x 2 pixels each
+N = 6  # images of a batch
 DECAY = 0.01
-
-
-class Encoder(nn.Module):
-    """tanh(BatchNorm(Dense(pixels))): smooth, and small enough for finite differences."""
-
-    norm_groups: int = 1
-    norm_strided: bool = False
-
-    @nn.compact
-    def __call__(self, images, train):
-        x = nn.Dense(4, use_bias=False, name='dense')(images.reshape(len(images), -1))
-        return nn.tanh(BatchNorm(use_running_average=not train, groups=self.norm_groups,
-                                 strided=self.norm_strided, name='norm')(x))
 
 
 def make_network(name, groups=1, num_classes=0):
@@ -43,12 +30,6 @@ def make_network(name, groups=1, num_classes=0):
     return Network(encoder=Encoder(norm_groups=groups), num_classes=num_classes,
                    head=ProjectionHead(**head, norm_groups=groups),
                    predictor=ProjectionHead(**predictor) if predictor['mode'] != 'none' else None)
-
-
-def make_batch(seed, n=N):
-    rng = np.random.default_rng(seed)
-    view1, view2 = rng.random((2, n, SIZE, SIZE, 3), np.float32)
-    return {'view1': view1, 'view2': view2, 'label': np.full(n, -1, np.int32)}
 
 
 def start(network, optimizer=make_optimizer('sgd'), seed=0, learning_rate=0.0, **settings):
@@ -101,33 +82,9 @@ def cross_entropy(logits, labels):
     return np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels)])
 
 
-def finite_differences(function, params, step=1e-5):
-    leaves, tree = jax.tree.flatten(params)
-    gradients = []
-    for leaf in leaves:
-        gradient = np.zeros_like(leaf)
-        for index in np.ndindex(*leaf.shape):
-            centre = leaf[index]
-            leaf[index] = centre + step
-            above = function(params)
-            leaf[index] = centre - step
-            gradient[index] = (above - function(params)) / (2 * step)
-            leaf[index] = centre
-        gradients.append(gradient)
-    return jax.tree.unflatten(tree, gradients)
-
-
-def float64(tree):
-    return jax.tree.map(lambda leaf: np.array(leaf, np.float64), tree)
-
-
 def follow(target, params, momentum):
     return jax.tree.map(lambda k, q: k * momentum + q * (1 - momentum), target,
                         {name: params[name] for name in target})
-
-
-def assert_trees_close(got, expected, rtol=1e-3, atol=2e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), got, expected)
 
 
 def moments_of(batch_stats):
@@ -162,7 +119,7 @@ def test_every_step_of_v2_is_the_originals(symmetric):
     np.testing.assert_allclose(np.linalg.norm(queue, axis=1), 1, rtol=1e-6)
     running, running_k = (moments_of(state.variables(name)['batch_stats']) for name in ('online', 'target'))
     for step in range(6):
-        batch = make_batch(step)
+        batch = make_batch(step, N)
         k = follow(k, q, momentum)
         assert_trees_close(state.method_state['target']['params'], k)
         views = [batch['view1'], batch['view2']]
@@ -217,7 +174,7 @@ def test_every_step_of_v3_is_the_originals():
     velocity = jax.tree.map(np.zeros_like, q)
     everything = [np.arange(N)]  # synchronised, one pass a view
     for step in range(num_steps):
-        batch = make_batch(10 + step)
+        batch = make_batch(10 + step, N)
         k = follow(k, q, 1 - (1 - momentum) * (1 + np.cos(np.pi * step / num_steps)) / 2)
         assert_trees_close(state.method_state['target']['params'], k)
         keys = [embed(k, batch[view], everything) for view in ('view1', 'view2')]
@@ -264,7 +221,7 @@ def test_the_queue_holds_the_last_keys_in_order_over_many_wraps(size, count):
 def test_a_queue_of_less_than_one_step_is_refused_in_one_sentence(symmetric, size, keys):
     init_state, train_step = start(make_network('moco_v2'), queue_size=size, symmetric=symmetric)
     with pytest.raises(ValueError, match=f'method.queue_size is {size}, less than the {keys} keys') as error:
-        jax.eval_shape(train_step, jax.eval_shape(init_state), make_batch(0))
+        jax.eval_shape(train_step, jax.eval_shape(init_state), make_batch(0, N))
     assert '\n' not in str(error.value) and '. ' not in str(error.value)
 
 
@@ -281,14 +238,14 @@ def make_keys(key_groups, groups, symmetric=False):
     ('strided', [[0, 3], [1, 4], [2, 5]]), ('same', [[0, 1], [2, 3], [4, 5]])])
 def test_keys_are_normalised_in_the_groups_that_are_asked_for(key_groups, rows):
     params, keys = make_keys(key_groups, groups=3)
-    batch = make_batch(3)
+    batch = make_batch(3, N)
     expected = embed(float64(params), batch['view2'], rows)
     np.testing.assert_allclose(keys(batch, jax.random.key(0)), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_shuffled_keys_are_those_of_random_groups_back_in_the_rows_of_their_queries():
     params, keys = make_keys('shuffled', groups=2)
-    params, batch = float64(params), make_batch(3)
+    params, batch = float64(params), make_batch(3, N)
     splits = [[(0, *pair), tuple({1, 2, 3, 4, 5} - set(pair))]
               for pair in itertools.combinations(range(1, 6), 2)]          # all ten ways to halve six rows
     expected = np.stack([embed(params, batch['view2'], [list(half) for half in split])
@@ -309,7 +266,7 @@ def test_every_step_shuffles_anew_and_the_seed_decides_how():
         for _ in range(2):
             state = init_state()
             for _ in range(steps):
-                state, _ = train_step(state, make_batch(0))     # the same images, and a learning rate of 0
+                state, _ = train_step(state, make_batch(0, N))     # the same images, and a learning rate of 0
             histories.append(np.round(state.method_state['queue'].reshape(steps, -1), 3))
     np.testing.assert_array_equal(histories[0], histories[1])
     assert len(np.unique(histories[0], axis=0)) > 1
@@ -345,7 +302,7 @@ def test_no_gradient_reaches_target_or_probe_features():
     def gradients(label):
         def loss(params, target):
             return method.loss(params, stats, {**method_state, 'target': target},
-                               {**make_batch(0), 'label': label}, jax.random.key(0))[0]
+                               {**make_batch(0, N), 'label': label}, jax.random.key(0))[0]
         return jax.grad(loss, argnums=(0, 1))(params, method_state['target'])
 
     some, target = gradients(jnp.array([0, 1, 2, 0, 1, 2]))
