@@ -233,7 +233,7 @@ def test_every_chip_of_the_table_has_sane_figures():
 @pytest.mark.parametrize('topology, count, memory', [
     ('v4:2x2x1', 4, 32), ('v3:2x2', 8, 16), ('v5e:2x2', 4, 16), ('v5p:2x2x1', 4, 95), ('v6e:2x2', 4, 32)])
 def test_slices_have_the_devices_that_cloud_tpu_has(topology, count, memory):
-    pytest.importorskip('libtpu')
+    pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
     planning.prepare(load(topology=topology))
     devices = planning.slice_devices(topology)
     assert len(devices) == count and planning.chip_of(devices[0]).memory == memory * GIB
@@ -241,14 +241,14 @@ def test_slices_have_the_devices_that_cloud_tpu_has(topology, count, memory):
 
 @pytest.mark.parametrize('topology', ['v4:3x5x7', 'v9:2x2', 'v4', 'nonsense'])
 def test_an_unknown_slice_is_refused_with_examples(topology):
-    pytest.importorskip('libtpu')
+    pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
     planning.prepare(load(topology='v4:2x2x1'))
     with pytest.raises(ValueError, match='such names are v4:4x4x2'):
         planning.slice_devices(topology)
 
 
 def test_a_step_compiles_for_a_slice_that_nobody_here_owns():
-    pytest.importorskip('libtpu')
+    pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
     config = load(topology='v4:2x2x1', num_classes=10)
     planning.prepare(config)
     mesh, texts = sharding.make_mesh(planning.slice_devices('v4:2x2x1')), []
