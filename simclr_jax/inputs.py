@@ -15,7 +15,7 @@ import functools
 import queue
 import threading
 import time
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ def choose_form(augment_on: str, *, image_size: int, pad_to: int = 0, transfer: 
 
 
 def make_prepare(form: str, *, view1: Mapping[str, Any], view2: Mapping[str, Any], image_size: int,
-                 seed: int, batch_size: int, mesh: jax.sharding.Mesh) -> Callable[[dict, jax.Array], dict]:
+                 seed: int, batch_size: int, mesh: jax.sharding.Mesh,
+                 sequence: Sequence[str] = ()) -> Callable[[dict, jax.Array], dict]:
     """(batch, step) -> {'view1', 'view2': float32 [B, S, S, 3] in [0, 1], 'label': int32 [B]}.
 
     For the training step to call: pure, and sharded over `mesh` as the batch is.
@@ -62,7 +63,15 @@ def make_prepare(form: str, *, view1: Mapping[str, Any], view2: Mapping[str, Any
         form: of the batch, see above.
         view1, view2: the operations of a view, see `device_augment.augment`.
         batch_size: global, B.
+        sequence: if there is one, view 2 is made of view 1 by these operations of `view2`, in this order
+            (see `device_augment.augment_in_sequence`): of the same crop, therefore.
+
+    Raises:
+        ValueError: a sequence for views that were made on the host.
     """
+    if sequence and form == 'views':
+        raise ValueError("augment.sequence needs data.augment_on='device'.")
+
     def keys_of(epoch, index):          # [B], int32 -> keys [B, 2]
         root = jax.random.fold_in(jax.random.key(seed), _VIEWS)
         keys = jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i))(epoch, index)
@@ -73,7 +82,12 @@ def make_prepare(form: str, *, view1: Mapping[str, Any], view2: Mapping[str, Any
         keys = keys_of(batch['epoch'], batch['index'])
         over_batch = functools.partial(
             device_augment.over_batch, lone_cpu=mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu')
-        if view1 == view2:
+        if sequence:
+            first = over_batch(functools.partial(function, **view1))(
+                *(argument[:, 0] for argument in arguments), keys[:, 0])
+            views = first, over_batch(functools.partial(
+                device_augment.augment_in_sequence, sequence=sequence, **view2))(first, keys[:, 1])
+        elif view1 == view2:
             views = over_batch(functools.partial(function, **view1))(*arguments, keys)
             views = views[:, 0], views[:, 1]
         else:

@@ -1,5 +1,6 @@
 """The command: `python -m simclr_jax.main --config=configs/smoke.py --workdir=DIR`."""
 
+import importlib
 import os
 import runpy
 import sys
@@ -23,6 +24,16 @@ _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
+
+
+# Where each task lives; only the one that is asked for is imported.
+TASKS = {
+    'pretrain': 'train:pretrain', 'linear': 'evaluate.linear:linear', 'knn': 'evaluate.knn_task:knn',
+    'finetune': 'evaluate.finetune:finetune', 'transfer': 'evaluate.transfer:transfer', 'plan': 'plan:plan',
+    'bench_input': 'bench_input:bench_input',
+    'embed': 'evaluate.embed:embed', 'search': 'evaluate.search:search', 'report': 'report.report:report',
+    'export': 'weights.export:export', 'study': 'study:study',
+}
 
 
 def main(argv: list[str]) -> None:
@@ -71,19 +82,10 @@ def main(argv: list[str]) -> None:
 
 def _task(name: str):
     """The function (config, workdir) behind a task; ValueError names the known ones."""
-    if name == 'pretrain':
-        from simclr_jax.train import pretrain
-        return pretrain
-    if name == 'linear':
-        from simclr_jax.evaluate.linear import linear
-        return linear
-    if name == 'plan':
-        from simclr_jax.plan import plan
-        return plan
-    if name == 'bench_input':
-        from simclr_jax.bench_input import bench_input
-        return bench_input
-    raise ValueError(f'task is {name!r}; the tasks are pretrain, linear, plan and bench_input.')
+    if name not in TASKS:
+        raise ValueError(f'task is {name!r}; the tasks are {", ".join(TASKS)}.')
+    module, _, function = TASKS[name].partition(':')
+    return getattr(importlib.import_module(f'simclr_jax.{module}'), function)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

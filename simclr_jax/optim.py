@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 Optimizer = Callable[[jax.typing.ArrayLike], optax.GradientTransformation]
@@ -55,7 +56,7 @@ def make_optimizer(
     """
 
     def is_excluded(path, param):
-        return param.ndim <= 1 or any(re.search(pattern, path) for pattern in exclude)
+        return _is_excluded(path, param, exclude)
 
     def adapted(params):
         return _map_with_path(lambda path, param: not is_excluded(path, param), params)
@@ -80,6 +81,41 @@ def make_optimizer(
     if name not in optimizers:
         raise ValueError(f"unknown optimizer '{name}': choose one of {', '.join(optimizers)}.")
     return optimizers[name]
+
+
+def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequence[tuple[str, float]] = (),
+                      exclude: Sequence[str] = ('(^|/)probe/',), trust_coefficient: float = 0.001, **_
+                      ) -> tuple[Callable, Callable]:
+    """What LARS multiplies each layer's update by, for a log; arguments as of `make_optimizer`.
+
+    Returns:
+        (params, gradients) -> [L] float32, |w| / |g + decay * w| times trust_coefficient, or 1 where
+        either norm is 0; and params -> the paths of these L parameters, those that are not excluded.
+    """
+    def is_excluded(path, param):
+        return _is_excluded(path, param, exclude)
+
+    decay = _add_weight_decay(weight_decay, weight_decay_groups, is_excluded)
+
+    def adapted(tree, params):      # the leaves of `tree` whose parameter is not excluded
+        return jax.tree.leaves(_map_with_path(
+            lambda path, leaf, param: None if is_excluded(path, param) else leaf, tree, params))
+
+    def trust_ratios(params, gradients):
+        gradients, _ = decay.update(gradients, optax.EmptyState(), params)
+        of_params, of_gradients = (jnp.stack([jnp.linalg.norm(leaf) for leaf in adapted(tree, params)])
+                                   for tree in (params, gradients))
+        ratios = trust_coefficient * of_params / jnp.where(of_gradients == 0, 1.0, of_gradients)
+        return jnp.where((of_params == 0) | (of_gradients == 0), 1.0, ratios)
+
+    def names(params):
+        return adapted(_map_with_path(lambda path, _: path, params), params)
+
+    return trust_ratios, names
+
+
+def _is_excluded(path, param, exclude):
+    return param.ndim <= 1 or any(re.search(pattern, path) for pattern in exclude)
 
 
 def _add_weight_decay(default, groups, is_excluded):

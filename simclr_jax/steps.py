@@ -32,7 +32,8 @@ def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int) 
 
 
 def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, seed: int,
-                    prepare: Callable = lambda batch, step: batch) -> Callable:
+                    prepare: Callable = lambda batch, step: batch,
+                    measure: Callable = lambda params, gradients: {}) -> Callable:
     """(state, batch) -> (state, metrics), for the caller to jit with shardings and a donated state.
 
     Args:
@@ -42,10 +43,11 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         learning_rate: step -> float32 scalar.
         seed: with the state's step, it gives the key of whatever the method draws.
         prepare: (batch, step) -> the batch that the method sees, see inputs.py.
+        measure: (params, gradients) -> more metrics, float32.
 
     Returns:
-        A function whose metrics (float32 scalars) are those of the method, `gradient_norm` and
-        `learning_rate`, all of the step that it has just made.
+        A function whose metrics (float32 scalars, but for those of `measure`) are those of the method,
+        `gradient_norm` and `learning_rate`, all of the step that it has just made.
     """
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -55,7 +57,8 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
             state.params, state.batch_stats, state.method_state, prepare(batch, state.step), key)
         updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate}
+        metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate,
+                   **measure(state.params, gradients)}
         state = TrainState(
             step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
             method_state=method.after_update(state.method_state, params, aux, state.step))

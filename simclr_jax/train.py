@@ -20,19 +20,20 @@ from simclr_jax.data import sources
 from simclr_jax.data.base import Source
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import raw_pixels
-from simclr_jax.evaluate.frozen import is_labelled, measure
+from simclr_jax.evaluate.frozen import is_labelled, measure, measure_heldout, num_labelled
 from simclr_jax.evaluate.health import CollapseWatch, make_health
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.methods import make_method
 from simclr_jax.metrics import MetricWriter
 from simclr_jax.models.network import Network, make_network
+from simclr_jax.task_configs import task_configs
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
-_MAY_DIFFER = ('task', 'log', 'linear', 'checkpoint', 'data.dir', 'data.download', 'data.num_threads',
+MAY_DIFFER = ('task', 'log', 'checkpoint', *task_configs(), 'data.dir', 'data.download', 'data.num_threads',
                'data.test_split', 'data.cache_dir', 'data.max_bad_share',
                'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
                'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
-               'eval.encoder', 'shard_state', 'plan', 'bench_input')
+               'eval.encoder', 'shard_state')
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
@@ -51,7 +52,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     # Data.
     mesh = sharding.make_mesh()
     if checkpoint.has_checkpoint(workdir):
-        checkpoint.check_config(workdir, config.to_dict(), ignore=_MAY_DIFFER)
+        checkpoint.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
     sharding.local_batch_size(config.batch_size, mesh)
     where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
     train_source = sources.load_source(config.data.source, config.data.train_split, **where)
@@ -90,10 +91,13 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
 
     with checkpointer, writer, batches:
         _introduce(writer, config, train_source, test_source, measurable, state, num_steps, mesh)
-        log = _LateLog(writer, checkpointer, batches, config.log.every_steps)
+        log = _LateLog(writer, checkpointer, batches, config.log.every_steps,
+                       _adapted_layers(config, state.params))
         due = functools.partial(_due, steps_per_epoch=epoch, num_steps=num_steps)
         evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
                                      config=config, mesh=mesh)
+        # What checkpoints are compared by: the test split is for the report alone.
+        select = functools.partial(measure_heldout, train_source=train_source, config=config, mesh=mesh)
 
         # The floor: what the same measurement says before any training.
         results = {}
@@ -103,7 +107,8 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
             random = init_state().variables(measured_network)
             results['random'] = evaluate(functools.partial(encode, random),
                                          linear=config.eval.linear_at_end)
-            writer.note(f'kNN of the random encoder: {results["random"]["knn_accuracy"]:.4f}, the floor')
+            floor = select(functools.partial(encode, random))['knn_accuracy']
+            writer.note(f'kNN of the random encoder: {floor:.4f} on held-out training images, the floor')
 
         # Train.
         log.restart(start)
@@ -118,10 +123,8 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
                 if measurable and due(step, config.eval.knn_every_epochs) and not interrupted:
                     log.flush()
                     with writer.pause(), jax.transfer_guard('allow'):
-                        measured = evaluate(functools.partial(encode, state.variables(measured_network)),
-                                            linear=config.eval.linear_at_end and step == num_steps)
-                    writer.write(step, measured | {'knn_floor': results['random']['knn_accuracy']})
-                    results['pretrained'] = measured
+                        measured = select(functools.partial(encode, state.variables(measured_network)))
+                    writer.write(step, measured | {'knn_floor': floor})
                     log.restart(step)
                 if measured or interrupted or due(step, config.checkpoint.every_epochs):
                     log.flush()
@@ -135,14 +138,17 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         _tell_skipped(writer, train_source, test_source)
         if not measurable:
             return {}
-        if start == num_steps:              # nothing was left to train
-            results['pretrained'] = evaluate(functools.partial(encode, state.variables(measured_network)),
-                                             linear=config.eval.linear_at_end)
+        started = time.time()
+        results['pretrained'] = evaluate(functools.partial(encode, state.variables(measured_network)),
+                                         linear=config.eval.linear_at_end)
+        num_test = num_labelled(test_source)
         report_results(
-            writer, workdir, f'{test_source.name}, {test_source.split}: {test_source.num_examples:,} '
-            f'images, step {num_steps:,}', results, is_lead=sharding.is_lead(), evaluation='frozen',
-            step=num_steps, data=test_source.name, split=test_source.split,
-            num_test=test_source.num_examples)
+            writer, workdir, f'{test_source.name}, {test_source.split}: {num_test:,} images, step '
+            f'{num_steps:,}', results, is_lead=sharding.is_lead(), evaluation='frozen',
+            num_test=num_test, num_train=num_labelled(train_source), pretrained=workdir,
+            step=num_steps, network=measured_network, data=test_source.name,
+            train_split=train_source.split, split=test_source.split,
+            seconds=round(time.time() - started, 1), protocol=config.eval.to_dict())
         return results
 
 
@@ -163,15 +169,33 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
         num_classes=num_classes if config.eval.online_probe else 0, probe_layer=config.eval.layer,
         mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks)
     method = make_method(network=network, mesh=mesh, num_train_steps=num_steps, **config.method)
-    optimizer = optim.make_optimizer(**{name: value for name, value in config.optimizer.items()
-                                        if name not in ('learning_rate', 'scaling')})
+    optimizer = optim.make_optimizer(**_optimizer_settings(config))
     learning_rate = _make_schedule(config, num_examples, num_steps)
     init_state = steps.make_init_state(method, optimizer, seed=config.seed,
                                        image_size=config.augment.image_size)
     train_step = steps.make_train_step(method, optimizer, learning_rate, seed=config.seed,
-                                       prepare=make_prepare(config, form, mesh))
+                                       prepare=make_prepare(config, form, mesh),
+                                       measure=_make_measure(config))
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
     return network, init_state, train_step, shardings
+
+
+def _optimizer_settings(config: ConfigDict) -> dict[str, Any]:
+    return {name: value for name, value in config.optimizer.items()
+            if name not in ('learning_rate', 'scaling')}
+
+
+def _make_measure(config: ConfigDict) -> Callable:
+    """What a step measures of its update for the log: LARS's trust ratios, {'trust_ratios': [L]}."""
+    if config.optimizer.name != 'lars':
+        return lambda params, gradients: {}
+    trust_ratios, _ = optim.make_trust_ratios(**_optimizer_settings(config))
+    return lambda params, gradients: {'trust_ratios': trust_ratios(params, gradients)}
+
+
+def _adapted_layers(config: ConfigDict, params: Any) -> list[str]:
+    """The paths of the parameters that 'trust_ratios' are of."""
+    return optim.make_trust_ratios(**_optimizer_settings(config))[1](params)
 
 
 def _views(config: ConfigDict) -> dict[str, dict]:
@@ -200,13 +224,18 @@ def make_batches(config: ConfigDict, source: Source, form: str, mesh: jax.shardi
 def make_prepare(config: ConfigDict, form: str, mesh: jax.sharding.Mesh) -> Callable:
     """What the step of a run does with a batch before its method sees it (see inputs.py)."""
     return inputs.make_prepare(form, **_views(config), image_size=config.augment.image_size, seed=config.seed,
-                               batch_size=config.batch_size, mesh=mesh)
+                               batch_size=config.batch_size, mesh=mesh, sequence=config.augment.sequence)
 
 
 def _make_health(network: Network, config: ConfigDict, form: str, mesh: jax.sharding.Mesh) -> Callable:
-    """(the state after a step, the batch of that step) -> its health on the first views."""
+    """(the state after a step, the batch of that step) -> its health on the views of that step."""
     prepare, measure_health = make_prepare(config, form, mesh), make_health(network)
-    return lambda state, batch: measure_health(state.variables(), prepare(batch, state.step - 1)['view1'])
+
+    def health(state, batch):
+        views = prepare(batch, state.step - 1)
+        return measure_health(state.variables(), views['view1'], views['view2'])
+
+    return health
 
 
 def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int):
@@ -257,9 +286,9 @@ class _LateLog:
     """Reads each step's metrics while the next step runs, so that the devices never wait for a print."""
 
     def __init__(self, writer: MetricWriter, checkpointer: checkpoint.Checkpointer,
-                 batches: inputs.InMemory | inputs.Prefetch, every_steps: int):
+                 batches: inputs.InMemory | inputs.Prefetch, every_steps: int, layers: list[str]):
         self._writer, self._checkpointer, self._every_steps = writer, checkpointer, every_steps
-        self._batches = batches
+        self._batches, self._layers = batches, layers
         self._pending = None
         self._watch = CollapseWatch()
 
@@ -286,6 +315,8 @@ class _LateLog:
                                      + self._checkpointer.last_good())
         if self.due(step):
             metrics = jax.device_get(metrics)
+            ratios = metrics.pop('trust_ratios', ())
+            metrics |= {f'trust_ratio/{layer}': ratio for layer, ratio in zip(self._layers, ratios)}
             self._writer.write(step, metrics | self._waits(ended))
             sentence = self._watch(step, metrics)
             if sentence:

@@ -1,5 +1,7 @@
 """Eight simulated CPU devices for every test, set before jax is imported; the command as users run it."""
 
+import contextlib
+import functools
 import os
 import pathlib
 import signal
@@ -10,9 +12,11 @@ import tempfile
 import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Tests compile more than they compute: little optimisation, and nothing is compiled twice. Eight
-# simulated devices on a busy machine may wait long for each other, which XLA takes for a deadlock.
-FAST = '--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600'
+# Tests compile more than they compute: little optimisation, XLA's older emitters, which compile a step in
+# a third of the time, and nothing is compiled twice. Eight simulated devices on a busy machine may wait
+# long for each other, which XLA takes for a deadlock.
+FAST = ('--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
+        '--xla_cpu_collective_call_terminate_timeout_seconds=600')
 os.environ['XLA_FLAGS'] = f'{FAST} --xla_force_host_platform_device_count=8'
 if 'PYTEST_XDIST_WORKER' not in os.environ:     # its workers share the one of the process that starts them
     cache = tempfile.TemporaryDirectory(prefix='simclr_jax_tests_')     # removed when pytest ends
@@ -25,6 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).parent.parent
+SERVER = str(ROOT / 'tests' / 'fork_server.py')
 # Minutes each, most of it the start-up of processes: begun first, so that none runs alone at the end.
 SLOW = ('test_pod.py', 'test_resume.py', 'test_configs.py', 'test_devices.py', 'test_train.py',
         'test_linear.py')
@@ -42,13 +47,41 @@ for module in ('simclr_jax', 'jax', 'flax', 'optax', 'orbax', '__main__'):
 
 
 @pytest.fixture(scope='session')
-def command(tmp_path_factory):
-    """command(*arguments, devices=1) -> (argv, keywords for subprocess) of `python -m simclr_jax.main`."""
-    startup = tmp_path_factory.mktemp('startup')
-    (startup / 'sitecustomize.py').write_text(_WARNINGS)      # -W cannot name a package with all below it
+def startup(tmp_path_factory):
+    """A directory for PYTHONPATH that makes deprecations errors."""
+    path = tmp_path_factory.mktemp('startup')
+    (path / 'sitecustomize.py').write_text(_WARNINGS)         # -W cannot name a package with all below it
+    return path
 
-    def build(*arguments, devices=1):
-        argv = [sys.executable, '-m', 'simclr_jax.main', *arguments]
+
+@pytest.fixture(scope='session')
+def forks(startup):
+    """forks() -> the beginning of a command line that is forked from a warm process (fork_server.py)."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start():
+            path = f'{stack.enter_context(tempfile.TemporaryDirectory(prefix="forks_"))}/socket'
+            server = stack.enter_context(subprocess.Popen(
+                [sys.executable, SERVER, 'serve', path], cwd=ROOT, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, text=True, start_new_session=True,
+                env={**os.environ, 'PYTHONPATH': str(startup)}))
+            assert server.stdout.readline() == 'ready\n'
+            return [sys.executable, '-S', '-E', SERVER, 'run', path]
+
+        yield start
+
+
+@pytest.fixture(scope='session')
+def command(startup, forks):
+    """command(*arguments, devices=1, real=False) -> (argv, keywords for subprocess) of the program.
+
+    `real` is `python -m simclr_jax.main` itself; else the same, but for the imports, as a fork. At least
+    one test of each kind takes the real one.
+    """
+    def build(*arguments, devices=1, real=False):
+        real = real or not hasattr(os, 'pidfd_open')          # Linux has what forks need
+        argv = [*([sys.executable, '-m', 'simclr_jax.main'] if real else forks()), *arguments]
         environment = {
             **os.environ, 'XLA_FLAGS': f'{FAST} --xla_force_host_platform_device_count={devices}',
             'PYTHONPATH': str(startup)}
@@ -60,10 +93,10 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_main(command):
-    """run_main(*arguments, devices=1) -> the completed process of `python -m simclr_jax.main`."""
+    """run_main(*arguments, devices=1, real=False) -> the completed process of the program, see `command`."""
 
-    def run(*arguments, devices=1):
-        argv, options = command(*arguments, devices=devices)
-        return subprocess.run(argv, timeout=300, **options)
+    def run(*arguments, **options):
+        argv, keywords = command(*arguments, **options)
+        return subprocess.run(argv, timeout=300, **keywords)
 
     return run

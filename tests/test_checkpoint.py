@@ -279,15 +279,17 @@ def test_another_config_in_the_same_workdir_is_refused_field_by_field(tmp_path):
     checkpoint.save_config(tmp_path, config)
     checkpoint.check_config(tmp_path, config | {'log': {'every': 99}})
     checkpoint.check_config(tmp_path, config | {'logits': 2}, ignore=('logits',))
+    checkpoint.check_config(tmp_path, config | {'seed': 0, 'encoder': {'conv_padding': 'symmetric'}})
     with pytest.raises(ValueError) as error:
         checkpoint.check_config(tmp_path, {
             'batch_size': 512, 'method': {'temperature': 0.5, 'views': [1, 3]},
-            'log': {'every': 10}, 'seed': 0})
+            'log': {'every': 10}, 'seed': 1, 'new': 2})
     message = str(error.value)
     assert 'batch_size: 256 in the workdir, 512 now' in message
     assert 'method.views: [1, 2] in the workdir, [1, 3] now' in message
     assert 'logits: 1 in the workdir, absent now' in message
-    assert 'seed: absent in the workdir, 0 now' in message
+    assert 'seed: 0 in the workdir, 1 now' in message
+    assert 'new: absent in the workdir, 2 now' in message
     assert 'temperature' not in message and '--workdir' in message
 
 

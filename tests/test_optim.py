@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from simclr_jax.optim import make_optimizer
+from simclr_jax.optim import make_optimizer, make_trust_ratios
 
 RATES = [0.0, 0.3, 4.8, 1.7, 0.01]  # a warm-up that is not smooth: lr and momentum must not commute
 DECAY = 0.05
@@ -87,6 +87,22 @@ def test_lars_equals_the_official_update_written_out():
         return w - v, v
 
     assert_close(train(make_optimizer('lars', weight_decay=DECAY)), by_hand(update))
+
+
+@pytest.mark.parametrize('groups', [(), (('^head/', 0.5),)])
+def test_the_logged_trust_ratios_are_what_lars_multiplies_each_update_by(groups):
+    settings = {'weight_decay': DECAY, 'weight_decay_groups': groups}
+    trust_ratios, names = make_trust_ratios(**settings)
+    tree, grads = params(), gradients()[0]
+    assert names(tree) == ['encoder/conv/kernel', 'head/dense/kernel', 'head/frozen/kernel']
+    lars = make_optimizer('lars', momentum=0.0, **settings)(1.0)
+    updates, _ = lars.update(grads, lars.init(tree), tree)
+    expected = []
+    for (part, layer), decay in zip((('encoder', 'conv'), ('head', 'dense'), ('head', 'frozen')),
+                                    (DECAY, *2 * (0.5 if groups else DECAY,))):
+        direction = grads[part][layer]['kernel'] + decay * tree[part][layer]['kernel']
+        expected.append(-np.mean(updates[part][layer]['kernel'] / direction))
+    np.testing.assert_allclose(jax.jit(trust_ratios)(tree, grads), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('nesterov', [False, True])

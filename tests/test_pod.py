@@ -1,4 +1,4 @@
-"""A pod in a box: real processes, joined by jax.distributed, with 4 simulated devices each.
+"""A pod in a box: real processes, joined by jax.distributed, with 2 simulated devices each.
 
 They train as one process does, go on after one of them was killed or told to stop, and fail together.
 """
@@ -20,6 +20,7 @@ from simclr_jax import checkpoint
 
 STEPS = 12
 ARGUMENTS = ('--config=configs/smoke.py:smoke', f'--config.num_train_steps={STEPS}', '--config.batch_size=32',
+             '--config.augment.image_size=16', '--config.encoder.width=0.0625',
              '--config.data.train_split=train[:64]', '--config.log.every_steps=1',
              '--config.checkpoint.every_epochs=1.0',                                        # every 2 steps
              '--config.optimizer.learning_rate=0.02')
@@ -30,12 +31,12 @@ NOT_MEASURED = ('--config.data.test_split=none',)       # it changes no paramete
 
 @pytest.fixture(scope='module')
 def start_pod(command):
-    """start_pod(workdir, *arguments, restarts=0) -> the launcher of 2 processes with 4 devices, running."""
+    """start_pod(workdir, *arguments, restarts=0) -> the launcher of 2 processes with 2 devices, running."""
     def start(workdir, *arguments, restarts=0):
         _, keywords = command()
         keywords['env'] |= {'PYTHON': sys.executable}
         return subprocess.Popen(
-            ['bash', 'launch/gpu.sh', '--no-install', '--processes', '2', '--cpu-devices', '4',
+            ['bash', 'launch/gpu.sh', '--no-install', '--processes', '2', '--cpu-devices', '2',
              f'--restarts={restarts}', *ARGUMENTS, *arguments, f'--workdir={workdir}'], **keywords)
 
     return start
@@ -94,7 +95,7 @@ def signal_process(launcher, workdir, process, number, after_step):
 
 
 def test_two_processes_equal_one(unbroken, run_main, tmp_path):
-    done = run_main(*ARGUMENTS, *MEASURED, f'--workdir={tmp_path}', devices=2)
+    done = run_main(*ARGUMENTS, *MEASURED, f'--workdir={tmp_path}', devices=1)
     assert done.returncode == 0, done.stderr
     assert_close(tmp_path, unbroken)
     assert [row.keys() for row in rows(tmp_path)] == [row.keys() for row in rows(unbroken)]
@@ -122,7 +123,7 @@ def test_sigterm_to_one_process_saves_on_all_and_another_device_count_goes_on(
     assert 'Traceback' not in error
     saved = last_state(tmp_path)[0]
     assert saved in (5, 10) and f'Stopped by SIGTERM after step {saved}' in output
-    done = run_main(*ARGUMENTS, *NOT_MEASURED, f'--workdir={tmp_path}', devices=2)
+    done = run_main(*ARGUMENTS, *NOT_MEASURED, f'--workdir={tmp_path}', devices=1)
     assert done.returncode == 0, done.stderr
     assert f'resumed at step {saved}/{STEPS}' in done.stdout
     assert [row['step'] for row in rows(tmp_path)] == list(range(1, STEPS + 1))
@@ -137,7 +138,7 @@ def test_a_failure_on_one_host_is_told_on_all(command, tmp_path):
     for number, source in enumerate(['shapes', 'folder:/nowhere']):
         argv, options = command(
             *ARGUMENTS, f'--workdir={tmp_path / "workdir"}', f'--config.data.source={source}', '--multihost',
-            f'--coordinator=localhost:{port}', '--num_processes=2', f'--process_id={number}')
+            f'--coordinator=localhost:{port}', '--num_processes=2', f'--process_id={number}', real=True)
         processes.append(subprocess.Popen(argv, **options))
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], errors

@@ -23,7 +23,8 @@ METHODS = {'simclr': set(), 'moco_v2': {'target', 'queue', 'pointer'}, 'byol': {
 DATA = {'simclr': (), 'moco_v2': ('--config.data.source=folder:{folder}',),
         'byol': ('--config.data.source=folder:{folder}', '--config.data.augment_on=host')}
 SETTINGS = (f'--config.num_train_steps={STEPS}', '--config.batch_size=16', '--config.augment.image_size=16',
-            '--config.data.train_split=train[:128]', '--config.checkpoint.every_epochs=0.25',  # every 2 steps
+            '--config.encoder.width=0.0625', '--config.data.train_split=train[:128]',
+            '--config.checkpoint.every_epochs=0.25',                                    # every 2 steps
             '--config.log.every_steps=1', '--config.data.test_split=none',
             '--config.optimizer.learning_rate=0.5')
 
@@ -46,7 +47,7 @@ def steps_logged(workdir):
 
 def start_and_signal(command, workdir, number, after_step, method='simclr'):
     """Starts a run and sends it the signal once it has logged `after_step`; returns status and output."""
-    argv, options = command(*arguments(workdir, method))
+    argv, options = command(*arguments(workdir, method), real=number == signal.SIGKILL and method == 'simclr')
     process = subprocess.Popen(argv, **options)
     deadline = time.time() + 200
     while time.time() < deadline and process.poll() is None:

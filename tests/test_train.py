@@ -27,7 +27,7 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
     config.augment.image_size = 16
     config.schedule.warmup_epochs = 0.0
     config.optimizer.learning_rate = 0.1
-    config.linear.update({'batch_size': 16, 'num_epochs': 1.0})
+    config.linear.update({'batch_size': 16, 'num_epochs': 1.0, 'pixel_floor': False})
     if 'method.name' in overrides and overrides['method.name'] in ('byol', 'moco_v2'):
         use_method(config, overrides.pop('method.name'), num_layers=2, hidden_width=16, out_dim=8)
     config.update_from_flattened_dict(overrides)

@@ -31,10 +31,10 @@ def shapes_source(name: str, split: str, image_size: int) -> ArraySource:
         raise ValueError(f"Data source '{name}' is not 'shapes' or 'shapes:N' with N images.")
     require_split(name, split_name(split), tuple(shapes.DEFAULT_SIZES))
     is_sized = count and split_name(split) == 'train'
-    images, labels = shapes.make_shapes(
-        split_name(split), image_size, num_examples=int(count) if is_sized else None)
-    rows = split_rows(split, len(images))
-    return ArraySource(name, split, images[rows], labels[rows], shapes.CLASS_NAMES)
+    count = int(count) if is_sized else shapes.DEFAULT_SIZES[split_name(split)]
+    start, stop, _ = split_rows(split, count).indices(count)
+    images, labels = shapes.make_shapes(split_name(split), image_size, num_examples=stop)
+    return ArraySource(name, split, images[start:], labels[start:], shapes.CLASS_NAMES)
 
 
 def npz_splits(path: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Features of a whole split, in memory: what every evaluator on frozen features starts from."""
 
-from typing import Callable, Iterable, NamedTuple
+from typing import Callable, Iterable, NamedTuple, Sequence
 
 import jax
 import numpy as np
@@ -10,17 +10,39 @@ from simclr_jax import sharding
 
 
 class Features(NamedTuple):
-    features: np.ndarray    # [N, D] float32
-    labels: np.ndarray      # [N] int32
+    features: np.ndarray        # [N, D] float32
+    labels: np.ndarray          # [N] int32
+    preprocessing: str = ''     # how the images were made, see `describe_preprocessing`
+
+
+def describe_preprocessing(image_size: int, crop_proportion: float, mean: Sequence[float],
+                           std: Sequence[float]) -> str:
+    """'224 px, crop 0.875, mean (0.485, 0.456, 0.406), std (...)': equal for what was preprocessed alike."""
+    mean, std = ('(' + ', '.join(f'{value:.6g}' for value in values) + ')' for values in (mean, std))
+    return f'{image_size} px, crop {crop_proportion:.6g}, mean {mean}, std {std}'
+
+
+def check_same_preprocessing(train: Features, test: Features) -> None:
+    """ValueError unless both were made from images of one preprocessing."""
+    if train.preprocessing != test.preprocessing:
+        made = [features.preprocessing or 'unknown' for features in (train, test)]
+        raise ValueError(f'The training features were made from images of {made[0]}, the test features from '
+                         f'{made[1]}: make both alike.')
+
+
+def take(features: Features, rows: np.ndarray) -> Features:
+    """Some rows, in the order given."""
+    return features._replace(features=features.features[rows], labels=features.labels[rows])
 
 
 def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable[dict],
-                     mesh: jax.sharding.Mesh) -> Features:
+                     mesh: jax.sharding.Mesh, preprocessing: str = '') -> Features:
     """Runs `encode` over `batches` and gathers the valid, labelled rows on every process.
 
     Args:
         encode: images [B, H, W, 3] sharded over `mesh` -> features [B, D] float32.
         batches: of inputs.eval_batches: 'image', 'label', 'valid', the local rows of each process.
+        preprocessing: of these images, goes with the features.
     """
     features, labels = [], []
     for batch in batches:
@@ -30,7 +52,7 @@ def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable
         known = valid & (label >= 0)
         features.append(np.asarray(encoded, np.float32)[known])
         labels.append(np.asarray(label)[known])
-    return Features(np.concatenate(features), np.concatenate(labels))
+    return Features(np.concatenate(features), np.concatenate(labels), preprocessing)
 
 
 def raw_pixels(images: jax.Array) -> jax.Array:

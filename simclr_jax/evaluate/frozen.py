@@ -1,18 +1,62 @@
-"""kNN and the linear probe on frozen features of centre crops: what a run reports of itself."""
+"""Frozen encoders: their features of centre crops, proof that they stay as they are, and what a run
+reports of itself."""
 
+import contextlib
 import functools
-from typing import Callable
+import hashlib
+from typing import Any, Callable, Iterator
 
 import jax
+import numpy as np
 
 from simclr_jax import inputs
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.base import Source
-from simclr_jax.evaluate.features import Features, extract_features
+from simclr_jax.evaluate.features import Features, describe_preprocessing, extract_features, take
 from simclr_jax.evaluate.knn import knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy
+from simclr_jax.evaluate.subsets import heldout_rows
 
 Encode = Callable[[jax.Array], jax.Array]
+_HELD_OUT = 2000        # training images at most that checkpoints are chosen on
+
+
+def fingerprint(variables: Any) -> str:
+    """A hash of every bit of a tree of arrays; of those split over processes, of this one's part."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        shards = getattr(leaf, 'addressable_shards', None)
+        parts = {str(shard.index): shard.data for shard in shards} if shards else {'': leaf}
+        for _, part in sorted(parts.items()):
+            digest.update(np.ascontiguousarray(part))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def unchanged(encode: Encode) -> Iterator[None]:
+    """Around every evaluation of a frozen encoder: RuntimeError if the encoder is another one after it.
+
+    Looks at the arrays that `encode`, a functools.partial, holds: the variables of the network.
+    """
+    variables = getattr(encode, 'args', ())
+    before = fingerprint(variables)
+    yield
+    if fingerprint(variables) != before:
+        raise RuntimeError('The encoder changed during its evaluation: the result would not be one of a '
+                           'frozen encoder.')
+
+
+def preprocessing_of(config: ConfigDict) -> str:
+    """How the images of an encoder must be made, by the config of its own run."""
+    return describe_preprocessing(config.augment.image_size, config.eval.crop_proportion,
+                                  config.augment.mean, config.augment.std)
+
+
+def check_preprocessing(features: Features, config: ConfigDict) -> None:
+    """ValueError unless `features` are of images as the encoder's own `config` wants them."""
+    if features.preprocessing != preprocessing_of(config):
+        raise ValueError(f'The features are of images of {features.preprocessing or "unknown sort"}, but the '
+                         f'encoder was trained for {preprocessing_of(config)}: make them anew.')
 
 
 def labelled_features(encode: Encode, source: Source, config: ConfigDict,
@@ -28,7 +72,7 @@ def labelled_features(encode: Encode, source: Source, config: ConfigDict,
         source, batch_size=rounds * mesh.size // jax.process_count(), image_size=size,
         crop_proportion=proportion, num_threads=config.data.num_threads)
     crops = functools.partial(inputs.centre_crops, image_size=size, proportion=proportion)
-    return extract_features(lambda images: encode(crops(images)), batches, mesh)
+    return extract_features(lambda images: encode(crops(images)), batches, mesh, preprocessing_of(config))
 
 
 def is_labelled(source: Source | None) -> bool:
@@ -41,17 +85,40 @@ def is_labelled(source: Source | None) -> bool:
     return bool((first['label'] >= 0).any())
 
 
+def num_labelled(source: Source) -> int:
+    """Images that a measurement counts: labelled, and not found unreadable so far."""
+    if hasattr(source, 'labels'):
+        return sum(not source.is_skipped(int(index)) for index in np.flatnonzero(source.labels >= 0))
+    return source.num_examples - len(source.skipped)
+
+
 def measure(encode: Encode, train_source: Source, test_source: Source, config: ConfigDict,
             mesh: jax.sharding.Mesh, *, linear: bool) -> dict[str, float]:
     """`knn_accuracy` and, if `linear`, `linear_accuracy`: top-1 on the test split, in [0, 1].
 
     The classifiers see the training split's features and labels alone.
     """
-    train = labelled_features(encode, train_source, config, mesh)
-    test = labelled_features(encode, test_source, config, mesh)
+    with unchanged(encode):
+        train = labelled_features(encode, train_source, config, mesh)
+        test = labelled_features(encode, test_source, config, mesh)
     num_classes = train_source.num_classes
     results = {'knn_accuracy': knn_accuracy(train, test, num_classes=num_classes, k=config.eval.knn_k,
                                             temperature=config.eval.knn_temperature)}
     if linear:
         results['linear_accuracy'] = logistic_accuracy(train, test, num_classes=num_classes)
     return results
+
+
+def measure_heldout(encode: Encode, train_source: Source, config: ConfigDict,
+                    mesh: jax.sharding.Mesh) -> dict[str, float]:
+    """`knn_accuracy` on a tenth of the training split, at most 2,000 images, by the rest of it.
+
+    What checkpoints are compared and chosen by: no test image is looked at. The held-out images
+    follow from config.seed; the encoder has seen them in training, without their labels.
+    """
+    with unchanged(encode):
+        train = labelled_features(encode, train_source, config, mesh)
+    bank, queries = (take(train, rows) for rows in heldout_rows(len(train.labels), config.seed,
+                                                                at_most=_HELD_OUT))
+    return {'knn_accuracy': knn_accuracy(bank, queries, num_classes=train_source.num_classes,
+                                         k=config.eval.knn_k, temperature=config.eval.knn_temperature)}

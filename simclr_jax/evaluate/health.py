@@ -1,4 +1,4 @@
-"""Spread and effective rank of features and projections, and a collapse called by its name."""
+"""Health of a representation: spread, rank, alignment, uniformity; a collapse called by its name."""
 
 from typing import Any, Callable
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from simclr_jax.models.network import Network
 
-_MAX_ROWS = 512     # for the rank: its singular values cost rows^2 * width
+_MAX_ROWS = 512     # the singular values of the rank cost rows^2 * width, pairs rows^2
 
 
 def spread(rows: jax.Array) -> jax.Array:
@@ -30,17 +30,45 @@ def effective_rank(rows: jax.Array) -> jax.Array:
     return jnp.exp(jax.scipy.special.entr(share).sum())
 
 
-def make_health(network: Network) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
-    """(variables, images [N, H, W, 3]) -> {'feature_spread', 'feature_rank', 'projection_spread',
-    'projection_rank'}, float32 scalars, for the caller to jit; BatchNorm uses its running statistics.
+def pair_measures(view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
+    """How near the two views [N, D] of an image lie to each other, and how far from those of other images.
+
+    On unit vectors: 'alignment', the mean squared distance of positive pairs, and 'uniformity',
+    log mean exp(-2 d^2) over the pairs of different images of the first view (Wang & Isola 2020,
+    arXiv:2005.10242, alpha = 2, t = 2): lower is better for both. 'positive_similarity' and
+    'negative_similarity' are the mean cosines of the two views of one image and of two images, either
+    view; their '_std' the standard deviations.
+    """
+    unit1, unit2 = _unit(view1), _unit(view2)
+    different = ~jnp.eye(len(unit1), dtype=bool)                                    # [N, N]
+
+    def cosines(a, b):
+        return jnp.matmul(a, b.T, precision='highest')
+
+    own, cross = cosines(unit1, unit1), cosines(unit1, unit2)
+    positive = jnp.diagonal(cross)
+    negative = jnp.stack([own, cross, cosines(unit2, unit2)])
+    mean = negative.mean(where=different)
+    return {'alignment': jnp.square(unit1 - unit2).sum(-1).mean(),
+            'uniformity': jnp.log(jnp.exp(4 * (own - 1)).mean(where=different)),    # d^2 = 2 - 2 cosine
+            'positive_similarity': positive.mean(), 'positive_similarity_std': positive.std(),
+            'negative_similarity': mean,
+            'negative_similarity_std': jnp.sqrt(jnp.square(negative - mean).mean(where=different))}
+
+
+def make_health(network: Network) -> Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]:
+    """(variables, view1, view2: both [N, H, W, 3]) -> float32 scalars, for the caller to jit.
+
+    'feature_spread', 'feature_rank', 'projection_spread' and 'projection_rank' of the first views, and the
+    `pair_measures` of the projections; BatchNorm uses its running statistics. At most 512 images are used.
     """
 
-    def health(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        output = network.apply(variables, images, train=False)
-        measures = {}
-        for name, rows in (('feature', output.features), ('projection', output.projection)):
-            some = rows[::-(-len(rows) // _MAX_ROWS)]
-            measures |= {f'{name}_spread': spread(rows), f'{name}_rank': effective_rank(_unit(some))}
+    def health(variables: Any, view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
+        stride = -(-len(view1) // _MAX_ROWS)
+        first, second = (network.apply(variables, view[::stride], train=False) for view in (view1, view2))
+        measures = pair_measures(first.projection, second.projection)
+        for name, rows in (('feature', first.features), ('projection', first.projection)):
+            measures |= {f'{name}_spread': spread(rows), f'{name}_rank': effective_rank(_unit(rows))}
         return measures
 
     return health

@@ -1,9 +1,8 @@
 """The paper's linear evaluation: a linear classifier, trained with crops, on a frozen encoder."""
 
 import functools
-import hashlib
 import time
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,101 +11,133 @@ import optax
 
 from simclr_jax import inputs, optim, schedules, sharding
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import order, sources
+from simclr_jax.data import order
 from simclr_jax.data.base import Source
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import Features
-from simclr_jax.evaluate.frozen import is_labelled, labelled_features
-from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.evaluate.frozen import Encode, unchanged
+from simclr_jax.evaluate.logistic import Logistic, fit_best_classifier, fit_standardised
 from simclr_jax.evaluate.results import report_results
+from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
 from simclr_jax.metrics import MetricWriter
-from simclr_jax.steps import make_encode
 
 
 def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
-    """Linear evaluation of a pretrained encoder (Chen et al. 2020, sec. 2.2; B.6 for transfer).
+    """Linear evaluation of a pretrained encoder (Chen et al. 2020, sec. 2.2; B.8 for transfer).
 
-    Best-practice protocol: the encoder is frozen, BatchNorm with its running statistics; a linear
-    classifier on features of random crops and flips is trained with Nesterov SGD, no other
-    augmentation, learning rate x B/256, cosine, no warm-up; it is tested once, when trained, on
-    centre crops. Encoder, image size, crops and normalisation come from the checkpoint's own
-    config; `config` gives the `linear` block and the data, as far as it names them. Choose
-    hyper-parameters on a part of the training split (`data.train_split='train[:90%]'`,
-    `data.test_split='train[90%:]'`), never on the test split. The same measurement of the
-    randomly initialised encoder stands beside it, as the floor.
+    The encoder is frozen, BatchNorm with its running statistics. `linear.solver` says how the classifier
+    is fitted:
+
+    'sgd'    the paper's: on features of random crops and flips with Nesterov SGD, no other augmentation,
+             learning rate x B/256, cosine, no warm-up.
+    'lbfgs'  to convergence on features of centre crops, with an l2 of 45 values that is chosen on a
+             held-out tenth of the training split (`linear.l2='sweep'`), or with a given one.
+
+    It is tested once, when fitted, on centre crops. Encoder, image size, crops and normalisation come from
+    the checkpoint's own config; `config` gives the `linear` block and the data, as far as it names them.
+    Choose hyper-parameters on a part of the training split (`data.train_split='train[:90%]'`,
+    `data.test_split='train[90%:]'`), never on the test split. The same measurement of the randomly
+    initialised encoder, and L-BFGS on the raw pixels where they fit in memory, stand beside it as floors.
 
     Returns:
-      {'random', 'pretrained': {'linear_accuracy', 'linear_top5_accuracy'}}, in [0, 1].
+      {'raw pixels', 'random', 'pretrained': {'linear_accuracy', 'linear_top5_accuracy'}}, in [0, 1].
 
     Raises:
       ValueError, FileNotFoundError: no checkpoint, labels or test split; nothing was written.
       RuntimeError: the encoder changed while the classifier was trained.
     """
     settings = config.linear
-    pretrained = load_pretrained(settings.pretrained or workdir, settings.checkpoint, settings.encoder)
-    own = pretrained.config
-    mesh = sharding.make_mesh()
-    train_source, test_source = _load_sources(config, own)
-    sharding.local_batch_size(settings.batch_size, mesh)
-    check_batch_size(train_source, settings.batch_size, jax.process_count())
-    encode = jax.jit(make_encode(pretrained.network, layer=settings.layer))
-    size = own.augment.image_size
-    width = jax.eval_shape(encode, pretrained.variables,
-                           jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).shape[1]
+    l2 = _check_solver(settings)
+    subject = load_subject(settings, workdir, 'linear')
+    train_source, test_source = load_splits(config, subject.own, 'a linear evaluation')
+    if settings.solver == 'sgd':
+        sharding.local_batch_size(settings.batch_size, subject.mesh)
+        check_batch_size(train_source, settings.batch_size, jax.process_count())
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs,
                                           settings.batch_size)
-    started, results = time.time(), {}
+    floor = subject.pixel_floor(train_source, test_source) if settings.pixel_floor else {}
+    started, results, said, num_train = time.time(), {}, {}, 0
     with MetricWriter(f'{workdir}/linear', total_steps=2 * num_steps, batch_size=settings.batch_size,
                       is_lead=sharding.is_lead()) as writer:
-        encoders = {'random': pretrained.initial, 'pretrained': pretrained.variables}
-        for run, (name, variables) in enumerate(encoders.items()):
-            variables = jax.device_put(variables, sharding.replicated(mesh))
-            frozen = functools.partial(encode, variables)
-            fingerprint = _fingerprint(variables)
-            if settings.augment:
-                view = {'seed': config.seed, 'image_size': size, 'crop': own.augment.crop.to_dict(),
-                        'flip': own.augment.flip.to_dict()}
-                features_of = functools.partial(_encode_crops, frozen, inputs.make_crops_and_flips(**view))
-                batches = inputs.probe_batches(train_source, batch_size=settings.batch_size,
-                                               num_threads=config.data.num_threads, **view)
+        if settings.pixel_floor and not floor:
+            writer.note('The raw pixels are left out: they do not fit in memory.')
+        for run, (name, encode) in enumerate({**floor, **subject.encoders()}.items()):
+            if settings.solver == 'sgd' and name in subject.encoders():
+                log = functools.partial(_log, writer, every=config.log.every_steps,
+                                        offset=(run - len(floor)) * num_steps, name=name)
+                logits, labels = _fit_by_sgd(config, subject, encode, train_source, test_source, num_steps,
+                                             log)
+                num_train = train_source.num_examples - len(train_source.skipped)
             else:
-                features_of, batches = lambda batch: batch['image'], _feature_batches(
-                    labelled_features(frozen, train_source, own, mesh), config.seed, settings.batch_size)
-            log = functools.partial(_log, writer, every=config.log.every_steps, offset=run * num_steps,
-                                    name=name)
-            kernel, bias = fit_classifier(
-                batches, features_of, width=width, num_classes=train_source.num_classes,
-                num_steps=num_steps, settings=settings, seed=config.seed, mesh=mesh, log=log)
-            test = labelled_features(frozen, test_source, own, mesh)
-            if _fingerprint(variables) != fingerprint:
-                raise RuntimeError(f'The {name} encoder changed during its linear evaluation: '
-                                   'the result would not be one of a frozen encoder.')
-            results[name] = _accuracies(test.features @ kernel + bias, test.labels)
+                classifier, logits, labels, num_train = _fit_by_lbfgs(
+                    subject, encode, train_source, test_source, 1.0 if settings.solver == 'sgd' else l2,
+                    config.seed)
+                said[name] = {'solver': 'lbfgs', 'l2': classifier.l2, 'heldout': classifier.heldout}
+            results[name] = accuracies(logits, labels)
         report_results(
-            writer, workdir, f'Linear evaluation of step {pretrained.step:,} on {test_source.name}, '
-            f'{test_source.split}: {len(test.labels):,} images', results, is_lead=sharding.is_lead(),
-            evaluation='linear', step=pretrained.step, data=test_source.name, split=test_source.split,
-            num_test=len(test.labels), seconds=round(time.time() - started, 1),
-            protocol=settings.to_dict() | {'encoder': pretrained.encoder})
+            writer, workdir, f'Linear evaluation ({settings.solver}) of {subject.pretrained.source} on '
+            f'{test_source.name}, {test_source.split}: {len(labels):,} images', results,
+            is_lead=sharding.is_lead(), evaluation='linear', num_test=len(labels), details=said,
+            **subject.facts(), **data_facts(train_source, test_source, num_train),
+            seconds=round(time.time() - started, 1),
+            protocol=settings.to_dict() | {'encoder': subject.pretrained.encoder})
     return results
+
+
+def _check_solver(settings: ConfigDict) -> float | None:
+    """The l2 that is given, None for the sweep; ValueError where solver or l2 will not do."""
+    if settings.solver not in ('sgd', 'lbfgs'):
+        raise ValueError(f"linear.solver is {settings.solver!r}: it takes 'sgd' or 'lbfgs'.")
+    return check_l2('linear.l2', settings.l2)
+
+
+def check_l2(field: str, value: str | float) -> float | None:
+    """An l2 as a number, None for 'sweep'; ValueError for anything else."""
+    if value == 'sweep':
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float('inf'):
+        raise ValueError(f"{field} is {value!r}: it takes 'sweep' or a number of 0 or more.")
+    return number
+
+
+def _fit_by_lbfgs(subject: Subject, encode: Encode, train_source: Source, test_source: Source,
+                  l2: float | None, seed: int) -> tuple[Logistic, np.ndarray, np.ndarray, int]:
+    """The classifier, its logits and labels on the test split, and how many images it was fitted to."""
+    train, test = subject.features(encode, train_source, test_source)
+    fit = {'num_classes': train_source.num_classes}
+    classifier = (fit_best_classifier(train, seed=seed, **fit) if l2 is None
+                  else fit_standardised(train, l2=l2, **fit))
+    return classifier, classifier.logits(test.features), test.labels, len(train.labels)
+
+
+def _fit_by_sgd(config: ConfigDict, subject: Subject, encode: Encode, train_source: Source,
+                test_source: Source, num_steps: int, log: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of the test split."""
+    settings, own = config.linear, subject.own
+    with unchanged(encode):
+        if settings.augment:
+            view = {'seed': config.seed, 'image_size': own.augment.image_size,
+                    'crop': own.augment.crop.to_dict(), 'flip': own.augment.flip.to_dict()}
+            features_of = functools.partial(_encode_crops, encode, inputs.make_crops_and_flips(**view))
+            batches = inputs.probe_batches(train_source, batch_size=settings.batch_size,
+                                           num_threads=config.data.num_threads, **view)
+        else:
+            train, = subject.features(encode, train_source)
+            features_of, batches = lambda batch: batch['image'], _feature_batches(
+                train, config.seed, settings.batch_size)
+        kernel, bias = fit_classifier(
+            batches, features_of, width=subject.width, num_classes=train_source.num_classes,
+            num_steps=num_steps, settings=settings, seed=config.seed, mesh=subject.mesh, log=log)
+        test, = subject.features(encode, test_source)
+    return test.features @ kernel + bias, test.labels
 
 
 def _encode_crops(encode: Callable, crops: Callable, batch: dict) -> jax.Array:
     return encode(crops(batch))
-
-
-def _load_sources(config: ConfigDict, own: ConfigDict) -> tuple[Source, Source]:
-    """The labelled splits to train and to test on: `config`'s, and where it is empty the run's own."""
-    data = {name: config.data[name] or own.data[name] for name in ('source', 'train_split', 'test_split')}
-    where = sources.options(config.data, image_size=own.augment.image_size, is_lead=sharding.is_lead())
-    where['data_dir'] = where['data_dir'] or own.data.dir
-    train_source = sources.load_source(data['source'], data['train_split'], **where)
-    test_source = sources.load_test_source(data['source'], data['test_split'], **where)
-    for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
-        if not is_labelled(source):
-            raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '
-                             'a linear evaluation needs them to train and to test on.')
-    return train_source, test_source
 
 
 def fit_classifier(batches: Iterator[dict], features_of: Callable[[dict], jax.Array], *,
@@ -163,20 +194,11 @@ def _feature_batches(train: Features, seed: int, batch_size: int) -> Iterator[di
         yield {'image': train.features[index], 'label': train.labels[index]}
 
 
-def _accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1 and top-5 of logits [N, C]."""
+def accuracies(logits: np.ndarray, labels: np.ndarray, name: str = 'linear') -> dict[str, float]:
+    """Top-1 and top-5 of logits [N, C], as 'NAME_accuracy' and 'NAME_top5_accuracy'."""
     ranked = np.argsort(-logits, axis=-1, kind='stable')[:, :5]
     hits = ranked == labels[:, None]
-    return {'linear_accuracy': float(hits[:, 0].mean()),
-            'linear_top5_accuracy': float(hits.any(-1).mean())}
-
-
-def _fingerprint(variables: Any) -> str:
-    """A hash of every bit of a tree of arrays."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(variables)):
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()
+    return {f'{name}_accuracy': float(hits[:, 0].mean()), f'{name}_top5_accuracy': float(hits.any(-1).mean())}
 
 
 def _log(writer: MetricWriter, step: int, metrics: dict, *, every: int, offset: int, name: str) -> None:

@@ -1,53 +1,100 @@
-"""A trained encoder from its workdir alone, with the preprocessing that it was trained with."""
+"""A trained encoder from its workdir or a file of weights, with the preprocessing it was trained with."""
 
+import os
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from simclr_jax import checkpoint
-from simclr_jax.config import ConfigDict
+from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.models.network import Network, make_network
 from simclr_jax.steps import jit_once
+from simclr_jax.weights.files import read_weights
+from simclr_jax.weights.tree import Imported
 
 
 class Pretrained(NamedTuple):
-    config: ConfigDict      # of the run that trained it
+    config: ConfigDict      # of the run that trained it; of a file: what it says, over the defaults
     network: Network        # encoder and head alone: no predictor, no online probe
-    variables: dict         # {'params', 'batch_stats'} of the checkpoint
+    variables: dict         # {'params', 'batch_stats'} of the checkpoint, numpy
     initial: dict           # of the online network at step 0: the floor that results are compared with
-    step: int
+    step: int               # 0 where a file does not say
     encoder: str            # whose they are: 'online' or 'target'
+    source: str             # what it is, in words: 'simclr, step 500' or 'torchvision ResNet-50'
+    card: dict              # what a file says of itself; {} of a workdir
+    classifier: dict | None = None      # {'kernel' [D, C], 'bias' [C]} of h, of a file that has one
 
 
-def load_pretrained(workdir: str, which: str = 'last', encoder: str = '') -> Pretrained:
-    """The encoder and head of `workdir`, as numpy arrays.
+def load_pretrained(path: str, which: str = 'last', encoder: str = '') -> Pretrained:
+    """The encoder and head of a workdir, or of any file that `weights.files.read_weights` knows.
 
     `initial` is what the online network started from, also beside a target. MoCo's target starts as its
-    copy; BYOL's has a start of its own, and this is another random network of the same kind.
+    copy; BYOL's has a start of its own, and this, as for a file, is another random network of the kind.
 
     Args:
-        which: 'last', 'best' (by kNN accuracy), or the number of a step that was kept.
+        path: a workdir, a file or a directory of weights.
+        which: 'last', 'best' (by kNN accuracy), or the number of a step that was kept. Of a workdir.
         encoder: 'online', 'target' (the moving average of MoCo and BYOL), or '' for the one that the
-            run itself measured, its eval.encoder.
+            run itself measured, its eval.encoder. Of a workdir.
 
     Raises:
-        FileNotFoundError: `workdir` holds no run, or no such checkpoint.
-        ValueError: `which` or `encoder` is none of the above, or the run has no target.
+        FileNotFoundError: `path` holds no run and no weights, or no such checkpoint.
+        ValueError: `which` or `encoder` is none of the above, the run has no target, or the file is
+            refused (see `read_weights`).
     """
+    path = os.fspath(path)
+    if os.path.isfile(os.path.join(path, 'config.json')):
+        return _from_workdir(path, which, encoder)
+    if os.path.isdir(path) and not os.listdir(path):
+        raise FileNotFoundError(f'{path} is empty: it is no workdir of simclr_jax and holds no weights.')
+    imported = read_weights(path)
+    if which != 'last' or encoder == 'target':
+        raise ValueError(f'{path} is a file of weights: it has one network and no steps. Leave checkpoint '
+                         'and encoder as they are.')
+    config = file_config(imported)
+    network, initial = _network(config)
+    return Pretrained(config, network, imported.variables, initial, int(imported.card.get('step') or 0),
+                      'online', imported.source, imported.card, imported.classifier)
+
+
+def file_config(imported: Imported) -> ConfigDict:
+    """The config of an encoder from a file: its recipe, or the defaults, under what the file says."""
+    config = ConfigDict(imported.card.get('recipe') or base_config().to_dict() | {'task': ''})
+    if not imported.card.get('recipe'):
+        config.data.update({'source': '', 'train_split': 'train', 'test_split': ''})
+    with config.unlocked():
+        config.encoder.update(imported.encoder)
+        config.head.update(imported.head)
+        config.augment.update({'image_size': imported.image_size, 'mean': tuple(imported.mean),
+                               'std': tuple(imported.std)})
+        config.eval.crop_proportion = imported.crop_proportion
+    return config
+
+
+def _from_workdir(workdir: str, which: str, encoder: str) -> Pretrained:
     config = ConfigDict(checkpoint.load_config(workdir))
     encoder = encoder or config.eval.get('encoder', 'online')       # older runs do not say
-    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(),
-                           mean=config.augment.mean, std=config.augment.std)
+    network, initial = _network(config)
     with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
         step = _find_step(checkpointer, which, workdir)
+        if step is None:
+            step = checkpointer.latest_step()
         variables = checkpointer.restore_encoder(step, network=encoder)
     for part in variables.values():                     # batch_stats has those of the predictor
         for name in ('predictor', 'probe'):
             part.pop(name, None)
+    return Pretrained(config, network, variables, initial, step, encoder,
+                      f'{config.method.name}, step {step:,}', {})
+
+
+def _network(config: ConfigDict) -> tuple[Network, dict]:
+    """Encoder and head of a config, and their variables at step 0."""
+    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(),
+                           mean=config.augment.mean, std=config.augment.std)
     images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, 3))
     initial = jit_once(lambda: network.init(jax.random.key(config.seed), images, train=False))()
-    return Pretrained(config, network, variables, jax.device_get(initial), step, encoder)
+    return network, {'batch_stats': {}} | jax.device_get(initial)
 
 
 def _find_step(checkpointer: checkpoint.Checkpointer, which: str, workdir: str) -> int | None:
@@ -60,6 +107,5 @@ def _find_step(checkpointer: checkpoint.Checkpointer, which: str, workdir: str) 
                                     'ask for the last one, or for a step.')
         return step
     if not str(which).isdigit():
-        raise ValueError(f'linear.checkpoint is {which!r}: '
-                         "it takes 'last', 'best' or the number of a step.")
+        raise ValueError(f'checkpoint is {which!r}: it takes \'last\', \'best\' or the number of a step.')
     return int(which)

@@ -1,16 +1,21 @@
 """SimCLR (Chen et al. 2020, Algorithm 1), with a linear probe learning alongside on stopped gradients."""
 
+import functools
+
 import jax
 
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.probe import online_probe
 from simclr_jax.methods.views import interleave_views, split_views
 from simclr_jax.models.network import Network, forward_train
+from simclr_jax.objectives.margin import margin_triplet
+from simclr_jax.objectives.nt_logistic import nt_logistic
 from simclr_jax.objectives.nt_xent import nt_xent
 
 
 def simclr(network: Network, *, num_train_steps: int, temperature: float, normalize: bool = True,
-           decoupled: bool = False, loss_weight: float = 1.0,
+           decoupled: bool = False, loss: str = 'nt_xent', margin: float = 0.8, mining: str = 'none',
+           loss_weight: float = 1.0,
            mesh: jax.sharding.Mesh | None = None) -> Method:
     """The SimCLR method around `network`.
 
@@ -20,30 +25,34 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
         temperature: tau of eq. 1, more than 0.
         normalize: l2-normalise the projections first.
         decoupled: leave the positive out of the denominator (DCL, Yeh et al. 2021).
-        loss_weight: multiplies NT-Xent; 2.0 gives the scale of the official code (tf2/objective.py
+        loss: nt_xent; or nt_logistic or margin, which the paper compares it with (Table 4).
+        margin: of the loss of this name, m.
+        mining: semi_hard takes one negative of each anchor for nt_logistic and margin; none takes all.
+        loss_weight: multiplies the loss; 2.0 gives the scale of the official code (tf2/objective.py
         adds the two directions where the paper averages over 2N anchors).
         mesh: gathers the negatives over all its devices; None for one device.
 
     Raises:
-        ValueError: the network has a predictor.
+        ValueError: the network has a predictor; an unknown loss, or an option that it does not have.
     """
     del num_train_steps
     if network.predictor:
         raise ValueError("method 'simclr' has no predictor: set predictor.mode to 'none'.")
     num_devices = mesh.size if mesh else 1
+    contrast = _choose_loss(loss, temperature=temperature, normalize=normalize, decoupled=decoupled,
+                            margin=margin, mining=mining, mesh=mesh)
 
     def init(key, images):
         variables = network.init(key, images, train=False)
         return variables['params'], variables.get('batch_stats', {}), ()
 
-    def loss(params, batch_stats, method_state, batch, key):
+    def total_loss(params, batch_stats, method_state, batch, key):
         del method_state, key  # SimCLR has no state of its own and draws nothing
         # Both views go through the encoder at once, so that BatchNorm sees all 2N images.
         images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
         output, batch_stats = forward_train(network, params, batch_stats, images, num_devices=num_devices)
         z1, z2 = split_views(output.projection)                                  # [N, D] each
-        contrastive, metrics = nt_xent(z1, z2, temperature=temperature, normalize=normalize,
-                                       decoupled=decoupled, mesh=mesh)
+        contrastive, metrics = contrast(z1, z2)
         probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
         total = loss_weight * contrastive + probe_loss
         metrics = {'loss': total, 'contrastive_loss': contrastive, **metrics, **probe_metrics}
@@ -53,4 +62,18 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
         del params, aux, step
         return method_state
 
-    return Method(init, loss, after_update)
+    return Method(init, total_loss, after_update)
+
+
+def _choose_loss(name, *, temperature, decoupled, margin, mining, **options):
+    """(z1, z2) -> (scalar, metrics), of the loss called `name`."""
+    losses = {'nt_xent': functools.partial(nt_xent, temperature=temperature, decoupled=decoupled),
+              'nt_logistic': functools.partial(nt_logistic, temperature=temperature, mining=mining),
+              'margin': functools.partial(margin_triplet, margin=margin, mining=mining)}
+    if name not in losses:
+        raise ValueError(f'method.loss is {name!r}; the losses are {", ".join(losses)}.')
+    if decoupled and name != 'nt_xent':
+        raise ValueError(f'method.decoupled is for nt_xent; {name} has no denominator.')
+    if mining != 'none' and name == 'nt_xent':
+        raise ValueError('method.mining is for nt_logistic and margin; nt_xent weighs all negatives itself.')
+    return functools.partial(losses[name], **options)

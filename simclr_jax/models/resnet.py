@@ -15,17 +15,20 @@ ModuleDef = Callable[..., nn.Module]
 
 MAX_POOL_PADDING = {'torch': ((1, 1), (1, 1)), 'same': 'SAME'}
 STEMS = ('imagenet', 'cifar')
+CONV_PADDINGS = ('symmetric', 'same')
 
 
-def symmetric_conv(features: int, size: int, stride: int = 1, *,
-                   dtype: DTypeLike, name: str) -> nn.Conv:
-    """A convolution without bias, padded by size // 2 on every side.
+def padded_conv(features: int, size: int, stride: int = 1, *, padding: str = 'symmetric',
+                dtype: DTypeLike, name: str) -> nn.Conv:
+    """A convolution without bias that keeps, or divides by its stride, the size of a map.
 
-    At stride 1 that is SAME; at stride 2 SAME would pad one side more than the other, which
-    neither torchvision nor google-research/simclr does.
+    padding: 'symmetric' adds size // 2 pixels on every side, as torchvision and google-research/simclr
+    do; 'same' is that of TensorFlow, XLA and Haiku. They differ where stride > 1 and the map's size
+    is even: 'same' then adds one row less above than below.
     """
     kernel_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
-    return nn.Conv(features, (size, size), strides=stride, padding=size // 2, use_bias=False,
+    return nn.Conv(features, (size, size), strides=stride, use_bias=False,
+                   padding='SAME' if padding == 'same' else size // 2,
                    kernel_init=kernel_init, dtype=dtype, name=name)
 
 
@@ -65,6 +68,7 @@ class BasicBlock(nn.Module):
     conv: ModuleDef
     norm: ModuleDef
     last_norm: ModuleDef
+    project: bool = False   # the shortcut also where x could pass as it is
     expansion: ClassVar[int] = 1
 
     @nn.compact
@@ -85,6 +89,7 @@ class BottleneckBlock(nn.Module):
     conv: ModuleDef
     norm: ModuleDef
     last_norm: ModuleDef
+    project: bool = False   # the shortcut also where x could pass as it is
     expansion: ClassVar[int] = 4
 
     @nn.compact
@@ -105,7 +110,7 @@ class BottleneckBlock(nn.Module):
 def _shortcut(block, x):
     """x itself, or its projection where the block changes the shape (called within `block`)."""
     features, stride = block.expansion * block.features, block.stride
-    if stride == 1 and x.shape[-1] == features:
+    if stride == 1 and x.shape[-1] == features and not block.project:
         return x
     if block.sk_ratio > 0:
         # ResNet-D averages before the projection. At stride 2 the reference pads with a zero that
@@ -132,8 +137,7 @@ class ResNet(nn.Module):
     """Post-activation ResNet (arXiv:1512.03385) with the stride on the 3x3 convolution.
 
     As in google-research/simclr tf2/resnet.py, but where a block keeps the shape its shortcut is
-    the identity, as in torchvision: the reference also projects in the first block of ResNet-18
-    and 34.
+    the identity, as in torchvision; see `project_first`.
 
     Attributes:
         depth: 10 (for smoke runs), 18, 34, 50, 101, 152 or 200.
@@ -142,8 +146,12 @@ class ResNet(nn.Module):
         sk_ratio: above 0, selective kernels and ResNet-D, with this squeeze; SimCLRv2 uses 0.0625.
         zero_init_last_gamma: start every block as its shortcut.
         max_pool: 'torch' (one pixel on every side) or 'same' (TensorFlow's, as official weights).
+        conv_padding: of convolutions with a stride, see `padded_conv`: 'symmetric', or 'same' for
+            weights from Haiku (BYOL's).
+        project_first: project the shortcut of the very first block of depths below 50 too, as
+            google-research/simclr and BYOL do and torchvision does not.
         norm_groups, norm_strided, norm_momentum, norm_epsilon: see `BatchNorm`.
-    remat: compute each block's activations again in the backward pass instead of keeping them.
+        remat: compute each block's activations again in the backward pass instead of keeping them.
         dtype: of the activations. Parameters, statistics and features are float32.
     """
 
@@ -153,6 +161,8 @@ class ResNet(nn.Module):
     sk_ratio: float = 0.0
     zero_init_last_gamma: bool = True
     max_pool: str = 'torch'
+    conv_padding: str = 'symmetric'
+    project_first: bool = False
     norm_groups: int = 1
     norm_strided: bool = False
     norm_momentum: float = 0.9
@@ -164,12 +174,15 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps images [B, H, W, 3] to features [B, D] float32, D = 512 * expansion * width.
 
-        Raises ValueError for an unknown depth, stem or max_pool, or a width below 1/32.
+        With 'maps' mutable it also leaves the outputs of the stem and of each stage there, [B, h, w, C].
+
+        Raises ValueError for an unknown depth, stem, max_pool or conv_padding, or a width below 1/32.
         """
         _check_choice('depth', self.depth, DEPTHS)
         _check_choice('stem', self.stem, STEMS)
         _check_choice('max_pool', self.max_pool, MAX_POOL_PADDING)
-        conv = partial(symmetric_conv, dtype=self.dtype)
+        _check_choice('conv_padding', self.conv_padding, CONV_PADDINGS)
+        conv = partial(padded_conv, padding=self.conv_padding, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, groups=self.norm_groups,
                        strided=self.norm_strided, momentum=self.norm_momentum,
                        epsilon=self.norm_epsilon, dtype=self.dtype)
@@ -180,6 +193,7 @@ class ResNet(nn.Module):
         if channels < 2:
             raise ValueError(f'encoder width {self.width} is too small; choose at least 1/32')
         x = self._stem(images, channels, conv, norm)
+        self._keep('stem', x)
         block_type, stage_sizes = DEPTHS[self.depth]
         if self.remat:
             block_type = nn.remat(block_type)
@@ -187,8 +201,14 @@ class ResNet(nn.Module):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = block_type(channels * 2 ** stage, stride, self.sk_ratio, conv, norm, last_norm,
+                               project=self.project_first and block == 0,
                                name=f'stage{stage + 1}_block{block + 1}')(x)
+            self._keep(f'stage{stage + 1}', x)
         return x.mean((1, 2), dtype=jnp.float32)
+
+    def _keep(self, name, x):
+        if not self.is_initializing():      # or the map would become one of the variables
+            self.sow('maps', name, x)
 
     def _stem(self, x, channels, conv, norm):
         if self.stem == 'cifar':

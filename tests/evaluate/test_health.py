@@ -14,7 +14,8 @@ from simclr_jax.models.norm import BatchNorm
 
 spread, effective_rank = jax.jit(measures.spread), jax.jit(measures.effective_rank)
 
-NAMES = {'feature_spread', 'feature_rank', 'projection_spread', 'projection_rank'}
+NAMES = {'feature_spread', 'feature_rank', 'projection_spread', 'projection_rank', 'alignment', 'uniformity',
+         'positive_similarity', 'positive_similarity_std', 'negative_similarity', 'negative_similarity_std'}
 
 
 def make_rows(n=12, d=5, seed=0, shift=0.0):
@@ -107,8 +108,8 @@ def variables(network):
     return {**variables, 'batch_stats': {'encoder': {'norm': norm}}}
 
 
-def make_images(n):
-    return np.random.default_rng(3).random((n, 1, 2, 3), np.float32)
+def make_images(n, seed=3):
+    return np.random.default_rng(seed).random((n, 1, 2, 3), np.float32)
 
 
 def layers(variables, images):
@@ -118,21 +119,46 @@ def layers(variables, images):
     return features, features @ np.float64(variables['params']['head']['dense1']['kernel'])
 
 
-# The rank reads at most 512 rows, every k-th of all.
+# At most 512 images are read, every k-th of all.
 @pytest.mark.parametrize('n, stride', [(7, 1), (512, 1), (513, 2), (1300, 3)])
 def test_health_measures_features_and_projections_of_the_network(health, variables, n, stride):
-    images = make_images(n)
-    got = health(variables, images)
+    images, others = make_images(n), make_images(n, seed=4)
+    got = health(variables, images, others)
     assert set(got) == NAMES and {value.dtype for value in got.values()} == {jnp.dtype('float32')}
-    for name, rows in zip(('feature', 'projection'), layers(variables, images)):
+    for name, rows in zip(('feature', 'projection'), layers(variables, images[::stride])):
         np.testing.assert_allclose(got[f'{name}_spread'], root_mean_square_distance(rows), rtol=1e-4)
-        np.testing.assert_allclose(got[f'{name}_rank'], rank_me(unit(rows)[::stride]), rtol=1e-4)
+        np.testing.assert_allclose(got[f'{name}_rank'], rank_me(unit(rows)), rtol=1e-4)
+    projections = (layers(variables, some[::stride])[1] for some in (images, others))
+    for name, value in pair_measures_in_loops(*projections).items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def pair_measures_in_loops(view1, view2):
+    """Wang & Isola 2020, eq. 2 and 3 with alpha = t = 2, and the cosines of all pairs, in float64."""
+    view1, view2 = unit(np.float64(view1)), unit(np.float64(view2))
+    positive = [a @ b for a, b in zip(view1, view2)]
+    others = [(i, j) for i in range(len(view1)) for j in range(len(view1)) if i != j]
+    rows, columns = np.array(others).T
+    negative = np.concatenate([(a[rows] * b[columns]).sum(1)
+                               for a, b in ((view1, view1), (view1, view2), (view2, view2))])
+    distance = np.linalg.norm(view1[rows] - view1[columns], axis=1)
+    return {'alignment': np.mean(np.linalg.norm(view1 - view2, axis=1) ** 2),
+            'uniformity': np.log(np.mean(np.exp(-2 * distance ** 2))),
+            'positive_similarity': np.mean(positive), 'positive_similarity_std': np.std(positive),
+            'negative_similarity': np.mean(negative), 'negative_similarity_std': np.std(negative)}
+
+
+def test_equal_views_are_aligned_and_opposite_corners_are_uniform():
+    corners = np.float32([[1, 0], [-1, 0]])
+    got = jax.jit(measures.pair_measures)(corners, corners)
+    np.testing.assert_allclose([got['alignment'], got['uniformity']], [0, -8], atol=1e-6)
+    np.testing.assert_allclose([got['positive_similarity'], got['negative_similarity']], [1, -1], rtol=1e-6)
 
 
 def test_health_names_a_collapse_of_the_projection_alone(health, variables):
     kernel = variables['params']['head']['dense1']['kernel']
     params = {**variables['params'], 'head': {'dense1': {'kernel': jnp.abs(kernel[:, :1]) * jnp.ones(3)}}}
-    got = health({**variables, 'params': params}, 10 + make_images(32))
+    got = health({**variables, 'params': params}, 10 + make_images(32), 10 + make_images(32))
     assert got['projection_rank'] < 1.01 and got['projection_spread'] < 1e-2
     assert got['feature_rank'] > 1.05
 

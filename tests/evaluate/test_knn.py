@@ -1,9 +1,11 @@
+import jax
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from simclr_jax.evaluate import knn
 from simclr_jax.evaluate.features import Features
-from simclr_jax.evaluate.knn import knn_accuracy
+from simclr_jax.evaluate.knn import knn_accuracy, largest, nearest_neighbours
 
 
 def clusters(seed, count, *, classes=5, width=12, noise=1.5):
@@ -44,3 +46,52 @@ def test_length_of_the_features_does_not_matter():
     stretched = Features(test.features * np.linspace(0.01, 100, 60, dtype=np.float32)[:, None], test.labels)
     assert (knn_accuracy(train, test, num_classes=5, k=9, temperature=0.1)
             == knn_accuracy(train, stretched, num_classes=5, k=9, temperature=0.1))
+
+
+def test_several_k_are_what_each_gives_alone():
+    train, test = clusters(0, 300), clusters(1, 200)
+    settings = {'num_classes': 5, 'temperature': 0.07}
+    assert knn_accuracy(train, test, k=(50, 1, 7), **settings) == {
+        k: knn_accuracy(train, test, k=k, **settings) for k in (50, 1, 7)}
+    with pytest.raises(ValueError, match='k of kNN'):
+        knn_accuracy(train, test, k=(5, 0), **settings)
+
+
+def test_neighbours_are_those_of_scikit_learn_over_blocks_tiles_and_devices(monkeypatch):
+    """Several blocks of the bank, the last one ragged, and tiles with rows to spare on eight devices."""
+    monkeypatch.setattr(knn, '_BANK', 1024)
+    monkeypatch.setattr(knn, '_QUERIES', 8)
+    bank, queries = clusters(0, 2500), clusters(1, 150)
+    cosine, row = nearest_neighbours(bank, queries.features, k=20)
+    oracle = NearestNeighbors(n_neighbors=20, metric='cosine', algorithm='brute')
+    distance, expected = oracle.fit(bank.features.astype(np.float64)).kneighbors(queries.features)
+    np.testing.assert_allclose(cosine, 1 - distance, atol=1e-6)
+    np.testing.assert_array_equal(np.sort(row), np.sort(expected))
+    with pytest.raises(ValueError, match='2501 neighbours'):
+        nearest_neighbours(bank, queries.features, k=2501)
+
+
+@pytest.mark.parametrize('width, k', [(4096, 5), (4096, 128), (4096, 129), (512, 40), (100, 3)])
+def test_the_largest_are_exact_also_where_they_lie_side_by_side(width, k):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(7, width)).astype(np.float32)
+    values[1, :k] = 5 + rng.random(k)                       # neighbouring columns
+    values[2, ::width // 16] = 9                            # all in one group, and equal
+    values[3] = rng.integers(0, 4, width)                   # many ties
+    values[4, 300:] = -np.inf
+    values[5, -9:] = 99                                     # beyond the columns that count
+    values[6, :-9], values[6, -9:] = -1 - rng.random(width - 9), 0
+    found, index = jax.jit(largest, static_argnums=1)(values, k, width - 9)
+    np.testing.assert_array_equal(found, -np.sort(-values[:, :-9], axis=1)[:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(index), 1), found)
+    assert all(len(set(row)) == k for row in np.asarray(index).tolist())
+    found, index = jax.jit(largest, static_argnums=(1, 2))(values, k, width)       # all columns count
+    np.testing.assert_array_equal(found, -np.sort(-values, axis=1)[:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(index), 1), found)
+
+
+def test_features_of_another_preprocessing_are_refused():
+    train, test = clusters(0, 20), clusters(1, 30)
+    with pytest.raises(ValueError, match='made from images of 224 px, the test features from 32 px'):
+        knn_accuracy(train._replace(preprocessing='224 px'), test._replace(preprocessing='32 px'),
+                     num_classes=5, k=3, temperature=0.1)

@@ -7,40 +7,21 @@ import numpy as np
 import pytest
 
 from simclr_jax import inputs, sharding
-from simclr_jax.config import base_config, smoke
+from simclr_jax.config import base_config
+from simclr_jax.evaluate import frozen
 from simclr_jax.evaluate import linear as linear_module
+from simclr_jax.evaluate import subject as subject_module
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.linear import linear
+from simclr_jax.evaluate.logistic import L2_VALUES
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.train import pretrain
-
-
-def small_config(**data):
-    config = smoke(base_config())
-    config.num_train_steps = 2
-    config.schedule.warmup_epochs = 0.0
-    config.encoder.width = 0.0625
-    config.augment.image_size = 16
-    config.augment.mean = (0.4, 0.5, 0.6)
-    config.optimizer.learning_rate = 0.1
-    config.data.update({'train_split': 'train[:128]', 'test_split': 'test[:64]', **data})
-    config.linear.num_epochs = 3.0
-    return config
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    directory = str(tmp_path_factory.mktemp('run'))
-    pretrain(small_config(), directory)
-    return directory
+from tests.evaluate.runs import small_config, task_config
 
 
 def linear_config(workdir, **settings):
-    """A config that says other things of the preprocessing than the run's own."""
-    config = base_config()
-    config.task, config.data.source = 'linear', ''
-    config.linear.update({'pretrained': workdir, 'batch_size': 64, 'num_epochs': 2.0, **settings})
-    return config
+    return task_config('linear', workdir, **{'batch_size': 64, 'num_epochs': 2.0, 'pixel_floor': False,
+                                             **settings})
 
 
 def test_preprocessing_and_network_come_from_the_checkpoint(workdir, tmp_path, monkeypatch):
@@ -66,12 +47,13 @@ def test_preprocessing_and_network_come_from_the_checkpoint(workdir, tmp_path, m
     rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
     assert [row['linear_accuracy'] for row in rows] == [
         results[name]['linear_accuracy'] for name in ('random', 'pretrained')]
-    assert rows[1]['step'] == 2 and rows[1]['num_test'] == 64
+    assert rows[1]['step'] == 2 and (rows[1]['num_train'], rows[1]['num_test']) == (128, 64)
 
 
 def test_the_random_encoder_is_the_one_that_training_started_from(workdir, tmp_path):
     config = small_config()
     config.optimizer.learning_rate = 0.0                # nothing moves but the BatchNorm statistics
+    config.data.test_split = 'none'
     pretrain(config, str(tmp_path))
     pretrained = load_pretrained(str(tmp_path))
     for part in ('encoder', 'head'):
@@ -84,18 +66,71 @@ def test_cached_features_serve_when_augmentation_is_off(workdir, tmp_path):
     assert all(0 <= value <= 1 for row in results.values() for value in row.values())
 
 
-def test_an_encoder_that_changes_is_caught(workdir, tmp_path, monkeypatch):
-    hashes = iter(['before', 'after'])
-    monkeypatch.setattr(linear_module, '_fingerprint', lambda variables: next(hashes))
-    with pytest.raises(RuntimeError, match='changed during its linear evaluation'):
+def test_an_encoder_that_learns_while_it_is_probed_is_caught(workdir, tmp_path, monkeypatch):
+    """By fault injection: the probe's loop also moves one weight of the encoder."""
+    fit = linear_module.fit_classifier
+
+    def fit_both(batches, features_of, **keywords):
+        variables = features_of.args[0].args[0]                 # of the frozen encoder
+        kernel = variables['params']['encoder']['stem_conv']['kernel']
+        variables['params']['encoder']['stem_conv']['kernel'] = kernel.at[0, 0, 0, 0].add(1e-6)
+        return fit(batches, features_of, **keywords)
+
+    monkeypatch.setattr(linear_module, 'fit_classifier', fit_both)
+    with pytest.raises(RuntimeError, match='encoder changed during its evaluation'):
         linear(linear_config(workdir), str(tmp_path))
+    assert not (tmp_path / 'results.jsonl').exists()
 
 
-def test_the_fingerprint_sees_one_bit():
+def test_the_fingerprint_sees_one_bit_and_not_where_arrays_lie():
     tree = {'a': np.zeros(3, np.float32), 'b': [np.ones((2, 2), np.float32)]}
-    before = linear_module._fingerprint(tree)
+    before = frozen.fingerprint(tree)
+    assert frozen.fingerprint(jax.tree.map(np.copy, tree)) == before
+    on_devices = jax.device_put(tree, sharding.replicated(sharding.make_mesh()))
+    assert frozen.fingerprint(on_devices) == frozen.fingerprint(jax.tree.map(jax.numpy.copy, on_devices))
     tree['b'][0][1, 1] = np.nextafter(np.float32(1), np.float32(2))
-    assert linear_module._fingerprint(tree) != before
+    assert frozen.fingerprint(tree) != before
+
+
+def test_features_of_another_preprocessing_than_the_checkpoints_are_caught(workdir, tmp_path, monkeypatch):
+    """By fault injection: images are made as the command's config says instead of the run's own."""
+    original = subject_module.labelled_features
+
+    def wrongly_made(encode, source, config, mesh):
+        config = small_config()
+        config.eval.crop_proportion = 0.875
+        return original(encode, source, config, mesh)
+
+    monkeypatch.setattr(subject_module, 'labelled_features', wrongly_made)
+    with pytest.raises(ValueError, match='of images of 16 px, crop 0.875.*trained for 16 px, crop 1'):
+        linear(linear_config(workdir, solver='lbfgs'), str(tmp_path))
+    assert not (tmp_path / 'results.jsonl').exists()
+
+
+def test_lbfgs_chooses_an_l2_for_each_encoder_and_says_which(workdir, tmp_path):
+    results = linear(linear_config(workdir, solver='lbfgs'), str(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+    assert [row['encoder'] for row in rows] == list(results) == ['random', 'pretrained']
+    for row in rows:
+        assert row['l2'] in L2_VALUES and len(row['heldout']) == 45 and row['num_train'] == 128
+        low, high = row['linear_accuracy_interval']
+        assert low < row['linear_accuracy'] < high
+
+
+def test_the_raw_pixels_stand_beside_it_as_a_floor(workdir, tmp_path):
+    results = linear(linear_config(workdir, solver='lbfgs', l2='100', pixel_floor=True), str(tmp_path))
+    assert list(results) == ['raw pixels', 'random', 'pretrained']
+    rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+    assert [row['l2'] for row in rows] == [100.0] * 3
+
+
+@pytest.mark.parametrize('settings, sentence', [
+    ({'solver': 'adam'}, "linear.solver is 'adam'"), ({'l2': 'best'}, "linear.l2 is 'best'"),
+    ({'l2': '-1'}, "linear.l2 is '-1'"), ({'layer': 7}, 'linear.layer is 7: the head has layers 0')])
+def test_settings_that_will_not_do_are_refused(settings, sentence, workdir, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        linear(linear_config(workdir, **settings), str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
 
 
 def test_best_last_and_numbered_checkpoints_are_found(workdir):

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from simclr_jax.evaluate.features import Features
-from simclr_jax.evaluate.logistic import fit_logistic, logistic_accuracy
+from simclr_jax.evaluate.logistic import L2_VALUES, fit_best_classifier, fit_logistic, logistic_accuracy
+from simclr_jax.evaluate.subsets import heldout_rows
 
 
 def problem(count, seed):
@@ -43,3 +45,40 @@ def test_accuracy_agrees_with_scikit_learn_whatever_the_scale_of_the_features():
 def test_constant_features_do_no_harm():
     train = Features(np.zeros((40, 3), np.float32), np.arange(40, dtype=np.int32) % 2)
     assert logistic_accuracy(train, train, num_classes=2) == 0.5
+
+
+def scored(train, test, l2):
+    """scikit-learn's accuracy and its classifier, on features standardised by `train`."""
+    scaler = StandardScaler().fit(train.features)
+    oracle = LogisticRegression(C=1 / l2, tol=1e-10, max_iter=5000).fit(scaler.transform(train.features),
+                                                                        train.labels)
+    return oracle.score(scaler.transform(test.features), test.labels), oracle
+
+
+def test_the_sweep_has_the_papers_values():
+    """App. B.8: 45 logarithmically spaced values between 1e-6 and 1e5."""
+    np.testing.assert_allclose(L2_VALUES, 10.0 ** np.linspace(-6, 5, 45), rtol=1e-12)
+
+
+def test_the_sweep_scores_on_held_out_training_rows_and_fits_the_best_to_all():
+    train, test = problem(400, 0), problem(500, 1)
+    classifier = fit_best_classifier(train, num_classes=4, seed=7)
+    fitted, held = (Features(train.features[rows], train.labels[rows]) for rows in heldout_rows(400, 7))
+    for number in (0, 20, 30, 36, 44):
+        expected = scored(fitted, held, L2_VALUES[number])[0]
+        assert abs(classifier.heldout[number] - expected) < 1.5 / len(held.labels), L2_VALUES[number]
+    best = max(classifier.heldout)
+    assert classifier.l2 == max(l2 for l2, share in zip(L2_VALUES, classifier.heldout) if share == best)
+    assert min(classifier.heldout) < best
+    expected, oracle = scored(train, test, classifier.l2)
+    actual = (classifier.logits(test.features).argmax(1) == test.labels).mean()
+    assert abs(actual - expected) < 1.5 / 500
+    features, l2 = (train.features - classifier.mean) / classifier.std, classifier.l2 / 400
+    least = objective(features, train.labels, oracle.coef_.T, oracle.intercept_, l2)
+    assert abs(objective(features, train.labels, classifier.weights, classifier.bias, l2) - least) < 1e-5
+
+
+def test_features_of_another_preprocessing_are_refused():
+    train = problem(40, 0)
+    with pytest.raises(ValueError, match='make both alike'):
+        logistic_accuracy(train, train._replace(preprocessing='32 px'), num_classes=4)

@@ -183,11 +183,30 @@ def test_names_are_stable():
     assert set(params['stage2_block1']) == layers | {'shortcut_conv', 'shortcut_norm'}
 
 
+def test_project_first_adds_the_shortcut_that_torchvision_does_not_have():
+    plain, official = ({path for path, _ in jax.tree_util.tree_leaves_with_path(
+        shapes(ResNet(18, project_first=project))['params'])} for project in (False, True))
+    added = {jax.tree_util.keystr(path, simple=True, separator='/') for path in official - plain}
+    assert added == {f'stage1_block1/shortcut_{name}' for name in ('conv/kernel', 'norm/scale', 'norm/bias')}
+
+
+@pytest.mark.parametrize('size, stride, length', [(3, 2, 8), (3, 2, 9), (7, 2, 8), (1, 2, 8), (3, 1, 8)])
+def test_conv_padding_same_is_tensorflows(size, stride, length):
+    module = resnet.padded_conv(4, size, stride, padding='same', dtype=jnp.float32, name=None)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(1, length, length, 3)), rng.normal(size=(size, size, 3, 4))
+    rows = -(-length // stride)
+    pad = max((rows - 1) * stride + size - length, 0)
+    expected = np.einsum('bhwcij,ijcd->bhwd', windows(x, size, stride, pad // 2, pad - pad // 2), kernel)
+    ours = quick_jit(module.apply)({'params': {'kernel': np.float32(kernel)}}, np.float32(x))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('block_type, last', [
     (resnet.BasicBlock, 'norm2'), (resnet.BottleneckBlock, 'norm3')])
 def test_a_block_whose_last_gamma_is_zero_is_the_identity(block_type, last):
     batch_norm = partial(BatchNorm, use_running_average=True)
-    module = block_type(4, 1, 0.0, partial(resnet.symmetric_conv, dtype=jnp.float32),
+    module = block_type(4, 1, 0.0, partial(resnet.padded_conv, dtype=jnp.float32),
                         batch_norm, batch_norm)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 5, 4 * block_type.expansion)).astype(np.float32)
@@ -217,7 +236,7 @@ def test_only_the_last_gamma_of_each_block_starts_at_zero(zero):
 
 
 def test_kernels_start_at_unit_fan_in_variance():
-    module = resnet.symmetric_conv(256, 3, dtype=jnp.float32, name=None)
+    module = resnet.padded_conv(256, 3, dtype=jnp.float32, name=None)
     variables = quick_jit(module.init)(jax.random.key(0), jnp.zeros((1, 3, 3, 64)))
     kernel = variables['params']['kernel']
     assert kernel.std() * math.sqrt(9 * 64) == pytest.approx(1.0, rel=0.01)
@@ -266,6 +285,7 @@ def test_rematerialised_blocks_have_the_same_names_outputs_statistics_and_gradie
     ({'depth': 42}, 'depth 42.*10, 18, 34, 50, 101, 152, 200'),
     ({'depth': 18, 'stem': 'mnist'}, "stem 'mnist'.*imagenet, cifar"),
     ({'depth': 18, 'max_pool': 'valid'}, "max_pool 'valid'.*torch, same"),
+    ({'depth': 18, 'conv_padding': 'valid'}, "conv_padding 'valid'.*symmetric, same"),
     ({'depth': 18, 'width': 0.01}, 'width 0.01'),
 ])
 def test_an_unknown_setting_is_named_with_the_valid_ones(settings, message):

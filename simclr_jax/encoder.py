@@ -1,0 +1,166 @@
+"""A trained encoder as a function of images, its preprocessing bound to it."""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simclr_jax import device_augment, sharding
+from simclr_jax.checkpoint import quiet_orbax_logs
+from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.models.network import Network
+from simclr_jax.steps import make_encode
+
+MAPS = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
+
+
+class Preprocessing(NamedTuple):
+    """What happens to an image before the network, as where the encoder was trained.
+
+    The central `crop_proportion` of the shorter side is resized to `image_size` pixels (bicubic,
+    without antialiasing), and each channel of the pixels in [0, 1] becomes (x - mean) / std.
+    """
+
+    image_size: int
+    crop_proportion: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_encoder(path: str | os.PathLike, *, checkpoint: str = 'last', network: str = '',
+                 dtype: str = '', batch_size: int = 64) -> 'Encoder':
+    """The encoder of a workdir, or of a file of weights (see `weights.files.read_weights`).
+
+    Args:
+        path: a workdir, an exported directory, or a file of weights.
+        checkpoint: 'last', 'best' (by kNN) or the number of a step. Of a workdir.
+        network: 'online', 'target', or '' for the one that the run itself measured. Of a workdir.
+        dtype: of the activations, 'float32' or 'bfloat16'; '' = as it was trained, but float32 on a CPU,
+            for which bfloat16 is no gain. Features are float32 all the same.
+        batch_size: images at a time, over all devices of this process.
+
+    Raises:
+        FileNotFoundError, ValueError: as `evaluate.pretrained.load_pretrained`.
+    """
+    quiet_orbax_logs()
+    return Encoder(load_pretrained(path, checkpoint, network), dtype=dtype, batch_size=batch_size)
+
+
+class Encoder:
+    """Images to features. Made by `load_encoder`.
+
+    Attributes:
+        preprocessing: what it does to images first.
+        width: D, of the features.
+        layers: the names that `layer` takes, beside the numbers of the head's layers.
+        source: what it is, in words; `card`: what its file says of itself; `config`: its recipe.
+        variables: {'params', 'batch_stats'} as numpy arrays; `network`: the Flax module they belong to.
+    """
+
+    def __init__(self, pretrained: Pretrained, *, dtype: str = '', batch_size: int = 64):
+        config = pretrained.config
+        self.config, self.source, self.card = config, pretrained.source, pretrained.card
+        self.variables = pretrained.variables
+        self.preprocessing = Preprocessing(config.augment.image_size, config.eval.crop_proportion,
+                                           tuple(config.augment.mean), tuple(config.augment.std))
+        dtype = dtype or ('float32' if jax.default_backend() == 'cpu' else config.encoder.dtype)
+        self.network = _with_dtype(pretrained.network, jnp.dtype(dtype))
+        self.layers = ('features', *MAPS, 'projection')
+        self.batch_size = batch_size
+        self._mesh = sharding.make_mesh(jax.local_devices())
+        self._variables = jax.device_put(pretrained.variables, sharding.replicated(self._mesh))
+        self.width = jax.eval_shape(make_encode(self.network), self.variables,
+                                    jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)).shape[-1]
+        self._apply = jax.jit(functools.partial(_apply, self.network, self.preprocessing), static_argnums=2)
+
+    def __call__(self, images: np.ndarray | jax.Array | Sequence[np.ndarray], *,
+                 layer: int | str = 0) -> np.ndarray:
+        """Preprocesses and encodes images; the batches are cut over all devices of this process.
+
+        Args:
+            images: [N, H, W, 3], uint8 or floats in [0, 1], of any size; or a sequence of N images
+                [h, w, 3], each of its own size.
+            layer: 0 or 'features' for h, k for the output of head layer k, -1 or 'projection' for z;
+                'stem', 'stage1' ... 'stage4' for the maps of the encoder.
+
+        Returns:
+            [N, D] float32, or maps [N, h, w, C] float32.
+
+        Raises:
+            ValueError: other shapes or dtypes, floats outside [0, 1] or not finite, or no such layer.
+        """
+        layer = {'features': 0, 'projection': -1}.get(layer, layer)
+        if isinstance(layer, str) and layer not in MAPS:
+            raise ValueError(f'layer is {layer!r}: it takes {", ".join(self.layers)}, '
+                             'or the number of a layer of the head.')
+        if isinstance(images, (list, tuple)):
+            return self._encode_one_by_one(images, layer)
+        images = _checked(images)
+        rows = [self._encode_batch(images[start:start + self.batch_size], layer)
+                for start in range(0, max(len(images), 1), self.batch_size)]
+        return np.concatenate(rows)
+
+    def _encode_one_by_one(self, images, layer) -> np.ndarray:
+        """Images of one shape at a time; the results in the order of the images."""
+        images = [_checked(np.asarray(image)[None])[0] for image in images]
+        if not images:
+            return self(np.zeros((0, 32, 32, 3), np.uint8), layer=layer)
+        groups = {}
+        for index, image in enumerate(images):
+            groups.setdefault((image.shape, image.dtype), []).append(index)
+        order = np.concatenate([*groups.values()])
+        found = np.concatenate([self(np.stack([images[index] for index in group]), layer=layer)
+                                for group in groups.values()])
+        return found[np.argsort(order)]
+
+    def _encode_batch(self, images, layer) -> np.ndarray:
+        """At most batch_size rows, filled up to the next power of two: few shapes, so few compilations."""
+        count = len(images)
+        size = min(1 << max(count - 1, 0).bit_length(), self.batch_size)
+        size = -(-size // self._mesh.size) * self._mesh.size
+        images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), images.dtype)])
+        images = jax.device_put(images, sharding.batch_sharding(self._mesh))
+        return np.asarray(self._apply(self._variables, images, layer), np.float32)[:count]
+
+    def __repr__(self) -> str:
+        return (f'Encoder({self.source}: images -> [N, {self.width}]; {self.preprocessing.image_size} px, '
+                f'central {self.preprocessing.crop_proportion:g}, mean {self.preprocessing.mean})')
+
+
+def _apply(network: Network, preprocessing: Preprocessing, variables: dict, images: jax.Array,
+           layer: int | str) -> jax.Array:
+    images = device_augment.over_batch(functools.partial(
+        device_augment.eval_crop, image_size=preprocessing.image_size,
+        proportion=preprocessing.crop_proportion))(images)
+    if not isinstance(layer, str):
+        return make_encode(network, layer=layer)(variables, images)
+    _, sown = network.apply(variables, images, train=False, method='encode', mutable=['maps'])
+    return sown['maps']['encoder'][layer][0].astype(jnp.float32)
+
+
+def _checked(images) -> np.ndarray | jax.Array:
+    """The images, as uint8 or float32; ValueError says what is wrong with them."""
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3:
+        first = images.ndim == 4 and images.shape[1] == 3
+        raise ValueError(f'images have the shape {list(images.shape)}: it takes [N, H, W, 3].'
+                         + ' Their channels come first: transpose them.' * first)
+    if 0 in images.shape[1:3]:
+        raise ValueError(f'images have the shape {list(images.shape)}: they have no pixels.')
+    if images.dtype == np.uint8:
+        return images
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f'images are {images.dtype}: it takes uint8, or floats in [0, 1].')
+    low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f'images hold values from {low:g} to {high:g}: it takes uint8, or floats in [0, 1] '
+                         'that are not yet normalised (the encoder does that).')
+    return images.astype(np.float32)
+
+
+def _with_dtype(network: Network, dtype) -> Network:
+    return network.clone(encoder=network.encoder.clone(dtype=dtype), head=network.head.clone(dtype=dtype))

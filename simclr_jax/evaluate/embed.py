@@ -1,0 +1,261 @@
+"""Features of every image of a folder or data set, in a file that says which encoder made them, and how."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import simclr_jax
+from simclr_jax import inputs, sharding
+from simclr_jax.config import ConfigDict
+from simclr_jax.data import sources
+from simclr_jax.data.base import Source
+from simclr_jax.data.cache import progress_bar
+from simclr_jax.evaluate.frozen import fingerprint
+from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.steps import make_encode
+
+_KEY = b'simclr_jax'        # of the metadata in a Parquet file
+_KINDS = ('.npz', '.npy', '.parquet')
+
+
+class Embedded(NamedTuple):
+    """The features of N images, in the order of their source; what could not be read is left out."""
+
+    features: np.ndarray    # [N, D] float32
+    names: np.ndarray       # [N] str: paths from the root of the split, or 'example 17'
+    indices: np.ndarray     # [N] int64: rows of the source
+    labels: np.ndarray      # [N] int32; -1 for none
+    metadata: dict          # 'encoder', 'preprocessing', 'data', 'simclr_jax'
+
+
+def embed(config: ConfigDict, workdir: str) -> list[str]:
+    """Writes the features of `config.data`, labelled or not, and returns the paths of the files.
+
+    Encoder and preprocessing are those of `embed.pretrained`; where `config.data` names no source or
+    split, the encoder's own stands for it.
+
+    Raises:
+        ValueError, FileNotFoundError: encoder, data or file will not do; nothing was written.
+        FloatingPointError: a feature is not finite.
+    """
+    settings = config.embed
+    paths = output_paths(settings.file, workdir)
+    pretrained = load_pretrained(settings.pretrained or workdir, settings.checkpoint, settings.encoder)
+    own, mesh = pretrained.config, sharding.make_mesh()
+    source, data_dir = _load_source(config, own)
+    with progress_bar(f'{source.name}, {source.split}', source.num_examples) as advance:
+        features, indices, labels = encode_source(
+            pretrained, source, layer=settings.layer, mesh=mesh, num_threads=config.data.num_threads,
+            advance=advance)
+    made_by = identity(pretrained, settings.layer)
+    made_by['encoder']['path'] = os.path.abspath(settings.pretrained or workdir)
+    names = np.array([source.name_of(index) for index in indices])
+    data = {'source': source.name, 'split': source.split, 'dir': data_dir,
+            'num_examples': source.num_examples, 'class_names': list(source.class_names or ()),
+            'skipped': list(source.skipped)}
+    embedded = Embedded(features, names, indices, labels, made_by | {'data': data})
+    if sharding.is_lead():
+        for path in paths:
+            write_features(path, embedded)
+            print(f'{len(features):,} features of width {features.shape[1]:,} -> {path}')
+        if source.skipped:
+            print(f'{len(source.skipped):,} files could not be read and were skipped: '
+                  f'{", ".join(source.skipped[:10])}{", ..." if len(source.skipped) > 10 else ""}')
+    return paths
+
+
+def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: jax.sharding.Mesh,
+                  num_threads: int = 0, advance: Callable[[], None] = lambda: None
+                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features [N, D] float32, rows of the source [N] int64 and labels [N] int32 of all readable images.
+
+    In the order of the source. `advance` is called once for each image of it.
+    """
+    if hasattr(source, 'ordered') and jax.process_count() > 1:
+        raise ValueError(f'{source.name} is streamed from its files, which embed reads in one process: '
+                         'run it without --multihost.')
+    own = pretrained.config
+    encode = jax.jit(make_encode(pretrained.network, layer=layer))
+    variables = jax.device_put(pretrained.variables, sharding.replicated(mesh))
+    size, proportion = own.augment.image_size, own.eval.crop_proportion
+    batch_size = min(-(-own.eval.batch_size // mesh.size), -(-source.num_examples // mesh.size)) * mesh.size
+    features, first = None, 0
+    indices = np.full(source.num_examples, -1, np.int64)
+    labels = np.full(source.num_examples, -1, np.int32)
+    count = 0
+    for batch in inputs.eval_batches(source, batch_size=batch_size // jax.process_count(), image_size=size,
+                                     crop_proportion=proportion, num_threads=num_threads):
+        batch = sharding.put_batch(mesh, batch)
+        images = inputs.centre_crops(batch['image'], image_size=size, proportion=proportion)
+        rows = (encode(variables, images), batch['label'], batch['valid'])
+        encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
+        if features is None:        # one array from the start: a large set fills the memory once, not twice
+            features = np.empty((source.num_examples, encoded.shape[1]), np.float32)
+        kept = np.flatnonzero(valid)
+        into = slice(count, count := count + len(kept))
+        features[into], labels[into], indices[into] = encoded[kept], label[kept], first + kept
+        for _ in range(min(len(valid), source.num_examples - first)):
+            advance()
+        first += len(valid)
+    source.check_bad_share()
+    if not np.isfinite(features[:count]).all():
+        raise FloatingPointError(f'Some features of {pretrained.source} are not finite: nothing was written.')
+    return features[:count], indices[:count], labels[:count]
+
+
+def identity(pretrained: Pretrained, layer: int) -> dict[str, Any]:
+    """What decides which features an image has, as JSON values, and what the encoder is."""
+    own = pretrained.config
+    return {
+        'encoder': {'source': pretrained.source, 'step': pretrained.step, 'network': pretrained.encoder,
+                    'layer': layer, 'weights': fingerprint(pretrained.variables),
+                    'fields': json.loads(json.dumps(own.encoder.to_dict()))},
+        'preprocessing': {
+            'image_size': own.augment.image_size, 'crop_proportion': own.eval.crop_proportion,
+            'resize': 'bicubic, a = -0.5, half-pixel centres, no antialiasing', 'range': [0.0, 1.0],
+            'mean': list(own.augment.mean), 'std': list(own.augment.std)},
+        'simclr_jax': simclr_jax.__version__}
+
+
+def check_same_encoder(path: str, metadata: dict, pretrained: Pretrained) -> None:
+    """ValueError unless the features of the file `path` are those that `pretrained` gives."""
+    other = identity(pretrained, metadata['encoder']['layer'])
+    for part, names in (('encoder', ('weights', 'fields')), ('preprocessing', tuple(other['preprocessing']))):
+        for name in names:
+            if metadata[part].get(name) != other[part][name]:
+                difference = ('' if part == 'encoder' else
+                              f' ({name} {metadata[part].get(name)} there, {other[part][name]} here)')
+                raise ValueError(
+                    f'{path} was made with another {part} than that of {pretrained.source}{difference}: '
+                    'their features cannot be compared. Give the encoder it was made with '
+                    f'({metadata["encoder"]["source"]}), or run --config.task=embed again.')
+
+
+def _load_source(config: ConfigDict, own: ConfigDict) -> tuple[Source, str]:
+    """The source to embed, its files by name and uncached, and where its data lie."""
+    name = config.data.source or own.data.source
+    split = config.embed.split or config.data.train_split or own.data.train_split
+    if not name:
+        raise ValueError('There is nothing to embed: give --config.data.source, such as folder:PATH.')
+    where = sources.options(config.data, image_size=own.augment.image_size, is_lead=sharding.is_lead())
+    where |= {'data_dir': config.data.dir or own.data.dir, 'cache': '', 'decode_once': False}
+    return sources.load_source(name, split, **where), where['data_dir']
+
+
+# ---- files -------------------------------------------------------------------------------------------
+
+
+def output_paths(file: str, workdir: str) -> list[str]:
+    """Where the features go: `file`; '' = features.npz in the workdir, and features.parquet with pyarrow.
+
+    ValueError for another ending than .npz, .npy or .parquet, or a .parquet without pyarrow.
+    """
+    if not file:
+        kinds = ('.npz', '.parquet') if _pyarrow() else ('.npz',)
+        return [os.path.join(workdir, f'features{kind}') for kind in kinds]
+    path = os.path.join(workdir, os.path.expanduser(file))
+    kind = os.path.splitext(path)[1]
+    if kind not in _KINDS:
+        raise ValueError(f'embed.file is {file!r}: its ending says the format, {", ".join(_KINDS)}.')
+    if kind == '.parquet' and not _pyarrow():
+        raise ValueError(f'embed.file is {file!r}: Parquet needs pyarrow, pip install simclr_jax[report]; '
+                         'or write .npz.')
+    return [path]
+
+
+def write_features(path: str, embedded: Embedded) -> None:
+    """Writes one file, whole or not at all, in the format of its ending.
+
+    .npz: the arrays of `Embedded`, 'metadata' as a JSON string. .parquet: a row for each image with name,
+    index, label, class and vector; the metadata as JSON under the key 'simclr_jax' of its schema. .npy:
+    the features alone, all else as JSON in PATH.json beside it.
+    """
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    if path.endswith('.npz'):
+        arrays = embedded._asdict() | {'metadata': json.dumps(embedded.metadata)}
+        _replace(path, lambda file: np.savez(file, **arrays))
+    elif path.endswith('.parquet'):
+        _replace(path, lambda file: _write_parquet(file, embedded))
+    else:
+        beside = {'metadata': embedded.metadata, 'names': embedded.names.tolist(),
+                  'indices': embedded.indices.tolist(), 'labels': embedded.labels.tolist()}
+        _replace(f'{path}.json', lambda file: file.write(json.dumps(beside).encode()))
+        _replace(path, lambda file: np.save(file, embedded.features))
+
+
+def read_features(path: str) -> Embedded:
+    """Reads a file of `write_features`.
+
+    Raises FileNotFoundError if there is none, ValueError if it is damaged or of another kind.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'There is no file of features {path}: make one with --config.task=embed.')
+    try:
+        if path.endswith('.parquet'):
+            return _read_parquet(path)
+        if path.endswith('.npy'):
+            with open(f'{path}.json', 'rb') as file:
+                beside = json.load(file)
+            return Embedded(np.load(path, allow_pickle=False), np.array(beside['names']),
+                            np.array(beside['indices'], np.int64), np.array(beside['labels'], np.int32),
+                            beside['metadata'])
+        with np.load(path, allow_pickle=False) as arrays:
+            return Embedded(*(arrays[name] for name in Embedded._fields[:-1]),
+                            json.loads(str(arrays['metadata'])))
+    except Exception as error:      # numpy, pyarrow and zipfile each have errors of their own
+        raise ValueError(f'{path} is no whole file of features of --config.task=embed: {error}') from error
+
+
+def _write_parquet(file, embedded: Embedded) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    class_names = embedded.metadata['data']['class_names']
+    known = [label if label >= 0 else None for label in embedded.labels.tolist()]
+    width = embedded.features.shape[1]
+    table = pyarrow.table({
+        'name': pyarrow.array(embedded.names.tolist(), pyarrow.string()),
+        'index': pyarrow.array(embedded.indices),
+        'label': pyarrow.array(known, pyarrow.int32()),
+        'class': pyarrow.array([None if label is None else class_names[label] for label in known],
+                               pyarrow.string()),
+        'vector': pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embedded.features.reshape(-1)), width),
+    }).replace_schema_metadata({_KEY: json.dumps(embedded.metadata)})
+    pyarrow.parquet.write_table(table, file)
+
+
+def _read_parquet(path: str) -> Embedded:
+    if not _pyarrow():
+        raise ValueError('Parquet needs pyarrow, pip install simclr_jax[report]')
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path).combine_chunks()
+    vectors = table['vector'].combine_chunks()
+    return Embedded(
+        vectors.flatten().to_numpy().reshape(len(table), -1), np.array(table['name'].to_pylist()),
+        table['index'].to_numpy(), table['label'].fill_null(-1).to_numpy(),
+        json.loads(table.schema.metadata[_KEY]))
+
+
+def _pyarrow() -> bool:
+    try:
+        import pyarrow      # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _replace(path: str, write: Callable[[Any], Any]) -> None:
+    temporary = os.path.join(os.path.dirname(path), f'.{os.path.basename(path)}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)

@@ -1,0 +1,236 @@
+"""Fine-tuning of a pretrained network, whole or from a block on, at a share of the labels."""
+
+import functools
+import os
+import re
+import time
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from simclr_jax import inputs, optim, schedules, sharding
+from simclr_jax.config import ConfigDict
+from simclr_jax.data.base import Source
+from simclr_jax.data.memory import check_batch_size
+from simclr_jax.data.subset import labels_of, take_rows
+from simclr_jax.evaluate.frozen import labelled_features
+from simclr_jax.evaluate.linear import accuracies
+from simclr_jax.evaluate.results import report_results
+from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
+from simclr_jax.evaluate.subsets import balanced_rows, rows_of_files
+from simclr_jax.metrics import MetricWriter
+from simclr_jax.models.partly_frozen import apply_partly_frozen
+from simclr_jax.weights.flax_file import write_flax
+from simclr_jax.weights.tree import Imported
+
+_INITS = {'pretrained': ('pretrained',), 'scratch': ('scratch',), 'both': ('scratch', 'pretrained')}
+
+
+class Tuned(NamedTuple):
+    variables: dict         # {'params', 'batch_stats'} of encoder and head
+    kernel: jax.Array       # [D, C]
+    bias: jax.Array         # [C]
+
+
+def finetune(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+    """Fine-tunes the encoder of `finetune.pretrained` with labels, and tests it once, on centre crops.
+
+    As google-research/simclr run.py --train_mode=finetune: crops and flips, BatchNorm over the global batch
+    with running statistics that follow, a cosine without warm-up. `finetune.from_block` freezes what lies
+    before: -1 nothing, 0 the stem, k all up to stage k, 4 all but the classifier; a frozen part keeps its
+    parameters and BatchNorm statistics bit for bit. `finetune.layer` is where the classifier sits: 0 on h, k
+    on head layer k, which is then trained too (ft_proj_selector). Labels: a class-balanced share, seeded
+    (`finetune.label_share`), or a list of file names (`finetune.subset_file`). `finetune.init='scratch'`
+    trains the same network from random weights instead, the supervised row; 'both' does one after the other.
+
+    Writes workdir/finetuned.safetensors (and scratch.safetensors), from which every other task reads the
+    network as `pretrained`, and a line for each in results.jsonl. A run that is killed leaves neither.
+
+    Returns:
+        {'scratch', 'pretrained': {'finetune_accuracy', 'finetune_top5_accuracy'}}, in [0, 1].
+
+    Raises:
+        ValueError, FileNotFoundError: no encoder or labels, or settings that will not do; nothing written.
+        FloatingPointError: the training diverged.
+    """
+    settings = config.finetune
+    _check(settings)
+    subject = load_subject(settings, workdir, 'finetune')
+    whole_source, test_source = load_splits(config, subject.own, 'fine-tuning',
+                                            by_name=bool(settings.subset_file))
+    train_source = _chosen(whole_source, settings, config.seed)
+    sharding.local_batch_size(settings.batch_size, subject.mesh)
+    check_batch_size(train_source, settings.batch_size, jax.process_count())
+    num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
+    inits, results, networks = _INITS[settings.init], {}, {}
+    started = time.time()
+    with MetricWriter(f'{workdir}/finetune', total_steps=len(inits) * num_steps, is_lead=sharding.is_lead(),
+                      batch_size=settings.batch_size) as writer:
+        writer.note(f'Fine-tuning of {subject.pretrained.source} on {train_source.num_examples:,} of '
+                    f'{whole_source.num_examples:,} labelled images, {num_steps:,} steps')
+        for run, init in enumerate(inits):
+            log = functools.partial(_log, writer, every=config.log.every_steps, offset=run * num_steps,
+                                    name=init)
+            variables = subject.pretrained.initial if init == 'scratch' else subject.pretrained.variables
+            tuned = fit_network(config, subject, variables, train_source, num_steps, log,
+                                from_block=-1 if init == 'scratch' else settings.from_block)
+            test = labelled_features(subject.frozen(tuned.variables), test_source, subject.own, subject.mesh)
+            logits = test.features @ np.asarray(tuned.kernel) + np.asarray(tuned.bias)
+            results[init], networks[init] = accuracies(logits, test.labels, 'finetune'), tuned
+        if sharding.is_lead():
+            for init, tuned in networks.items():
+                _write(workdir, init, subject, tuned, settings, num_steps)
+        report_results(
+            writer, workdir, f'Fine-tuning on {train_source.num_examples:,} labels of {train_source.name}, '
+            f'{train_source.split}, tested on {test_source.split}: {len(test.labels):,} images', results,
+            is_lead=sharding.is_lead(), evaluation='finetune', num_test=len(test.labels), **subject.facts(),
+            **data_facts(train_source, test_source, train_source.num_examples - len(train_source.skipped)),
+            num_steps=num_steps, seconds=round(time.time() - started, 1), protocol=settings.to_dict())
+    return results
+
+
+def fit_network(config: ConfigDict, subject: Subject, variables: Any, train_source: Source, num_steps: int,
+                log: Callable[[int, dict], None], *, from_block: int) -> Tuned:
+    """Trains network and classifier on `num_steps` batches of crops and flips, from `variables`.
+
+    FloatingPointError if the training diverges.
+    """
+    settings, own, mesh = config.finetune, subject.own, subject.mesh
+    layer = _layer(settings.layer, variables)
+    is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer)
+    view = {'seed': config.seed, 'image_size': own.augment.image_size, 'crop': own.augment.crop.to_dict(),
+            'flip': own.augment.flip.to_dict()}
+    crops = inputs.make_crops_and_flips(**view)
+    batches = inputs.probe_batches(train_source, batch_size=settings.batch_size,
+                                   num_threads=config.data.num_threads, **view)
+    kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (subject.width, train_source.num_classes))
+    classifier = {'kernel': kernel, 'bias': jnp.zeros(train_source.num_classes)}
+    if settings.zero_init:
+        classifier = jax.tree.map(jnp.zeros_like, classifier)
+    fixed, trained = _parts(variables['params'], is_frozen), _parts(
+        variables['params'], lambda *name: not is_frozen(*name)) | {'classifier': classifier}
+    optimizer = _make_optimizer(settings)
+    state = trained, optimizer(0.0).init(trained), variables['batch_stats']
+    state, fixed = jax.device_put((state, fixed), sharding.replicated(mesh))
+    step_function = _make_step(subject, settings, optimizer, is_frozen, layer, num_steps)
+    metrics = None
+    for step in range(num_steps):
+        batch = sharding.put_batch(mesh, next(batches))
+        images = crops(batch)
+        jax.block_until_ready(metrics)      # one step ahead is enough; more only fills the memory
+        state, metrics = step_function(state, fixed, images, batch['label'], step)
+        log(step + 1, metrics)
+    trained, _, batch_stats = state
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((trained, batch_stats)))):
+        raise FloatingPointError('The fine-tuning diverged: lower finetune.learning_rate.')
+    classifier = trained.pop('classifier')
+    params = {part: fixed.get(part, {}) | trained.get(part, {}) for part in variables['params']}
+    return Tuned({'params': params, 'batch_stats': batch_stats}, **classifier)
+
+
+def _make_step(subject: Subject, settings: ConfigDict, optimizer: optim.Optimizer, is_frozen: Callable,
+               layer: int, num_steps: int) -> Callable:
+    """(state, fixed parameters, images, labels, step) -> (state, metrics); labels of -1 do not count."""
+    learning_rate = schedules.make_schedule('warmup_cosine', total_steps=num_steps, peak=(
+        schedules.scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.scaling)))
+    network = subject.pretrained.network
+
+    def loss(trained, fixed, batch_stats, images, labels):
+        params = {part: fixed.get(part, {}) | trained.get(part, {}) for part in {**fixed, **trained}
+                  if part != 'classifier'}
+        layers, batch_stats = apply_partly_frozen(
+            network, {'params': params, 'batch_stats': batch_stats}, images, is_frozen=is_frozen)
+        logits = layers[layer] @ trained['classifier']['kernel'] + trained['classifier']['bias']
+        known = labels >= 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
+        count = jnp.maximum(known.sum(), 1)
+        return (losses * known).sum() / count, (batch_stats, (logits.argmax(-1) == labels).sum() / count)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(subject.mesh))
+    def fit_step(state, fixed, images, labels, step):
+        trained, opt_state, batch_stats = state
+        rate = learning_rate(step)
+        (value, (batch_stats, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            trained, fixed, batch_stats, images, labels)
+        updates, opt_state = optimizer(rate).update(gradient, opt_state, trained)
+        return (optax.apply_updates(trained, updates), opt_state, batch_stats), {
+            'loss': value, 'accuracy': accuracy, 'learning_rate': rate}
+
+    return fit_step
+
+
+def frozen_module(part: str, module: str, *, from_block: int, layer: int) -> bool:
+    """Whether a module stays as it is: ('encoder', 'stage2_block1'), ('head', 'dense1').
+
+    Of the head that is all that lies beyond `layer`, where the classifier sits.
+    """
+    if part == 'head':
+        return from_block == 4 or int(re.search(r'\d+$', module)[0]) > layer
+    stage = re.match(r'stage(\d+)_', module)
+    return (int(stage[1]) if stage else 0) <= from_block
+
+
+def _parts(params: dict, chosen: Callable[[str, str], bool]) -> dict:
+    """The chosen modules of {'encoder': {module: ...}, 'head': {module: ...}}."""
+    parts = {part: {name: module for name, module in modules.items() if chosen(part, name)}
+             for part, modules in params.items()}
+    return {part: modules for part, modules in parts.items() if modules}
+
+
+def _layer(layer: int, variables: Any) -> int:
+    """-1 as the number of the last layer of the head."""
+    return layer if layer >= 0 else layer + 1 + sum(
+        name.startswith('dense') for name in variables['params'].get('head', {}))
+
+
+def _make_optimizer(settings: ConfigDict) -> optim.Optimizer:
+    # The classifier of the official code is called head_supervised, which LARS leaves out.
+    exclude = ('(^|/)classifier/',) if settings.optimizer == 'lars' else ()
+    return optim.make_optimizer(settings.optimizer, momentum=settings.momentum, nesterov=settings.nesterov,
+                                weight_decay=settings.weight_decay, exclude=exclude)
+
+
+def _check(settings: ConfigDict) -> None:
+    if settings.init not in _INITS:
+        raise ValueError(f'finetune.init is {settings.init!r}: it takes {", ".join(map(repr, _INITS))}.')
+    if settings.from_block not in range(-1, 5):
+        raise ValueError(f'finetune.from_block is {settings.from_block}: it lies in -1 (all is trained) to 4 '
+                         '(the classifier alone).')
+    if settings.subset_file and settings.label_share != 1:
+        raise ValueError('finetune.subset_file and finetune.label_share both choose the labels: give one.')
+    for name in ('num_epochs', 'batch_size'):
+        if settings[name] <= 0:
+            raise ValueError(f'finetune.{name} is {settings[name]}: it must be more than 0.')
+    _make_optimizer(settings)
+
+
+def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
+    """The part of the training split whose labels are used."""
+    if settings.subset_file:
+        names = [source.name_of(index) for index in range(source.num_examples)]
+        return take_rows(source, rows_of_files(names, os.path.expanduser(settings.subset_file)))
+    if settings.label_share == 1 and not hasattr(source, 'labels'):
+        return source
+    return take_rows(source, balanced_rows(labels_of(source), settings.label_share, seed, source.num_classes))
+
+
+def _write(workdir: str, init: str, subject: Subject, tuned: Tuned, settings: ConfigDict, num_steps: int
+           ) -> None:
+    """The network as a file that every task reads as `pretrained`; with the classifier, if it sits on h."""
+    own, tuned = subject.own, jax.device_get(tuned)
+    said = 'trained from scratch' if init == 'scratch' else f'{subject.pretrained.source}, fine-tuned'
+    name = 'scratch' if init == 'scratch' else 'finetuned'
+    write_flax(os.path.join(workdir, f'{name}.safetensors'), Imported(
+        encoder=own.encoder.to_dict(), head=own.head.to_dict(), variables=tuned.variables,
+        mean=tuple(own.augment.mean), std=tuple(own.augment.std), image_size=own.augment.image_size,
+        crop_proportion=own.eval.crop_proportion, source=said,
+        classifier={'kernel': tuned.kernel, 'bias': tuned.bias} if settings.layer == 0 else None,
+        card={'recipe': own.to_dict(), 'step': num_steps, 'finetune': settings.to_dict() | {'init': init}}))
+
+
+def _log(writer: MetricWriter, step: int, metrics: dict, *, every: int, offset: int, name: str) -> None:
+    if step % every == 0:
+        writer.write(offset + step, {f'{name}_{key}': value for key, value in metrics.items()})

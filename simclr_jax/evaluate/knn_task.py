@@ -1,0 +1,50 @@
+"""kNN alone, of a pretrained encoder and its floors: nothing is trained, nothing is tuned."""
+
+import time
+
+from simclr_jax import sharding
+from simclr_jax.config import ConfigDict
+from simclr_jax.evaluate.knn import knn_accuracy
+from simclr_jax.evaluate.results import report_results
+from simclr_jax.evaluate.subject import data_facts, load_splits, load_subject
+from simclr_jax.metrics import MetricWriter
+
+
+def knn(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+    """Weighted kNN on the test split for each of `knn.k`, by the features of the training split.
+
+    Encoder and preprocessing are those of `knn.pretrained`, the data those of its run unless `config`
+    names others.
+
+    Returns:
+        {'raw pixels', 'random', 'pretrained': {'knn_accuracy_k20', ...}}, in [0, 1]; without the pixels
+        where they do not fit in memory.
+
+    Raises:
+        ValueError, FileNotFoundError: no encoder, labels or test split; nothing was written.
+        RuntimeError: the encoder changed meanwhile.
+    """
+    settings, started = config.knn, time.time()
+    if not settings.k or min(settings.k) < 1:
+        raise ValueError(f'knn.k is {settings.k}: give numbers of 1 or more, as '
+                         '--config.knn.k="(1, 20, 200)".')
+    subject = load_subject(settings, workdir, 'knn')
+    train_source, test_source = load_splits(config, subject.own, 'kNN')
+    floor = subject.pixel_floor(train_source, test_source) if settings.pixel_floor else {}
+    results = {}
+    with MetricWriter(f'{workdir}/knn', total_steps=1, is_lead=sharding.is_lead()) as writer:
+        if settings.pixel_floor and not floor:
+            writer.note('The raw pixels are left out: they do not fit in memory.')
+        for name, encode in {**floor, **subject.encoders()}.items():
+            train, test = subject.features(encode, train_source, test_source)
+            found = knn_accuracy(train, test, num_classes=train_source.num_classes, k=settings.k,
+                                 temperature=settings.temperature)
+            results[name] = {f'knn_accuracy_k{k}': share for k, share in found.items()}
+        report_results(
+            writer, workdir, f'kNN of {subject.pretrained.source} on {test_source.name}, '
+            f'{test_source.split}: {len(test.labels):,} images by {len(train.labels):,}', results,
+            is_lead=sharding.is_lead(),
+            evaluation='knn', num_test=len(test.labels), **subject.facts(),
+            **data_facts(train_source, test_source, len(train.labels)),
+            seconds=round(time.time() - started, 1), protocol=settings.to_dict())
+    return results

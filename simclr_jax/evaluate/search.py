@@ -1,0 +1,144 @@
+"""The images of a file of features that are nearest to given ones: a table, and a sheet to look at."""
+
+import os
+import time
+
+import numpy as np
+
+from simclr_jax import sharding
+from simclr_jax.config import ConfigDict
+from simclr_jax.data.base import Source
+from simclr_jax.data.decode import BadImage, read_image
+from simclr_jax.evaluate.embed import Embedded, check_same_encoder, encode_source, read_features
+from simclr_jax.evaluate.features import Features
+from simclr_jax.evaluate.frozen import preprocessing_of
+from simclr_jax.evaluate.knn import nearest_neighbours
+from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.metrics import plain_table
+from simclr_jax.report import page, pictures, sheet
+from simclr_jax.report.files import write_bytes, write_csv
+
+
+class QueryFiles(Source):
+    """Image files by their paths, as a source."""
+
+    def __init__(self, paths: list[str]):
+        self.paths, self.labels = paths, np.full(len(paths), -1, np.int32)
+        super().__init__('queries', 'train', len(paths), None)
+
+    def load(self, index: int) -> bytes:
+        with open(self.paths[index], 'rb') as file:
+            return file.read()
+
+    def name_of(self, index: int) -> str:
+        return self.paths[index]
+
+
+def search(config: ConfigDict, workdir: str) -> list[dict]:
+    """Finds the `search.k` images nearest to each file of `search.query`, by the cosine of their features.
+
+    The queries are preprocessed and encoded as the file of features says. Prints a table, and writes
+    search.html, search.png and search.csv to the workdir.
+
+    Returns:
+        The rows of the table: {'query', 'rank', 'cosine', 'name', 'index', 'label' (a class, or '')}.
+
+    Raises:
+        FileNotFoundError, ValueError: there are no such features or queries, or another encoder or another
+            preprocessing made the features; nothing was written.
+    """
+    settings = config.search
+    if settings.k < 1:
+        raise ValueError(f'search.k is {settings.k}: it must be at least 1.')
+    queries = _checked_queries(settings.query)
+    path = os.path.join(workdir, os.path.expanduser(settings.features or 'features.npz'))
+    bank = read_features(path)
+    pretrained = _load_encoder(settings, bank.metadata, workdir)
+    check_same_encoder(path, bank.metadata, pretrained)
+    encoded, _, _ = encode_source(pretrained, QueryFiles(queries), layer=bank.metadata['encoder']['layer'],
+                                  mesh=sharding.make_mesh(), num_threads=config.data.num_threads)
+    rows = find_nearest(queries, encoded, bank, k=settings.k)
+    if sharding.is_lead():
+        columns = ('query', 'rank', 'cosine', 'name', 'label')
+        print(plain_table(f'Nearest of {len(bank.names):,} images of {bank.metadata["data"]["source"]}, '
+                          f'{bank.metadata["data"]["split"]}, by {pretrained.source}', list(columns),
+                          [[_cell(row[name]) for name in columns] for row in rows]))
+        os.makedirs(workdir, exist_ok=True)
+        write_csv(os.path.join(workdir, 'search.csv'), list(rows[0]), [list(row.values()) for row in rows])
+        _write_sheet(workdir, rows, queries, bank.metadata, pretrained)
+    return rows
+
+
+def find_nearest(queries: list[str], encoded: np.ndarray, bank: Embedded, *, k: int) -> list[dict]:
+    """The rows of `search` for features [Q, D] of the queries; k is at most the number of images."""
+    cosines, found = nearest_neighbours(Features(bank.features, bank.labels), encoded,
+                                        k=min(k, len(bank.names)))
+    class_names = bank.metadata['data']['class_names']
+    return [{'query': query, 'rank': rank, 'cosine': float(cosine), 'name': str(bank.names[row]),
+             'index': int(bank.indices[row]),
+             'label': class_names[bank.labels[row]] if bank.labels[row] >= 0 else ''}
+            for query, *nearest in zip(queries, cosines, found)
+            for rank, (cosine, row) in enumerate(zip(*nearest), 1)]
+
+
+def _checked_queries(named) -> list[str]:
+    paths = [os.path.expanduser(str(path)) for path in ([named] if isinstance(named, str) else named) if path]
+    if not paths:
+        raise ValueError("search.query names no image: give --config.search.query=FILE, "
+                         "or several as \"('a.png', 'b.png')\".")
+    for path in paths:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f'search.query names {path}: there is no such file.')
+        try:
+            read_image(path)
+        except BadImage as error:
+            raise ValueError(f'search.query names {path}, which is no readable image: {error}.') from error
+    return paths
+
+
+def _load_encoder(settings: ConfigDict, metadata: dict, workdir: str) -> Pretrained:
+    """The encoder that the file names, at the step it names, unless another is asked for."""
+    if settings.pretrained:
+        return load_pretrained(settings.pretrained, settings.checkpoint, settings.encoder)
+    made_by = metadata['encoder']
+    path = made_by['path'] if os.path.exists(made_by['path']) else workdir      # a workdir may have moved
+    if os.path.isfile(os.path.join(path, 'config.json')):
+        return load_pretrained(path, str(made_by['step']), made_by['network'])
+    return load_pretrained(path)
+
+
+def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: dict, pretrained: Pretrained
+                 ) -> None:
+    data, note = metadata['data'], ''
+    own = pretrained.config
+    try:
+        images = pictures.pictures(
+            data['source'], data['split'], sorted({row['index'] for row in rows}),
+            {'data_dir': data['dir'], 'image_size': own.augment.image_size})
+    except (ValueError, OSError) as error:
+        images, note = {}, f'The images themselves could not be read: {error}'
+    groups = []
+    for query in queries:
+        cell = sheet.Cell(read_image(query), ('query',), alt=f'query {query}')
+        found = [sheet.Cell(images.get(row['index']),
+                            (f'{row["rank"]}: {row["cosine"]:.3f}', row['name'], row['label']),
+                            alt=f'rank {row["rank"]}: {row["name"]}')
+                 for row in rows if row['query'] == query]
+        groups.append((query, cell, found))
+    lead = (f'The images of {data["source"]}, {data["split"]}, nearest to '
+            f'{len(queries)} quer{"y" if len(queries) == 1 else "ies"}, by the cosine of their '
+            'features: rank, cosine, name and label.')
+    body = (page.paragraph(note, 'missing') if note else '') + sheet.queries_html(groups)
+    sections = [page.Section('', body), page.Section('Encoder and preprocessing', page.facts({
+        'encoder': f'{pretrained.source}, {pretrained.encoder} network, layer {metadata["encoder"]["layer"]}',
+        'preprocessing': preprocessing_of(own),
+        'features': f'{data["num_examples"]:,} images, {len(data["skipped"]):,} of them unreadable'}))]
+    text = page.render('Nearest images', lead, sections,
+                       footer=f'simclr_jax {metadata["simclr_jax"]}, {time.strftime("%Y-%m-%d %H:%M")}')
+    write_bytes(os.path.join(workdir, 'search.html'), text.encode())
+    write_bytes(os.path.join(workdir, 'search.png'),
+                sheet.as_png([[cell, *found] for _, cell, found in groups]))
+
+
+def _cell(value) -> str:
+    return f'{value:.4f}' if isinstance(value, float) else str(value)

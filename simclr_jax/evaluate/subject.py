@@ -1,0 +1,113 @@
+"""What an evaluation task is about: a pretrained encoder, and labelled splits to fit and to test on."""
+
+import functools
+from typing import Any, Callable, NamedTuple
+
+import jax
+import numpy as np
+
+from simclr_jax import sharding
+from simclr_jax.config import ConfigDict
+from simclr_jax.data import sources
+from simclr_jax.data.base import Source
+from simclr_jax.evaluate.features import Features, raw_pixels
+from simclr_jax.evaluate.frozen import Encode, check_preprocessing, is_labelled, labelled_features, unchanged
+from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.steps import make_encode
+
+_PIXEL_BYTES = 1 << 30      # of raw pixels as float32, at most, that are measured as a floor
+
+
+class Subject(NamedTuple):
+    """A pretrained encoder on the devices."""
+
+    pretrained: Pretrained
+    mesh: jax.sharding.Mesh
+    encode: Callable[[Any, jax.Array], jax.Array]       # (variables, images) -> features, jitted
+    width: int                                          # of the features
+    path: str                                           # workdir or file that it came from
+
+    @property
+    def own(self) -> ConfigDict:
+        """The config of the run that trained it: it says how images are preprocessed."""
+        return self.pretrained.config
+
+    def encoders(self) -> dict[str, Encode]:
+        """{'random', 'pretrained': images -> features}, of the network before and after training."""
+        return {name: self.frozen(variables) for name, variables in
+                (('random', self.pretrained.initial), ('pretrained', self.pretrained.variables))}
+
+    def frozen(self, variables: Any) -> Encode:
+        """images -> features of fixed variables, a functools.partial that holds them."""
+        return functools.partial(self.encode, jax.device_put(variables, sharding.replicated(self.mesh)))
+
+    def features(self, encode: Encode, *splits: Source) -> list[Features]:
+        """Of each split, with the preprocessing of the checkpoint; RuntimeError if the encoder changes."""
+        with unchanged(encode):
+            found = [labelled_features(encode, split, self.own, self.mesh) for split in splits]
+        for features in found:
+            check_preprocessing(features, self.own)
+        return found
+
+    def pixel_floor(self, *splits: Source) -> dict[str, Encode]:
+        """{'raw pixels': images -> pixels}, or {} where the pixels of the splits are too many to hold."""
+        size = self.own.augment.image_size
+        needed = sum(split.num_examples for split in splits) * size * size * 3 * 4
+        return {'raw pixels': raw_pixels} if needed <= _PIXEL_BYTES else {}
+
+    def facts(self) -> dict[str, Any]:
+        """What every line of results says of the encoder."""
+        return {'pretrained': self.path, 'step': self.pretrained.step, 'network': self.pretrained.encoder}
+
+
+def load_subject(settings: ConfigDict, workdir: str, block: str) -> Subject:
+    """The encoder that a task's block names: `pretrained` (or the workdir), `checkpoint`, `encoder`, `layer`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such encoder, checkpoint or layer.
+    """
+    path = settings.pretrained or workdir
+    pretrained = load_pretrained(path, settings.checkpoint, settings.encoder)
+    mesh = sharding.make_mesh()
+    encode = jax.jit(make_encode(pretrained.network, layer=settings.layer))
+    size = pretrained.config.augment.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    try:
+        width = jax.eval_shape(encode, pretrained.variables, image).shape[1]
+    except ValueError as error:
+        raise ValueError(f'{block}.{error}') from None
+    return Subject(pretrained, mesh, encode, width, path)
+
+
+def load_splits(config: ConfigDict, own: ConfigDict, what: str, *, by_name: bool = False
+                ) -> tuple[Source, Source]:
+    """The labelled splits to train and to test on: `config`'s, and where it is empty the run's own.
+
+    Args:
+        what: the evaluation, for the message: 'a linear evaluation'.
+        by_name: keep the names of files: a folder of small images is then not read into memory.
+
+    Raises:
+        FileNotFoundError, ValueError: no such data or splits, or without labels.
+    """
+    data = {name: config.data[name] or own.data[name] for name in ('source', 'train_split', 'test_split')}
+    where = data_options(config, own) | ({'decode_once': False} if by_name else {})
+    train_source = sources.load_source(data['source'], data['train_split'], **where)
+    test_source = sources.load_test_source(data['source'], data['test_split'], **where)
+    for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
+        if not is_labelled(source):
+            raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '
+                             f'{what} needs them to train and to test on.')
+    return train_source, test_source
+
+
+def data_options(config: ConfigDict, own: ConfigDict) -> dict[str, Any]:
+    """The keywords of `sources.load_source`: where data lie by `config`, or else by the run's own."""
+    where = sources.options(config.data, image_size=own.augment.image_size, is_lead=sharding.is_lead())
+    return where | {'data_dir': where['data_dir'] or own.data.dir}
+
+
+def data_facts(train_source: Source, test_source: Source, num_train: int) -> dict[str, Any]:
+    """What every line of results says of the data, beside num_test."""
+    return {'data': test_source.name, 'train_split': train_source.split, 'split': test_source.split,
+            'num_train': num_train}

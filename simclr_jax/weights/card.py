@@ -1,0 +1,139 @@
+"""What an export says of itself beside its files: card.json, for people and for other programs."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import simclr_jax
+from simclr_jax.weights.header import to_header
+from simclr_jax.weights.tree import Imported, feature_width, flat
+
+NAME = 'card.json'
+_VERSION = 1
+_PACKAGES = ('jax', 'flax', 'numpy', 'safetensors', 'onnx', 'onnxruntime', 'tensorflow', 'tensorflow-cpu',
+             'torch', 'timm')
+# How each file is used, in a line; `images` are what `input` says.
+_LOAD = {
+    'encoder.safetensors': "encoder, head, card = torch_model.load('encoder.safetensors')    "
+                           '# torch_model.py is beside it; then encoder(images)',
+    'head.safetensors': 'read with encoder.safetensors; layers of torch.nn.Sequential',
+    'torch_model.py': 'the code that builds both in PyTorch; needs timm',
+    'encoder.flax.safetensors': "features = simclr_jax.load_encoder('encoder.flax.safetensors')(images)",
+    'encoder.onnx': "features, = onnxruntime.InferenceSession('encoder.onnx').run(None, {'images': images})",
+    'savedmodel': "features = tf.saved_model.load('savedmodel').signatures['serving_default']"
+                  "(images=images)['features']",
+    'encoder.stablehlo': 'features = jax.export.deserialize('
+                         "bytearray(open('encoder.stablehlo', 'rb').read())).call(images)",
+}
+FILES = tuple(_LOAD)
+
+
+def make_card(imported: Imported, *, layer: int, normalize_inside: bool) -> dict[str, Any]:
+    """Everything but 'files', JSON values: what it is, architecture, preprocessing, recipe, evaluation."""
+    said = json.loads(to_header(imported, 'card'))
+    classes = None if imported.classifier is None else len(imported.classifier['bias'])
+    return {
+        'format': 'simclr_jax export', 'version': _VERSION, 'source': imported.source,
+        'encoder': said['encoder'], 'head': said['head'],
+        'feature_width': feature_width(imported.encoder), 'classes': classes,
+        'graphs': {'formats': ['onnx', 'savedmodel', 'stablehlo'], 'layer': layer,
+                   'normalize_inside': normalize_inside},
+        'preprocessing': {
+            'crop': 'the central square whose side is crop_proportion of the shorter side',
+            'crop_proportion': said['crop_proportion'],
+            'resize': 'to image_size, bicubic (a = -0.5), half-pixel centres, not antialiased, clipped',
+            'image_size': said['image_size'], 'range': [0.0, 1.0], 'mean': said['mean'], 'std': said['std']},
+        **imported.card,
+        'exported_with': _versions(),
+        'fingerprint': _fingerprint(imported, layer, normalize_inside)}
+
+
+def describe_file(name: str, card: Mapping[str, Any], *, size: int,
+                  difference: float | None) -> dict[str, Any]:
+    """The entry of one file in card['files']; `difference` is None where it could not be measured."""
+    side = card['preprocessing']['image_size']
+    graph = 'normalised inside' if card['graphs']['normalize_inside'] else 'normalised: (x - mean) / std'
+    inputs = {
+        'encoder.safetensors': 'float32 [B, 3, H, W], normalised: (x - mean) / std',
+        'encoder.flax.safetensors': 'uint8, or float32 in [0, 1], [B, H, W, 3] of any size',
+        'encoder.onnx': f'float32 [B, H, W, 3], {graph}', 'savedmodel': f'float32 [B, H, W, 3], {graph}',
+        'encoder.stablehlo': f'float32 [B, {side}, {side}, 3], {graph}'}
+    return {'bytes': size, 'largest_difference': difference, 'load': _LOAD[name]} | (
+        {'input': inputs[name]} if name in inputs else {})
+
+
+def read_card(directory: str | os.PathLike) -> dict[str, Any] | None:
+    """The card of an export; None where there is none that can be read."""
+    try:
+        with open(os.path.join(directory, NAME)) as file:
+            card = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return card if isinstance(card, dict) else None
+
+
+def write_card(directory: str | os.PathLike, card: Mapping[str, Any]) -> None:
+    """Writes card.json, whole or not at all."""
+    path = os.path.join(directory, NAME)
+    temporary = f'{path}.tmp'
+    try:
+        with open(temporary, 'w') as file:
+            file.write(json.dumps(card, indent=2, allow_nan=False) + '\n')
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def read_evaluation(workdir: str | os.PathLike, step: int) -> list[dict[str, Any]]:
+    """The lines of workdir/results.jsonl that were measured at `step`; [] where there are none."""
+    try:
+        with open(os.path.join(workdir, 'results.jsonl')) as file:
+            lines = file.readlines()
+    except OSError:
+        return []
+    return [result for result in map(_parse, lines) if result.get('step') == step]
+
+
+def read_versions(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What the run itself was made with (workdir/versions.json); {} where it does not say."""
+    try:
+        with open(os.path.join(workdir, 'versions.json')) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def _parse(line):
+    """A JSON object with finite numbers; {} of a line that a killed run left half-written."""
+    try:
+        result = json.loads(line, parse_constant=lambda name: None)
+    except ValueError:
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+def _versions():
+    versions = {'simclr_jax': simclr_jax.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _fingerprint(imported, layer, normalize_inside):
+    """A hash of all that the features of the exported files depend on."""
+    fields = json.loads(to_header(imported, 'card'))
+    del fields['card'], fields['source']
+    digest = hashlib.sha256(json.dumps([fields, layer, normalize_inside], sort_keys=True).encode())
+    for path, array in sorted(flat(imported.variables).items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

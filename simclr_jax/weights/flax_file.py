@@ -1,0 +1,61 @@
+"""This project's own file: safetensors under the paths of the variables, with all that it takes to use them.
+
+The names are those of the tree ('params/encoder/stem_conv/kernel', 'batch_stats/...'), the axes Flax's, so
+that in any JAX code the file is read with two libraries:
+
+    variables = flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep='/')
+
+The header (see header.py) has the fields of the network and the preprocessing; a classifier, if there is
+one, stands under 'classifier/kernel' and 'classifier/bias'.
+"""
+
+import os
+
+import numpy as np
+
+from simclr_jax.weights import header
+from simclr_jax.weights.tensors import read_json, read_metadata, read_tensors, write_tensors
+from simclr_jax.weights.tree import Imported, check_classifier, fit, flat
+
+_CLASSIFIER = 'classifier/'
+
+
+def write_flax(path: str | os.PathLike, imported: Imported) -> None:
+    """Writes `imported` to one file, whole or not at all.
+
+    Raises:
+        ValueError: the variables do not fit the network or are not finite; nothing is written.
+        OSError: the file cannot be written.
+    """
+    arrays = flat(imported.variables)
+    fit(arrays, encoder=imported.encoder, head=imported.head, file=imported.source)
+    if imported.classifier is not None:
+        check_classifier(imported.classifier, imported.encoder, imported.source)
+        arrays |= {_CLASSIFIER + name: np.asarray(array) for name, array in imported.classifier.items()}
+    write_tensors(path, arrays, {header.KEY: header.to_header(imported, 'flax')})
+
+
+def read_flax(path: str | os.PathLike) -> Imported:
+    """What `write_flax` wrote, bit for bit.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, or does not fill the network that its header describes.
+    """
+    arrays, metadata = read_tensors(path)
+    said = header.from_header(metadata.get(header.KEY, '{}'), str(path), layout='flax')
+    classifier = {name.removeprefix(_CLASSIFIER): array for name, array in arrays.items()
+                  if name.startswith(_CLASSIFIER)}
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(_CLASSIFIER)}
+    variables = fit(arrays, encoder=said['encoder'], head=said['head'], file=str(path))
+    if classifier:
+        check_classifier(classifier, said['encoder'], str(path))
+    return Imported(variables=variables, classifier=classifier or None, **header.imported_fields(said))
+
+
+def is_flax_file(path: str | os.PathLike) -> bool:
+    """Whether `path` is a safetensors file that says it is of this layout."""
+    try:
+        return read_json(read_metadata(path).get(header.KEY, '{}'), str(path)).get('layout') == 'flax'
+    except (ValueError, OSError):
+        return False

@@ -1,0 +1,110 @@
+"""What a file of weights says of itself, as JSON in the header of a safetensors file.
+
+{'format': 1, 'layout': 'flax' or 'torch', 'encoder': every field of models.resnet.ResNet, 'head': every
+field of models.heads.ProjectionHead, 'mean', 'std', 'image_size', 'crop_proportion', 'source', 'card'}:
+see tree.Imported. Every field is written out, so that no default can change what a file means.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.resnet import ResNet
+from simclr_jax.weights.tensors import read_json
+from simclr_jax.weights.tree import Imported
+
+KEY = 'simclr_jax'      # of the metadata
+_FORMAT = 1
+_MOST_LAYERS = 100     # of a head
+# A head has the encoder's where it has none of its own, as in models.network.make_network.
+_SHARED = ('norm_groups', 'norm_momentum', 'norm_epsilon', 'dtype')
+
+
+def to_header(imported: Imported, layout: str, **more: Any) -> str:
+    """The JSON text of `imported`, all but its arrays.
+
+    Raises:
+        ValueError: a field is unknown, of another type, or `card` is not made of JSON values.
+    """
+    encoder = _checked('encoder', {**_defaults(ResNet), **imported.encoder}, ResNet, imported.source)
+    shared = {name: encoder[name] for name in _SHARED}
+    head = _checked('head', {**_defaults(ProjectionHead), **shared, **imported.head}, ProjectionHead,
+                    imported.source)
+    try:
+        return json.dumps({
+            'format': _FORMAT, 'layout': layout, 'encoder': encoder, 'head': head,
+            'mean': list(map(float, imported.mean)), 'std': list(map(float, imported.std)),
+            'image_size': int(imported.image_size), 'crop_proportion': float(imported.crop_proportion),
+            'source': imported.source, 'card': imported.card, **more}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'the card of {imported.source} is not made of JSON values: {error}.') from None
+
+
+def from_header(text: str, file: str, *, layout: str) -> dict[str, Any]:
+    """The header again, checked, of a file that must have this layout.
+
+    Raises:
+        ValueError: it is not what `to_header` writes; names `file` and the field.
+    """
+    header = read_json(text, file)
+    if header.get('format') != _FORMAT:
+        raise ValueError(f'{file} has format {header.get("format")!r}, this version reads format {_FORMAT}: '
+                         'read it with the version of simclr_jax that wrote it.')
+    checks = {
+        'layout': lambda value: value == layout,
+        'encoder': lambda value: isinstance(value, dict), 'head': lambda value: isinstance(value, dict),
+        'mean': _three_numbers, 'std': lambda value: _three_numbers(value) and min(value) > 0,
+        'image_size': lambda value: type(value) is int and value > 0,
+        'crop_proportion': lambda value: _number(value) and 0 < value <= 1,
+        'source': lambda value: isinstance(value, str), 'card': lambda value: isinstance(value, dict),
+    }
+    for name, holds in checks.items():
+        if not holds(header.get(name)):
+            raise ValueError(f'{file}: its header has {name} = {header.get(name)!r}, which makes no sense.')
+    for name, module in (('encoder', ResNet), ('head', ProjectionHead)):
+        _checked(name, header[name], module, file)
+    num_layers = header['head'].get('num_layers', 0)
+    if num_layers > _MOST_LAYERS:       # they would be built before they are compared
+        raise ValueError(f'{file}: head.num_layers is {num_layers}, more than {_MOST_LAYERS}.')
+    return header | {name: tuple(header[name]) for name in ('mean', 'std')}
+
+
+def imported_fields(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of its entries that are fields of tree.Imported."""
+    names = {field.name for field in dataclasses.fields(Imported)}
+    return {name: value for name, value in header.items() if name in names}
+
+
+def _defaults(module):
+    return {field.name: field.default for field in _fields(module) if field.default is not dataclasses.MISSING
+            } | {'dtype': 'float32'}
+
+
+def _fields(module):
+    return [field for field in dataclasses.fields(module) if field.name not in ('parent', 'name')]
+
+
+def _checked(what: str, values: Mapping[str, Any], module: type, file: str) -> dict[str, Any]:
+    """The fields, each known and of its default's type."""
+    known = {field.name for field in _fields(module)}
+    types = {'depth': int, **{name: type(default) for name, default in _defaults(module).items()}}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f'{file}: {what}.{name} is unknown to this version of simclr_jax; it has '
+                             f'{", ".join(sorted(known))}.')
+        if not (type(value) is types[name] or types[name] is float and type(value) is int):
+            raise ValueError(f'{file}: {what}.{name} is {value!r} and should be {types[name].__name__}.')
+    if module is ResNet and 'depth' not in values:
+        raise ValueError(f'{file}: encoder.depth is missing.')
+    return dict(values)
+
+
+def _number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _three_numbers(value):
+    return isinstance(value, list) and len(value) == 3 and all(map(_number, value))

@@ -1,0 +1,234 @@
+"""Our variables under the state-dict names of timm's and torchvision's ResNets, both ways. Numpy alone.
+
+    stem_conv                 conv1              with ResNet-D: conv1.0, conv1.3, conv1.6
+    stem_norm                 bn1                               conv1.1, conv1.4, bn1
+    stage2_block1/conv1       layer2.0.conv1     with selective kernels: layer2.0.conv1.conv
+    stage2_block1/norm1       layer2.0.bn1                               layer2.0.conv1.bn
+    .../conv2/conv            -                  layer2.0.conv2.paths.{0,1}.conv, the two halves of ours
+    .../conv2/squeeze_conv    -                  layer2.0.conv2.attn.fc_reduce, attn.bn, attn.fc_select
+    .../shortcut_conv, _norm  downsample.0, .1   with ResNet-D: downsample.1, .2
+
+A head is an nn.Sequential of Linear, BatchNorm1d and ReLU: its layers have their places there as names.
+Kernels HWIO <-> OIHW and [D, C] <-> [C, D]; scale, bias, mean, var <-> weight, bias, running_mean,
+running_var, beside which torch keeps num_batches_tracked, int64.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
+from simclr_jax.weights.tree import expected, fit, flat
+
+_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
+           'var': 'running_var'}
+_COUNTER = 'num_batches_tracked'
+_STEM = {'stem_conv': 'conv1', 'stem_norm': 'bn1', 'stem_conv1': 'conv1.0', 'stem_norm1': 'conv1.1',
+         'stem_conv2': 'conv1.3', 'stem_norm2': 'conv1.4', 'stem_conv3': 'conv1.6', 'stem_norm3': 'bn1'}
+_SELECTIVE = {'conv1': 'conv1.conv', 'norm1': 'conv1.bn', 'conv2/conv': 'conv2.paths.*.conv',
+              'conv2/norm': 'conv2.paths.*.bn', 'conv2/squeeze_conv': 'conv2.attn.fc_reduce',
+              'conv2/squeeze_norm': 'conv2.attn.bn', 'conv2/mixing_conv': 'conv2.attn.fc_select',
+              'conv3': 'conv3.conv', 'norm3': 'conv3.bn'}     # * is 0 and 1, the two streams
+
+
+def encoder_to_torch(encoder: Mapping[str, Any], variables: Mapping[str, Any],
+                     classifier: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """The state dict of an encoder: what timm's and torchvision's ResNet load with strict=True.
+
+    A classifier {'kernel' [D, C], 'bias' [C]} becomes fc. Without one there is no fc: the torch side has
+    none either (timm: num_classes=0; torchvision: model.fc = torch.nn.Identity()).
+
+    Args:
+        encoder: fields of models.resnet.ResNet.
+        variables: {'params', 'batch_stats'}, as tree.Imported has them.
+
+    Returns:
+        {name: float32 array, or the int64 zero of a num_batches_tracked}.
+    """
+    arrays = _to_torch(_part(variables, 'encoder'), lambda layer: _encoder_layer(layer, encoder))
+    if classifier is not None:
+        arrays |= {'fc.weight': _axes_there(classifier['kernel']), 'fc.bias': np.asarray(classifier['bias'])}
+    return arrays
+
+
+def head_to_torch(head: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict of a projection head, an nn.Sequential; {} under mode 'none'.
+
+    The last norm has no offset here. Torch's has, and gets zeros.
+    """
+    places = head_places(head)
+    arrays = _to_torch(_part(variables, 'head'), places.__getitem__)
+    for layer, place in places.items():
+        if layer.startswith('norm') and f'{place}.bias' not in arrays:
+            arrays[f'{place}.bias'] = np.zeros_like(arrays[f'{place}.weight'])
+    return arrays
+
+
+def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any]:
+    """depth, width, stem, sk_ratio and project_first of the ResNet that has these names and shapes.
+
+    `sk_ratio` is 0.0625 or, where the squeeze is wider than its least width, what its width says.
+
+    Args:
+        arrays: a state dict, names without prefixes.
+        file: for messages.
+
+    Raises:
+        ValueError: it is no ResNet, or one of another kind; the sentence says which names tell so.
+    """
+    deep = 'conv1.6.weight' in arrays
+    first = arrays.get('conv1.6.weight' if deep else 'conv1.weight')
+    selective = 'layer1.0.conv2.paths.0.conv.weight' in arrays
+    if np.ndim(first) != 4 or len(first) < 2 or not (selective or 'layer1.0.conv1.weight' in arrays):
+        raise ValueError(f'{file} is no ResNet of timm, torchvision or MoCo: it has no conv1.weight and '
+                         f'layer1.0.conv1, but {_some(arrays)}.')
+    blocks = [re.match(r'layer(\d+)\.(\d+)\.', name) for name in arrays]
+    counts = [max((int(block[2]) + 1 for block in blocks if block and int(block[1]) == stage), default=0)
+              for stage in (1, 2, 3, 4)]
+    bottleneck = any(re.match(r'layer1\.0\.conv3\.', name) for name in arrays)
+    depth = next((depth for depth, (block, sizes) in DEPTHS.items() if list(sizes) == counts
+                  and (block is BottleneckBlock) == bottleneck), None)
+    if depth is None:
+        kind = 'bottleneck' if bottleneck else 'basic'
+        raise ValueError(f'{file} has stages of {", ".join(map(str, counts))} {kind} blocks: no ResNet of '
+                         f'depth {", ".join(map(str, DEPTHS))}.')
+    averaged = np.ndim(arrays.get('layer2.0.downsample.1.weight')) == 4
+    stem = 'imagenet' if deep or first.shape[2:] == (7, 7) else 'cifar'
+    if bottleneck and averaged != selective or deep and not averaged:
+        raise ValueError(f'{file} has only a part of what SimCLR changes together: three convolutions in the '
+                         f'stem: {deep}, averaging shortcuts: {averaged}, selective kernels: {selective}.')
+    return {'depth': depth, 'width': first.shape[0] / 64, 'stem': stem,
+            'sk_ratio': _ratio(arrays, counts) if averaged else 0.0,
+            'project_first': not bottleneck and 'layer1.0.downsample.0.weight' in arrays}
+
+
+def encoder_from_torch(arrays: Mapping[str, np.ndarray], head_arrays: Mapping[str, np.ndarray], *,
+                       encoder: Mapping[str, Any], head: Mapping[str, Any], file: str, prefix: str = '',
+                       head_prefix: str = '') -> dict[str, Any]:
+    """The variables of encoder and head: all that the network needs, and nothing left over.
+
+    Args:
+        arrays: a state dict of the encoder, without classifier.
+        head_arrays: that of the head, named by places ('0.weight', ...); {} under head mode 'none'.
+        encoder, head: fields, see tree.Imported.
+        file, prefix, head_prefix: where the names stand in the file, for messages.
+
+    Returns:
+        {'params', 'batch_stats'}, see tree.fit.
+
+    Raises:
+        ValueError: as tree.fit, and a last norm of the head with an offset; names are the file's.
+    """
+    places = head_places(head)
+    names = {}      # path here -> name there
+    for path in expected(encoder, head, file):
+        kind, part, *layer, leaf = path.split('/')
+        of_head = part == 'head'
+        there = places['/'.join(layer)] if of_head else _encoder_layer('/'.join(layer), encoder)
+        names[path] = f'{there}.{_LEAVES[leaf]}', of_head
+    found, used = {}, {'encoder': set(), 'head': set()}
+    for path, (name, of_head) in names.items():
+        source, taken = (head_arrays, used['head']) if of_head else (arrays, used['encoder'])
+        streams = [name.replace('*', index) for index in '01'] if '*' in name else [name]
+        taken.update(streams)
+        if all(stream in source for stream in streams):
+            found[path] = _joined([_axes_here(source[stream]) for stream in streams])
+    layers = list(places)
+    last = f'{places[layers[-1]]}.bias' if layers and layers[-1].startswith('norm') else ''
+    if np.any(head_arrays.get(last, 0)):
+        raise ValueError(f'{file}: {head_prefix}{last} is not zero, and the last norm of a head has no '
+                         'offset here.')
+    found |= {prefix + name: array for name, array in arrays.items()
+              if name not in used['encoder'] and not name.endswith(_COUNTER)}
+    found |= {head_prefix + name: array for name, array in head_arrays.items()
+              if name not in used['head'] | {last} and not name.endswith(_COUNTER)}
+
+    def name_of(path):
+        name, of_head = names.get(path, (path, None))
+        return (head_prefix if of_head else prefix if of_head is not None else '') + name.replace('*', '[01]')
+
+    return fit(found, encoder=encoder, head=head, file=file, name_of=name_of, shape_of=_shape_there)
+
+
+def head_places(head: Mapping[str, Any]) -> dict[str, str]:
+    """{layer of a ProjectionHead: its place in an nn.Sequential of Linear, BatchNorm1d and ReLU}."""
+    mode = head.get('mode', 'nonlinear')
+    num_layers = {'none': 0, 'linear': 1}.get(mode, head.get('num_layers', 3))
+    places, place = {}, 0
+    for index in range(1, num_layers + 1):
+        last = index == num_layers
+        places[f'dense{index}'] = str(place)
+        place += 1
+        if head.get('final_norm' if last else 'norm', True):
+            places[f'norm{index}'] = str(place)
+            place += 1
+        place += not last       # the ReLU
+    return places
+
+
+def _encoder_layer(layer: str, encoder: Mapping[str, Any]) -> str:
+    """'stage1_block2/conv1' -> 'layer1.1.conv1'."""
+    if layer in _STEM:
+        return _STEM[layer]
+    stage, block, rest = re.fullmatch(r'stage(\d)_block(\d+)/(.+)', layer).groups()
+    averaged = encoder.get('sk_ratio', 0.0) > 0
+    if rest.startswith('shortcut_'):
+        rest = f'downsample.{("shortcut_conv", "shortcut_norm").index(rest) + averaged}'
+    elif averaged and DEPTHS[encoder['depth']][0] is BottleneckBlock:
+        rest = _SELECTIVE[rest]
+    else:
+        rest = rest.replace('norm', 'bn')
+    return f'layer{stage}.{int(block) - 1}.{rest}'
+
+
+def _part(variables, part):
+    """{(layer, leaf): array} of the encoder or the head, layers joined by '/'."""
+    trees = {kind: tree[part] for kind, tree in variables.items() if part in tree}
+    return {tuple(path.split('/', 1)[1].rsplit('/', 1)): array for path, array in flat(trees).items()}
+
+
+def _to_torch(flat, name_of):
+    arrays = {}
+    for (layer, leaf), array in flat.items():
+        name, array = name_of(layer), _axes_there(array)
+        streams = {name: array} if '*' not in name else {
+            name.replace('*', index): half for index, half in zip('01', np.split(array, 2))}
+        for stream, part in streams.items():
+            arrays[f'{stream}.{_LEAVES[leaf]}'] = part
+            if leaf == 'var':
+                arrays[f'{stream}.{_COUNTER}'] = np.array(0, np.int64)
+    return arrays
+
+
+def _axes_there(array):
+    # Contiguous, as safetensors asks of torch.
+    return np.asarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T, order='C')
+
+
+def _axes_here(array):
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _shape_there(shape: Sequence[int]) -> list[int]:
+    return [shape[axis] for axis in (3, 2, 0, 1)] if len(shape) == 4 else list(shape)[::-1]
+
+
+def _joined(streams):
+    """The streams as one array, outputs last; the first alone where their shapes keep them apart."""
+    if len({stream.shape for stream in streams}) > 1:
+        return streams[0]
+    return streams[0] if len(streams) == 1 else np.concatenate(streams, -1)
+
+
+def _ratio(arrays, counts):
+    squeezes = [arrays.get(f'layer{stage}.0.conv2.attn.fc_reduce.weight') for stage in (1, 2, 3, 4)]
+    wider = [array.shape[0] / array.shape[1] for array in squeezes
+             if array is not None and array.ndim == 4 and array.shape[0] > 32]
+    return wider[-1] if wider else 0.0625
+
+
+def _some(arrays):
+    names = list(arrays)
+    return f'{", ".join(names[:4])}{" ..." * (len(names) > 4)}' if names else 'nothing'

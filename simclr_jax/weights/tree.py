@@ -1,0 +1,145 @@
+"""What every importer returns, and the check that a file fills the whole network and nothing else."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simclr_jax.models.network import make_network
+from simclr_jax.models.resnet import DEPTHS
+
+_SHOWN = 4      # names of each kind in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """An encoder from a file, with all that it takes to run it as where it came from.
+
+    Attributes:
+        encoder: fields of models.resnet.ResNet, dtype as a string.
+        head: fields of models.heads.ProjectionHead; {'mode': 'none'} where the file has none.
+        variables: {'params', 'batch_stats'}, each {'encoder': ..., 'head': ...}: nested dicts of numpy
+            float32 arrays, all of what the network needs (see `fit`).
+        mean, std: of the pixels in [0, 1], per channel: what the weights were trained with.
+        image_size, crop_proportion: the side of the images that the encoder is measured at, and of the
+            central crop that they are resized from, as a share of the shorter side.
+        source: what it is, in words, for tables: 'torchvision ResNet-50'.
+        classifier: {'kernel' [D, C], 'bias' [C]} of a supervised head on h, or None.
+        card: what else the file says of itself, JSON values: recipe, step, evaluation.
+    """
+
+    encoder: dict[str, Any]
+    head: dict[str, Any]
+    variables: dict[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    crop_proportion: float
+    source: str
+    classifier: dict[str, np.ndarray] | None = None
+    card: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def expected(encoder: Mapping[str, Any], head: Mapping[str, Any],
+             file: str = '') -> dict[str, tuple[int, ...]]:
+    """{path: shape} of all that a network needs, such as 'params/encoder/stem_conv/kernel'.
+
+    Raises:
+        ValueError: no such network: an unknown depth, stem or head mode. `file` is named in front.
+    """
+    try:
+        return dict(_expected(json.dumps([dict(encoder), dict(head)], sort_keys=True, default=list)))
+    except (ValueError, TypeError, OverflowError) as error:
+        first_line = str(error).split('\n')[0]      # jax adds lines of its own
+        raise ValueError(f'{file}: {first_line}' if file else first_line) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _expected(fields):
+    encoder, head = json.loads(fields)
+    network = make_network(encoder=encoder, head=head)
+    tree = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep='/').items()}
+    return dict(sorted(shapes.items(), key=lambda item: not item[0].startswith('params/')))    # kernels first
+
+
+def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{path: array} of a tree of variables, paths as in `expected`."""
+    leaves = flax.traverse_util.flatten_dict(variables, sep='/')
+    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
+
+
+def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: Mapping[str, Any], file: str,
+        name_of: Callable[[str], str] = str,
+        shape_of: Callable[[Sequence[int]], Sequence[int]] = list) -> dict[str, Any]:
+    """The variables of the network, each taken from `arrays`: none missing, none left over.
+
+    Args:
+        arrays: {path: array}, paths as in `expected`; axes in this project's order already.
+        encoder, head: see `Imported`.
+        file: where they come from, for messages.
+        name_of: a path of `expected` -> the name that it has in the file, for messages.
+        shape_of: a shape here -> the shape in the file's order of axes, for messages.
+
+    Returns:
+        {'params', 'batch_stats'}: nested dicts of float32 arrays.
+
+    Raises:
+        ValueError: names are missing, unexpected or of another shape, dtype than float32, or hold a
+            value that is not finite. One sentence names them.
+    """
+    wanted = expected(encoder, head, file)
+    missing = [name_of(path) for path in wanted if path not in arrays]
+    unexpected = [name_of(path) for path in arrays if path not in wanted]
+    both = {path: np.asarray(arrays[path]) for path in wanted if path in arrays}
+    shapes = [f'{name_of(path)} {list(shape_of(array.shape))} instead of {list(shape_of(wanted[path]))}'
+              for path, array in both.items() if array.shape != wanted[path]]
+    refuse(file, {'missing': missing, 'unexpected': unexpected, 'of another shape': shapes})
+    dtypes = [f'{name_of(path)} {array.dtype}' for path, array in both.items() if array.dtype != np.float32]
+    broken = [name_of(path) for path, array in both.items()
+              if array.dtype == np.float32 and not np.isfinite(array).all()]
+    negative = [name_of(path) for path, array in both.items() if path.endswith('/var') and (array < 0).any()]
+    refuse(file, {'not float32': dtypes, 'not finite': broken, 'negative variances': negative})
+    return flax.traverse_util.unflatten_dict(both, sep='/') | (
+        {} if any(path.startswith('batch_stats/') for path in wanted) else {'batch_stats': {}})
+
+
+def check_classifier(classifier: Mapping[str, np.ndarray], encoder: Mapping[str, Any], file: str, *,
+                     names: Mapping[str, str] | None = None) -> None:
+    """ValueError unless it is {'kernel' [D, C], 'bias' [C]}, float32 and finite, for features of width D.
+
+    `names` are those that 'kernel' and 'bias' have in the file, for messages.
+    """
+    names = names or {'kernel': 'classifier/kernel', 'bias': 'classifier/bias'}
+    arrays = {name: np.asarray(array) for name, array in classifier.items()}
+    refuse(file, {'missing': [names[name] for name in names if name not in arrays],
+                  'unexpected': [name for name in arrays if name not in names]})
+    kernel, bias = arrays['kernel'], arrays['bias']
+    width = feature_width(encoder)
+    fits = kernel.ndim == 2 and kernel.shape[0] == width and bias.shape == kernel.shape[1:]
+    refuse(file, {'of another shape': [] if fits else [
+        f'{names["kernel"]} and {names["bias"]} are no classifier of {width} features']})
+    refuse(file, {
+        'not float32': [names[name] for name, array in arrays.items() if array.dtype != np.float32],
+        'not finite': [names[name] for name, array in arrays.items()
+                       if array.dtype == np.float32 and not np.isfinite(array).all()]})
+
+
+def feature_width(encoder: Mapping[str, Any]) -> int:
+    """D, the number of features of an encoder with these fields."""
+    block, _ = DEPTHS[encoder['depth']]
+    return int(64 * encoder.get('width', 1.0)) * 8 * block.expansion
+
+
+def refuse(file: str, problems: Mapping[str, list[str]]) -> None:
+    """ValueError in one sentence if any kind of problem has names."""
+    said = [f'{kind}: {", ".join(names[:_SHOWN])}' + f' and {len(names) - _SHOWN} more' * bool(names[_SHOWN:])
+            for kind, names in problems.items() if names]
+    if said:
+        raise ValueError(f'{file} does not fit the network: {"; ".join(said)}. Nothing was loaded.')

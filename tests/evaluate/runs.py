@@ -1,0 +1,24 @@
+"""A small pretraining run, and configs that evaluate it."""
+
+from simclr_jax.config import base_config, smoke
+
+
+def small_config(**data):
+    config = smoke(base_config())
+    config.num_train_steps = 2
+    config.schedule.warmup_epochs = 0.0
+    config.encoder.width = 0.0625
+    config.augment.image_size = 16
+    config.augment.mean = (0.4, 0.5, 0.6)
+    config.optimizer.learning_rate = 0.1
+    config.data.update({'train_split': 'train[:128]', 'test_split': 'test[:64]', **data})
+    config.linear.num_epochs = 3.0
+    return config
+
+
+def task_config(task, workdir, **settings):
+    """A config that says other things of data and preprocessing than the run in `workdir`."""
+    config = base_config()
+    config.task, config.data.source, config.data.train_split = task, '', ''
+    config[task].update({'pretrained': workdir, **settings})
+    return config

@@ -1,0 +1,43 @@
+import json
+
+import pytest
+
+from simclr_jax.evaluate import subject
+from simclr_jax.evaluate.knn_task import knn
+from tests.evaluate.runs import task_config
+
+
+def test_knn_of_a_workdir_stands_beside_its_floors_with_all_that_it_is_a_number_of(workdir, tmp_path, capsys):
+    results = knn(task_config('knn', workdir, k=(20, 1)), str(tmp_path))
+    assert list(results) == ['raw pixels', 'random', 'pretrained']
+    rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+    assert [row['encoder'] for row in rows] == list(results)
+    for row in rows:
+        assert (row['evaluation'], row['pretrained'], row['step']) == ('knn', workdir, 2)
+        assert (row['data'], row['train_split'], row['split']) == ('shapes', 'train[:128]', 'test[:64]')
+        assert (row['num_train'], row['num_test']) == (128, 64) and row['seconds'] >= 0
+        assert row['protocol']['temperature'] == 0.07
+        for k in (1, 20):
+            assert row[f'knn_accuracy_k{k}'] == results[row['encoder']][f'knn_accuracy_k{k}']
+            low, high = row[f'knn_accuracy_k{k}_interval']
+            assert low < row[f'knn_accuracy_k{k}'] < high
+    said = capsys.readouterr().out
+    assert 'kNN (k = 20) top-1 %' in said and '95 % interval' in said
+
+
+def test_raw_pixels_that_do_not_fit_are_left_out_and_it_is_said(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subject, '_PIXEL_BYTES', 192 * 16 * 16 * 3 * 4 - 1)
+    assert set(knn(task_config('knn', workdir, k=(5,)), str(tmp_path))) == {'random', 'pretrained'}
+    assert 'The raw pixels are left out: they do not fit in memory.' in capsys.readouterr().out
+
+
+def test_k_and_data_that_will_not_do_are_refused(workdir, tmp_path):
+    with pytest.raises(ValueError, match=r'knn.k is \(5, 0\)'):
+        knn(task_config('knn', workdir, k=(5, 0)), str(tmp_path / 'out'))
+    config = task_config('knn', workdir)
+    config.data.test_split = 'none'
+    with pytest.raises(ValueError, match="no labels in data.test_split 'none': kNN needs them"):
+        knn(config, str(tmp_path / 'out'))
+    with pytest.raises(FileNotFoundError):
+        knn(task_config('knn', str(tmp_path / 'nothing')), str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()

@@ -1,0 +1,77 @@
+"""Charts: what is drawn is what was given; files are whole."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from simclr_jax.report import charts
+from simclr_jax.report.files import write_bytes, write_csv
+
+PNG = b'\x89PNG'
+
+
+def test_seeds_become_their_mean_and_a_band_of_one_standard_deviation():
+    values = np.random.default_rng(0).normal(size=(4, 6))
+    figure = charts.lines(range(6), {'ours': values}, x_label='step', y_label='loss (nats)')
+    line, = figure.axes[0].lines
+    np.testing.assert_allclose(line.get_ydata(), values.mean(0))
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    deviation = np.sqrt(((values - values.mean(0)) ** 2).sum(0) / 3)
+    assert band[:, 1].max() == pytest.approx((values.mean(0) + deviation).max())
+    assert band[:, 1].min() == pytest.approx((values.mean(0) - deviation).min())
+
+
+def test_axes_are_labelled_and_references_named():
+    figure = charts.lines({'a': [1, 2], 'b': [1, 4]}, {'a': [1.0, 2.0], 'b': [2.0, np.nan]}, x_label='step',
+                          y_label='top-1 (%)', references={'floor': 1.5})
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('step', 'top-1 (%)')
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['a', 'b', 'floor']
+    assert charts.as_png(figure).startswith(PNG)
+
+
+def test_bars_stand_in_their_groups_with_their_errors():
+    figure = charts.bars(['0.1', '0.5'], {'ours': [[50.0, 60.0], [54.0, 64.0]], 'paper': [55.0, np.nan]},
+                         errors={'paper': [2.0, np.nan]}, x_label='temperature', y_label='top-1 (%)')
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(heights, [52.0, 62.0, 55.0, np.nan])
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in figure.axes[0].patches]
+    np.testing.assert_array_equal(np.round(centres), [0, 1, 0, 1])
+    assert charts.as_png(figure).startswith(PNG)
+
+
+def test_a_heatmap_writes_its_numbers_beside_the_papers():
+    ours, paper = np.array([[1.25, np.nan], [3.0, 4.0]]), np.array([[9.0, 8.0], [7.0, 6.0]])
+    figure = charts.heatmap(ours, ['crop', 'colour'], ['crop', 'colour'], title='ours', unit='top-1 (%)',
+                            beside={'paper': paper})
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title(loc='left') for axes in panels] == ['ours', 'paper']
+    assert [[text.get_text() for text in axes.texts] for axes in panels] == [
+        ['1.2', '3.0', '4.0'], ['9.0', '8.0', '7.0', '6.0']]
+    np.testing.assert_array_equal(panels[1].images[0].get_array(), paper)
+    assert charts.as_png(figure).startswith(PNG)
+
+
+def test_each_class_has_a_look_of_its_own():
+    names = [f'class {number}' for number in range(20)]
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    figure = charts.scatter(points, np.arange(40) % 20, names, x_label='PC 1', y_label='PC 2')
+    looks = {(tuple(drawn.get_facecolor()[0]), drawn.get_paths()[0].vertices.tobytes())
+             for drawn in figure.axes[0].collections}
+    assert len(looks) == 20
+
+
+def test_thumbnails_do_not_lie_over_each_other():
+    points = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 0.99]])
+    figure = charts.thumbnail_map(points, np.zeros((4, 5, 5, 3), np.uint8), x_label='a', y_label='b')
+    assert len(figure.axes[0].images) == 2
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / 'table.csv'
+    write_csv(str(path), ['name', 'value'], [['a, "b"', float('nan')], ['c', None], ['d', 0]])
+    assert list(csv.reader(path.open())) == [['name', 'value'], ['a, "b"', ''], ['c', ''], ['d', '0']]
+    with pytest.raises(TypeError):
+        write_bytes(str(path), 'no bytes')
+    assert path.read_text().startswith('name,value')

@@ -1,0 +1,52 @@
+"""Encoders as serialized programs: the same features as here, for any number of images."""
+
+import jax
+import numpy as np
+import pytest
+
+from simclr_jax.weights import stablehlo
+from simclr_jax.weights.stablehlo import load_stablehlo, write_stablehlo
+from tests.weights.random_weights import random_variables
+from tests.weights.tiny_encoders import (CASES, NORMALIZATION, assert_close, depth_of_bottlenecks, own_layers,
+                                         random_images)
+
+
+def test_features_of_one_and_of_three_images_are_those_of_our_own_network(tmp_path):
+    encoder, head = CASES['selective kernels']
+    fields, images = {'encoder': encoder, 'head': head, **NORMALIZATION}, random_images(3, 33, 33)
+    with depth_of_bottlenecks():
+        variables = random_variables(encoder, head)
+        # A run in bfloat16 is exported in float32.
+        write_stablehlo(tmp_path / 'program', variables, image_size=33, layer=-1,
+                        **fields | {'encoder': encoder | {'dtype': 'bfloat16'}})
+        ours = own_layers(images, variables, **fields)[-1]
+    encode = load_stablehlo(tmp_path / 'program')
+    assert_close(encode(images), ours)
+    assert_close(encode(images[1:2]), np.asarray(ours)[1:2])
+
+
+def test_one_file_is_for_processors_gpus_and_tpus(tmp_path):
+    encoder, head = CASES['cifar']
+    write_stablehlo(tmp_path / 'program', random_variables(encoder, head), encoder=encoder, head=head,
+                    image_size=16)
+    exported = jax.export.deserialize(bytearray((tmp_path / 'program').read_bytes()))
+    assert exported.platforms == ('cpu', 'cuda', 'tpu')
+    assert str(exported.in_avals[0]) == 'float32[b,16,16,3]'
+    assert 'HIGHEST' in exported.mlir_module()      # or GPUs and TPUs would round the products
+
+
+def test_what_is_no_program_is_refused(tmp_path, monkeypatch):
+    encoder, head = CASES['cifar']
+    variables = random_variables(encoder, head)
+    write_stablehlo(tmp_path / 'program', variables, encoder=encoder, head=head, image_size=16)
+    whole = (tmp_path / 'program').read_bytes()
+    for name, data in (('cut', whole[:1000]), ('text', b'weights'), ('empty', b'')):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f'{name} holds no StableHLO program that JAX'):
+            load_stablehlo(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        load_stablehlo(tmp_path / 'nothing')
+    monkeypatch.setattr(stablehlo, '_MOST_BYTES', 1000)
+    with pytest.raises(ValueError, match='a StableHLO file holds at most 2: export it as a savedmodel'):
+        write_stablehlo(tmp_path / 'large', variables, encoder=encoder, head=head, image_size=16)
+    assert not (tmp_path / 'large').exists()
