@@ -8,5 +8,5 @@ cd "$(dirname "$0")/.."
 source launch/common.sh
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 source launch/environment.sh
-# Two files at a time: most of their time is the start of processes. The slowest files come first (conftest.py).
+# Two files at a time; the slowest come first (conftest.py).
 run exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

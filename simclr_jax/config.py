@@ -315,10 +315,15 @@ def describe(config: ConfigDict) -> str:
 
 def nearest_field(config: ConfigDict, name: str) -> str:
     """The dotted field of `config` that `name` was most likely meant to be, or '' if none is near."""
-    fields = list(flatten(config))
-    close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-    same_leaf = [field for field in fields if field.rsplit('.', 1)[-1] == name.rsplit('.', 1)[-1]]
-    return (close or same_leaf or [''])[0]
+    def likeness(field):
+        block = field.partition('.')[0]
+        of_another_task = block in task_configs() and block not in (config.task, name.partition('.')[0])
+        same_leaf = field.rsplit('.', 1)[-1] == name.rsplit('.', 1)[-1]
+        alike = difflib.SequenceMatcher(a=field, b=name).ratio()
+        return max(alike, 0.5 if same_leaf else 0.0) - (0.1 if of_another_task else 0.0)
+
+    best = max(flatten(config), key=likeness)
+    return best if likeness(best) >= 0.5 else ''
 
 
 def view_config(augment: ConfigDict, view: str) -> dict[str, dict]:

@@ -122,9 +122,7 @@ def search_config() -> ConfigDict:
 def report_config() -> ConfigDict:
     """A run on one page."""
     return ConfigDict({
-        'checkpoint': 'last',           # last, best (by kNN), or a step
-        'encoder': '',                  # online, or target; '' = as the run's own eval.encoder
-        'layer': 0,                     # as eval.layer
+        'pretrained': '', 'checkpoint': 'last', 'encoder': '', 'layer': 0,      # as in linear
         'max_images': 2000,             # of each split, for neighbours, maps and the confusion matrix
         'num_queries': 10,              # on the sheet of neighbours
         'tsne': True,                   # beside the principal components

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import os
 import pathlib
 import signal
@@ -15,8 +16,9 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Tests compile more than they compute: little optimisation, XLA's older emitters, which compile a step in
 # a third of the time, and nothing is compiled twice. Eight simulated devices on a busy machine may wait
 # long for each other, which XLA takes for a deadlock.
-FAST = ('--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
-        '--xla_cpu_collective_call_terminate_timeout_seconds=600')
+FAST = '--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600'
+if importlib.metadata.version('jaxlib').startswith('0.10.'):        # later ones know the old emitters no more
+    FAST += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['XLA_FLAGS'] = f'{FAST} --xla_force_host_platform_device_count=8'
 if 'PYTEST_XDIST_WORKER' not in os.environ:     # its workers share the one of the process that starts them
     cache = tempfile.TemporaryDirectory(prefix='simclr_jax_tests_')     # removed when pytest ends

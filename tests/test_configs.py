@@ -17,7 +17,9 @@ from simclr_jax.models.network import make_network
 from simclr_jax.train import build
 
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.joinpath('configs').glob('*.py'))
-PRETRAINING = [path for path in CONFIGS if path.stem != 'linear']
+EVALUATION = {'linear': {'random', 'pretrained'}, 'finetune': {'scratch', 'pretrained'},
+              'transfer': {'random', 'pretrained', 'raw pixels'}}           # the encoders that each measures
+PRETRAINING = [path for path in CONFIGS if path.stem not in EVALUATION]
 ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152'],
              'imagenet_v2': ['depth=152,width=3,sk=true'], 'folder': ['size=32'],
              'moco_v2': ['v3', 'v3,epochs=1000', 'symmetric', 'data=cifar10', 'data=cifar10,symmetric'],
@@ -100,16 +102,17 @@ def test_a_recipe_trains_three_steps_with_smoke(path, smoke_runs):
         assert checkpointer.latest_step() == 3
 
 
-def test_the_linear_recipe_measures_a_smoke_run_beside_its_floor(smoke_runs, run_main, tmp_path):
+@pytest.mark.parametrize('task', EVALUATION)
+def test_an_evaluation_recipe_measures_a_smoke_run_beside_its_floors(task, smoke_runs, run_main, tmp_path):
     recipe = CONFIGS[0].parent
     pretrained = smoke_runs[recipe / 'cifar10.py'][1]
-    done = run_main(f'--config={recipe}/linear.py:smoke', f'--config.linear.pretrained={pretrained}',
+    done = run_main(f'--config={recipe}/{task}.py:smoke', f'--config.{task}.pretrained={pretrained}',
                     f'--workdir={tmp_path}')
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
-    linear = [row for row in rows if row['evaluation'] == 'linear']
-    assert [row['encoder'] for row in linear] == ['random', 'pretrained']
-    assert {row['data'] for row in linear} == {'shapes'} and linear[0]['num_test'] == 64
+    assert {row['encoder'] for row in rows if row['evaluation'] == task} >= EVALUATION[task]
+    assert {row['data'].partition(':')[0] for row in rows} == {'shapes'}
+    assert all(row['num_test'] == 64 for row in rows) or task == 'transfer'     # it takes whole sets
 
 
 def rates(config, num_examples):

@@ -70,7 +70,7 @@ def launch(tmp_path):
         (stubs / name).write_text(text)
         (stubs / name).chmod(0o755)
     environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith(('SLURM', 'CUDA', 'XLA_FLAGS', 'JAX'))}
+                   if not name.startswith(('SLURM', 'CUDA', 'XLA_FLAGS', 'JAX', 'EXTRAS', 'NO_INSTALL'))}
     environment |= {'PATH': f'{stubs}:{os.environ["PATH"]}', 'STUBS': str(stubs), 'POLL_SECONDS': '0',
                     'HOME': str(tmp_path / 'home'), 'VENV': str(tmp_path / 'venv')}
 

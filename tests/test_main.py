@@ -18,7 +18,7 @@ SMOKE = '--config=configs/smoke.py:smoke'
     ([SMOKE, '--config.seed=4294967296'], 'less than 2**31'),
     ([SMOKE, '--config.task=pretian'], "task is 'pretian'; the tasks are pretrain"),
     ([SMOKE, 'extra'], "Unexpected argument 'extra'"),
-    (['--config=configs/linear.py:smoke'], 'no config.json'),
+    (['--config=configs/linear.py:smoke'], 'There is nothing at'),
     ([SMOKE, '--config.data.source=folder:/nowhere'], "no directory '/nowhere'"),
 ], ids=lambda value: value if isinstance(value, str) else ' '.join(value[1:]) or value[0])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, sentence, run_main, tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 from simclr_jax import checkpoint
 from simclr_jax.data.shapes import make_shapes
 
-STEPS = 26
+STEPS = 18
 METHODS = {'simclr': set(), 'moco_v2': {'target', 'queue', 'pointer'}, 'byol': {'target'}}
 # One with the data set on the device, one with crops made on the host, one with views made there.
 DATA = {'simclr': (), 'moco_v2': ('--config.data.source=folder:{folder}',),

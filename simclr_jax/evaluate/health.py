@@ -39,21 +39,25 @@ def pair_measures(view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
     'negative_similarity' are the mean cosines of the two views of one image and of two images, either
     view; their '_std' the standard deviations.
     """
-    unit1, unit2 = _unit(view1), _unit(view2)
-    different = ~jnp.eye(len(unit1), dtype=bool)                                    # [N, N]
+    units = jnp.stack([_unit(view1), _unit(view2)])                                 # [2, N, D]
+    # Squared distances, from the common mean: the cosines of a collapsed network are all 1 less rounding.
+    first, second = units - units.mean((0, 1))
+    different = ~jnp.eye(len(first), dtype=bool)                                    # [N, N]
 
-    def cosines(a, b):
-        return jnp.matmul(a, b.T, precision='highest')
+    def distances(a, b):
+        return jnp.maximum(jnp.square(a).sum(-1)[:, None] + jnp.square(b).sum(-1)
+                           - 2 * jnp.matmul(a, b.T, precision='highest'), 0.0)
 
-    own, cross = cosines(unit1, unit1), cosines(unit1, unit2)
-    positive = jnp.diagonal(cross)
-    negative = jnp.stack([own, cross, cosines(unit2, unit2)])
+    positive = jnp.square(first - second).sum(-1)
+    own = distances(first, first)
+    negative = jnp.stack([own, distances(first, second), distances(second, second)])
     mean = negative.mean(where=different)
-    return {'alignment': jnp.square(unit1 - unit2).sum(-1).mean(),
-            'uniformity': jnp.log(jnp.exp(4 * (own - 1)).mean(where=different)),    # d^2 = 2 - 2 cosine
-            'positive_similarity': positive.mean(), 'positive_similarity_std': positive.std(),
-            'negative_similarity': mean,
-            'negative_similarity_std': jnp.sqrt(jnp.square(negative - mean).mean(where=different))}
+    spread_of_negatives = jnp.sqrt(jnp.square(negative - mean).mean(where=different))
+    return {'alignment': positive.mean(),
+            # Exact near 0, where a collapse lies; at the other end, -8, to 1e-4.
+            'uniformity': jnp.log1p(jnp.expm1(-2 * own).mean(where=different)),
+            'positive_similarity': 1 - positive.mean() / 2, 'positive_similarity_std': positive.std() / 2,
+            'negative_similarity': 1 - mean / 2, 'negative_similarity_std': spread_of_negatives / 2}
 
 
 def make_health(network: Network) -> Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]:

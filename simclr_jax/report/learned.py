@@ -1,5 +1,6 @@
 """The parts of a report that ask the network: views, neighbours, maps, similarities, confusions."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,14 +53,15 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def views_and_similarities(figures: Figures, pretrained: Pretrained, source: Source, *,
-                           operations: dict[str, dict], image_size: int, seed: int) -> tuple[str, str]:
+                           operations: dict[str, dict], image_size: int, seed: int,
+                           sequence: Sequence[str] = ()) -> tuple[str, str]:
     """The gallery of the views, and the similarities of views: two parts, from the same views.
 
-    operations: {'view1', 'view2'}, see `config.view_config`.
+    operations: {'view1', 'view2'}, see `config.view_config`; sequence: see `inputs.make_prepare`.
     """
     count = _PAIRS['small' if image_size <= 64 else 'large']
     rows, view1, view2 = views.two_views(source, count, **operations, image_size=image_size, seed=seed,
-                                         mesh=one_device())
+                                         mesh=one_device(), sequence=sequence)
     originals, kept = views.squares(source, rows[:_GALLERY], image_size)
     alone = views.each_alone(originals, **operations, seed=seed)
     return (_gallery(figures, originals, view1[kept], view2[kept], alone, operations),

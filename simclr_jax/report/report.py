@@ -1,9 +1,9 @@
-"""`--config.task=report`: a run on one page, from its workdir alone."""
+"""`--config.task=report`: a run, or an encoder from a file, on one page."""
 
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,11 +48,13 @@ class _Inspected(NamedTuple):
 def report(config: ConfigDict, workdir: str) -> str:
     """Writes workdir/report.html, and the figures and their numbers to workdir/report/; returns its path.
 
-    What the run was comes from the workdir; `config` says what to draw (its `report` block), where the data
-    lie, and which recipe the run is compared with. A part that cannot be made is a sentence in its place.
+    What the run was comes from its workdir, `report.pretrained` or `workdir` itself; `config` says what to
+    draw (its `report` block), where the data lie, and which recipe the run is compared with. Of a file of
+    weights in `report.pretrained`, `config` also says which data it is shown on; results are those in
+    `workdir`. A part that cannot be made is a sentence in its place.
 
     Raises:
-        FileNotFoundError: `workdir` is no workdir.
+        FileNotFoundError: there is no such workdir or file.
         ValueError: matplotlib or scikit-learn are missing, or a field of `report` will not do.
     """
     settings = config.report
@@ -66,31 +68,61 @@ def report(config: ConfigDict, workdir: str) -> str:
         from simclr_jax.report.figures import Figures
     except ImportError as error:
         raise ValueError(f'A report needs {error.name}: pip install simclr_jax[report].') from error
-    own = record.read_config(workdir)
-    rows = record.read_rows(os.path.join(workdir, 'metrics.jsonl'))
+    path = settings.pretrained or workdir
+    is_run = path == workdir or os.path.isfile(os.path.join(path, 'config.json'))
+    if is_run:
+        own = record.read_config(path)
+        title = f'{(own.get("method") or {}).get("name", "A run")} on '
+    else:
+        pretrained = load_pretrained(path, settings.checkpoint, settings.encoder)
+        own, title = pretrained.config.to_dict(), f'{pretrained.source} on '
+    own_data = own.get('data') or {}
     figures = Figures(workdir)
-    sections = [page.Section('The run', _run(workdir, own, rows)),
-                page.Section('Curves', _curves(figures, rows, record.read_notes(workdir))),
-                page.Section('Evaluation', _evaluation(figures, workdir)),
-                *_learned_sections(figures, config, workdir),
-                page.Section('Configuration', _configuration(own, config))]
-    notes = record.read_notes(workdir)
-    if notes:
-        sections.append(page.Section('What the run said', page.details(
-            'log.txt', f'<pre>{page.escape(notes)}</pre>')))
-    method, data = (own.get(name) or {} for name in ('method', 'data'))
+    sections = _told_sections(figures, path, own) if is_run else [
+        page.Section('The encoder', _encoder(path, own))]
+    sections += [page.Section('Evaluation', _evaluation(figures, dict.fromkeys((path, workdir)))),
+                 *_learned_sections(figures, config, path)]
+    if is_run:
+        sections.append(page.Section('Configuration', _configuration(own, config)))
+        notes = record.read_notes(path)
+        if notes:
+            sections.append(page.Section('What the run said', page.details(
+                'log.txt', f'<pre>{page.escape(notes)}</pre>')))
     text = page.render(
-        f'{method.get("name", "A run")} on {data.get("source", "unknown data")}',
-        f'Report of {workdir}', sections,
+        title + (own_data.get('source') or config.data.source or 'unknown data'), f'Report of {path}',
+        sections,
         footer=f'Written by simclr_jax {simclr_jax.__version__}, {time.strftime("%Y-%m-%d %H:%M %Z")}. '
                'This page holds all it shows; figures and numbers are also in report/ beside it.')
-    path = os.path.join(workdir, 'report.html')
-    write_bytes(path, text.encode())
-    print(f'{len(text) / 1e6:.1f} MB -> {path}; figures and numbers in {os.path.join(workdir, "report")}')
-    return path
+    written = os.path.join(workdir, 'report.html')
+    write_bytes(written, text.encode())
+    print(f'{len(text) / 1e6:.1f} MB -> {written}; figures and numbers in {os.path.join(workdir, "report")}')
+    return written
 
 
 # ---- from the files alone ----------------------------------------------------------------------------
+
+
+def _told_sections(figures, workdir: str, own: Mapping[str, Any]) -> list[page.Section]:
+    """What a run said of itself."""
+    rows = record.read_rows(os.path.join(workdir, 'metrics.jsonl'))
+    return [page.Section('The run', _run(workdir, own, rows)),
+            page.Section('Curves', _curves(figures, rows, record.read_notes(workdir)))]
+
+
+def _encoder(path: str, own: Mapping[str, Any]) -> str:
+    augment, encoder = own['augment'], own['encoder']
+    return page.facts({
+        'file': path, 'encoder': _encoder_words(encoder),
+        'padding': f'convolutions {encoder["conv_padding"]}, max-pool as {encoder["max_pool"]}',
+        'images': f'{augment["image_size"]} px, central {own["eval"]["crop_proportion"]:g}',
+        'mean, std': f'{tuple(augment["mean"])}, {tuple(augment["std"])}',
+    }) + page.paragraph('A file of weights holds no curves. The views below are those of its recipe, if it '
+                        'has one, or else those of the official SimCLR code.', 'missing')
+
+
+def _encoder_words(encoder: Mapping[str, Any]) -> str:
+    return (f'ResNet-{encoder.get("depth", "?")}, width {encoder.get("width", "?")}, '
+            f'{encoder.get("stem", "?")} stem, {encoder.get("dtype", "?")}')
 
 
 def _run(workdir: str, own: Mapping[str, Any], rows: list[dict]) -> str:
@@ -98,8 +130,7 @@ def _run(workdir: str, own: Mapping[str, Any], rows: list[dict]) -> str:
     steps = max((row['step'] for row in rows if 'step' in row), default=None)
     packages = versions.get('packages', {})
     pairs = {
-        'encoder': f'ResNet-{encoder.get("depth", "?")}, width {encoder.get("width", "?")}, '
-                   f'{encoder.get("stem", "?")} stem, {encoder.get("dtype", "?")}',
+        'encoder': _encoder_words(encoder),
         'data': f'{data.get("source", "?")}, {data.get("train_split", "?")}',
         'training': f'{_count(steps)} steps of {own.get("batch_size", "?")} images' if steps else '',
         'when': record.when(rows),
@@ -177,8 +208,9 @@ def _trust_ratios(figures, rows: list[dict], names: list[str], last: float) -> s
                        alt='Largest, median and smallest LARS trust ratio of the layers, by step')
 
 
-def _evaluation(figures, workdir: str) -> str:
-    results = record.evaluation_rows(record.read_rows(os.path.join(workdir, 'results.jsonl')))
+def _evaluation(figures, directories: Iterable[str]) -> str:
+    results = record.evaluation_rows([row for directory in directories
+                                      for row in record.read_rows(os.path.join(directory, 'results.jsonl'))])
     if not results:
         return page.paragraph('No results.jsonl: nothing was evaluated. The data may have no labels, or the '
                               'run has not ended.', 'missing')
@@ -223,11 +255,11 @@ def _configuration(own: Mapping[str, Any], given: ConfigDict) -> str:
 # ---- from the network --------------------------------------------------------------------------------
 
 
-def _learned_sections(figures, config: ConfigDict, workdir: str) -> list[page.Section]:
+def _learned_sections(figures, config: ConfigDict, path: str) -> list[page.Section]:
     from simclr_jax.report import learned
 
     try:
-        inspected = _inspect(config, workdir)
+        inspected = _inspect(config, path)
     except (ValueError, OSError) as error:
         return [page.Section('Views, neighbours and maps', learned.missing(
             'augmentations, neighbours, map, similarities and confusion matrix', error))]
@@ -238,7 +270,7 @@ def _learned_sections(figures, config: ConfigDict, workdir: str) -> list[page.Se
     gallery, similarities = _attempt(
         'augmentations and similarities', 2, lambda: learned.views_and_similarities(
             figures, inspected.pretrained, inspected.train.source, operations=operations,
-            image_size=own.augment.image_size, seed=seed))
+            image_size=own.augment.image_size, seed=seed, sequence=own.augment.get('sequence', ())))
     nearest, confusion = _attempt('neighbours and confusion matrix', 2, lambda: learned.nearest_and_confusion(
         figures, inspected.train, inspected.test, is_same=inspected.is_same, k=k,
         temperature=own.eval.knn_temperature, num_queries=settings.num_queries, seed=seed))
@@ -261,18 +293,19 @@ def _attempt(what: str, count: int, make: Callable[[], tuple[str, ...]]) -> tupl
         return (missing(what, error),) * count
 
 
-def _inspect(config: ConfigDict, workdir: str) -> _Inspected:
+def _inspect(config: ConfigDict, path: str) -> _Inspected:
     """The network and samples of its data. ValueError or OSError: they are not to be had."""
     from simclr_jax.report import learned
 
     settings = config.report
-    pretrained = load_pretrained(workdir, settings.checkpoint, settings.encoder)
+    pretrained = load_pretrained(path, settings.checkpoint, settings.encoder)
     own = pretrained.config
+    data = own.data if own.data.source else config.data         # of a file: those that it is shown on
     where = sources.options(config.data, image_size=own.augment.image_size, is_lead=True)
     where |= {'data_dir': config.data.dir or own.data.dir, 'cache': '', 'decode_once': False,
               'max_bad_share': own.data.get('max_bad_share', config.data.max_bad_share)}
-    train_source = sources.load_source(own.data.source, own.data.train_split, **where)
-    test_source = sources.load_test_source(own.data.source, own.data.test_split, **where)
+    train_source = sources.load_source(data.source, data.train_split, **where)
+    test_source = sources.load_test_source(data.source, data.test_split, **where)
 
     def read(source):
         return learned.read_split(pretrained, source, most=settings.max_images, seed=config.seed,

@@ -1,7 +1,7 @@
 """The views of a run, made by its own operations: for the gallery, and to compare views with each other."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,16 +20,17 @@ View = Mapping[str, Mapping[str, Any]]
 
 
 def two_views(source: Source, count: int, *, view1: View, view2: View, image_size: int, seed: int,
-              mesh: jax.sharding.Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+              mesh: jax.sharding.Mesh, sequence: Sequence[str] = ()
+              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first `count` images of a run on `source`: rows [N] of it and both views float32 [N, S, S, 3].
 
-    view1, view2: operations as `device_augment.augment` takes them. What cannot be read is replaced as in
-    a run.
+    view1, view2: operations as `device_augment.augment` takes them; sequence: see `inputs.make_prepare`. What
+    cannot be read is replaced as in a run.
     """
     count = min(count, source.num_examples)
     form = inputs.choose_form('device', image_size=image_size, source=source)
     prepare = inputs.make_prepare(form, view1=view1, view2=view2, image_size=image_size, seed=seed,
-                                  batch_size=count, mesh=mesh)
+                                  batch_size=count, mesh=mesh, sequence=sequence)
     with inputs.train_batches(source, form, mesh, seed=seed, batch_size=count, view1=view1, view2=view2,
                               image_size=image_size) as batches:
         views = jax.jit(prepare)(next(batches), jnp.int32(0))

@@ -39,7 +39,7 @@ def read_weights(path: str | os.PathLike) -> Imported:
         inside = [os.path.join(path, name) for name in ('encoder.flax.safetensors', 'encoder.safetensors')]
         path, *_ = [file for file in inside if os.path.isfile(file)] or ['']
         if not path:
-            raise ValueError(f'{os.path.dirname(inside[0])} is a directory without weights. Read are {KINDS}.')
+            raise ValueError(f'{os.path.dirname(inside[0])} is a directory without weights: give {KINDS}.')
     suffix = os.path.splitext(path)[1].lower()
     if suffix in _PICKLES:
         return read_byol(path)

@@ -223,3 +223,19 @@ def test_the_last_of_several_measurements_counts():
     assert [(row['measure'], row['encoder'], row['value'], row['interval']) for row in rows] == [
         ('kNN top-1, k = 20', 'pretrained', 0.2, (0.1, 0.3)), ('kNN top-1, k = 20', 'pretrained', 0.3, None),
         ('kNN top-1, k = 20', 'pretrained, layer 1', 0.4, None)]
+
+
+def test_a_file_of_weights_has_a_page_on_the_data_that_it_is_asked_for(tmp_path, encoder, monkeypatch):
+    own = small_config()
+    own.data.update({'source': '', 'train_split': 'train', 'test_split': ''})       # a file names no data
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'results.jsonl').write_text(json.dumps(
+        {'encoder': 'pretrained', 'knn_accuracy_k20': 0.512, 'evaluation': 'knn', 'data': 'shapes'}) + '\n')
+    page = make_report(tmp_path / 'out', own, encoder, monkeypatch, pretrained=str(tmp_path / 'mine.pth'),
+                       tsne=False)
+    said = page.text
+    assert 'on shapes' in said and str(tmp_path / 'mine.pth') in said and 'holds no curves' in said
+    assert '51.2' in said and 'kNN top-1, k = 20' in said
+    for part in ('Augmentations', 'Nearest neighbours', 'Map of the features', 'Confusion'):
+        assert part in said
+    assert 'Deviations from the recipe' not in said and '<script' not in page.source

@@ -1,7 +1,6 @@
 """Exports in PyTorch, in torchvision's and timm's own classes: the same features, trained and in training."""
 
 import ast
-import contextlib
 import pathlib
 
 import jax
@@ -11,14 +10,13 @@ import pytest
 from tests.weights.torch_setup import torch  # isort: skip
 import torchvision
 
-from simclr_jax.models import resnet
 from simclr_jax.models.network import make_network
 from simclr_jax.weights import torch_model
 from simclr_jax.weights.torch_files import read_torch, write_torch
 from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
 from tests.weights.random_weights import assert_same_arrays, random_imported
+from tests.weights.tiny_encoders import BOTTLENECKS, depth_of_bottlenecks
 
-BOTTLENECKS = 14        # a depth of one bottleneck block a stage
 IN_TRAINING = 1e-4      # the batch's variances cost digits: float32 in torch is as far from float64
 SMALL = {'width': 0.125}
 CASES = {
@@ -33,16 +31,6 @@ CASES = {
     'resnet-d': ({**SMALL, 'depth': 10, 'sk_ratio': 0.1, 'project_first': True, 'conv_padding': 'same',
                   'max_pool': 'same'}, None),
 }
-
-
-@contextlib.contextmanager
-def depth_of_bottlenecks():
-    """While it lasts there is the depth BOTTLENECKS."""
-    resnet.DEPTHS[BOTTLENECKS] = (resnet.BottleneckBlock, (1, 1, 1, 1))
-    try:
-        yield
-    finally:
-        del resnet.DEPTHS[BOTTLENECKS]
 
 
 def images(height=35, width=46):
