@@ -208,7 +208,7 @@ def test_a_matrix_stands_beside_the_papers_and_compares_the_order(tmp_path):
 
 @pytest.mark.parametrize('name', ['augmentations', 'heads', 'batch_size', 'losses'])
 def test_each_kind_of_study_is_drawn(name, tmp_path):
-    pytest.importorskip('matplotlib')
+    pytest.importorskip('matplotlib')       # of the extra [report]: without it there is no figure
     grid = load(name, 'scale=tiny').study.grid
     layers = tuple(map(str, grid.layers))
     render(grid, [record(cell.place, 0.3, 0.2, layers=layers) for cell in grid.cells[:4]], str(tmp_path))

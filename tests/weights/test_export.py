@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip('onnxruntime')
+pytest.importorskip('onnxruntime')          # of the extra [export]: what is exported is run
 
 from simclr_jax import checkpoint  # noqa: E402
 from simclr_jax.config import base_config, smoke  # noqa: E402
@@ -87,7 +87,7 @@ def test_a_workdir_as_files_that_agree_with_it(workdir, tmp_path, capsys):
 
 
 def test_files_for_torch_and_tensorflow_prove_themselves_too(imported, tmp_path):
-    pytest.importorskip('tensorflow')
+    pytest.importorskip('tensorflow')       # a run on arrays needs none, and this file neither but here
     import tests.weights.torch_setup  # noqa: F401
     directory = tmp_path / 'export'
     (directory / 'savedmodel').mkdir(parents=True)

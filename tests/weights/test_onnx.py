@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip('onnx')
+onnx = pytest.importorskip('onnx')          # both of the extra [export]
 pytest.importorskip('onnxruntime')
 
 from simclr_jax.weights import onnx_file  # noqa: E402

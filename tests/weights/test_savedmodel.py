@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-tf = pytest.importorskip('tensorflow')
+tf = pytest.importorskip('tensorflow')      # the format is its own
 
 from simclr_jax.weights.graph import features  # noqa: E402
 from simclr_jax.weights.savedmodel import TensorFlowOperations, load_savedmodel, write_savedmodel  # noqa: E402

@@ -8,7 +8,7 @@ import importlib.util
 
 import pytest
 
-torch = pytest.importorskip('torch')
+torch = pytest.importorskip('torch')        # of the extra [export]
 for _package in ('torchvision', 'timm'):
     if not importlib.util.find_spec(_package):
         pytest.skip(f'{_package} is not installed', allow_module_level=True)
