@@ -13,43 +13,29 @@ import importlib.util
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import runs
 import torch
 
-import simclr_jax
-from simclr_jax.config import base_config
-from simclr_jax.steps import make_encode
-from simclr_jax.weights.flax_file import write_flax
-from simclr_jax.weights.torch_files import write_torch
-from simclr_jax.weights.tree import Imported, expected
-
-
-def random_weights(depth: int) -> Imported:
-    """Kernels and BatchNorm statistics under which no layer is silent."""
-    rng, arrays = np.random.default_rng(0), {}
-    encoder, head = base_config().encoder.to_dict() | {'depth': depth}, {'mode': 'none'}
-    for path, shape in expected(encoder, head).items():
-        if path.endswith('kernel'):
-            array = rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape)
-        elif path.endswith(('scale', 'var')):
-            array = rng.uniform(0.5, 1.0, shape)
-        else:
-            array = rng.normal(0, 0.1, shape)
-        arrays[path] = array.astype(np.float32)
-    return Imported(encoder, head, flax.traverse_util.unflatten_dict(arrays, sep='/'), (0.0,) * 3, (1.0,) * 3,
-                    224, 0.875, 'random weights')
+sys.path.insert(0, str(runs.ROOT))
+import simclr_jax  # noqa: E402
+from simclr_jax.config import base_config  # noqa: E402
+from simclr_jax.steps import make_encode  # noqa: E402
+from simclr_jax.weights.flax_file import write_flax  # noqa: E402
+from simclr_jax.weights.torch_files import write_torch  # noqa: E402
+from tests.weights.random_weights import random_imported  # noqa: E402
 
 
 def contenders(depth: int, batch: int, directory: str, compiled: bool) -> dict:
     """{name: a function of nothing that returns features [B, D] as numpy}."""
-    imported = random_weights(depth)
+    imported = random_imported(base_config().encoder.to_dict() | {'depth': depth}, image_size=224,
+                               crop_proportion=0.875, mean=(0.0,) * 3, std=(1.0,) * 3)
     write_flax(f'{directory}/encoder.flax.safetensors', imported)
     write_torch(directory, imported)
     spec = importlib.util.spec_from_file_location('torch_model', f'{directory}/torch_model.py')

@@ -17,6 +17,7 @@ from simclr_jax.data.base import Source
 from simclr_jax.data.cache import progress_bar
 from simclr_jax.evaluate.frozen import fingerprint
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.evaluate.subject import data_options
 from simclr_jax.steps import make_encode
 
 _KEY = b'simclr_jax'        # of the metadata in a Parquet file
@@ -142,8 +143,7 @@ def _load_source(config: ConfigDict, own: ConfigDict) -> tuple[Source, str]:
     split = config.embed.split or config.data.train_split or own.data.train_split
     if not name:
         raise ValueError('There is nothing to embed: give --config.data.source, such as folder:PATH.')
-    where = sources.options(config.data, image_size=own.augment.image_size, is_lead=sharding.is_lead())
-    where |= {'data_dir': config.data.dir or own.data.dir, 'cache': '', 'decode_once': False}
+    where = data_options(config, own) | {'cache': '', 'decode_once': False}
     return sources.load_source(name, split, **where), where['data_dir']
 
 

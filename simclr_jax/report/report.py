@@ -14,6 +14,7 @@ from simclr_jax.config import ConfigDict, base_config, view_config
 from simclr_jax.data import sources
 from simclr_jax.data.base import Source
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.evaluate.subject import data_options
 from simclr_jax.report import page, record
 from simclr_jax.report.files import write_bytes
 from simclr_jax.task_configs import task_configs
@@ -71,7 +72,7 @@ def report(config: ConfigDict, workdir: str) -> str:
     path = settings.pretrained or workdir
     is_run = path == workdir or os.path.isfile(os.path.join(path, 'config.json'))
     if is_run:
-        own = record.read_config(path)
+        own, pretrained = record.read_config(path), None
         title = f'{(own.get("method") or {}).get("name", "A run")} on '
     else:
         pretrained = load_pretrained(path, settings.checkpoint, settings.encoder)
@@ -81,7 +82,7 @@ def report(config: ConfigDict, workdir: str) -> str:
     sections = _told_sections(figures, path, own) if is_run else [
         page.Section('The encoder', _encoder(path, own))]
     sections += [page.Section('Evaluation', _evaluation(figures, dict.fromkeys((path, workdir)))),
-                 *_learned_sections(figures, config, path)]
+                 *_learned_sections(figures, config, path, pretrained)]
     if is_run:
         sections.append(page.Section('Configuration', _configuration(own, config)))
         notes = record.read_notes(path)
@@ -255,11 +256,13 @@ def _configuration(own: Mapping[str, Any], given: ConfigDict) -> str:
 # ---- from the network --------------------------------------------------------------------------------
 
 
-def _learned_sections(figures, config: ConfigDict, path: str) -> list[page.Section]:
+def _learned_sections(figures, config: ConfigDict, path: str, pretrained: Pretrained | None
+                      ) -> list[page.Section]:
     from simclr_jax.report import learned
 
     try:
-        inspected = _inspect(config, path)
+        inspected = _inspect(config, pretrained or load_pretrained(
+            path, config.report.checkpoint, config.report.encoder))
     except (ValueError, OSError) as error:
         return [page.Section('Views, neighbours and maps', learned.missing(
             'augmentations, neighbours, map, similarities and confusion matrix', error))]
@@ -293,17 +296,16 @@ def _attempt(what: str, count: int, make: Callable[[], tuple[str, ...]]) -> tupl
         return (missing(what, error),) * count
 
 
-def _inspect(config: ConfigDict, path: str) -> _Inspected:
+def _inspect(config: ConfigDict, pretrained: Pretrained) -> _Inspected:
     """The network and samples of its data. ValueError or OSError: they are not to be had."""
     from simclr_jax.report import learned
 
     settings = config.report
-    pretrained = load_pretrained(path, settings.checkpoint, settings.encoder)
     own = pretrained.config
     data = own.data if own.data.source else config.data         # of a file: those that it is shown on
-    where = sources.options(config.data, image_size=own.augment.image_size, is_lead=True)
-    where |= {'data_dir': config.data.dir or own.data.dir, 'cache': '', 'decode_once': False,
-              'max_bad_share': own.data.get('max_bad_share', config.data.max_bad_share)}
+    where = data_options(config, own) | {
+        'cache': '', 'decode_once': False,
+        'max_bad_share': own.data.get('max_bad_share', config.data.max_bad_share)}
     train_source = sources.load_source(data.source, data.train_split, **where)
     test_source = sources.load_test_source(data.source, data.test_split, **where)
 
