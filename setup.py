@@ -8,6 +8,21 @@ import setuptools
 root = pathlib.Path(__file__).parent
 version = re.search(r"__version__ = '(.+)'", (root / 'simclr_jax/__init__.py').read_text())[1]
 
+
+
+def loops():
+    """Convolutions and norms at the speed of the processor. Without jaxlib's headers, XLA does them."""
+    try:
+        from jax.ffi import include_dir
+    except ImportError:
+        return []
+    models = 'simclr_jax/models'
+    return [setuptools.Extension(
+        'simclr_jax.models._loops', [f'{models}/_convolution.cc', f'{models}/_norm.cc'], optional=True, language='c++',
+        depends=[f'{models}/_loops.h'], include_dirs=[include_dir()],
+        extra_compile_args=['-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math'])]
+
+
 setuptools.setup(
     name='simclr_jax',
     version=version,
@@ -22,7 +37,7 @@ setuptools.setup(
         'simclr_jax.data._kernels', ['simclr_jax/data/_kernels.c'], optional=True,
         # Equal results on every processor; nothing reads errno or floating-point exceptions.
         extra_compile_args=['-O3', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math'],
-        libraries=['m'])],
+        libraries=['m']), *loops()],
     entry_points={'console_scripts': ['simclr_jax = simclr_jax.main:run']},
     install_requires=[
         'jax>=0.10.2',

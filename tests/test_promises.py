@@ -15,7 +15,8 @@ MODULES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / 'simclr_j
 ALLOWED = {
     'main.py': [''],
     'train.py': ['methods', 'steps', 'data', 'optim', 'schedules', 'sharding', 'checkpoint', 'metrics',
-                 'config', 'evaluate', 'models.network', 'inputs', 'augment_fields', 'task_configs'],
+                 'config', 'evaluate', 'models.network', 'inputs', 'augment_fields', 'task_configs',
+                 'profile', 'interruption'],
     'inputs.py': ['data', 'device_augment', 'sharding'],
     'device_augment.py': ['device_ops', 'augment_fields'], 'device_ops.py': [], 'augment_fields.py': [],
     'evaluate/': ['inputs', 'data', 'models', 'optim', 'schedules', 'sharding', 'checkpoint', 'metrics',
@@ -38,7 +39,10 @@ ALLOWED = {
     'bench_input.py': ['inputs', 'train', 'steps', 'schedules', 'sharding', 'config', 'metrics', 'data'],
     'plan.py': ['inputs', 'train', 'compiled', 'schedules', 'sharding', 'config', 'metrics'],
     'objectives/': ['objectives'], 'schedules.py': [], 'sharding.py': [], 'train_state.py': [],
-    'models/norm.py': [], 'config.py': ['task_configs'], 'task_configs.py': [], 'metrics.py': [],
+    'models/norm.py': ['models.loops'], 'models/loops.py': [], 'models/convolution.py': ['models.loops'],
+    'config.py': ['task_configs'], 'task_configs.py': [], 'metrics.py': [],
+    'interruption.py': ['sharding'], 'profile.py': ['step_breakdown'], 'step_breakdown.py': [],
+    'compile_cache.py': [],
     'optim.py': [], 'compiled.py': [], 'processes.py': [],
 }
 

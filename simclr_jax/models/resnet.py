@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from simclr_jax.models.convolution import convolve
 from simclr_jax.models.norm import BatchNorm
 
 ModuleDef = Callable[..., nn.Module]
@@ -18,18 +19,32 @@ STEMS = ('imagenet', 'cifar')
 CONV_PADDINGS = ('symmetric', 'same')
 
 
-def padded_conv(features: int, size: int, stride: int = 1, *, padding: str = 'symmetric',
-                dtype: DTypeLike, name: str) -> nn.Conv:
+class Conv(nn.Module):
     """A convolution without bias that keeps, or divides by its stride, the size of a map.
 
-    padding: 'symmetric' adds size // 2 pixels on every side, as torchvision and google-research/simclr
-    do; 'same' is that of TensorFlow, XLA and Haiku. They differ where stride > 1 and the map's size
-    is even: 'same' then adds one row less above than below.
+    Attributes:
+        features: channels of the output.
+        size: of the square kernel, in pixels.
+        stride: of both axes.
+        padding: 'symmetric' adds size // 2 pixels on every side, as torchvision and google-research/simclr
+            do; 'same' is that of TensorFlow, XLA and Haiku. They differ where stride > 1 and the map's size
+            is even: 'same' then adds one row less above than below.
+        dtype: of the output. The kernel is float32.
     """
-    kernel_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
-    return nn.Conv(features, (size, size), strides=stride, use_bias=False,
-                   padding='SAME' if padding == 'same' else size // 2,
-                   kernel_init=kernel_init, dtype=dtype, name=name)
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: str = 'symmetric'
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] -> [B, h, w, features]."""
+        kernel = self.param('kernel', nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
+                            (self.size, self.size, x.shape[-1], self.features))
+        padding = 'SAME' if self.padding == 'same' else ((self.size // 2,) * 2,) * 2
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding)
 
 
 class SelectiveKernel(nn.Module):
@@ -48,12 +63,12 @@ class SelectiveKernel(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv(2 * self.features, 3, self.stride, name='conv')(x)
-        x = nn.relu(self.norm(name='norm')(x))
+        x = self.norm(rectify=True, name='norm')(x)
         streams = x.reshape(*x.shape[:-1], 2, self.features)  # [B, H, W, 2, C]
 
         pooled = streams.sum(3).mean((1, 2), keepdims=True)  # [B, 1, 1, C]
         pooled = self.conv(max(int(self.features * self.ratio), 32), 1, name='squeeze_conv')(pooled)
-        pooled = nn.relu(self.norm(name='squeeze_norm')(pooled))
+        pooled = self.norm(rectify=True, name='squeeze_norm')(pooled)
         mixing = self.conv(2 * self.features, 1, name='mixing_conv')(pooled)
         mixing = nn.softmax(mixing.reshape(-1, 1, 1, 2, self.features), axis=3)
         return (streams * mixing).sum(3)
@@ -74,10 +89,9 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, 3, self.stride, name='conv1')(x)
-        y = nn.relu(self.norm(name='norm1')(y))
+        y = self.norm(rectify=True, name='norm1')(y)
         y = self.conv(self.features, 3, name='conv2')(y)
-        y = self.last_norm(name='norm2')(y)
-        return nn.relu(y + _shortcut(self, x))
+        return self.last_norm(rectify=True, name='norm2')(y, shortcut=_shortcut(self, x))
 
 
 class BottleneckBlock(nn.Module):
@@ -95,16 +109,15 @@ class BottleneckBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, 1, name='conv1')(x)
-        y = nn.relu(self.norm(name='norm1')(y))
+        y = self.norm(rectify=True, name='norm1')(y)
         if self.sk_ratio > 0:
             y = SelectiveKernel(self.features, self.stride, self.sk_ratio, self.conv, self.norm,
                                 name='conv2')(y)
         else:
             y = self.conv(self.features, 3, self.stride, name='conv2')(y)
-            y = nn.relu(self.norm(name='norm2')(y))
+            y = self.norm(rectify=True, name='norm2')(y)
         y = self.conv(4 * self.features, 1, name='conv3')(y)
-        y = self.last_norm(name='norm3')(y)
-        return nn.relu(y + _shortcut(self, x))
+        return self.last_norm(rectify=True, name='norm3')(y, shortcut=_shortcut(self, x))
 
 
 def _shortcut(block, x):
@@ -146,7 +159,7 @@ class ResNet(nn.Module):
         sk_ratio: above 0, selective kernels and ResNet-D, with this squeeze; SimCLRv2 uses 0.0625.
         zero_init_last_gamma: start every block as its shortcut.
         max_pool: 'torch' (one pixel on every side) or 'same' (TensorFlow's, as official weights).
-        conv_padding: of convolutions with a stride, see `padded_conv`: 'symmetric', or 'same' for
+        conv_padding: of convolutions with a stride, see `Conv`: 'symmetric', or 'same' for
             weights from Haiku (BYOL's).
         project_first: project the shortcut of the very first block of depths below 50 too, as
             google-research/simclr and BYOL do and torchvision does not.
@@ -182,7 +195,7 @@ class ResNet(nn.Module):
         _check_choice('stem', self.stem, STEMS)
         _check_choice('max_pool', self.max_pool, MAX_POOL_PADDING)
         _check_choice('conv_padding', self.conv_padding, CONV_PADDINGS)
-        conv = partial(padded_conv, padding=self.conv_padding, dtype=self.dtype)
+        conv = partial(Conv, padding=self.conv_padding, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, groups=self.norm_groups,
                        strided=self.norm_strided, momentum=self.norm_momentum,
                        epsilon=self.norm_epsilon, dtype=self.dtype)
@@ -213,17 +226,17 @@ class ResNet(nn.Module):
     def _stem(self, x, channels, conv, norm):
         if self.stem == 'cifar':
             x = conv(channels, 3, name='stem_conv')(x)
-            return nn.relu(norm(name='stem_norm')(x))
+            return norm(rectify=True, name='stem_norm')(x)
         if self.sk_ratio > 0:  # ResNet-D (arXiv:1812.01187)
             x = conv(channels // 2, 3, 2, name='stem_conv1')(x)
-            x = nn.relu(norm(name='stem_norm1')(x))
+            x = norm(rectify=True, name='stem_norm1')(x)
             x = conv(channels // 2, 3, name='stem_conv2')(x)
-            x = nn.relu(norm(name='stem_norm2')(x))
+            x = norm(rectify=True, name='stem_norm2')(x)
             x = conv(channels, 3, name='stem_conv3')(x)
-            x = nn.relu(norm(name='stem_norm3')(x))
+            x = norm(rectify=True, name='stem_norm3')(x)
         else:
             x = conv(channels, 7, 2, name='stem_conv')(x)
-            x = nn.relu(norm(name='stem_norm')(x))
+            x = norm(rectify=True, name='stem_norm')(x)
         return nn.max_pool(x, (3, 3), (2, 2), MAX_POOL_PADDING[self.max_pool])
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.models import loops
 from simclr_jax.models.norm import BatchNorm
 
 
@@ -22,8 +23,8 @@ def variables():
             'batch_stats': {'mean': draw(-1, 1), 'var': draw(0.5, 2)}}
 
 
-def apply(module, variables, x):
-    y, updated = module.apply(variables, x, mutable=['batch_stats'])
+def apply(module, variables, x, *shortcut):
+    y, updated = module.apply(variables, x, *shortcut, mutable=['batch_stats'])
     return y, updated['batch_stats']
 
 
@@ -172,3 +173,57 @@ def test_a_constant_channel_stays_finite(variables):
 def test_a_batch_that_does_not_divide_names_both_numbers(images, variables, strided):
     with pytest.raises(ValueError, match='8 rows.*norm_groups=3'):
         apply(BatchNorm(use_running_average=False, groups=3, strided=strided), variables, images)
+
+
+def reference(x, scale, bias, shortcut, groups, strided, rectify):
+    """BatchNorm as its definition says, for automatic differentiation: (y, mean, variance of each group)."""
+    split = lambda a: [a[g::groups] if strided else a[len(a) // groups * g:][:len(a) // groups]
+                       for g in range(groups)]
+    ys, means, variances = [], [], []
+    for rows, added in zip(split(x), split(shortcut)):
+        mean, var = rows.mean((0, 1, 2)), rows.var((0, 1, 2))
+        y = (rows - mean) / jnp.sqrt(var + 1e-5) * scale + bias + added
+        ys.append(jnp.maximum(y, 0) if rectify else y)
+        means.append(mean)
+        variances.append(var)
+    order = np.argsort(np.concatenate(split(np.arange(len(x)))))
+    return jnp.concatenate(ys)[order], jnp.stack(means), jnp.stack(variances)
+
+
+@pytest.mark.parametrize('form', ['xla', 'loops'])
+@pytest.mark.parametrize('rectify', [False, True])
+@pytest.mark.parametrize('has_shortcut', [False, True])
+@pytest.mark.parametrize('groups, strided', [(1, False), (2, False), (2, True)])
+def test_gradients_are_those_of_the_definition_in_float64(form, rectify, has_shortcut, groups, strided,
+                                                          monkeypatch):
+    if form == 'loops':
+        if groups > 1 or not loops.are_built():
+            pytest.skip('loops are for one group, and where they were built')
+        monkeypatch.setattr(jax, 'device_count', lambda: 1)
+    rng = np.random.default_rng(0)
+    x, shortcut, weights = (rng.normal(1.0, 2.0, (6, 5, 7, 24)) for _ in range(3))
+    shortcut *= has_shortcut
+    scale, bias = rng.uniform(0.5, 2, 24), rng.uniform(-1, 1, 24)
+    of_mean, of_var = rng.normal(size=(2, groups, 24))
+
+    def ours(x, scale, bias, shortcut):
+        module = BatchNorm(use_running_average=False, groups=groups, strided=strided, rectify=rectify,
+                           momentum=0.0)
+        stats = {'mean': jnp.zeros(24), 'var': jnp.zeros(24)}
+        y, new = apply(module, {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats}, x,
+                       *[shortcut] * has_shortcut)
+        # What follows the running statistics, the mean over groups, is part of the derivative too.
+        of_stats = jnp.sum(new['mean'] * of_mean[0]) + jnp.sum(new['var'] * of_var[0])
+        return jnp.sum(y * weights) + of_stats, y
+
+    def theirs(x, scale, bias, shortcut):
+        y, mean, var = reference(x, scale, bias, shortcut, groups, strided, rectify)
+        of_stats = jnp.sum(mean.mean(0) * of_mean[0]) + jnp.sum(var.mean(0) * of_var[0])
+        return jnp.sum(y * weights) + of_stats, y
+
+    arguments, used = [x, scale, bias, shortcut], (0, 1, 2, 3) if has_shortcut else (0, 1, 2)
+    gradients, y = jax.jit(jax.grad(ours, used, has_aux=True))(*map(np.float32, arguments))
+    with jax.enable_x64(True):
+        expected, expected_y = jax.grad(theirs, used, has_aux=True)(*map(jnp.float64, arguments))
+    for one, other in zip([y, *gradients], [expected_y, *expected]):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 1))

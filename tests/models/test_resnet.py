@@ -192,7 +192,7 @@ def test_project_first_adds_the_shortcut_that_torchvision_does_not_have():
 
 @pytest.mark.parametrize('size, stride, length', [(3, 2, 8), (3, 2, 9), (7, 2, 8), (1, 2, 8), (3, 1, 8)])
 def test_conv_padding_same_is_tensorflows(size, stride, length):
-    module = resnet.padded_conv(4, size, stride, padding='same', dtype=jnp.float32, name=None)
+    module = resnet.Conv(4, size, stride, padding='same')
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(1, length, length, 3)), rng.normal(size=(size, size, 3, 4))
     rows = -(-length // stride)
@@ -206,7 +206,7 @@ def test_conv_padding_same_is_tensorflows(size, stride, length):
     (resnet.BasicBlock, 'norm2'), (resnet.BottleneckBlock, 'norm3')])
 def test_a_block_whose_last_gamma_is_zero_is_the_identity(block_type, last):
     batch_norm = partial(BatchNorm, use_running_average=True)
-    module = block_type(4, 1, 0.0, partial(resnet.padded_conv, dtype=jnp.float32),
+    module = block_type(4, 1, 0.0, resnet.Conv,
                         batch_norm, batch_norm)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 5, 4 * block_type.expansion)).astype(np.float32)
@@ -236,7 +236,7 @@ def test_only_the_last_gamma_of_each_block_starts_at_zero(zero):
 
 
 def test_kernels_start_at_unit_fan_in_variance():
-    module = resnet.padded_conv(256, 3, dtype=jnp.float32, name=None)
+    module = resnet.Conv(256, 3)
     variables = quick_jit(module.init)(jax.random.key(0), jnp.zeros((1, 3, 3, 64)))
     kernel = variables['params']['kernel']
     assert kernel.std() * math.sqrt(9 * 64) == pytest.approx(1.0, rel=0.01)

@@ -1,0 +1,466 @@
+/* Convolutions and their two gradients for XLA on a CPU, at the speed of a matrix product.
+
+   Images are [N, H, W, C], kernels [KH, KW, C, D], both float32 and dense. A block of images is copied with its
+   padding into a buffer that fits a cache; there, what one row of the kernel sees from a pixel lies side by
+   side, KW * C floats. So a convolution is KH products of a gathered matrix, without the copies of im2col.
+   The gradient in the input is the same loop over the output's gradient: stride * stride of them, one for
+   each phase of the pixels. Sums run in an order that depends on the shapes alone, never on the threads. */
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "_loops.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int64_t kBlockPixels = 512;           // of a block of the gathered product
+constexpr int64_t kGradientFloats = 8192;       // of the output's gradient in a block: they stay in L1
+constexpr int64_t kWeightBytes = 256 << 10;     // of weights that one pass over a block's pixels uses
+constexpr int64_t kMargin = 64;                 // floats behind a block, read and not used
+constexpr int64_t kTasks = 8;                   // into which the images of a kernel's gradient are split
+
+/* Destination pixels (first + step * i) of all images see the source from pixel (shift + source_step * i) on. */
+struct Phase {
+  int64_t images, source_height, source_width, channels;
+  int64_t height, width, features;              // of the destination
+  int64_t rows, columns, first_row, first_column, step;
+  int64_t source_step, shift_row, shift_column;
+  int64_t kernel_height, kernel_width;
+
+  int64_t run() const { return kernel_width * channels; }
+  int64_t block_rows(int64_t pixels) const {
+    return std::min(rows, std::max<int64_t>(1, pixels / std::max<int64_t>(columns, 1)));
+  }
+  int64_t block_images(int64_t pixels) const {
+    const int64_t image = std::max<int64_t>(rows * columns, 1);
+    return block_rows(pixels) < rows ? 1 : std::clamp<int64_t>(pixels / image, 1, std::max<int64_t>(images, 1));
+  }
+};
+
+/* ---- blocks of pixels ------------------------------------------------------------------------------- */
+
+/* Source pixels with zeros around them, and where in them each destination pixel begins. */
+struct Block {
+  const float *source;
+  int64_t row_stride;
+  std::vector<int64_t> source_offsets, destination_offsets;
+};
+
+/* is_copied: what lies behind the last pixel will be read too, though not used. */
+void load_block(const Phase &p, const float *source, int64_t image, int64_t images, int64_t row, int64_t rows,
+                bool is_copied, Block &block) {
+  const int64_t c = p.channels;
+  const int64_t height = (rows - 1) * p.source_step + p.kernel_height;
+  const int64_t width = (p.columns - 1) * p.source_step + p.kernel_width;
+  const int64_t top = p.shift_row + row * p.source_step, left = p.shift_column;
+  int64_t image_stride = p.source_height * p.source_width * c;
+  const float *base = source + image * image_stride;
+  block.row_stride = p.source_width * c;
+  if (!is_copied && top >= 0 && left >= 0 && top + height <= p.source_height && left + width <= p.source_width) {
+    block.source = base + top * block.row_stride + left * c;
+  } else {
+    float *to = scratch(0, images * height * width * c + kMargin);
+    block.source = to;
+    const int64_t before = std::clamp<int64_t>(-left, 0, width);
+    const int64_t inside = std::clamp<int64_t>(p.source_width - std::max<int64_t>(left, 0), 0, width - before);
+    for (int64_t n = 0; n < images; n++, base += image_stride) {
+      for (int64_t y = top; y < top + height; y++, to += width * c) {
+        const bool is_row = y >= 0 && y < p.source_height;
+        const int64_t head = is_row ? before : width, body = is_row ? inside : 0;
+        std::fill_n(to, head * c, 0.0f);
+        if (body) std::memcpy(to + head * c, base + (y * p.source_width + std::max<int64_t>(left, 0)) * c,
+                              body * c * sizeof(float));
+        std::fill_n(to + (head + body) * c, (width - head - body) * c, 0.0f);
+      }
+    }
+    block.row_stride = width * c;
+    image_stride = height * width * c;
+  }
+  block.source_offsets.resize(images * rows * p.columns);
+  block.destination_offsets.resize(images * rows * p.columns);
+  int64_t *from = block.source_offsets.data(), *to = block.destination_offsets.data();
+  for (int64_t n = 0; n < images; n++) {
+    for (int64_t i = 0; i < rows; i++, from += p.columns, to += p.columns) {
+      const int64_t y = p.first_row + p.step * (row + i), source_step = p.source_step * c;
+      const int64_t source_row = n * image_stride + i * p.source_step * block.row_stride;
+      const int64_t row_start = (((image + n) * p.height + y) * p.width + p.first_column) * p.features;
+      for (int64_t j = 0; j < p.columns; j++) {
+        from[j] = source_row + j * source_step;
+        to[j] = row_start + j * p.step * p.features;
+      }
+    }
+  }
+}
+
+/* ---- inner loops: V floats a vector, Q vectors of features side by side ------------------------------ */
+
+template <int V> struct Vector {
+  typedef float type __attribute__((vector_size(V * sizeof(float)), aligned(4), may_alias));
+};
+
+constexpr int tile_pixels(int V, int Q) { return Q == 4 ? 6 : V == 8 && Q == 2 ? 6 : 8; }
+constexpr int tile_rows(int V, int Q) { return V == 8 ? (Q == 1 ? 8 : 6) : Q == 1 ? 16 : Q == 2 ? 12 : Q == 3 ? 8 : 6; }
+
+/* destination[p][0:lanes] (+)= sum over t, r of source[p][t * row_stride + r] * weights[t, r]. */
+template <int V, int P, int Q>
+INLINE void multiply_tile(const float *const *source, int64_t row_stride, int64_t rows, int64_t run,
+                          const float *weights, float *const *destination, int64_t lanes, bool is_first) {
+  typedef typename Vector<V>::type Vec;
+  Vec sums[P][Q];
+  float spill[P][Q * V];
+  const bool is_full = lanes == Q * V;
+  if (is_first) {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; q++) sums[p][q] = Vec{};
+  } else {
+    if (!is_full)
+      for (int p = 0; p < P; p++) std::memcpy(spill[p], destination[p], lanes * sizeof(float));
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; q++)
+        sums[p][q] = *(const Vec *)((is_full ? destination[p] : spill[p]) + q * V);
+  }
+  for (int64_t t = 0; t < rows; t++) {
+    const float *from[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) from[p] = source[p] + t * row_stride;
+    for (int64_t r = 0; r < run; r++, weights += Q * V) {
+      Vec w[Q];
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; q++) w[q] = *(const Vec *)(weights + q * V);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; p++) {
+        const float x = from[p][r];
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; q++) sums[p][q] += x * w[q];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) *(Vec *)((is_full ? destination[p] : spill[p]) + q * V) = sums[p][q];
+  if (!is_full)
+    for (int p = 0; p < P; p++) std::memcpy(destination[p], spill[p], lanes * sizeof(float));
+}
+
+/* One pass of a block's pixels over rows [t0, t0 + rows), columns [r0, r0 + run) of the weights. */
+template <int V, int Q>
+INLINE void multiply_block(const Block &block, int64_t t0, int64_t rows, int64_t r0, int64_t run,
+                           const float *weights, float *destination, int64_t lanes, bool is_first) {
+  constexpr int P = tile_pixels(V, Q);
+  const int64_t count = block.source_offsets.size();
+  const float *base = block.source + t0 * block.row_stride + r0;
+  for (int64_t i = 0; i < count; i += P) {
+    const float *from[P];
+    float *to[P], unused[P][Q * V];
+    for (int p = 0; p < P; p++) {
+      const bool is_pixel = i + p < count;
+      from[p] = base + block.source_offsets[is_pixel ? i + p : i];
+      to[p] = is_pixel ? destination + block.destination_offsets[i + p] : unused[p];
+    }
+    multiply_tile<V, P, Q>(from, block.row_stride, rows, run, weights, to, lanes, is_first);
+  }
+}
+
+/* sums[R][Q * V] += sum over pixels of source[offset + r] * gradient[pixel]. */
+template <int V, int R, int Q>
+INLINE void outer_tile(const float *source, const int64_t *offsets, const float *gradient, int64_t count,
+                       float *sums) {
+  typedef typename Vector<V>::type Vec;
+  Vec s[R][Q];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) s[r][q] = *(const Vec *)(sums + (r * Q + q) * V);
+  for (int64_t i = 0; i < count; i++, gradient += Q * V) {
+    const float *x = source + offsets[i];
+    Vec g[Q];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) g[q] = *(const Vec *)(gradient + q * V);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; q++) s[r][q] += x[r] * g[q];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) *(Vec *)(sums + (r * Q + q) * V) = s[r][q];
+}
+
+/* Rows [t0, t1) of the kernel. */
+template <int V, int Q>
+INLINE void outer_block(const Phase &p, const Block &block, int64_t t0, int64_t t1, const float *gradient,
+                        float *sums) {
+  constexpr int R = tile_rows(V, Q);
+  for (int64_t t = t0; t < t1; t++)
+    for (int64_t r = 0; r < p.run(); r += R, sums += R * Q * V)
+      outer_tile<V, R, Q>(block.source + t * block.row_stride + r, block.source_offsets.data(), gradient,
+                          block.source_offsets.size(), sums);
+}
+
+/* ---- the same loops for each processor --------------------------------------------------------------- */
+
+struct Loops {
+  int lanes, most;              // floats of a vector; vectors of features side by side
+  int (*tile_rows)(int q);
+  void (*multiply)(int q, const Block &, int64_t t0, int64_t rows, int64_t r0, int64_t run, const float *weights,
+                   float *destination, int64_t lanes, bool is_first);
+  void (*outer)(int q, const Phase &, const Block &, int64_t t0, int64_t t1, const float *gradient, float *sums);
+};
+
+#define LOOPS(NAME, TARGET, V, MOST)                                                                         \
+  TARGET void multiply_##NAME(int q, const Block &block, int64_t t0, int64_t rows, int64_t r0, int64_t run,  \
+                              const float *weights, float *destination, int64_t lanes, bool is_first) {      \
+    if (q == 1) multiply_block<V, 1>(block, t0, rows, r0, run, weights, destination, lanes, is_first);       \
+    if (q == 2) multiply_block<V, 2>(block, t0, rows, r0, run, weights, destination, lanes, is_first);       \
+    if (q == 3 && MOST > 2) multiply_block<V, 3>(block, t0, rows, r0, run, weights, destination, lanes, is_first); \
+    if (q == 4 && MOST > 2) multiply_block<V, 4>(block, t0, rows, r0, run, weights, destination, lanes, is_first); \
+  }                                                                                                          \
+  TARGET void outer_##NAME(int q, const Phase &phase, const Block &block, int64_t t0, int64_t t1,            \
+                           const float *gradient, float *sums) {                                             \
+    if (q == 1) outer_block<V, 1>(phase, block, t0, t1, gradient, sums);                                     \
+    if (q == 2) outer_block<V, 2>(phase, block, t0, t1, gradient, sums);                                     \
+    if (q == 3 && MOST > 2) outer_block<V, 3>(phase, block, t0, t1, gradient, sums);                         \
+    if (q == 4 && MOST > 2) outer_block<V, 4>(phase, block, t0, t1, gradient, sums);                         \
+  }                                                                                                          \
+  const Loops NAME = {V, MOST, [](int q) { return q == 1 ? tile_rows(V, 1) : q == 2 ? tile_rows(V, 2)        \
+                                                : q == 3 ? tile_rows(V, 3) : tile_rows(V, 4); },             \
+                      multiply_##NAME, outer_##NAME};
+
+#if defined(__x86_64__)
+LOOPS(avx512, __attribute__((target("avx512f,avx512vl,avx2,fma"), flatten)), 16, 4)
+LOOPS(avx2, __attribute__((target("avx2,fma"), flatten)), 8, 2)
+const Loops *find_loops() {
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) return &avx512;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &avx2 : nullptr;
+}
+#elif defined(__aarch64__)
+LOOPS(neon, __attribute__((flatten)), 4, 4)
+const Loops *find_loops() { return &neon; }
+#else
+const Loops *find_loops() { return nullptr; }
+#endif
+
+const Loops *loops() {
+  static const Loops *found = find_loops();
+  return found;
+}
+
+/* How `features` are cut into `count` blocks of `q` vectors; the last one may be partly empty. */
+struct Cut {
+  int64_t features, q, lanes, count;
+  explicit Cut(int64_t features) : features(features) {
+    const int64_t vectors = std::max<int64_t>((features + loops()->lanes - 1) / loops()->lanes, 1);
+    count = (vectors + loops()->most - 1) / loops()->most;
+    q = (vectors + count - 1) / count;
+    lanes = q * loops()->lanes;
+    count = (vectors + q - 1) / q;
+  }
+  int64_t used(int64_t block) const { return std::min(lanes, features - block * lanes); }
+};
+
+/* ---- a gathered product ------------------------------------------------------------------------------ */
+
+/* A phase and where its weights lie: weight [t, i, c, f] is base[t * row + i * column + c * channel + f * feature]. */
+struct Product {
+  Phase phase;
+  const float *base;
+  int64_t row, column, channel, feature;
+  int64_t packed;               // where its packed weights begin: [block of features, t, i, c, lanes]
+  int64_t first_task, bands, groups;
+};
+
+void pack(const Product &product, const Cut &cut, int64_t block, float *to) {
+  const Phase &p = product.phase;
+  const int64_t used = cut.used(block);
+  to += product.packed + block * p.kernel_height * p.run() * cut.lanes;
+  for (int64_t t = 0; t < p.kernel_height; t++)
+    for (int64_t i = 0; i < p.kernel_width; i++)
+      for (int64_t c = 0; c < p.channels; c++, to += cut.lanes) {
+        const float *from = product.base + t * product.row + i * product.column + c * product.channel
+                            + block * cut.lanes * product.feature;
+        for (int64_t f = 0; f < used; f++) to[f] = from[f * product.feature];
+        std::fill_n(to + used, cut.lanes - used, 0.0f);
+      }
+}
+
+void multiply(const Product &product, const Cut &cut, int64_t task, const float *source, const float *packed,
+              float *destination) {
+  const Phase &p = product.phase;
+  thread_local Block block;
+  const int64_t rows = p.block_rows(kBlockPixels), images = p.block_images(kBlockPixels);
+  const int64_t row = task % product.bands * rows, image = task / product.bands * images;
+  load_block(p, source, image, std::min(images, p.images - image), row, std::min(rows, p.rows - row), false,
+             block);
+  const int64_t run = p.run(), size = p.kernel_height * run;
+  const bool fits = size * cut.lanes * (int64_t)sizeof(float) <= kWeightBytes;
+  const int64_t step = std::max<int64_t>(kWeightBytes / (int64_t)sizeof(float) / cut.lanes, 1);
+  for (int64_t b = 0; b < cut.count; b++) {
+    const float *weights = packed + product.packed + b * size * cut.lanes;
+    float *to = destination + b * cut.lanes;
+    if (fits) {
+      loops()->multiply(cut.q, block, 0, p.kernel_height, 0, run, weights, to, cut.used(b), true);
+      continue;
+    }
+    for (int64_t t = 0; t < p.kernel_height; t++)
+      for (int64_t r = 0; r < run; r += step)
+        loops()->multiply(cut.q, block, t, 1, r, std::min(step, run - r), weights + (t * run + r) * cut.lanes, to,
+                          cut.used(b), t == 0 && r == 0);
+  }
+}
+
+void multiply_all(ffi::ThreadPool &pool, std::vector<Product> &products, const float *source, float *destination) {
+  const Cut cut(products[0].phase.features);
+  int64_t size = 0, tasks = 0;
+  for (Product &product : products) {
+    const Phase &p = product.phase;
+    product.packed = size;
+    size += cut.count * p.kernel_height * p.run() * cut.lanes;
+    const int64_t rows = p.block_rows(kBlockPixels), images = p.block_images(kBlockPixels);
+    product.bands = (p.rows + std::max<int64_t>(rows, 1) - 1) / std::max<int64_t>(rows, 1);
+    product.groups = (p.images + images - 1) / images;
+    product.first_task = tasks;
+    tasks += p.columns ? product.bands * product.groups : 0;
+  }
+  float *packed = scratch(1, size);
+  const int64_t count = products.size();
+  parallel_for(pool, count * cut.count,
+               [&](int64_t i) { pack(products[i / cut.count], cut, i % cut.count, packed); });
+  parallel_for(pool, tasks, [&](int64_t task) {
+    int64_t i = count - 1;
+    while (products[i].first_task > task) i--;
+    multiply(products[i], cut, task - products[i].first_task, source, packed, destination);
+  });
+}
+
+/* ---- what XLA calls ---------------------------------------------------------------------------------- */
+
+using Array = ffi::Buffer<ffi::F32, 4>;
+using Parts = ffi::Buffer<ffi::F32, 5>;
+
+/* The forward phase: x [N, H, W, C] seen from y [N, h, w, D] through a kernel [KH, KW, C, D]. */
+Phase forward_phase(ffi::Span<const int64_t> x, ffi::Span<const int64_t> y, int64_t kernel_height,
+                    int64_t kernel_width, int64_t stride, int64_t top, int64_t left) {
+  return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], y[1], y[2], 0, 0, 1, stride, -top, -left, kernel_height,
+          kernel_width};
+}
+
+ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, ffi::Result<Array> y, int64_t stride, int64_t top, int64_t left) {
+  const auto k = kernel.dimensions();
+  const int64_t c = k[2], d = k[3];
+  if (!y->element_count()) return ffi::Error::Success();
+  std::vector<Product> products(1);
+  products[0] = {forward_phase(x.dimensions(), y->dimensions(), k[0], k[1], stride, top, left),
+                 kernel.typed_data(), k[1] * c * d, c * d, d, 1, 0, 0, 0, 0};
+  multiply_all(pool, products, x.typed_data(), y->typed_data());
+  return ffi::Error::Success();
+}
+
+/* Of one axis: the pixels first, first + stride, ... of x are seen by kernel taps tap, tap + stride, ... alone. */
+struct AxisPhase {
+  int64_t count, taps, tap, shift;
+  AxisPhase(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t first) {
+    count = first < size ? (size - first + stride - 1) / stride : 0;
+    tap = (first + padding) % stride;
+    taps = tap < kernel ? (kernel - tap + stride - 1) / stride : 0;
+    shift = (first + padding - tap) / stride - (taps - 1);      // of the last tap, the first in the gradient
+  }
+};
+
+ffi::Error input_gradient(ffi::ThreadPool pool, Array gradient, Array kernel, ffi::Result<Array> x, int64_t stride, int64_t top,
+                          int64_t left) {
+  const auto k = kernel.dimensions(), g = gradient.dimensions(), s = x->dimensions();
+  if (!x->element_count()) return ffi::Error::Success();
+  const int64_t c = k[2], d = k[3];
+  std::vector<Product> products;
+  for (int64_t i = 0; i < stride; i++)
+    for (int64_t j = 0; j < stride; j++) {
+      const AxisPhase rows(s[1], k[0], stride, top, i), columns(s[2], k[1], stride, left, j);
+      if (!rows.count || !columns.count) continue;
+      const bool is_seen = rows.taps && columns.taps;
+      const Phase phase = {g[0], g[1], g[2], d, s[1], s[2], c, rows.count, columns.count, i, j, stride, 1,
+                           is_seen ? rows.shift : 0, is_seen ? columns.shift : 0,
+                           is_seen ? rows.taps : 0, is_seen ? columns.taps : 0};
+      const float *last = kernel.typed_data() + ((rows.tap + stride * (rows.taps - 1)) * k[1]
+                                                 + columns.tap + stride * (columns.taps - 1)) * c * d;
+      products.push_back({phase, last, -stride * k[1] * c * d, -stride * c * d, 1, d, 0, 0, 0, 0});
+    }
+  multiply_all(pool, products, gradient.typed_data(), x->typed_data());
+  return ffi::Error::Success();
+}
+
+/* Adds the images [first, last) of a kernel's gradient: rows [t0, t1) of the kernel, one block of features. */
+void kernel_gradient_task(const Phase &p, const Cut &cut, int64_t block, int64_t t0, int64_t t1, int64_t first,
+                          int64_t last, const float *x, const float *gradient, float *to) {
+  const int64_t tile = loops()->tile_rows(cut.q), padded = (p.run() + tile - 1) / tile * tile;
+  const int64_t used = cut.used(block), size = (t1 - t0) * padded * cut.lanes;
+  float *sums = scratch(2, size);
+  std::fill_n(sums, size, 0.0f);
+  thread_local Block pixels;
+  const int64_t most = kGradientFloats / cut.lanes, rows = p.block_rows(most), images = p.block_images(most);
+  const bool is_dense = used == p.features && used == cut.lanes;
+  for (int64_t n = first; n < last; n += images)
+    for (int64_t row = 0; row < p.rows; row += rows) {
+      load_block(p, x, n, std::min(images, last - n), row, std::min(rows, p.rows - row),
+                 padded > p.run(), pixels);
+      const int64_t count = pixels.destination_offsets.size();
+      if (is_dense) {
+        loops()->outer(cut.q, p, pixels, t0, t1, gradient + pixels.destination_offsets[0], sums);
+        continue;
+      }
+      float *dense = scratch(3, count * cut.lanes);
+      for (int64_t i = 0; i < count; i++) {
+        std::memcpy(dense + i * cut.lanes, gradient + pixels.destination_offsets[i] + block * cut.lanes,
+                    used * sizeof(float));
+        std::fill_n(dense + i * cut.lanes + used, cut.lanes - used, 0.0f);
+      }
+      loops()->outer(cut.q, p, pixels, t0, t1, dense, sums);
+    }
+  for (int64_t t = t0; t < t1; t++)
+    for (int64_t r = 0; r < p.run(); r++)
+      std::memcpy(to + (t * p.run() + r) * p.features + block * cut.lanes,
+                  sums + ((t - t0) * padded + r) * cut.lanes, used * sizeof(float));
+}
+
+/* partial [S, KH, KW, C, D]: of S parts of the images, for the caller to sum. */
+ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array gradient, ffi::Result<Parts> partial,
+                           int64_t stride, int64_t top, int64_t left) {
+  const auto k = partial->dimensions();
+  const Phase p = forward_phase(x.dimensions(), gradient.dimensions(), k[1], k[2], stride, top, left);
+  const Cut cut(k[4]);
+  const int64_t parts = k[0], rows = cut.count * parts < kTasks ? 1 : k[1], cuts = k[1] / rows;
+  parallel_for(pool, parts * cut.count * cuts, [&](int64_t task) {
+    const int64_t part = task / (cut.count * cuts), block = task / cuts % cut.count, t = task % cuts * rows;
+    kernel_gradient_task(p, cut, block, t, t + rows, part * p.images / parts, (part + 1) * p.images / parts,
+                         x.typed_data(), gradient.typed_data(),
+                         partial->typed_data() + part * k[1] * k[2] * k[3] * k[4]);
+  });
+  return ffi::Error::Success();
+}
+
+auto bind() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>();
+}
+
+}  // namespace
+
+/* Whether this processor has one of the vector units above. */
+extern "C" int convolution_is_supported() { return loops() != nullptr; }
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_forward, forward, bind().Ret<Array>().Attr<int64_t>("stride")
+                              .Attr<int64_t>("top").Attr<int64_t>("left"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_input_gradient, input_gradient, bind().Ret<Array>()
+                              .Attr<int64_t>("stride").Attr<int64_t>("top").Attr<int64_t>("left"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_kernel_gradient, kernel_gradient, bind()
+                              .Ret<Parts>().Attr<int64_t>("stride").Attr<int64_t>("top")
+                              .Attr<int64_t>("left"));

@@ -1,0 +1,51 @@
+/* What the compiled loops share: XLA's own threads, and buffers that a thread keeps. */
+
+#ifndef SIMCLR_JAX_LOOPS_H_
+#define SIMCLR_JAX_LOOPS_H_
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+/* Calls task(0) ... task(count - 1) on XLA's own threads. The caller takes its share, and waits for nothing
+   but tasks that run: with all the threads busy elsewhere it does them all itself. */
+template <typename Task>
+void parallel_for(ffi::ThreadPool &pool, int64_t count, const Task &task) {
+  struct Work {
+    std::atomic<int64_t> next{0};
+    int64_t done = 0;
+    std::mutex mutex;
+    std::condition_variable changed;
+  };
+  auto work = std::make_shared<Work>();
+  auto loop = [work, count, &task] {
+    int64_t finished = 0;
+    for (int64_t i; (i = work->next.fetch_add(1)) < count; finished++) task(i);
+    if (!finished) return;                      // `task` may be gone by now
+    std::lock_guard<std::mutex> lock(work->mutex);
+    work->done += finished;
+    work->changed.notify_one();
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; i++) pool.Schedule(decltype(loop)(loop));
+  loop();
+  std::unique_lock<std::mutex> lock(work->mutex);
+  work->changed.wait(lock, [&] { return work->done == count; });
+}
+
+/* A buffer that its thread keeps for the next call. */
+inline float *scratch(int which, size_t size) {
+  thread_local std::vector<float> buffers[4];
+  if (buffers[which].size() < size) buffers[which].resize(size);
+  return buffers[which].data();
+}
+
+#endif
