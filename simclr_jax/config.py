@@ -25,6 +25,8 @@ def base_config() -> ConfigDict:
 
     config.shard_state = False          # split parameters and optimizer state over the devices
     config.encoder_chunks = 1           # k: the encoder sees 1/k of the batch at a time, the loss all of it
+    config.profile_steps = ()           # 10,20: steps 10 to 19 are traced into workdir/profile
+    config.compile_cache = ''           # directory of compiled programs; '' = a default one, off = none
 
     config.encoder = ConfigDict({
         'depth': 50,                    # 18, 34, 50, 101, 152, 200; 10 for smoke runs
@@ -87,7 +89,10 @@ def base_config() -> ConfigDict:
     })
     config.update(task_configs())       # linear, finetune, ..., one block for each other task
     config.checkpoint = ConfigDict({'every_epochs': 1.0, 'keep_last': 5, 'keep_best': 1})
-    config.log = ConfigDict({'every_steps': 50})
+    config.log = ConfigDict({
+        'every_steps': 50,
+        'step_breakdown': True,         # a table of where a step's time goes, from a trace of steps 11 to 13
+    })
     return config
 
 
@@ -241,7 +246,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.encoder.stem = 'cifar'
     config.eval.update({'crop_proportion': 1.0, 'batch_size': 64, 'knn_k': 20})
     config.linear.update({'batch_size': 64, 'num_epochs': 2.0})
-    config.log.every_steps = 4
+    config.log.update({'every_steps': 4, 'step_breakdown': False})
     return config
 
 
@@ -290,6 +295,21 @@ def check_values(config: ConfigDict) -> None:
                              f'{"more than 0" if name in _POSITIVE else "0 or more"}.')
     if config.seed >= 1 << 31:
         raise ValueError(f'seed is {config.seed}: it must be less than 2**31.')
+    check_profile_steps(config.profile_steps)
+
+
+def check_profile_steps(steps: Any, num_steps: int | None = None) -> None:
+    """ValueError unless `steps` is () or (first, last) with 1 <= first < last, of a run of `num_steps`."""
+    if steps == ():
+        return
+    given = ','.join(map(str, steps)) if isinstance(steps, tuple) else steps
+    if (not isinstance(steps, tuple) or len(steps) != 2 or any(type(step) is not int for step in steps)
+            or not 1 <= steps[0] < steps[1]):
+        raise ValueError(f'profile_steps is {given}: it must be two step numbers from 1, the first one the '
+                         'smaller; 10,20 traces the steps 10 to 19.')
+    if num_steps is not None and steps[1] > num_steps + 1:
+        raise ValueError(f'profile_steps is {given}: the run has {num_steps} steps; the second number can '
+                         f'be {num_steps + 1} at most.')
 
 
 def flatten(config: dict, prefix: str = '') -> dict[str, Any]:

@@ -54,12 +54,16 @@ def main(argv: list[str]) -> None:
         if config.task == 'plan':
             from simclr_jax.plan import prepare
             prepare(config)         # before jax looks for devices
+        from simclr_jax.compile_cache import use_compile_cache
+        warning = use_compile_cache(config.compile_cache)
         if _MULTIHOST.value:
             from simclr_jax.processes import Processes
             processes = Processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
                                   show_traceback=_TRACEBACK.value)
         if jax.process_index() == 0:
             print(describe(config), end='\n\n', flush=True)
+            if warning:
+                print(f'warning: {warning}', file=sys.stderr, flush=True)
         task(config, os.path.abspath(os.path.expanduser(_WORKDIR.value)))
     except KeyboardInterrupt:
         if processes:

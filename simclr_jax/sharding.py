@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 _AXIS = 'data'
@@ -72,14 +71,6 @@ def put_replicated(mesh: Mesh, tree):
     with jax.transfer_guard_host_to_device('allow'):
         return jax.tree.map(
             lambda array: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(array)), tree)
-
-
-def any_process(flag: bool) -> bool:
-    """True on every process if `flag` is true on one; all processes must call it."""
-    if jax.process_count() == 1:
-        return bool(flag)
-    with jax.transfer_guard('allow'):
-        return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def is_lead() -> bool:

@@ -53,15 +53,19 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         rate = learning_rate(state.step)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        # The scopes, and 'loss' in the methods, are what step_breakdown.py tells the parts of a step by.
+        with jax.named_scope('views'):
+            views = prepare(batch, state.step)
         gradients, aux = jax.grad(method.loss, has_aux=True)(
-            state.params, state.batch_stats, state.method_state, prepare(batch, state.step), key)
-        updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate,
-                   **measure(state.params, gradients)}
-        state = TrainState(
-            step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
-            method_state=method.after_update(state.method_state, params, aux, state.step))
+            state.params, state.batch_stats, state.method_state, views, key)
+        with jax.named_scope('optimizer'):
+            updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate,
+                       **measure(state.params, gradients)}
+            state = TrainState(
+                step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
+                method_state=method.after_update(state.method_state, params, aux, state.step))
         return state, metrics
 
     return train_step

@@ -48,8 +48,6 @@ def study(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     paths = [os.path.join(workdir, 'cells', run_name(cell, seed)) for cell, seed, _ in runs]
     for path, (_, _, one) in zip(paths, runs):          # before any of them takes its hours
         checkpoint.check_config(path, one.to_dict(), ignore=train.MAY_DIFFER)
-    if not jax.config.jax_compilation_cache_dir:        # cells share most of their programs
-        jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
     records = []
     for number, (path, (cell, seed, one)) in enumerate(zip(paths, runs), 1):
         finished = read_record(path)

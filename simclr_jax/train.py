@@ -4,18 +4,19 @@ The step number is the only clock: the batch, its views, the learning rate and e
 are functions of (seed, step), so that to resume is to restore the state and start at its step.
 """
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import math
-import signal
 import time
 from typing import Any, Callable
 
 import jax
 import numpy as np
 
-from simclr_jax import checkpoint, inputs, optim, schedules, sharding, steps
+from simclr_jax import checkpoint, inputs, optim, profile, schedules, sharding, steps
 from simclr_jax.augment_fields import check_view
-from simclr_jax.config import ConfigDict, view_config
+from simclr_jax.config import ConfigDict, check_profile_steps, view_config
 from simclr_jax.data import sources
 from simclr_jax.data.base import Source
 from simclr_jax.data.memory import check_batch_size
@@ -23,13 +24,15 @@ from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.frozen import is_labelled, measure, measure_heldout, num_labelled
 from simclr_jax.evaluate.health import CollapseWatch, make_health
 from simclr_jax.evaluate.results import report_results
+from simclr_jax.interruption import Interruption
 from simclr_jax.methods import make_method
 from simclr_jax.metrics import MetricWriter
 from simclr_jax.models.network import Network, make_network
 from simclr_jax.task_configs import task_configs
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
-MAY_DIFFER = ('task', 'log', 'checkpoint', *task_configs(), 'data.dir', 'data.download', 'data.num_threads',
+MAY_DIFFER = ('task', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
+               'data.dir', 'data.download', 'data.num_threads',
                'data.test_split', 'data.cache_dir', 'data.max_bad_share',
                'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
                'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
@@ -63,6 +66,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     epoch = train_source.num_examples / config.batch_size                        # in steps
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
+    check_profile_steps(config.profile_steps, num_steps)
 
     # Network, method, optimiser, state.
     network, init_state, train_step, state_shardings = build(
@@ -89,7 +93,11 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start,
                           batch_size=config.batch_size, is_lead=sharding.is_lead())
 
-    with checkpointer, writer, batches:
+    profiler = profile.StepProfiler(
+        writer, workdir, steps=config.profile_steps, breakdown=config.log.step_breakdown, start=start,
+        num_steps=num_steps, is_lead=sharding.is_lead(), waited=lambda: batches.waited)
+
+    with checkpointer, writer, batches, profiler:
         _introduce(writer, config, train_source, test_source, measurable, state, num_steps, mesh)
         log = _LateLog(writer, checkpointer, batches, config.log.every_steps,
                        _adapted_layers(config, state.params))
@@ -112,10 +120,15 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
 
         # Train.
         log.restart(start)
-        with _Interruption(every_steps=5) as interruption, jax.transfer_guard('disallow'):
+        with Interruption(mesh, every_steps=5) as interruption, jax.transfer_guard('disallow'):
             for step in range(start + 1, num_steps + 1):
+                profiler.begin(step, state)
                 batch = next(batches)
                 state, metrics = train_step(state, batch)
+                if profiler.end(step, state):
+                    with log.pause():
+                        log.add(profiler.report(
+                            lambda: train_step.lower(state, batch).compile().as_text()))
                 if log.due(step):
                     metrics |= health(state, batch)
                 log(step, metrics)
@@ -290,11 +303,25 @@ class _LateLog:
         self._writer, self._checkpointer, self._every_steps = writer, checkpointer, every_steps
         self._batches, self._layers = batches, layers
         self._pending = None
+        self._once = {}
         self._watch = CollapseWatch()
 
     def restart(self, step: int) -> None:
         """Counts from `step` on how long the devices wait for input: before the loop, and after a pause."""
         self._since = self._clocks(step)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time inside out of the throughput and out of the share of waiting."""
+        self.flush()
+        started = time.perf_counter()
+        with self._writer.pause():
+            yield
+        self._since[1] += time.perf_counter() - started
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Adds what was measured once to the next row."""
+        self._once |= metrics
 
     def due(self, step: int) -> bool:
         """Whether the metrics of `step` will be written."""
@@ -317,7 +344,8 @@ class _LateLog:
             metrics = jax.device_get(metrics)
             ratios = metrics.pop('trust_ratios', ())
             metrics |= {f'trust_ratio/{layer}': ratio for layer, ratio in zip(self._layers, ratios)}
-            self._writer.write(step, metrics | self._waits(ended))
+            self._writer.write(step, metrics | self._waits(ended) | self._once)
+            self._once = {}
             sentence = self._watch(step, metrics)
             if sentence:
                 self._writer.note(sentence)
@@ -329,38 +357,3 @@ class _LateLog:
         """For how long a step of this row waited for its batch, and which share of its time that was."""
         (steps_made, seconds, waited), self._since = ended - self._since, ended
         return {'input_wait_ms': 1000 * waited / steps_made, 'input_wait_share': waited / seconds}
-
-
-class _Interruption:
-    """Turns SIGINT and SIGTERM into a question that the loop asks; a second Ctrl-C acts at once."""
-
-    def __init__(self, every_steps: int):
-        self._every_steps = every_steps
-        self._signal = None
-
-    def __enter__(self):
-        self._before = {number: signal.signal(number, self._receive)
-                        for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, frame):
-        del frame
-        self._signal = number
-        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
-
-    def arrived(self, step: int) -> bool:
-        """Whether to stop after `step`. Several processes ask each other, so not after every step."""
-        if jax.process_count() > 1 and step % self._every_steps:
-            return False
-        return sharding.any_process(self._signal is not None)
-
-    def leave(self, writer: MetricWriter, step: int) -> None:
-        """Says so and exits with the status of a process that the signal ended."""
-        number = self._signal or signal.SIGTERM      # it may have come to another process
-        writer.note(f'Stopped by {signal.Signals(number).name} after step {step:,}; the state is saved, '
-                    'and the same command goes on from there.')
-        raise SystemExit(128 + number)

@@ -17,6 +17,7 @@ SMOKE = '--config=configs/smoke.py:smoke'
     ([SMOKE, '--config.batch_size=0'], 'batch_size is 0: it must be more than 0'),
     ([SMOKE, '--config.seed=4294967296'], 'less than 2**31'),
     ([SMOKE, '--config.task=pretian'], "task is 'pretian'; the tasks are pretrain"),
+    ([SMOKE, '--config.profile_steps=10,200'], 'profile_steps is 10,200: the run has 12 steps'),
     ([SMOKE, 'extra'], "Unexpected argument 'extra'"),
     (['--config=configs/linear.py:smoke'], 'There is nothing at'),
     ([SMOKE, '--config.data.source=folder:/nowhere'], "no directory '/nowhere'"),

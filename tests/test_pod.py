@@ -99,6 +99,7 @@ def test_two_processes_equal_one(unbroken, run_main, tmp_path):
     assert done.returncode == 0, done.stderr
     assert_close(tmp_path, unbroken)
     assert [row.keys() for row in rows(tmp_path)] == [row.keys() for row in rows(unbroken)]
+    assert 'knn_accuracy' in rows(unbroken)[-1]         # the processes share out the queries
 
 
 def test_one_of_two_processes_is_killed_and_the_launcher_ends_as_if_nothing_had_been(
@@ -122,7 +123,7 @@ def test_sigterm_to_one_process_saves_on_all_and_another_device_count_goes_on(
     assert launcher.returncode == 143, error
     assert 'Traceback' not in error
     saved = last_state(tmp_path)[0]
-    assert saved in (5, 10) and f'Stopped by SIGTERM after step {saved}' in output
+    assert saved in (6, 11) and f'Stopped by SIGTERM after step {saved}' in output
     done = run_main(*ARGUMENTS, *NOT_MEASURED, f'--workdir={tmp_path}', devices=1)
     assert done.returncode == 0, done.stderr
     assert f'resumed at step {saved}/{STEPS}' in done.stdout

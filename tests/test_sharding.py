@@ -12,15 +12,19 @@ import pytest
 from simclr_jax import sharding
 
 TWO_PROCESSES = """
-import sys, jax, numpy as np
+import os, signal, sys, jax, numpy as np
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 from simclr_jax import sharding
+from simclr_jax.interruption import Interruption
 mesh, me = sharding.make_mesh(), jax.process_index()
 assert mesh.size == 4 and sharding.local_batch_size(8, mesh) == 4
 assert sharding.is_lead() == (me == 0)
 with jax.transfer_guard('disallow'):
     rows = sharding.put_batch(mesh, np.arange(4.0) + 10 * me)
-    assert sharding.any_process(me == 1) and not sharding.any_process(False)
+    with Interruption(mesh, every_steps=2) as interruption:
+        if me == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert [interruption.arrived(step) for step in range(1, 6)] == [False, False, True, False, True]
 assert rows.shape == (8,)
 whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(rows)
 print(np.asarray(whole.addressable_data(0)).tolist())
@@ -79,9 +83,7 @@ def test_batch_that_devices_cannot_share_is_refused_by_name():
         sharding.put_batch(mesh, {'image': np.zeros((12, 2))})
 
 
-def test_one_process_agrees_with_itself():
-    assert sharding.any_process(True) is True
-    assert sharding.any_process(False) is False
+def test_one_process_leads():
     assert sharding.is_lead()
 
 

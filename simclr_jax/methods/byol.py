@@ -53,8 +53,10 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
         goal = jax.lax.stop_gradient(aim.projection) if stop_gradient else aim.projection
         prediction1, prediction2 = split_views(output.prediction)                # [N, D] each
         goal1, goal2 = split_views(goal)
-        regression = (cosine_regression(prediction1, goal2) + cosine_regression(prediction2, goal1)).mean()
-        probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
+        with jax.named_scope('loss'):
+            regression = (cosine_regression(prediction1, goal2)
+                          + cosine_regression(prediction2, goal1)).mean()
+            probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
         total = regression + probe_loss
         metrics = {'loss': total, 'regression_loss': regression, **probe_metrics}
         return total, Aux(batch_stats, metrics, carry=target_stats)

@@ -81,16 +81,18 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
         keys, target_stats = _project(target, followed, key_images, key, shuffled, num_devices)
         keys = jax.lax.stop_gradient(keys)                                       # [M, D], unit length
         pairs = _pairs(l2_normalize(output.prediction), keys, symmetric)
-        if queue_size:
-            terms = [info_nce(q, k, method_state['queue'], temperature=temperature) for q, k in pairs]
-            weight = 1
-        else:
-            # Every query meets the keys of the global batch.
-            terms = [info_nce_in_batch(q, _everywhere(k, mesh), temperature=temperature) for q, k in pairs]
-            weight = 2 * temperature                                             # moco-v3 moco/builder.py
-        contrastive = weight * sum(value for value, _ in terms)
-        metrics = jax.tree.map(lambda *values: sum(values) / len(values), *(row for _, row in terms))
-        probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
+        with jax.named_scope('loss'):
+            if queue_size:
+                terms = [info_nce(q, k, method_state['queue'], temperature=temperature) for q, k in pairs]
+                weight = 1
+            else:
+                # Every query meets the keys of the global batch.
+                terms = [info_nce_in_batch(q, _everywhere(k, mesh), temperature=temperature)
+                         for q, k in pairs]
+                weight = 2 * temperature                                         # moco-v3 moco/builder.py
+            contrastive = weight * sum(value for value, _ in terms)
+            metrics = jax.tree.map(lambda *values: sum(values) / len(values), *(row for _, row in terms))
+            probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
         total = contrastive + probe_loss
         carry = {'batch_stats': target_stats} | ({'keys': keys} if queue_size else {})
         return total, Aux(batch_stats, {'loss': total, **metrics, **probe_metrics}, carry)

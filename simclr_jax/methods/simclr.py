@@ -52,8 +52,9 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
         images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
         output, batch_stats = forward_train(network, params, batch_stats, images, num_devices=num_devices)
         z1, z2 = split_views(output.projection)                                  # [N, D] each
-        contrastive, metrics = contrast(z1, z2)
-        probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
+        with jax.named_scope('loss'):
+            contrastive, metrics = contrast(z1, z2)
+            probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
         total = loss_weight * contrastive + probe_loss
         metrics = {'loss': total, 'contrastive_loss': contrastive, **metrics, **probe_metrics}
         return total, Aux(batch_stats, metrics)

@@ -1,0 +1,70 @@
+"""Compiled programs, kept on disk by jax so that the second start of a run is fast.
+
+jax's key of a program holds the program, the versions, XLA's flags and the processor or accelerator: a
+directory that unlike machines share is safe. Whoever may write to it may run code as the user who reads it.
+"""
+
+import os
+import pathlib
+import tempfile
+
+import jax
+
+# A program that compiles faster is not kept. Of the ten of configs/smoke.py four do, in 0.1 s together.
+_MIN_SECONDS = 0.1
+_MAX_BYTES = 4 << 30            # of the default directory; jax itself keeps all, for ever
+
+
+def use_compile_cache(choice: str = '') -> str:
+    """Sets where jax keeps compiled programs; to be called before the first one is compiled.
+
+    Args:
+        choice: a directory; 'off' for none; '' for that of jax's own settings (JAX_COMPILATION_CACHE_DIR),
+            else `default_directory()`, where the programs longest unused make room for new ones.
+
+    Returns:
+        '', or a sentence on why nothing is kept: a directory that cannot be written to is no error.
+    """
+    if choice == 'off':
+        jax.config.update('jax_enable_compilation_cache', False)
+        return ''
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_SECONDS)
+    if not choice and jax.config.jax_compilation_cache_dir:
+        return ''
+    try:
+        directory = pathlib.Path(choice).expanduser().absolute() if choice else default_directory()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        if not choice:
+            remove_oldest(directory, _MAX_BYTES)
+    except (OSError, RuntimeError) as error:
+        return f'Compiled programs are not kept, so that every start compiles them: {error}'
+    jax.config.update('jax_compilation_cache_dir', str(directory))
+    return ''
+
+
+def default_directory() -> pathlib.Path:
+    """$XDG_CACHE_HOME/simclr_jax/compiled, or ~/.cache/...; RuntimeError without a home."""
+    cache = os.environ.get('XDG_CACHE_HOME', '')        # a relative one is to be ignored, says the standard
+    root = pathlib.Path(cache) if os.path.isabs(cache) else pathlib.Path.home() / '.cache'
+    return root / 'simclr_jax' / 'compiled'
+
+
+def remove_oldest(directory: pathlib.Path, max_bytes: int) -> None:
+    """Removes files of `directory`, those longest unused first, until `max_bytes` are left at most."""
+    files = []
+    for path in directory.iterdir():
+        try:
+            status = path.stat()
+        except FileNotFoundError:                       # another process was faster
+            continue
+        if path.is_file():
+            files.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= max_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,160 @@
+"""Where the time of a training step goes, read from a profiler's trace of the very program that trains.
+
+Nothing is compiled or run for it. Each operation of the trace is looked up in the program's text, where
+its name says which part of the step it stems from: the scopes 'views', 'loss' and 'optimizer' of steps.py
+and the methods, and jax's own 'jvp' and 'transpose' of differentiation. Limits: an operation that XLA fused
+from two parts counts with the part of its last one; the loss counts with its own backward pass; what is
+computed again to save memory (remat, encoder_chunks) is backward; of several devices the first one is told.
+"""
+
+import collections
+import heapq
+import re
+from typing import Any, Iterable, Sequence
+
+# The parts of a step, in the order of the data flow.
+PARTS = ('views', 'forward', 'loss', 'backward', 'optimizer')
+
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*? [a-z][a-z0-9\-]*\((.*)$')
+_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{')
+_CALLED = re.compile(r'\b(?:calls|to_apply|condition|body|true_computation|false_computation)=%?([\w.\-]+)')
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_SCOPE = re.compile(r'[/(](views|loss|optimizer)[/)]')
+
+
+def step_breakdown(trace, program: str, *, num_steps: int, seconds: float, waited: float) -> dict[str, float]:
+    """Milliseconds of one step by part, which add up to the step.
+
+    Args:
+        trace: jax.profiler.ProfileData of steps that began with idle devices and were waited for.
+        program: text of the compiled step, `compiled.as_text()`.
+        num_steps: that were traced.
+        seconds: that they took, by the clock.
+        waited: seconds in which the loop waited for batches.
+
+    Returns:
+        {part: ms} for PARTS; 'unnamed', operations that stem from no part; 'input_wait' and 'idle', the time
+        in which the device had nothing to do, because its batch was not there or for another reason
+        (launching, logging). {} where the trace has no operation of the program.
+    """
+    parts = parts_of(program)
+    times = own_times(operations(trace, parts, _module_name(program)))
+    if not times:
+        return {}
+    per_part = collections.Counter()
+    for name, nanoseconds in times.items():
+        per_part[parts[name] or 'unnamed'] += nanoseconds / 1e9
+    idle = max(0.0, seconds - sum(per_part.values()))
+    per_part |= {'input_wait': min(waited, idle), 'idle': idle - min(waited, idle)}
+    return {name: 1000 * per_part[name] / num_steps for name in (*PARTS, 'unnamed', 'input_wait', 'idle')}
+
+
+def part_of(op_name: str) -> str | None:
+    """The part of an operation whose metadata has this name; None if it says nothing.
+
+    Such as 'jit(train_step)/transpose(jvp(Network))/encoder/dot_general', which is backward.
+    """
+    name = next((name for name in op_name.split(';') if name.startswith('jit(')), '')
+    if scope := _SCOPE.search(name):
+        return scope[1]
+    return 'backward' if 'transpose(' in name else 'forward' if name else None
+
+
+def parts_of(program: str) -> dict[str, str | None]:
+    """{instruction: part} of a compiled program's text; None where nothing tells.
+
+    XLA's own copies and rewritten operations have no name: they count with the first part that uses their
+    result, else with the last one that made their operands, else with what calls their computation.
+    """
+    parts, operands, home, caller = {}, {}, {}, {}
+    computation = ''
+    for line in program.splitlines():
+        if header := _COMPUTATION.match(line):
+            computation = header[1]
+        elif match := _INSTRUCTION.match(line):
+            name, rest = match.groups()
+            named = _OP_NAME.search(rest)
+            parts[name] = part_of(named[1]) if named else None
+            operands[name] = re.findall(r'%([\w.\-]+)', rest.split('), ')[0])
+            home[name] = computation
+            caller |= dict.fromkeys(_CALLED.findall(rest), name)
+    first_use = {}
+    for name in reversed(parts):                # operands stand before their users
+        parts[name] = parts[name] or first_use.get(name)
+        for operand in operands[name]:
+            first_use[operand] = _first(parts[name], first_use.get(operand))
+    for name in parts:
+        parts[name] = parts[name] or _last(parts.get(operand) for operand in operands[name])
+    for name in reversed(parts):                # callers stand after what they call
+        parts[name] = parts[name] or parts.get(caller.get(home[name]))
+    return parts
+
+
+def operations(trace, names: Iterable[str], module: str) -> list[tuple[float, float, str]]:
+    """[(start, end, instruction)] in nanoseconds, by start: the operations of one device in a trace.
+
+    Args:
+        names: of the instructions of the program.
+        module: name of the program; operations of others are left out.
+    """
+    spans, ends = collections.defaultdict(list), {}
+    for plane in trace.planes:
+        on_device = plane.name.startswith('/device:')
+        for line in plane.lines:
+            if line.name.startswith('Async'):           # a TPU's copies beside its operations
+                continue
+            for event in line.events:
+                name = event.name.partition(' ')[0].lstrip('%')
+                if name == 'end:':                      # of an operation that a CPU began on another thread
+                    ends[dict(event.stats).get('_c')] = event.start_ns
+                elif name in names or on_device:        # a GPU's events have the names of kernels
+                    told = dict(event.stats)
+                    name = told.get('hlo_op', name)
+                    if name in names and told.get('hlo_module', module).partition('(')[0] == module:
+                        spans[plane.name, told.get('device_ordinal', 0)].append(
+                            (event.start_ns, event.end_ns, name, told.get('_p')))
+    if not spans:
+        return []
+    first = spans[min(spans)]                           # '/device:...' before '/host:CPU'
+    return sorted((start, max(end, ends.get(link, end)), name) for start, end, name, link in first)
+
+
+def own_times(spans: Sequence[tuple[float, float, str]]) -> dict[str, float]:
+    """{name: time} of spans (start, end, name), sorted: each instant belongs to the one that began last.
+
+    So a loop is left what its body does not take, nothing counts twice, and the sum is the time in which
+    something ran.
+    """
+    times = collections.Counter()
+    instants = sorted({instant for start, end, _ in spans for instant in (start, end)})
+    running, begun = [], 0                              # a heap, the latest start first
+    for now, until in zip(instants, instants[1:]):
+        while begun < len(spans) and spans[begun][0] <= now:
+            heapq.heappush(running, -begun)
+            begun += 1
+        while running and spans[-running[0]][1] <= now:
+            heapq.heappop(running)
+        if running:
+            times[spans[-running[0]][2]] += until - now
+    return dict(times)
+
+
+def table(parts: dict[str, float]) -> list[list[Any]]:
+    """Rows [part, ms, %] of `step_breakdown`, without the parts that took nothing, and their sum."""
+    labels = {'optimizer': 'optimiser', 'input_wait': 'input wait', 'idle': 'idle, launching'}
+    total = sum(parts.values())
+    rows = [[labels.get(name, name), f'{ms:.2f}', f'{100 * ms / total:.1f}']
+            for name, ms in parts.items() if ms]
+    return [*rows, ['step', f'{total:.2f}', '100.0']]
+
+
+def _module_name(program: str) -> str:
+    return re.match(r'HloModule ([\w.\-]+)', program)[1]
+
+
+def _first(*parts: str | None) -> str | None:
+    return min(filter(None, parts), key=PARTS.index, default=None)
+
+
+def _last(parts: Iterable[str | None]) -> str | None:
+    return max(filter(None, parts), key=PARTS.index, default=None)
