@@ -9,10 +9,8 @@ benchmarks/knn.json.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import platform
 import sys
 import time
 
@@ -79,12 +77,13 @@ def main():
             rows[name]['cpu_seconds'].append(time.process_time() - cpu)
             found[name] = np.sort(row, axis=1), vote(similarity, row, labels)
             del similarity, row
-    import jax
     import sklearn
     import torch
+
+    import runs
     reference = found['scikit-learn']
-    print(f'{arguments.queries:,} x {arguments.bank:,}, width {arguments.width}, k = {arguments.k}; '
-          f'{os.cpu_count()} cores')
+    size = f'{arguments.queries:,} x {arguments.bank:,}, width {arguments.width}, k = {arguments.k}'
+    print(f'{size}; {os.cpu_count()} cores')
     print(f'{"":<14}{"wall s":>10}{"CPU s":>10}{"top-1 %":>10}{"other rows":>12}{"other votes":>13}')
     for name, times in rows.items():
         neighbours, votes = found[name]
@@ -94,10 +93,7 @@ def main():
         print(f'{name:<14}{min(times["seconds"]):>10.1f}{min(times["cpu_seconds"]):>10.1f}'
               f'{100 * times["top1"]:>10.2f}{times["rows_unlike_sklearn"]:>12}'
               f'{times["votes_unlike_sklearn"]:>13}')
-    pathlib.Path(__file__).with_suffix('.json').write_text(json.dumps({
-        'machine': f'{os.cpu_count()} cores {platform.machine()}', 'python': platform.python_version(),
-        'jax': jax.__version__, 'scikit-learn': sklearn.__version__, 'torch': torch.__version__,
-        **vars(arguments), 'methods': rows}, indent=2) + '\n')
+    runs.keep('knn', f'{size}, scikit-learn {sklearn.__version__}, torch {torch.__version__}', rows)
 
 
 if __name__ == '__main__':

@@ -12,15 +12,14 @@ is compared after that factor. Prints a table and writes torch_parity.json.
 
 import argparse
 import dataclasses
-import json
 import pathlib
-import platform
 import sys
 import tempfile
 import time
 
 import jax
 import numpy as np
+import runs
 import torch
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -150,10 +149,7 @@ def main():
         for key, value in row.items():
             print(f'{key} {value:.1e}' if isinstance(value, float) else f'{key} {value}', end='   ')
         print(f'({time.time() - started:.0f} s)', flush=True)
-    path = ROOT / 'benchmarks/torch_parity.json'
-    kept = {'machine': platform.machine(), 'jax': jax.__version__, 'torch': torch.__version__,
-            'image size': options.size, 'rows': rows}
-    path.write_text(json.dumps(kept, indent=2) + '\n')
+    runs.keep('torch_parity', f'{options.size} px, torch {torch.__version__}', rows)
 
 
 if __name__ == '__main__':

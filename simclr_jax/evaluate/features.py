@@ -3,6 +3,7 @@
 from typing import Callable, Iterable, NamedTuple, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -33,6 +34,13 @@ def check_same_preprocessing(train: Features, test: Features) -> None:
 def take(features: Features, rows: np.ndarray) -> Features:
     """Some rows, in the order given."""
     return features._replace(features=features.features[rows], labels=features.labels[rows])
+
+
+def unit_rows(rows: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """Rows [N, D] as float32 of length 1, in numpy or in jax as they came; a row of zeros stays."""
+    numpy = np if isinstance(rows, np.ndarray) else jnp
+    rows = numpy.asarray(rows, np.float32)
+    return rows / numpy.maximum(numpy.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable[dict],

@@ -5,6 +5,7 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.evaluate.features import unit_rows
 from simclr_jax.models.network import Network
 
 _MAX_ROWS = 512     # the singular values of the rank cost rows^2 * width, pairs rows^2
@@ -15,7 +16,7 @@ def spread(rows: jax.Array) -> jax.Array:
 
     The root mean square distance of the unit vectors from their mean, sqrt(1 - |mean|^2).
     """
-    unit = _unit(rows)
+    unit = unit_rows(rows)
     return jnp.sqrt(jnp.maximum(0.0, jnp.square(unit - unit.mean(0)).sum(-1).mean()))
 
 
@@ -39,7 +40,7 @@ def pair_measures(view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
     'negative_similarity' are the mean cosines of the two views of one image and of two images, either
     view; their '_std' the standard deviations.
     """
-    units = jnp.stack([_unit(view1), _unit(view2)])                                 # [2, N, D]
+    units = jnp.stack([unit_rows(view1), unit_rows(view2)])                                 # [2, N, D]
     # Squared distances, from the common mean: the cosines of a collapsed network are all 1 less rounding.
     first, second = units - units.mean((0, 1))
     different = ~jnp.eye(len(first), dtype=bool)                                    # [N, N]
@@ -72,15 +73,10 @@ def make_health(network: Network) -> Callable[[Any, jax.Array, jax.Array], dict[
         first, second = (network.apply(variables, view[::stride], train=False) for view in (view1, view2))
         measures = pair_measures(first.projection, second.projection)
         for name, rows in (('feature', first.features), ('projection', first.projection)):
-            measures |= {f'{name}_spread': spread(rows), f'{name}_rank': effective_rank(_unit(rows))}
+            measures |= {f'{name}_spread': spread(rows), f'{name}_rank': effective_rank(unit_rows(rows))}
         return measures
 
     return health
-
-
-def _unit(rows):
-    rows = rows.astype(jnp.float32)
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 class CollapseWatch:

@@ -1,6 +1,8 @@
 """Weighted k-nearest-neighbour classification (Wu et al. 2018, sec. 3.4), exact."""
 
+import concurrent.futures
 import functools
+import os
 from collections.abc import Sequence
 
 import jax
@@ -9,12 +11,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from simclr_jax import sharding
-from simclr_jax.evaluate.features import Features, check_same_preprocessing
+from simclr_jax.evaluate.features import Features, check_same_preprocessing, unit_rows
 
 # Rows at a time: a device holds a block of the bank, and one [queries, bank] block of similarities.
 _QUERIES, _BANK = 1024, 65_536
 _ROUND, _ROUND_QUERIES = 512, 64        # padded to multiples: small sets of nearly one size share a program
 _SMALL = 8192           # the largest bank that is padded so
+_FEW = 64               # rows that a thread takes at a time
 _GROUP = 16             # columns that are first represented by their largest
 
 
@@ -46,11 +49,88 @@ def knn_accuracy(train: Features, test: Features, *, num_classes: int, k: int | 
 def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosines float32 and rows of `train` int32, [Q, k] each, largest first: the k most similar of them.
 
-    The queries [Q, D] are shared out over all devices of all processes, which must all call this with
-    the same arguments; the bank goes to each a block at a time.
+    The queries [Q, D] are shared out over all processes, which must all call this with the same arguments,
+    and over their devices; the bank goes through memory a block at a time. Of rows that are equally similar
+    any may be taken, the same ones every time.
+
+    Raises:
+        ValueError: k is more than the number of training features.
     """
     if k > len(train.features):
         raise ValueError(f'{k} neighbours were asked for, but there are {len(train.features)} features.')
+    # On processors the matrix product of numpy's BLAS is faster than XLA's, and choosing beats its top_k.
+    find = _find_by_numpy if jax.default_backend() == 'cpu' else _find_on_devices
+    return find(train.features, queries, k)
+
+
+# ---- on processors -----------------------------------------------------------------------------------
+
+
+def _find_by_numpy(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    each = -(-len(queries) // jax.process_count())              # rows of a process
+    rows = unit_rows(_rows(queries, jax.process_index() * each, each))
+    found = np.zeros((each, 0), np.float32), np.zeros((each, 0), np.int32)
+    blocks = np.empty((min(_BANK, len(bank)), bank.shape[1]), np.float32)
+    dots = np.empty((min(_QUERIES, each), len(blocks)), np.float32)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:     # numpy lets go of the lock
+        for start in range(0, len(bank), _BANK):
+            block, parts = blocks[:len(bank) - start], []
+            list(pool.map(_write_unit_rows, _few(bank[start:start + _BANK]), _few(block)))
+            for first in range(0, each, _QUERIES):
+                tile = slice(first, first + _QUERIES)
+                out = np.matmul(rows[tile], block.T, out=dots[:len(rows[tile]), :len(block)])
+                parts += pool.map(functools.partial(_merge, k=k, start=start),
+                                  *(_few(array) for array in (out, *(array[tile] for array in found))))
+            found = tuple(map(np.concatenate, zip(*parts)))
+    return tuple(_gather(part[None], len(queries)) for part in found)
+
+
+def _write_unit_rows(rows: np.ndarray, to: np.ndarray) -> None:
+    to[:] = unit_rows(rows)
+
+
+def _few(array: np.ndarray) -> list[np.ndarray]:
+    """Views of a few rows each: what is made of them stays in a processor's cache."""
+    return [array[first:first + _FEW] for first in range(0, len(array), _FEW)]
+
+
+def _merge(dots: np.ndarray, similarity: np.ndarray, row: np.ndarray, *, k: int, start: int
+           ) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest, or all, of those found so far and of a block's cosines [q, N] from row `start` on."""
+    values, columns = _candidates(dots, min(k, dots.shape[1]))
+    similarity = np.concatenate([similarity, values], axis=1)
+    row = np.concatenate([row, start + columns], axis=1)
+    order = np.argsort(-similarity, axis=1, kind='stable')[:, :k]
+    return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(row, order, axis=1)
+
+
+def _candidates(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Entries of [q, N] and their columns, [q, k or more]: the k largest of each row are among them.
+
+    Columns are taken in groups. k values or more reach the k-th largest of the groups' maxima, and few more
+    than k, unless many are equal: then all are searched.
+    """
+    groups = values.shape[1] // _GROUP
+    if groups >= 2 * k:
+        maxima = values[:, :groups * _GROUP].reshape(-1, _GROUP, groups).max(1)
+        bound = np.partition(maxima, groups - k, axis=1)[:, groups - k]
+        chosen = np.flatnonzero(values >= bound[:, None])
+        row, column = np.divmod(chosen.astype(np.int32), np.int32(values.shape[1]))
+        counts = np.bincount(row, minlength=len(values))
+        if len(values) and k <= counts.min() and counts.max() <= _GROUP * k:
+            place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+            found = np.full((len(values), counts.max()), -np.inf, np.float32)
+            columns = np.zeros(found.shape, np.int32)
+            found[row, place], columns[row, place] = values[row, column], column
+            return found, columns
+    columns = np.argpartition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k:].astype(np.int32)
+    return np.take_along_axis(values, columns, axis=1), columns
+
+
+# ---- on accelerators ---------------------------------------------------------------------------------
+
+
+def _find_on_devices(bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     mesh = sharding.make_mesh()
     each = -(-len(queries) // mesh.size)                        # rows of a device
     tile = min(_QUERIES, -(-each // _ROUND_QUERIES) * _ROUND_QUERIES) * mesh.size // jax.process_count()
@@ -59,13 +139,13 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int) -> tuple
     # Found so far, of each tile of this process; the last ones are padded with rows of zeros.
     tiles = [_rows(queries, first, tile) for first in first_rows]
     found = [()] * len(tiles)
-    for start in range(0, len(train.features), _BANK):
-        block = train.features[start:start + _BANK]
-        bank = _prepare_bank(sharding.put_replicated(mesh, block))
-        whole = len(bank) == len(block)
+    for start in range(0, len(bank), _BANK):
+        block = bank[start:start + _BANK]
+        unit = _prepare_bank(sharding.put_replicated(mesh, block))
+        whole = len(unit) == len(block)
         merge = _make_merge(mesh, k, whole)
         for number, rows in enumerate(tiles):
-            merged = merge(*sharding.put_batch(mesh, (rows, found[number])), bank, np.int32(len(block)),
+            merged = merge(*sharding.put_batch(mesh, (rows, found[number])), unit, np.int32(len(block)),
                            np.int32(start))
             found[number] = jax.tree.map(_local_rows, merged)
     return tuple(_gather(np.stack(parts), len(queries)) for parts in zip(*found))
@@ -75,7 +155,7 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int) -> tuple
 def _make_merge(mesh, k, whole):
     def merge(queries, found, bank, count, start):
         """The k nearest of those found so far, if any, and of the first `count` rows of a block."""
-        dots = jnp.matmul(_normalize(queries), bank.T, precision='highest')     # [Q, N]
+        dots = jnp.matmul(unit_rows(queries), bank.T, precision='highest')     # [Q, N]
         nearest, index = largest(dots, min(k, len(bank)), len(bank) if whole else count)
         if not found:
             return nearest, start + index
@@ -133,9 +213,4 @@ def _gather(tiles: np.ndarray, count: int) -> np.ndarray:
 def _prepare_bank(block):
     """Unit rows, and rows of zeros up to a round number."""
     multiple = _ROUND if len(block) <= _SMALL else _GROUP
-    return jnp.pad(_normalize(block), ((0, -len(block) % multiple), (0, 0)))
-
-
-def _normalize(features):
-    norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.maximum(norms, 1e-12)
+    return jnp.pad(unit_rows(block), ((0, -len(block) % multiple), (0, 0)))

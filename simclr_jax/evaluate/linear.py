@@ -75,8 +75,10 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
                 said[name] = {'solver': 'lbfgs', 'l2': classifier.l2, 'heldout': classifier.heldout}
             results[name] = accuracies(logits, labels)
         report_results(
-            writer, workdir, f'Linear evaluation ({settings.solver}) of {subject.pretrained.source} on '
-            f'{test_source.name}, {test_source.split}: {len(labels):,} images', results,
+            writer, workdir, f'Linear evaluation ({settings.solver}'
+            f'{"; raw pixels by lbfgs, l2 = 1" if floor and settings.solver == "sgd" else ""}) of '
+            f'{subject.pretrained.source} on {test_source.name}, {test_source.split}: {len(labels):,} images',
+            results,
             is_lead=sharding.is_lead(), evaluation='linear', num_test=len(labels), details=said,
             **subject.facts(), **data_facts(train_source, test_source, num_train),
             seconds=round(time.time() - started, 1),

@@ -13,6 +13,7 @@ from simclr_jax.evaluate.subsets import heldout_rows
 # Chen et al. 2020, App. B.8. Here they weigh 0.5 |W|^2 beside the summed cross-entropy, as 1/C of
 # scikit-learn does; the paper does not say which. Beside the mean, most of them would leave W at 0.
 L2_VALUES = tuple(np.geomspace(1e-6, 1e5, 45))
+_WIDEST = 4096          # features whose principal axes are worth their D^3
 _SWEEP_STEPS, _SWEEP_TOLERANCE = 100, 1e-3     # of each value of the sweep, begun where the last one ended
 
 
@@ -65,38 +66,73 @@ def fit_best_classifier(train: Features, *, num_classes: int, seed: int, share: 
     """
     fitted, held = (take(train, rows) for rows in heldout_rows(len(train.labels), seed, share=share))
     mean, std = fitted.features.mean(0), fitted.features.std(0) + 1e-6
-    features, held_features = (fitted.features - mean) / std, (held.features - mean) / std
-    accuracies, start = {}, None
+    axes = _principal_axes((fitted.features - mean) / std)
+    held_features, labels = axes.rotate((held.features - mean) / std), jnp.asarray(fitted.labels)
+    accuracies, start = {}, axes.zeros(num_classes)
     for l2 in reversed(L2_VALUES):
-        start = fit_logistic(features, fitted.labels, num_classes=num_classes, l2=l2 / len(fitted.labels),
-                             max_steps=_SWEEP_STEPS, tolerance=_SWEEP_TOLERANCE, start=start)
-        accuracies[l2] = float(((held_features @ start[0] + start[1]).argmax(-1) == held.labels).mean())
+        start = _minimise(axes.features, labels, axes.spread, start, l2 / len(labels), _SWEEP_STEPS,
+                          _SWEEP_TOLERANCE)
+        logits = held_features @ np.asarray(start[0]).T + np.asarray(start[1])
+        accuracies[l2] = float((logits.argmax(-1) == held.labels).mean())
     best = max(reversed(L2_VALUES), key=accuracies.__getitem__)
     classifier = fit_standardised(train, num_classes=num_classes, l2=best)
     return classifier._replace(heldout=tuple(accuracies[l2] for l2 in L2_VALUES))
 
 
 def fit_logistic(features: np.ndarray, labels: np.ndarray, *, num_classes: int, l2: float,
-                 max_steps: int = 500, tolerance: float = 1e-5,
-                 start: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
+                 max_steps: int = 500, tolerance: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
     """Minimises mean cross-entropy + l2/2 |W|^2; returns W [D, C] and b [C].
 
-    features: [N, D] float32; labels: [N] int; start: W and b to begin with, zeros by default. Stops when
-    the gradient's norm is below `tolerance`.
+    features: [N, D] float32, of zero mean or near it; labels: [N] int. Stops when the norm of the gradient
+    is below `tolerance`, in units in which the curvature is about 1.
     """
-    start = start or (np.zeros((features.shape[1], num_classes), np.float32),
-                      np.zeros(num_classes, np.float32))
-    weights, bias = _minimise(jnp.asarray(features), jnp.asarray(labels), start, l2, max_steps, tolerance)
-    return np.asarray(weights), np.asarray(bias)
+    axes = _principal_axes(features)
+    weights, bias = _minimise(axes.features, jnp.asarray(labels), axes.spread, axes.zeros(num_classes), l2,
+                              max_steps, tolerance)
+    weights = np.asarray(weights).T
+    return weights if axes.vectors is None else axes.vectors @ weights, np.asarray(bias)
+
+
+class _Axes(NamedTuple):
+    """Features in the coordinates of their principal axes, where their curvature is near diagonal."""
+
+    features: jax.Array             # [N, D] float32
+    spread: np.ndarray              # [D] mean squares
+    vectors: np.ndarray | None      # [D, D], an axis in each column; None: features as they came
+
+    def rotate(self, features: np.ndarray) -> np.ndarray:
+        return features if self.vectors is None else features @ self.vectors
+
+    def zeros(self, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """W [C, D] and b [C] to begin with."""
+        return np.zeros((num_classes, len(self.spread)), np.float32), np.zeros(num_classes, np.float32)
+
+
+def _principal_axes(features: np.ndarray) -> _Axes:
+    if features.shape[1] > _WIDEST:
+        return _Axes(jnp.asarray(features), np.square(features).mean(0), None)
+    spread, vectors = np.linalg.eigh(features.T @ features / len(features))
+    return _Axes(jnp.asarray(features @ vectors), np.maximum(spread, 0), vectors)
 
 
 @jax.jit
-def _minimise(features, labels, start, l2, max_steps, tolerance):
+def _minimise(features, labels, spread, start, l2, max_steps, tolerance):
+    """W [C, D] and b [C] by L-BFGS, in coordinates scaled by the curvature where all classes are as likely.
+
+    There it is spread / C + l2, and 1 / C of the bias. W is [C, D] because the gradient of a product of
+    features and [D, C] takes XLA three times as long on processors.
+    """
+    num_classes = len(start[1])
+    curvature = spread / num_classes + l2
+    scale = jax.lax.rsqrt(jnp.maximum(curvature, 1e-6 * curvature.max() + 1e-12))           # [D]
+    bias_scale = num_classes ** 0.5
+    scaled = features * scale
+
     def loss(classifier):
         weights, bias = classifier
-        logits = jnp.matmul(features, weights, precision='highest') + bias       # [N, C]
+        logits = jnp.matmul(scaled, weights.T, precision='highest') + bias_scale * bias     # [N, C]
         fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return fit + 0.5 * l2 * jnp.sum(weights ** 2)
+        return fit + 0.5 * l2 * jnp.sum((scale * weights) ** 2)
 
     solver = optax.lbfgs()
     value_and_gradient = optax.value_and_grad_from_state(loss)
@@ -111,4 +147,6 @@ def _minimise(features, labels, start, l2, max_steps, tolerance):
     def unfinished(carry):
         return (carry[2] > tolerance) & (carry[3] < max_steps)
 
-    return jax.lax.while_loop(unfinished, step, (start, solver.init(start), jnp.inf, 0))[0]
+    start = start[0] / scale, start[1] / bias_scale
+    weights, bias = jax.lax.while_loop(unfinished, step, (start, solver.init(start), jnp.inf, 0))[0]
+    return weights * scale, bias * bias_scale

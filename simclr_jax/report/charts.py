@@ -27,6 +27,7 @@ _STYLE = {
     'axes.spines.right': False, 'axes.grid': True, 'grid.color': '#e4e4e4', 'grid.linewidth': 0.6,
     'axes.axisbelow': True, 'axes.edgecolor': '#555555', 'axes.labelcolor': '#222222',
     'xtick.color': '#333333', 'ytick.color': '#333333', 'legend.frameon': False, 'legend.fontsize': 8,
+    'legend.title_fontsize': 8, 'legend.handlelength': 3.2,
     'figure.facecolor': 'white', 'lines.linewidth': 1.6, 'lines.markersize': 4,
 }
 
@@ -35,7 +36,8 @@ _STYLE = {
 def lines(x: Sequence[float] | Mapping[str, Sequence[float]], series: Mapping[str, Any], *, x_label: str,
           y_label: str, title: str = '', references: Mapping[str, float] | None = None, log_x: bool = False,
           log_y: bool = False, markers: bool = False, x_limits: tuple[float, float] | None = None,
-          size: tuple[float, float] = (4.4, 3.1)) -> Figure:
+          errors: Mapping[str, Any] | None = None, groups: Mapping[str, str] | None = None,
+          legend_title: str = '', size: tuple[float, float] = (4.4, 3.1)) -> Figure:
     """A line for each series over one field.
 
     Args:
@@ -44,19 +46,25 @@ def lines(x: Sequence[float] | Mapping[str, Sequence[float]], series: Mapping[st
             standard deviation on either side (ddof 1); NaN leaves a gap.
         x_label, y_label: with units.
         references: {name: height} of dashed horizontal lines: floors, a paper's number.
-        markers: a mark at each point, for few of them.
+        markers: a mark at each point, for few of them; a logarithmic axis then has its ticks at them.
         x_limits: of the axis; None = of the points.
+        errors: {name: (below, above) [2, P]} of error bars, in the unit of the values.
+        groups: {name: group} of all series: a group has one colour, and each of its series its own dashes.
+        legend_title: what the names of the series are.
         size: in inches.
     """
     figure, axes = _start(title, size)
+    looks, ticks = _looks(series, groups), set()
     for number, (name, values) in enumerate(series.items()):
         points = np.asarray(x[name] if isinstance(x, Mapping) else x, float)
+        ticks.update(points.tolist())
         middle, deviation = mean_and_deviation(values)
-        colour = PALETTE[number % len(PALETTE)]
-        line = _LINES[number // len(PALETTE) % len(_LINES)]
+        colour, line = looks[name]
         few = markers or np.isfinite(middle).sum() < 3          # a lone point has no line
         axes.plot(points, middle, line, color=colour, label=name,
                   marker=MARKERS[number % len(MARKERS)] if few else None)
+        if errors and name in errors:
+            axes.errorbar(points, middle, errors[name], fmt='none', ecolor=colour, capsize=2, elinewidth=0.9)
         if deviation is not None:
             axes.fill_between(points, middle - deviation, middle + deviation, color=colour, alpha=0.2,
                               linewidth=0)
@@ -64,11 +72,14 @@ def lines(x: Sequence[float] | Mapping[str, Sequence[float]], series: Mapping[st
         axes.axhline(height, color='#555555', linestyle=_LINES[1 + number % 3], linewidth=1.1, label=name)
     if log_x:
         axes.set_xscale('log')
+        if markers:
+            axes.set_xticks(sorted(ticks), [f'{tick:g}' for tick in sorted(ticks)])
+            axes.set_xticks([], minor=True)
     if log_y:
         axes.set_yscale('log')
     axes.set(xlabel=x_label, ylabel=y_label, xlim=x_limits)
     if len(series) + len(references or {}) > 1:
-        figure.legend(loc='outside lower left', ncols=3)
+        figure.legend(loc='outside lower left', ncols=3, title=legend_title or None, alignment='left')
     return figure
 
 
@@ -220,6 +231,18 @@ def _start(title: str, size: tuple[float, float]):
     axes = figure.add_subplot()
     axes.set_title(title)
     return figure, axes
+
+
+def _looks(names, groups: Mapping[str, str] | None) -> dict[str, tuple[str, str]]:
+    """{name: (colour, dashes)}: by number, or by group and number within it."""
+    known, looks = {}, {}
+    for number, name in enumerate(names):
+        members = known.setdefault(groups[name] if groups else number, [])
+        members.append(name)
+        place = list(known).index(groups[name]) if groups else number
+        dashes = len(members) - 1 + place // len(PALETTE)
+        looks[name] = PALETTE[place % len(PALETTE)], _LINES[dashes % len(_LINES)]
+    return looks
 
 
 def _draw_matrix(figure, axes, values, rows, columns, title, unit, cell_format) -> None:

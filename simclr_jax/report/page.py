@@ -46,7 +46,8 @@ th, td { text-align: left; vertical-align: top; padding: .32rem .8rem .32rem 0;
   border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
 th { font-weight: 600; border-bottom: 2px solid #8a8a8a; vertical-align: bottom; }
 td.short { white-space: nowrap; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
 tr.floor td { color: var(--soft); }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em; }
 pre { white-space: pre-wrap; background: var(--back); padding: .7rem; margin: .6rem 0; }
@@ -75,11 +76,13 @@ details { margin: .8rem 0; } summary { cursor: pointer; color: #005a8c; padding:
 .gone { display: block; width: 76px; height: 76px; margin: 0 auto .2rem; border: 1px solid var(--rule); }
 footer { margin-top: 3rem; color: var(--soft); font-size: .8rem; border-top: 1px solid var(--rule); }
 @media (max-width: 480px) { dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dt { margin-top: .5rem; }
-  h1 { font-size: 1.4rem; } body { padding-top: 1rem; } .cell.first { margin-right: 0; } }
+  h1 { font-size: 1.4rem; } body { padding-top: 1rem; } table { font-size: .8rem; }
+  th, td { padding-right: .5rem; } .cell.first { margin-right: 0; } }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; }
   nav, .files, details:not([open]) { display: none; }
   h2, h3 { break-after: avoid; } figure, tr, .query, .cell { break-inside: avoid; }
-  .box { overflow: visible; } figure img { min-width: 0 !important; }
+  .box { overflow: visible; } table { font-size: 7.5pt; } th, td { padding-right: .5rem; }
+  figure img { min-width: 0 !important; }
   .sheet th, .sheet td { min-width: 48px; padding: .1rem; font-size: 7pt; }
   .sheet img { width: 44px; height: 44px; }
   a { color: inherit; text-decoration: none; }

@@ -107,8 +107,10 @@ def evaluation_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                    'data': line.get('data', ''), 'split': line.get('split', ''),
                    'step': line.get('step', ''), 'num_test': line.get('num_test', ''),
                    'num_train': line.get('num_train', ''), 'is_floor': line.get('encoder') in _FLOORS}
-            layer = (line.get('protocol') or {}).get('layer', 0)
-            row['encoder'] += f', layer {layer}' if layer else ''
+            protocol = line.get('protocol') or {}
+            row['encoder'] += f', layer {protocol["layer"]}' if protocol.get('layer') else ''
+            if line.get('solver', protocol.get('solver')) != protocol.get('solver'):
+                row['encoder'] += f', by {line["solver"]}'      # raw pixels beside a probe trained by SGD
             key = tuple(row[name] for name in ('evaluation', 'measure', 'encoder', 'data', 'split', 'step',
                                                'num_train'))
             found.pop(key, None)

@@ -13,6 +13,7 @@ from simclr_jax.studies.grid import Grid
 
 _NAN = float('nan')
 _MEASURES = {'linear_accuracy': 'linear top-1 %', 'knn_accuracy': 'kNN top-1 %'}
+_LAYERS = {0: 'h', -1: 'z'}
 _LAST = {'contrastive_accuracy': 'contrastive accuracy %', 'contrastive_entropy': 'entropy, nats',
          'mined_share': 'anchors mined %'}
 
@@ -197,24 +198,25 @@ def _figure(grid: Grid, found: dict) -> Any:
         return charts.heatmap(ours, grid.levels(0), grid.levels(1), y_label=grid.axes[0],
                               x_label=grid.axes[1], title='here', unit='top-1, %',
                               beside={'paper': paper} if np.isfinite(paper).any() else None)
-    series, errors = {}, {}
+    series, errors, groups = {}, {}, {}
     for layer in grid.layers:
-        ours = f'here, layer {layer}' if len(grid.layers) > 1 else 'here'
+        ours = f'here, {_LAYERS.get(layer, f"layer {layer}")}' if len(grid.layers) > 1 else 'here'
         for name, cells in _series(grid).items():
             label = ', '.join(filter(None, (name, ours)))
             records = [found[cell.place] for cell in cells]
             series[label] = [_mean(result(grid, each, layer=layer)) for each in records]
             errors[label] = np.transpose([_error(grid, each, layer) for each in records])
+            groups[label] = name
     for name, cells in _series(grid).items():
         if any(cell.paper is not None for cell in cells):
-            series[', '.join(filter(None, (name, 'paper')))] = [
-                _NAN if cell.paper is None else cell.paper for cell in cells]
+            label = ', '.join(filter(None, (name, 'paper')))
+            series[label] = [_NAN if cell.paper is None else cell.paper for cell in cells]
+            groups[label] = name
     if grid.chart == 'lines':
-        x = {label: [float(cell.place[-1]) for cell in cells]
-             for name, cells in _series(grid).items() for label in series
-             if label.startswith(f'{name}, ') or not name}
+        x = {label: [float(cell.place[-1]) for cell in _series(grid)[name]] for label, name in groups.items()}
         return charts.lines(x, series, x_label=grid.axes[-1], y_label='top-1, %', title=grid.title,
-                            log_x=grid.log_x, markers=True, size=(6.4, 4.2))
+                            log_x=grid.log_x, markers=True, size=(6.4, 4.2), errors=errors, groups=groups,
+                            legend_title=', '.join(grid.axes[:-1]))
     return charts.bars([' '.join(cell.place) for cell in grid.cells], series, errors=errors,
                        y_label='top-1, %', title=grid.title)
 

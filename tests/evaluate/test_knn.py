@@ -57,10 +57,13 @@ def test_several_k_are_what_each_gives_alone():
         knn_accuracy(train, test, k=(5, 0), **settings)
 
 
-def test_neighbours_are_those_of_scikit_learn_over_blocks_tiles_and_devices(monkeypatch):
+@pytest.mark.parametrize('backend', ['cpu', 'an accelerator'])
+def test_neighbours_are_those_of_scikit_learn_over_blocks_tiles_and_devices(monkeypatch, backend):
     """Several blocks of the bank, the last one ragged, and tiles with rows to spare on eight devices."""
     monkeypatch.setattr(knn, '_BANK', 1024)
     monkeypatch.setattr(knn, '_QUERIES', 8)
+    monkeypatch.setattr(knn, '_FEW', 3)
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     bank, queries = clusters(0, 2500), clusters(1, 150)
     cosine, row = nearest_neighbours(bank, queries.features, k=20)
     oracle = NearestNeighbors(n_neighbors=20, metric='cosine', algorithm='brute')
@@ -71,8 +74,8 @@ def test_neighbours_are_those_of_scikit_learn_over_blocks_tiles_and_devices(monk
         nearest_neighbours(bank, queries.features, k=2501)
 
 
-@pytest.mark.parametrize('width, k', [(4096, 5), (4096, 128), (4096, 129), (512, 40), (100, 3)])
-def test_the_largest_are_exact_also_where_they_lie_side_by_side(width, k):
+def hard_rows(width, k):
+    """Rows [7, width] whose k largest are easily missed; the last 9 columns are larger than they look."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(7, width)).astype(np.float32)
     values[1, :k] = 5 + rng.random(k)                       # neighbouring columns
@@ -81,13 +84,40 @@ def test_the_largest_are_exact_also_where_they_lie_side_by_side(width, k):
     values[4, 300:] = -np.inf
     values[5, -9:] = 99                                     # beyond the columns that count
     values[6, :-9], values[6, -9:] = -1 - rng.random(width - 9), 0
-    found, index = jax.jit(largest, static_argnums=1)(values, k, width - 9)
-    np.testing.assert_array_equal(found, -np.sort(-values[:, :-9], axis=1)[:, :k])
-    np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(index), 1), found)
-    assert all(len(set(row)) == k for row in np.asarray(index).tolist())
-    found, index = jax.jit(largest, static_argnums=(1, 2))(values, k, width)       # all columns count
+    return values
+
+
+def assert_largest(values, k, found, index):
     np.testing.assert_array_equal(found, -np.sort(-values, axis=1)[:, :k])
     np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(index), 1), found)
+    assert all(len(set(row)) == k for row in np.asarray(index).tolist())
+
+
+@pytest.mark.parametrize('width, k', [(4096, 5), (4096, 128), (4096, 129), (512, 40), (100, 3)])
+def test_the_largest_are_exact_also_where_they_lie_side_by_side(width, k):
+    values = hard_rows(width, k)
+    assert_largest(values[:, :-9], k, *jax.jit(largest, static_argnums=1)(values, k, width - 9))
+    assert_largest(values, k, *jax.jit(largest, static_argnums=(1, 2))(values, k, width))     # all count
+
+
+@pytest.mark.parametrize('width, k', [(4096, 5), (4096, 127), (4096, 129), (512, 40), (100, 3), (109, 100)])
+def test_numpy_finds_the_largest_too(width, k):
+    values = hard_rows(width, k)
+    none_yet = np.zeros((7, 0), np.float32), np.zeros((7, 0), np.int32)
+    for rows in (slice(None), slice(3, 4), [0, 1, 2, 4, 5, 6]):         # ties spoil the shortcut of all rows
+        for columns in (slice(None), slice(0, -9)):
+            part = values[rows][:, columns]
+            found, index = knn._merge(part, none_yet[0][rows], none_yet[1][rows], k=k, start=0)
+            assert_largest(part, k, found, index)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'an accelerator'])
+def test_neighbours_of_a_collapsed_encoder_are_still_k_different_rows(monkeypatch, backend):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    bank = Features(np.full((2000, 12), 0.1, np.float32), np.zeros(2000, np.int32))
+    cosine, row = nearest_neighbours(bank, bank.features[:5], k=20)
+    np.testing.assert_allclose(cosine, 1, atol=1e-6)
+    assert all(len(set(one)) == 20 for one in row.tolist())
 
 
 def test_features_of_another_preprocessing_are_refused():

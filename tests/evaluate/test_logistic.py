@@ -3,6 +3,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from simclr_jax.evaluate import logistic
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.logistic import L2_VALUES, fit_best_classifier, fit_logistic, logistic_accuracy
 from simclr_jax.evaluate.subsets import heldout_rows
@@ -23,13 +24,27 @@ def objective(features, labels, weights, bias, l2):
     return -log_p[np.arange(len(labels)), labels].mean() + 0.5 * l2 * (weights.astype(np.float64) ** 2).sum()
 
 
-def test_reaches_the_minimum_that_scikit_learn_finds():
+@pytest.mark.parametrize('widest', [0, 4096])
+def test_reaches_the_minimum_that_scikit_learn_finds(monkeypatch, widest):
+    monkeypatch.setattr(logistic, '_WIDEST', widest)        # both with and without principal axes
     train = problem(400, 0)
     features = StandardScaler().fit_transform(train.features).astype(np.float32)
     oracle = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000).fit(features, train.labels)
     weights, bias = fit_logistic(features, train.labels, num_classes=4, l2=1 / 400)
     least = objective(features, train.labels, oracle.coef_.T, oracle.intercept_, 1 / 400)
     assert abs(objective(features, train.labels, weights, bias, 1 / 400) - least) < 1e-5
+
+
+def test_features_that_say_nearly_the_same_take_no_more_steps():
+    """As neighbouring pixels do: all ten columns are one and a hundredth of their own."""
+    train = problem(400, 0)
+    alike = StandardScaler().fit_transform(train.features) * 0.01
+    features = (alike + np.random.default_rng(1).normal(size=(400, 1))).astype(np.float32)
+    oracle = LogisticRegression(C=1e4, tol=1e-10, max_iter=500, solver='newton-cholesky')
+    oracle.fit(features.astype(np.float64), train.labels)
+    weights, bias = fit_logistic(features, train.labels, num_classes=4, l2=1e-4 / 400, max_steps=40)
+    least = objective(features, train.labels, oracle.coef_.T, oracle.intercept_, 1e-4 / 400)
+    assert abs(objective(features, train.labels, weights, bias, 1e-4 / 400) - least) < 1e-5
 
 
 def test_accuracy_agrees_with_scikit_learn_whatever_the_scale_of_the_features():

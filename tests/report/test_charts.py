@@ -31,6 +31,24 @@ def test_axes_are_labelled_and_references_named():
     assert charts.as_png(figure).startswith(PNG)
 
 
+def test_series_of_a_group_share_a_colour_and_ticks_stand_at_the_points():
+    series = {'yes, here': [50.0, 60.0], 'no, here': [40.0, 30.0], 'yes, paper': [55.0, 65.0]}
+    figure = charts.lines([0.05, 10], series, x_label='temperature', y_label='top-1 (%)', log_x=True,
+                          markers=True, groups={name: name.split(',')[0] for name in series},
+                          errors={'yes, here': [[1.0, 2.0], [3.0, 4.0]]}, legend_title='l2')
+    axes = figure.axes[0]
+    drawn = {line.get_label(): line for line in axes.lines if line.get_label() in series}
+    colours, dashes = ({name: get(line) for name, line in drawn.items()} for get in (
+        lambda line: line.get_color(), lambda line: line.get_linestyle()))
+    assert colours['yes, here'] == colours['yes, paper'] != colours['no, here']
+    assert dashes['yes, here'] == dashes['no, here'] != dashes['yes, paper']
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ['0.05', '10']
+    assert not len(axes.get_xticks(minor=True))
+    bars = [line for line in axes.collections[0].get_segments()]
+    np.testing.assert_allclose([bar[:, 1] for bar in bars], [[49.0, 53.0], [58.0, 64.0]])
+    assert figure.legends[0].get_title().get_text() == 'l2'
+
+
 def test_bars_stand_in_their_groups_with_their_errors():
     figure = charts.bars(['0.1', '0.5'], {'ours': [[50.0, 60.0], [54.0, 64.0]], 'paper': [55.0, np.nan]},
                          errors={'paper': [2.0, np.nan]}, x_label='temperature', y_label='top-1 (%)')

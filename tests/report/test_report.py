@@ -219,10 +219,13 @@ def test_the_last_of_several_measurements_counts():
         line | {'knn_accuracy_k20': 0.1},
         line | {'knn_accuracy_k20': 0.2, 'knn_accuracy_k20_interval': [0.1, 0.3]},
         line | {'knn_accuracy_k20': 0.3, 'num_train': 600},
-        line | {'knn_accuracy_k20': 0.4, 'protocol': {'layer': 1}}])
+        line | {'knn_accuracy_k20': 0.4, 'protocol': {'layer': 1}},
+        line | {'linear_accuracy': 0.5, 'protocol': {'solver': 'sgd'}},
+        line | {'linear_accuracy': 0.6, 'solver': 'lbfgs', 'protocol': {'solver': 'sgd'}}])
     assert [(row['measure'], row['encoder'], row['value'], row['interval']) for row in rows] == [
         ('kNN top-1, k = 20', 'pretrained', 0.2, (0.1, 0.3)), ('kNN top-1, k = 20', 'pretrained', 0.3, None),
-        ('kNN top-1, k = 20', 'pretrained, layer 1', 0.4, None)]
+        ('kNN top-1, k = 20', 'pretrained, layer 1', 0.4, None),
+        ('linear top-1', 'pretrained', 0.5, None), ('linear top-1', 'pretrained, by lbfgs', 0.6, None)]
 
 
 def test_a_file_of_weights_has_a_page_on_the_data_that_it_is_asked_for(tmp_path, encoder, monkeypatch):
