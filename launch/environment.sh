@@ -11,9 +11,11 @@ else
     fi
     venv=${VENV:-.venv}
     python=$venv/bin/python
-    wanted=$(cat setup.py constraints.txt simclr_jax/data/_kernels.c | cksum)${EXTRAS:-}
+    wanted=$(cat setup.py constraints.txt simclr_jax/data/_kernels.c simclr_jax/models/_*.{cc,h} | cksum)${EXTRAS:-}
     if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
         run "$PYTHON" -m venv "$venv"
+        # For the isolated build too: the loops are compiled with the headers of the jaxlib that they will run with.
+        export PIP_CONSTRAINT=$PWD/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/constraints.txt
         run "$python" -m pip install --quiet --constraint constraints.txt --editable ".[test${EXTRAS:+,$EXTRAS}]"
         [ -n "$dry_run" ] || echo "$wanted" > "$venv/installed"
     fi

@@ -23,6 +23,8 @@ _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*
 _CALLED = re.compile(r'\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 _WHILE = re.compile(r'\b(condition|body)=%?([\w.\-]+)')
+_OP_NAME = re.compile(r'\bop_name="((?:[^"\\]|\\.)*)"')
+_NORM = re.compile(r'norm\d*/')        # models/resnet.py and heads.py: stem_norm, norm1; not jit(norm)
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SIZE = r'([\d.]+)([KMGT]?)(?:iB|B)?'
 _DOES_NOT_FIT = (re.compile(rf'Used {_SIZE} of {_SIZE} hbm', re.I),
@@ -79,6 +81,31 @@ def collectives(text: str) -> dict[str, Collective]:
             if kind in KINDS and times:
                 before = found.get(kind, Collective(0, 0))
                 found[kind] = Collective(
+                    before.count + times, before.bytes + times * _payload(instruction, kind, instructions),
+                    before.certain and certain)
+    return found
+
+
+def carried(text: str) -> dict[str, Collective]:
+    """What the collectives of a compiled training step carry, as the names of its operations tell.
+
+    It is for a state that every device holds whole; a split one sends parameters, too.
+
+    Returns:
+        {what: Collective} for 'batch norm forward', 'batch norm backward', 'gradients', 'loss' (projections
+        and what belongs to them) and 'metrics' (numbers), where there are some.
+    """
+    program, entry = _parse(text)
+    calls = _calls(program)
+    found = {}
+    for name, instructions in program.items():
+        times, certain = _executions(name, entry, calls)
+        for instruction in instructions.values():
+            kind = instruction.op.removesuffix('-start')
+            if kind in KINDS and times:
+                what = _purpose(instruction, kind)
+                before = found.get(what, Collective(0, 0))
+                found[what] = Collective(
                     before.count + times, before.bytes + times * _payload(instruction, kind, instructions),
                     before.certain and certain)
     return found
@@ -224,6 +251,21 @@ def _executions(name: str, entry: str, callers) -> tuple[int, bool]:
         times += outer * repeats
         certain = certain and sure and outer_sure
     return times, certain
+
+
+def _purpose(instruction: _Instruction, kind: str) -> str:
+    name = _OP_NAME.search(instruction.rest)
+    name = name[1] if name else ''
+    axes = [_axes(text) for _, text in _SHAPE.findall(instruction.shape)]
+    if kind != 'all-reduce' or 'shard_map' in name:
+        return 'loss'
+    is_of_norm = bool(_NORM.search(name))
+    if 'transpose(' not in name:
+        return 'batch norm forward' if is_of_norm else 'loss' if any(axes) else 'metrics'
+    # XLA sends gradients together, those of scales and biases with those of kernels; two sums of a batch norm
+    # travel alone or with those of the one or two others that are ready.
+    are_sums = len(axes) <= 8 and all(math.prod(sizes) == max(sizes, default=1) for sizes in axes)
+    return 'batch norm backward' if is_of_norm and are_sums else 'gradients'
 
 
 def _payload(instruction: _Instruction, kind: str, others: dict[str, _Instruction]) -> int:

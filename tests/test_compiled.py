@@ -76,6 +76,36 @@ def test_a_loop_of_unknown_length_counts_once_and_is_uncertain():
     assert compiled.collectives(unknown)['collective-permute'] == Collective(1, 32, certain=False)
 
 
+STEP = """\
+ENTRY %main (x: f32[64], y: bf16[3,3,8,64], z: f32[]) -> f32[] {
+  %x = f32[64]{0} parameter(0)
+  %y = bf16[3,3,8,64]{3,2,1,0} parameter(1)
+  %z = f32[] parameter(2)
+  %a = (f32[64], f32[64]) all-reduce(%x, %x), metadata={op_name="jit(s)/jvp(Network)/stem_norm/reduce_sum"}
+  %b = (f32[], f32[]) all-reduce(%z, %z), metadata={op_name="jit(s)/jvp()/reduce_sum"}
+  %c = f32[] all-reduce(%z), metadata={op_name="jit(s)/jit(norm)/reduce_sum"}
+  %d = f32[64,64] all-gather(%x), metadata={op_name="jit(s)/jvp()/shard_map/all_gather"}
+  %e = f32[64] all-reduce(%x), metadata={op_name="jit(s)/jvp()/all_gather"}
+  %f = (f32[1,64], f32[64]) all-reduce(%x, %x), metadata={op_name="jit(s)/transpose(jvp(N))/norm1/mul"}
+  %g = (f32[64], bf16[3,3,8,64]) all-reduce(%x, %y), metadata={op_name="jit(s)/transpose(jvp(N))/norm1/mul"}
+  %h = bf16[3,3,8,64] all-reduce(%y), metadata={op_name="jit(s)/transpose(jvp(N))/conv1/conv_general"}
+  ROOT %i = (NINE SHAPES) all-reduce(NINE), metadata={op_name="jit(s)/transpose(jvp(N))/norm1/reduce_sum"}
+}
+""".replace('NINE SHAPES', ', '.join(['f32[64]'] * 9)).replace('NINE', ', '.join(['%x'] * 9))
+
+
+def test_what_the_collectives_of_a_step_carry():
+    row, kernel = 4 * 64, 2 * 3 * 3 * 8 * 64
+    found = compiled.carried(STEP)
+    assert found == {
+        'batch norm forward': Collective(1, 2 * row), 'batch norm backward': Collective(1, 2 * row),
+        'metrics': Collective(2, 3 * 4), 'loss': Collective(2, 64 * row + row),
+        'gradients': Collective(3, row + 2 * kernel + 9 * row)}
+    for amount in ('count', 'bytes'):
+        whole = sum(getattr(value, amount) for value in compiled.collectives(STEP).values())
+        assert sum(getattr(value, amount) for value in found.values()) == whole
+
+
 def test_a_text_without_collectives_has_none():
     assert compiled.collectives(jax.jit(jnp.sin).lower(jnp.zeros(4)).compile().as_text()) == {}
 

@@ -79,6 +79,25 @@ def test_collectives_carry_the_gradients_and_the_projections(step):
     assert collectives['all-gather']['bytes'] >= 2 * 1536 * 32 * 4    # [2N, D], the smoke head's D
 
 
+def norm_channels(config, mesh):
+    """(channels of all batch norms together, number of batch norms)."""
+    _, init_state, _, _ = build(config, mesh, num_examples=15_360, num_classes=10, num_steps=12)
+    stats = jax.tree.leaves(jax.eval_shape(init_state).batch_stats)        # a mean and a variance each
+    return sum(leaf.size for leaf in stats) // 2, len(stats) // 2
+
+
+def test_batch_norm_sends_two_sums_a_channel_and_its_running_statistics_nothing(step):
+    channels, num_norms = norm_channels(load(), sharding.make_mesh())
+    carried = planning.facts.carried(step[1])
+    assert carried['batch norm forward'].bytes == 8 * channels
+    assert carried['batch norm forward'].count <= num_norms         # both sums in one
+    backward = carried['batch norm backward'].bytes         # XLA sends what two norms share once
+    assert 4 * channels < backward <= 8 * channels
+    # The gradients of scales and offsets are these sums too; the last norm has no offset, yet needs the sum.
+    everything, last_norm, numbers_to_show = step[0]['collectives']['all-reduce']['bytes'], 4 * 32, 64
+    assert everything <= step[0]['memory']['parameters'] + 8 * channels + last_norm + numbers_to_show
+
+
 def test_no_device_holds_its_anchors_against_all_projections(step):
     assert not planning.facts.arrays_between(step[1], {192, 384}, {3072})
 
@@ -257,3 +276,6 @@ def test_a_step_compiles_for_a_slice_that_nobody_here_owns():
     assert report['fits'] and report['floor']['FLOPs'] > 0
     assert report['collectives']['all-reduce']['bytes'] >= report['memory']['parameters']
     assert not planning.facts.arrays_between(texts[0], {384, 768}, {3072})
+    channels, num_norms = norm_channels(config, mesh)
+    forward = planning.facts.carried(texts[0])['batch norm forward']
+    assert forward.bytes == 8 * channels and forward.count <= num_norms     # both sums in one

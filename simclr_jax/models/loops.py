@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 SWITCH = 'SIMCLR_JAX_LOOPS'         # environment variable: 'off' for XLA's own everywhere
 _PREFIX = 'simclr_jax_loops_v1_'    # a new number with every change of results: compiled programs are kept
@@ -51,6 +52,11 @@ def are_built() -> bool:
         return False
     if not library.convolution_is_supported():
         return False
-    for name in _NAMES:
-        jax.ffi.register_ffi_target(_PREFIX + name, jax.ffi.pycapsule(getattr(library, name)), platform='cpu')
+    try:
+        for name in _NAMES:
+            handler = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(_PREFIX + name, handler, platform='cpu')
+    except (AttributeError, RuntimeError, ValueError) as error:     # of another version, of us or of jaxlib
+        logging.warning('The compiled loops are not used: %s. Install simclr_jax again.', error)
+        return False
     return True

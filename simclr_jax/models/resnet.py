@@ -130,8 +130,10 @@ def _shortcut(block, x):
         # counts (seen by odd sizes only); at stride 1 it pools SAME, which averages real pixels.
         x = nn.avg_pool(x, (2, 2), (stride, stride), ((0, 1), (0, 1)),
                         count_include_pad=stride > 1)
-        stride = 1
-    x = block.conv(features, 1, stride, name='shortcut_conv')(x)
+    elif stride > 1:
+        # The pixels that a 1x1 kernel of this stride reads: its gradient is a product on the small map.
+        x = x[:, ::stride, ::stride]
+    x = block.conv(features, 1, name='shortcut_conv')(x)
     return block.norm(name='shortcut_norm')(x)
 
 

@@ -278,7 +278,9 @@ def test_rematerialised_blocks_have_the_same_names_outputs_statistics_and_gradie
 
     (none, kept), (blocks, again) = run(kept), run(again)
     assert (none, blocks) == (0, 2)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), again, kept)
+    # Rounding is that of an array's largest terms: XLA fuses the two programs in different ways.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * np.abs(b).max()),
+                 again, kept)
 
 
 @pytest.mark.parametrize('settings, message', [
