@@ -30,7 +30,8 @@ def apply_partly_frozen(network: Network, variables: Any, images: jax.Array, *,
                 and is_frozen(*module.path[:2])):
             return call(*args, **kwargs)
         fixed = module.clone(use_running_average=True, parent=None)
-        return fixed.apply({name: module.variables[name] for name in ('params', 'batch_stats')}, *args)
+        return fixed.apply({name: module.variables[name] for name in ('params', 'batch_stats')},
+                           *args, **kwargs)
 
     with nn.intercept_methods(keep_statistics):
         output, updates = network.apply(variables, images, train=True, mutable=['batch_stats'])
