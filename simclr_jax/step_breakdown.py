@@ -10,6 +10,7 @@ computed again to save memory (remat, encoder_chunks) is backward; of several de
 import collections
 import heapq
 import re
+import warnings
 from typing import Any, Iterable, Sequence
 
 # The parts of a step, in the order of the data flow.
@@ -97,6 +98,18 @@ def operations(trace, names: Iterable[str], module: str) -> list[tuple[float, fl
         names: of the instructions of the program.
         module: name of the program; operations of others are left out.
     """
+    with warnings.catch_warnings():
+        # Of jaxlib's own type, on Python 3.12; where it is an error, it ends the process.
+        warnings.filterwarnings('ignore', 'builtin type event_stats', DeprecationWarning)
+        spans, ends = _read_events(trace, names, module)
+    if not spans:
+        return []
+    first = spans[min(spans)]                           # '/device:...' before '/host:CPU'
+    return sorted((start, max(end, ends.get(link, end)), name) for start, end, name, link in first)
+
+
+def _read_events(trace, names, module):
+    """{(plane, device): [(start, end, instruction, link)]} and {link: end on another thread}."""
     spans, ends = collections.defaultdict(list), {}
     for plane in trace.planes:
         on_device = plane.name.startswith('/device:')
@@ -113,10 +126,7 @@ def operations(trace, names: Iterable[str], module: str) -> list[tuple[float, fl
                     if name in names and told.get('hlo_module', module).partition('(')[0] == module:
                         spans[plane.name, told.get('device_ordinal', 0)].append(
                             (event.start_ns, event.end_ns, name, told.get('_p')))
-    if not spans:
-        return []
-    first = spans[min(spans)]                           # '/device:...' before '/host:CPU'
-    return sorted((start, max(end, ends.get(link, end)), name) for start, end, name, link in first)
+    return spans, ends
 
 
 def own_times(spans: Sequence[tuple[float, float, str]]) -> dict[str, float]:
