@@ -82,7 +82,6 @@ def test_the_breakdown_names_the_parts_of_a_real_step_after_the_other_trace(runs
     assert all(ms[part] > 0 for part in ('views', 'forward', 'loss', 'backward', 'optimizer'))
     assert ms['input_wait'] == 0                                # the data set lies on the device
     assert ms['unnamed'] < 0.05 * sum(ms.values())
-    assert ms['backward'] > ms['forward'] > ms['optimizer']
     log = log_of(traced)
     assert 'step breakdown: of steps 5 to 7' in log
     step, = [line.split() for line in log.splitlines() if line.startswith('step  ')]
