@@ -34,6 +34,7 @@ _CURVES = (
 
 
 _RATIO = 'trust_ratio/'       # then the layer
+_PART = 'step_ms/'            # then the part of a step
 
 
 class _Inspected(NamedTuple):
@@ -142,6 +143,8 @@ def _run(workdir: str, own: Mapping[str, Any], rows: list[dict]) -> str:
                                f'Python {versions.get("python", "?")}',
                                *(f'{name} {value}' for name, value in packages.items())]) if versions else '',
         'platform': versions.get('platform', ''),
+        'a step': ', '.join(f'{name.removeprefix(_PART).replace("_", " ")} {row[name]:.1f} ms' for row in rows
+                            for name in row if name.startswith(_PART)),
     }
     shown = page.facts({name: value for name, value in pairs.items() if value})
     if not rows:
@@ -175,7 +178,8 @@ def _curves(figures, rows: list[dict], notes: str) -> str:
                            alt=f'{title} by step: {", ".join(map(_said, drawn))}')
 
     ratios = [name for name in names if name.startswith(_RATIO)]
-    parts, left = [], [name for name in names if 'input_wait' not in name and name not in ratios]
+    parts, left = [], [name for name in names
+                       if 'input_wait' not in name and not name.startswith((_RATIO, _PART))]
     for title, group, y_label in _CURVES:
         drawn = [name for name in group if name in names]
         left = [name for name in left if name not in drawn]
