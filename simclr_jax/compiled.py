@@ -71,19 +71,7 @@ def collectives(text: str) -> dict[str, Collective]:
 
     An asynchronous pair (-start, -done) is one collective, a collective of a tuple carries the sum.
     """
-    program, entry = _parse(text)
-    calls = _calls(program)
-    found = {}
-    for name, instructions in program.items():
-        times, certain = _executions(name, entry, calls)
-        for instruction in instructions.values():
-            kind = instruction.op.removesuffix('-start')
-            if kind in KINDS and times:
-                before = found.get(kind, Collective(0, 0))
-                found[kind] = Collective(
-                    before.count + times, before.bytes + times * _payload(instruction, kind, instructions),
-                    before.certain and certain)
-    return found
+    return _tally(text, lambda instruction, kind: kind)
 
 
 def carried(text: str) -> dict[str, Collective]:
@@ -95,20 +83,7 @@ def carried(text: str) -> dict[str, Collective]:
         {what: Collective} for 'batch norm forward', 'batch norm backward', 'gradients', 'loss' (projections
         and what belongs to them) and 'metrics' (numbers), where there are some.
     """
-    program, entry = _parse(text)
-    calls = _calls(program)
-    found = {}
-    for name, instructions in program.items():
-        times, certain = _executions(name, entry, calls)
-        for instruction in instructions.values():
-            kind = instruction.op.removesuffix('-start')
-            if kind in KINDS and times:
-                what = _purpose(instruction, kind)
-                before = found.get(what, Collective(0, 0))
-                found[what] = Collective(
-                    before.count + times, before.bytes + times * _payload(instruction, kind, instructions),
-                    before.certain and certain)
-    return found
+    return _tally(text, _purpose)
 
 
 def has_loops(text: str) -> bool:
@@ -183,6 +158,24 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
             value1, unit1, value2, unit2 = match.groups()
             return _to_bytes(value1, unit1), _to_bytes(value2, unit2)
     return None
+
+
+def _tally(text: str, name_of) -> dict[str, Collective]:
+    """{name_of(instruction, kind): Collective} over all collectives of a program's text."""
+    program, entry = _parse(text)
+    calls = _calls(program)
+    found = {}
+    for name, instructions in program.items():
+        times, certain = _executions(name, entry, calls)
+        for instruction in instructions.values():
+            kind = instruction.op.removesuffix('-start')
+            if kind in KINDS and times:
+                what = name_of(instruction, kind)
+                before = found.get(what, Collective(0, 0))
+                found[what] = Collective(
+                    before.count + times, before.bytes + times * _payload(instruction, kind, instructions),
+                    before.certain and certain)
+    return found
 
 
 def _to_bytes(value: str, unit: str) -> int:
