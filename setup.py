@@ -18,9 +18,10 @@ def loops():
         return []
     models = 'simclr_jax/models'
     return [setuptools.Extension(
-        'simclr_jax.models._loops', [f'{models}/_convolution.cc', f'{models}/_norm.cc'], optional=True, language='c++',
-        depends=[f'{models}/_loops.h'], include_dirs=[include_dir()],
-        extra_compile_args=['-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math'])]
+        'simclr_jax.models._loops', [f'{models}/_convolution.cc', f'{models}/_norm.cc'],
+        optional=True, language='c++', depends=[f'{models}/_loops.h', f'{models}/_tiles.h'], include_dirs=[include_dir()],
+        extra_compile_args=['-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno',
+                            '-fno-trapping-math'])]
 
 
 setuptools.setup(

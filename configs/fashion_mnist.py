@@ -1,9 +1,9 @@
-"""SimCLR on Fashion-MNIST, sized for two CPU cores: 23 minutes of CPU time.
+"""SimCLR on Fashion-MNIST, sized for two CPU cores: some minutes.
 
     python -m simclr_jax.main --config=configs/fashion_mnist.py --config.data.dir=TFDS_DIR --workdir=DIR
 
 TFDS_DIR holds the set as TFDS prepared it (`tfds build fashion_mnist`, or --config.data.download=true).
-Result: kNN 80.3 % (raw pixels 79.1, random encoder 49.1), linear 85.5 % (random encoder 61.2).
+Result: kNN 80.5 % (raw pixels 79.1, random encoder 49.1), linear 86.4 % (random encoder 61.4).
 
 Numbers: chosen for grey 28-pixel images and two cores; no paper runs SimCLR at this size.
 """
