@@ -19,7 +19,8 @@ def loops():
     models = 'simclr_jax/models'
     return [setuptools.Extension(
         'simclr_jax.models._loops', [f'{models}/_convolution.cc', f'{models}/_norm.cc'],
-        optional=True, language='c++', depends=[f'{models}/_loops.h', f'{models}/_tiles.h'], include_dirs=[include_dir()],
+        optional=True, language='c++',
+        depends=[f'{models}/_loops.h', f'{models}/_tiles.h'], include_dirs=[include_dir()],
         extra_compile_args=['-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno',
                             '-fno-trapping-math'])]
 
