@@ -27,7 +27,9 @@ def main():
     parser.add_argument('--topology', default='v5e:2x4')
     parser.add_argument('--batch', type=int, default=512)
     arguments = parser.parse_args()
-    from simclr_jax import inputs, plan, sharding
+    from simclr_jax.data import batches as inputs
+    from simclr_jax.inspect import plan
+    from simclr_jax.runtime import sharding
     config = runpy.run_path(str(ROOT / 'configs/imagenet.py'))['get_config'](f'batch={arguments.batch}')
     config.plan.topology = arguments.topology
     plan.prepare(config)

@@ -25,10 +25,10 @@ import torch
 
 sys.path.insert(0, str(runs.ROOT))
 import simclr_jax  # noqa: E402
-from simclr_jax.config import base_config  # noqa: E402
-from simclr_jax.steps import make_encode  # noqa: E402
+from simclr_jax.config import base_config
+from simclr_jax.training.steps import make_encode
 from simclr_jax.weights.flax_file import write_flax  # noqa: E402
-from simclr_jax.weights.torch_files import write_torch  # noqa: E402
+from simclr_jax.weights.read.torch import write_torch
 from tests.weights.random_weights import random_imported  # noqa: E402
 
 

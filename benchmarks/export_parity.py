@@ -26,10 +26,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 import runs  # noqa: E402
-from simclr_jax.device_augment import eval_crop  # noqa: E402
+from simclr_jax.views.device import eval_crop
 from simclr_jax.models.network import make_network  # noqa: E402
-from simclr_jax.weights.formats import (FORMATS, largest_difference, make_job, missing_modules,  # noqa: E402
-                                        relative_difference, why_unusable)
+from simclr_jax.weights.write.formats import (FORMATS, largest_difference, make_job, missing_modules,
+                                              relative_difference, why_unusable)
 from simclr_jax.weights.tree import Imported, flat  # noqa: E402
 
 NETWORKS = {'18': {'depth': 18}, '50': {'depth': 50}, '50x2': {'depth': 50, 'width': 2.0},

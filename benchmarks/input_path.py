@@ -175,7 +175,8 @@ def our_device_batches(folder):
     """What the training step does first: its rows of the data set on the device, and both views."""
     import jax
 
-    from simclr_jax import inputs, sharding
+    from simclr_jax.data import batches as inputs
+    from simclr_jax.runtime import sharding
     from simclr_jax.data.arrays import ArraySource
 
     images, (view1, view2) = np.load(folder / 'arrays.npy'), our_views('32').values()

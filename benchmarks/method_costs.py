@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from runs import ROOT, keep
 
-from simclr_jax import plan, sharding
+from simclr_jax.inspect import plan
+from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 
 RECIPES = {'simclr': 'imagenet.py:batch=256', 'moco_v2': 'moco_v2.py:batch=256', 'byol': 'byol.py:batch=256'}

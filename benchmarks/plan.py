@@ -45,7 +45,8 @@ def configure(case):
 
 def measure(case, full):
     """What `inspect_step` says of a case, with the arrays that should not be there."""
-    from simclr_jax import compiled, plan, sharding
+    from simclr_jax.inspect import hlo as compiled, plan
+    from simclr_jax.runtime import sharding
     config = configure(case)
     plan.prepare(config)
     devices = plan.slice_devices(config.plan.topology)

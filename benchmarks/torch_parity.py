@@ -88,7 +88,8 @@ def near_batch(old, updated):
 
 def compare(name, fields, images, directory):
     from simclr_jax.models.network import make_network
-    from simclr_jax.weights import torch_files, torch_model
+    from simclr_jax.weights.read import torch as torch_files
+    from simclr_jax.weights.write import torch_model
     from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
     from simclr_jax.weights.tree import flat
     from tests.weights.random_weights import random_imported

@@ -33,7 +33,8 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')       # bodies of loops coun
 
 def measure(topology, batch, full):
     """What the compiled step of one cell says of itself, per device."""
-    from simclr_jax import plan, sharding
+    from simclr_jax.inspect import plan
+    from simclr_jax.runtime import sharding
     config = runpy.run_path('configs/imagenet.py')['get_config'](f'batch={batch}')
     config.plan.topology = topology
     plan.prepare(config)

@@ -24,11 +24,16 @@ import jax.numpy as jnp                                 # noqa: E402
 import numpy as np                                      # noqa: E402
 from jax.extend.core import ClosedJaxpr                 # noqa: E402
 
-from simclr_jax import compiled as facts, config as recipes, inputs, sharding, steps, train    # noqa: E402
+from simclr_jax import train
+from simclr_jax import config as recipes
+from simclr_jax.data import batches as inputs
+from simclr_jax.inspect import hlo as facts
+from simclr_jax.runtime import sharding
+from simclr_jax.training import steps
 from simclr_jax.data import sources                     # noqa: E402
 from simclr_jax.evaluate.frozen import measure          # noqa: E402
-from simclr_jax.models import loops                      # noqa: E402
-from simclr_jax.models.convolution import convolve      # noqa: E402
+from simclr_jax.models.cpu import loops
+from simclr_jax.models.cpu.convolution import convolve
 from simclr_jax.models.network import make_network      # noqa: E402
 
 

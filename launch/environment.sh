@@ -11,7 +11,7 @@ else
     fi
     venv=${VENV:-.venv}
     python=$venv/bin/python
-    wanted=$(cat setup.py constraints.txt simclr_jax/data/_kernels.c simclr_jax/models/_*.{cc,h} | cksum)${EXTRAS:-}
+    wanted=$(cat setup.py constraints.txt simclr_jax/data/_kernels.c simclr_jax/models/cpu/_*.{cc,h} | cksum)${EXTRAS:-}
     if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
         run "$PYTHON" -m venv "$venv"
         # For the isolated build too: the loops are compiled with the headers of the jaxlib that they will run with.

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import device_augment, sharding
-from simclr_jax.checkpoint import quiet_orbax_logs
+from simclr_jax.runtime import sharding
+from simclr_jax.views import device as device_augment
+from simclr_jax.training.checkpoint import quiet_orbax_logs
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.models.network import Network
-from simclr_jax.steps import make_encode
+from simclr_jax.training.steps import make_encode
 
 MAPS = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
 

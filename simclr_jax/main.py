@@ -29,10 +29,10 @@ _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came fro
 # Where each task lives; only the one that is asked for is imported.
 TASKS = {
     'pretrain': 'train:pretrain', 'linear': 'evaluate.linear:linear', 'knn': 'evaluate.knn_task:knn',
-    'finetune': 'evaluate.finetune:finetune', 'transfer': 'evaluate.transfer:transfer', 'plan': 'plan:plan',
-    'bench_input': 'bench_input:bench_input',
+    'finetune': 'evaluate.finetune:finetune', 'transfer': 'evaluate.transfer:transfer', 'plan': 'inspect.plan:plan',
+    'bench_input': 'inspect.input:bench_input',
     'embed': 'evaluate.embed:embed', 'search': 'evaluate.search:search', 'report': 'report.report:report',
-    'export': 'weights.export:export', 'study': 'study:study',
+    'export': 'weights.write.export:export', 'study': 'studies.study:study',
 }
 
 
@@ -47,17 +47,17 @@ def main(argv: list[str]) -> None:
         task = _task(config.task)
         import jax    # only now: a mistyped option is told at once
 
-        from simclr_jax.checkpoint import quiet_orbax_logs
+        from simclr_jax.training.checkpoint import quiet_orbax_logs
         quiet_orbax_logs()
         if not flags.FLAGS['verbosity'].present:
             logging.set_verbosity(logging.WARNING)      # or jax tells of every backend that is not there
         if config.task == 'plan':
-            from simclr_jax.plan import prepare
+            from simclr_jax.inspect.plan import prepare
             prepare(config)         # before jax looks for devices
-        from simclr_jax.compile_cache import use_compile_cache
+        from simclr_jax.runtime.compile_cache import use_compile_cache
         warning = use_compile_cache(config.compile_cache)
         if _MULTIHOST.value:
-            from simclr_jax.processes import Processes
+            from simclr_jax.runtime.processes import Processes
             processes = Processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
                                   show_traceback=_TRACEBACK.value)
         if jax.process_index() == 0:

@@ -14,21 +14,24 @@ from typing import Any, Callable
 import jax
 import numpy as np
 
-from simclr_jax import checkpoint, inputs, optim, profile, schedules, sharding, steps
-from simclr_jax.augment_fields import check_view
+from simclr_jax.data import batches as inputs
+from simclr_jax.inspect import profile
+from simclr_jax.runtime import sharding
+from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps
+from simclr_jax.views.fields import check_view
 from simclr_jax.config import ConfigDict, check_profile_steps, view_config
 from simclr_jax.data import sources
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.frozen import is_labelled, measure, measure_heldout, num_labelled
 from simclr_jax.evaluate.health import CollapseWatch, make_health
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.interruption import Interruption
+from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.methods import make_method
-from simclr_jax.metrics import MetricWriter
+from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.models.network import Network, make_network
-from simclr_jax.task_configs import task_configs
+from simclr_jax.config.tasks import task_configs
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 MAY_DIFFER = ('task', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),

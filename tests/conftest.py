@@ -25,6 +25,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:     # its workers share the one of t
     os.environ['JAX_COMPILATION_CACHE_DIR'] = cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+# torch's triton and tensorflow each bring an LLVM: a process that loads both crashes. No test needs triton.
+sys.modules['triton'] = None
 
 # Where the tests run in the background it is ignored, and so by the shells they start, which cannot trap it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

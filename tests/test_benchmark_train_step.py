@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import compiled
-from simclr_jax.models import loops
+from simclr_jax.inspect import hlo as compiled
+from simclr_jax.models.cpu import loops
 from simclr_jax.models.network import make_network
 from simclr_jax.objectives.nt_xent import nt_xent_dense
 from tests.weights.torch_setup import torch

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import checkpoint, optim, schedules, sharding
-from simclr_jax.augment_fields import check_view
+from simclr_jax.runtime import sharding
+from simclr_jax.training import checkpoint, optimizers as optim, schedules
+from simclr_jax.views.fields import check_view
 from simclr_jax.config import base_config, flatten, nearest_field, parse_argument, view_config
 from simclr_jax.models.network import make_network
 from simclr_jax.train import build

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import simclr_jax
-from simclr_jax import device_augment
+from simclr_jax.views import device as device_augment
 from simclr_jax.config import base_config, smoke
 from simclr_jax.encoder import MAPS, Encoder
 from simclr_jax.evaluate.pretrained import Pretrained

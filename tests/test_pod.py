@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from simclr_jax import checkpoint
+from simclr_jax.training import checkpoint
 
 STEPS = 12
 ARGUMENTS = ('--config=configs/smoke.py:smoke', f'--config.num_train_steps={STEPS}', '--config.batch_size=32',

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from simclr_jax import checkpoint
+from simclr_jax.training import checkpoint
 from simclr_jax.data.shapes import make_shapes
 
 STEPS = 18

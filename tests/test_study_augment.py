@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import inputs, sharding
+from simclr_jax.data import batches as inputs
+from simclr_jax.runtime import sharding
 from simclr_jax.config import augment_config, view_config
-from simclr_jax.device_augment import augment, augment_in_sequence
+from simclr_jax.views.device import augment, augment_in_sequence
 
 SIZE = 16
 IMAGE = np.random.default_rng(0).random((SIZE, SIZE, 3)).astype(np.float32)

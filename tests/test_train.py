@@ -15,7 +15,7 @@ from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate import linear as linear_module
 from simclr_jax.evaluate.linear import linear
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.steps import make_encode
+from simclr_jax.training.steps import make_encode
 from simclr_jax.train import pretrain
 
 

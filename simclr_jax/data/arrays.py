@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 
 from simclr_jax.data import shapes
-from simclr_jax.data.base import Source, split_name, split_rows
+from simclr_jax.data.source import Source, split_name, split_rows
 
 
 class ArraySource(Source):

@@ -31,7 +31,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage, read_image
 
 _FORMAT = 1

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from simclr_jax.data.draws import Box
+from simclr_jax.views.draws import Box
 
 # Frames that both decoders read alike: baseline, extended and progressive, Huffman coded.
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)

@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from simclr_jax.data.arrays import ArraySource, require_split
-from simclr_jax.data.base import Source, split_name, split_rows
+from simclr_jax.data.source import Source, split_name, split_rows
 from simclr_jax.data.decode import BadImage, read_image
 
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')

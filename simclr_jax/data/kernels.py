@@ -12,7 +12,7 @@ import importlib.util
 import numpy as np
 from absl import logging
 
-from simclr_jax.data.draws import Box
+from simclr_jax.views.draws import Box
 
 _VERSION = 1    # that kernels_version() of the build must give
 _NO_SOLARIZE = 2.0
@@ -61,7 +61,7 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     if min(top, left, height - 1, width - 1) < 0 or top + height > rows or left + width > columns:
         raise ValueError(f'The box {box} is not inside an image of shape {image.shape}.')
     if library() is None:
-        from simclr_jax.data import augment_ops
+        from simclr_jax.views import host_ops as augment_ops
         resized = augment_ops.crop_resize(image[top:top + height, left:left + width], image_size)
         resized = resized[:, ::-1] if is_flipped else resized
         out[...] = np.rint(resized).clip(0, 255) if out.dtype == np.uint8 else resized * _UNIT
@@ -86,7 +86,7 @@ def change_colour(image: np.ndarray, colour: Colour, *, out: np.ndarray) -> np.n
         `out`.
     """
     if library() is None:
-        from simclr_jax.data import augment_ops
+        from simclr_jax.views import host_ops as augment_ops
         changed = augment_ops.change_colour(image, colour)
         out[...] = np.rint(255 * changed) if out.dtype == np.uint8 else changed
         return out

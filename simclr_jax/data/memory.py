@@ -1,6 +1,6 @@
 """Batches of a data set that lies in memory as one array: rows of it and no more, in numpy.
 
-What becomes of the images happens on the device (see `simclr_jax.inputs`). Needs no tensorflow.
+What becomes of the images happens on the device (see `simclr_jax.data.batches`). Needs no tensorflow.
 """
 
 from typing import Iterator
@@ -8,7 +8,7 @@ from typing import Iterator
 import numpy as np
 
 from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.order import epoch_and_index
 
 

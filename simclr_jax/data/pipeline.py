@@ -21,10 +21,11 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from simclr_jax.data import host_augment, kernels
-from simclr_jax.data.base import Source
+from simclr_jax.data import kernels
+from simclr_jax.views import host as host_augment
+from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage, EncodedImage
-from simclr_jax.data.draws import Box, Draws, union
+from simclr_jax.views.draws import Box, Draws, union
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.order import epoch_and_index
 

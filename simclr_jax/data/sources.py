@@ -4,7 +4,7 @@ import os
 from typing import Any, Mapping
 
 from simclr_jax.data import arrays, folder, shapes
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 
 _IN_MEMORY_BYTES = 1 << 30
 
@@ -52,7 +52,7 @@ def _load(name: str, split: str, data_dir: str | None, download: bool, image_siz
         return folder.FolderSource(name, split, path)
     if kind == 'arrays':
         return arrays.npz_source(name, split, path)
-    from simclr_jax.data import tfds_source
+    from simclr_jax.data import tfds as tfds_source
     return tfds_source.load(name, split, data_dir=data_dir or None, download=download,
                             in_memory_bytes=in_memory_bytes)
 
@@ -73,7 +73,7 @@ def available_splits(name: str, *, data_dir: str | None = None) -> tuple[str, ..
         return folder.folder_splits(path)
     if kind == 'arrays':
         return arrays.npz_splits(path)
-    from simclr_jax.data import tfds_source
+    from simclr_jax.data import tfds as tfds_source
     return tfds_source.splits(name, data_dir=data_dir or None)
 
 

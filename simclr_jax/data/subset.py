@@ -3,7 +3,7 @@
 import numpy as np
 
 from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 
 
 def take_rows(source: Source, rows: np.ndarray) -> Source:

@@ -10,15 +10,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import simclr_jax
-from simclr_jax import inputs, sharding
+from simclr_jax.data import batches as inputs
+from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.cache import progress_bar
 from simclr_jax.evaluate.frozen import fingerprint
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.evaluate.subject import data_options
-from simclr_jax.steps import make_encode
+from simclr_jax.training.steps import make_encode
 
 _KEY = b'simclr_jax'        # of the metadata in a Parquet file
 _KINDS = ('.npz', '.npy', '.parquet')

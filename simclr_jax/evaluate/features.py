@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from simclr_jax import sharding
+from simclr_jax.runtime import sharding
 
 
 class Features(NamedTuple):

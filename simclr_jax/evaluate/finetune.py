@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simclr_jax import inputs, optim, schedules, sharding
+from simclr_jax.data import batches as inputs
+from simclr_jax.runtime import sharding
+from simclr_jax.training import optimizers as optim, schedules
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.subset import labels_of, take_rows
 from simclr_jax.evaluate.frozen import labelled_features
@@ -21,7 +23,7 @@ from simclr_jax.evaluate.linear import accuracies
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
 from simclr_jax.evaluate.subsets import balanced_rows, rows_of_files
-from simclr_jax.metrics import MetricWriter
+from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.weights.flax_file import write_flax
 from simclr_jax.weights.tree import Imported

@@ -9,9 +9,9 @@ from typing import Any, Callable, Iterator
 import jax
 import numpy as np
 
-from simclr_jax import inputs
+from simclr_jax.data import batches as inputs
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import Features, describe_preprocessing, extract_features, take
 from simclr_jax.evaluate.knn import knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy

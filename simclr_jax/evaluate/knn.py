@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from simclr_jax import sharding
+from simclr_jax.runtime import sharding
 from simclr_jax.evaluate.features import Features, check_same_preprocessing, unit_rows
 
 # Rows at a time: a device holds a block of the bank, and one [queries, bank] block of similarities.

@@ -2,12 +2,12 @@
 
 import time
 
-from simclr_jax import sharding
+from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.knn import knn_accuracy
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import data_facts, load_splits, load_subject
-from simclr_jax.metrics import MetricWriter
+from simclr_jax.runlog.writer import MetricWriter
 
 
 def knn(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:

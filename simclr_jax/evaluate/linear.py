@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simclr_jax import inputs, optim, schedules, sharding
+from simclr_jax.data import batches as inputs
+from simclr_jax.runtime import sharding
+from simclr_jax.training import optimizers as optim, schedules
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import order
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import Encode, unchanged
 from simclr_jax.evaluate.logistic import Logistic, fit_best_classifier, fit_standardised
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
-from simclr_jax.metrics import MetricWriter
+from simclr_jax.runlog.writer import MetricWriter
 
 
 def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simclr_jax import checkpoint
+from simclr_jax.training import checkpoint
 from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.models.network import Network, make_network
-from simclr_jax.steps import jit_once
-from simclr_jax.weights.files import read_weights
+from simclr_jax.training.steps import jit_once
+from simclr_jax.weights.read.files import read_weights
 from simclr_jax.weights.tree import Imported
 
 

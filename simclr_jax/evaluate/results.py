@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 
 from simclr_jax.evaluate.intervals import wilson_interval
-from simclr_jax.metrics import MetricWriter
+from simclr_jax.runlog.writer import MetricWriter
 
 # What a measure is called in a table; `knn_accuracy_k20` is kNN with k = 20.
 _HEADINGS = {'knn_accuracy': 'kNN top-1 %', 'linear_accuracy': 'linear top-1 %',

@@ -5,16 +5,16 @@ import time
 
 import numpy as np
 
-from simclr_jax import sharding
+from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage, read_image
 from simclr_jax.evaluate.embed import Embedded, check_same_encoder, encode_source, read_features
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import preprocessing_of
 from simclr_jax.evaluate.knn import nearest_neighbours
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
-from simclr_jax.metrics import plain_table
+from simclr_jax.runlog.writer import plain_table
 from simclr_jax.report import page, pictures, sheet
 from simclr_jax.report.files import write_bytes, write_csv
 

@@ -6,14 +6,14 @@ from typing import Any, Callable, NamedTuple
 import jax
 import numpy as np
 
-from simclr_jax import sharding
+from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import Features, raw_pixels
 from simclr_jax.evaluate.frozen import Encode, check_preprocessing, is_labelled, labelled_features, unchanged
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
-from simclr_jax.steps import make_encode
+from simclr_jax.training.steps import make_encode
 
 _PIXEL_BYTES = 1 << 30      # of raw pixels as float32, at most, that are measured as a floor
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax import sharding
+from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import is_labelled
 from simclr_jax.evaluate.intervals import mean_per_class, per_class_interval, wilson_interval
@@ -16,7 +16,7 @@ from simclr_jax.evaluate.linear import check_l2
 from simclr_jax.evaluate.logistic import Logistic, fit_best_classifier, fit_standardised
 from simclr_jax.evaluate.results import append_lines, percent
 from simclr_jax.evaluate.subject import Subject, data_facts, data_options, load_subject
-from simclr_jax.metrics import MetricWriter
+from simclr_jax.runlog.writer import MetricWriter
 
 
 class DataSet(NamedTuple):

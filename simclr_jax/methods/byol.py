@@ -2,7 +2,7 @@
 
 import jax
 
-from simclr_jax import schedules
+from simclr_jax.training import schedules
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.probe import online_probe
 from simclr_jax.methods.target import moving_average, target_network, target_params

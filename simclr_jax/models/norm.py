@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from simclr_jax.models import loops
+from simclr_jax.models.cpu import loops
 
 _PARTS = 16     # of the rows, each summed by one thread
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from simclr_jax.models.convolution import convolve
+from simclr_jax.models.cpu.convolution import convolve
 from simclr_jax.models.norm import BatchNorm
 
 ModuleDef = Callable[..., nn.Module]

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simclr_jax import sharding
-from simclr_jax.augment_fields import OPS
-from simclr_jax.data.base import Source
+from simclr_jax.runtime import sharding
+from simclr_jax.views.fields import OPS
+from simclr_jax.data.source import Source
 from simclr_jax.evaluate.embed import encode_source
 from simclr_jax.evaluate.pretrained import Pretrained
 from simclr_jax.report import analysis, charts, page, sheet, views

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data import sources
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.data.subset import take_rows
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.checkpoint import load_config
+from simclr_jax.training.checkpoint import load_config
 from simclr_jax.config import flatten
 
 _NOT_THE_RUN = ('task', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')

@@ -12,12 +12,12 @@ import numpy as np
 import simclr_jax
 from simclr_jax.config import ConfigDict, base_config, view_config
 from simclr_jax.data import sources
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.evaluate.subject import data_options
 from simclr_jax.report import page, record
 from simclr_jax.report.files import write_bytes
-from simclr_jax.task_configs import task_configs
+from simclr_jax.config.tasks import task_configs
 
 # Title, metrics, y label: what is drawn together. What is left is drawn alone, on request.
 _CURVES = (

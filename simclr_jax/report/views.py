@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import device_augment, inputs
-from simclr_jax.augment_fields import OPS
-from simclr_jax.data import host_augment
-from simclr_jax.data.base import Source
+from simclr_jax.data import batches as inputs
+from simclr_jax.views import device as device_augment
+from simclr_jax.views.fields import OPS
+from simclr_jax.views import host as host_augment
+from simclr_jax.data.source import Source
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.models.network import Network
 from simclr_jax.report.pictures import picture

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from simclr_jax.data import pipeline
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 
 SIZE = 8
 IDENTITY = {op: {'probability': 0.0} for op in (

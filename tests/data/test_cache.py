@@ -16,7 +16,7 @@ import pytest
 
 from simclr_jax.config import augment_config, view_config
 from simclr_jax.data import cache, pipeline, sources
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage
 
 VIEW = view_config(augment_config(image_size=16, strength=1.0), 'view1')

@@ -15,7 +15,7 @@ from PIL import Image
 from simclr_jax.data import pipeline
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.decode import read_image
-from simclr_jax.data.draws import Draws
+from simclr_jax.views.draws import Draws
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.data.sources import load_source
 from tests.data.streams import (

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.device_augment import eval_crop
+from simclr_jax.views.device import eval_crop
 from simclr_jax.evaluate import embed as embed_module
 from simclr_jax.evaluate.embed import embed, output_paths, read_features, write_features
 from simclr_jax.evaluate.frozen import fingerprint
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.steps import make_encode
+from simclr_jax.training.steps import make_encode
 from tests.evaluate.runs import task_config
 
 

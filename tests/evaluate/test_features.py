@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from simclr_jax import sharding
+from simclr_jax.runtime import sharding
 from simclr_jax.evaluate.features import extract_features, raw_pixels
 
 

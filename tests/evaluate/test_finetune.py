@@ -12,7 +12,7 @@ from simclr_jax.evaluate import finetune as module
 from simclr_jax.evaluate.finetune import finetune, frozen_module
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.models.partly_frozen import apply_partly_frozen
-from simclr_jax.steps import make_encode
+from simclr_jax.training.steps import make_encode
 from tests.evaluate.runs import task_config
 
 

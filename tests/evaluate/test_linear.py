@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import inputs, sharding
+from simclr_jax.data import batches as inputs
+from simclr_jax.runtime import sharding
 from simclr_jax.config import base_config
 from simclr_jax.evaluate import frozen
 from simclr_jax.evaluate import linear as linear_module

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.base import Source
+from simclr_jax.data.source import Source
 from simclr_jax.data.subset import take_rows
 from simclr_jax.evaluate.subsets import balanced_rows, heldout_rows, rows_of_files
 

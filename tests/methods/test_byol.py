@@ -9,8 +9,8 @@ from simclr_jax.config import base_config, use_method
 from simclr_jax.methods import make_method
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.network import Network
-from simclr_jax.optim import make_optimizer
-from simclr_jax.steps import make_init_state, make_train_step
+from simclr_jax.training.optimizers import make_optimizer
+from simclr_jax.training.steps import make_init_state, make_train_step
 from tests.methods.small_network import (
     SIZE, Encoder, assert_trees_close, finite_differences, float64, make_batch)
 

@@ -7,7 +7,7 @@ import pytest
 
 from simclr_jax.methods.target import moving_average, target_network, target_params
 from simclr_jax.models.network import make_network
-from simclr_jax.train_state import TrainState
+from simclr_jax.training.state import TrainState
 
 
 def make_tree(seed, *names):

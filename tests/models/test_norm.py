@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.models import loops
+from simclr_jax.models.cpu import loops
 from simclr_jax.models.norm import BatchNorm
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import sharding
+from simclr_jax.runtime import sharding
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic
 

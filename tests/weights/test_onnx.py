@@ -7,8 +7,8 @@ import pytest
 onnx = pytest.importorskip('onnx')          # both of the extra [export]
 pytest.importorskip('onnxruntime')
 
-from simclr_jax.weights import onnx_file  # noqa: E402
-from simclr_jax.weights.onnx_file import load_onnx, write_onnx  # noqa: E402
+from simclr_jax.weights.write import onnx as onnx_file
+from simclr_jax.weights.write.onnx import load_onnx, write_onnx
 from tests.weights.random_weights import random_variables  # noqa: E402
 from tests.weights.tiny_encoders import (CASES, NORMALIZATION, assert_close, depth_of_bottlenecks,  # noqa: E402
                                          own_layers, random_images)

@@ -5,8 +5,8 @@ import pytest
 
 tf = pytest.importorskip('tensorflow')      # the format is its own
 
-from simclr_jax.weights.graph import features  # noqa: E402
-from simclr_jax.weights.savedmodel import TensorFlowOperations, load_savedmodel, write_savedmodel  # noqa: E402
+from simclr_jax.weights.write.graph import features
+from simclr_jax.weights.write.savedmodel import TensorFlowOperations, load_savedmodel, write_savedmodel
 from tests.weights.random_weights import random_variables  # noqa: E402
 from tests.weights.tiny_encoders import (CASES, NORMALIZATION, assert_close, depth_of_bottlenecks,  # noqa: E402
                                          own_layers, random_images)

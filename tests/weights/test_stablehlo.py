@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.weights import stablehlo
-from simclr_jax.weights.stablehlo import load_stablehlo, write_stablehlo
+from simclr_jax.weights.write import stablehlo
+from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
 from tests.weights.random_weights import random_variables
 from tests.weights.tiny_encoders import (CASES, NORMALIZATION, assert_close, depth_of_bottlenecks, own_layers,
                                          random_images)

@@ -1,0 +1,160 @@
+"""What recipes share: the settings of a method, the augmentations of the papers, and `:smoke`."""
+
+from typing import Any
+
+import ml_collections
+
+ConfigDict = ml_collections.ConfigDict
+
+_HEAD = {
+    'mode': 'nonlinear',                # none, linear, nonlinear (tf2/run.py proj_head_mode)
+    'num_layers': 3,                    # tf2/run.py num_proj_layers; the 2020 paper uses 2
+    'hidden_width': 0,                  # 0: as wide as the features (tf2/model.py)
+    'out_dim': 128,                     # tf2/run.py proj_out_dim
+    'norm': True, 'final_norm': True,   # BatchNorm after the hidden, and after the last, layers
+    'bias': False, 'final_bias': False,
+    'init_stddev': 0.01,                # of the kernels (tf2/model.py); 0: 1 / sqrt(input width)
+}
+# method name -> its losses' settings, and where its projector and predictor differ from _HEAD.
+_METHODS = {
+    'simclr': ({'name': 'simclr',
+                'temperature': 0.1,     # tf2/run.py; paper Table 5
+                'normalize': True,      # l2-normalise z (tf2/run.py hidden_norm)
+                'decoupled': False,     # True: DCL, the positive is left out of the denominator
+                'loss': 'nt_xent',      # or nt_logistic, margin (paper Table 4)
+                'margin': 0.8,          # of the loss of this name; the paper tried 0 to 1.6 (App. B.10)
+                'mining': 'none',       # semi_hard: one negative for each anchor, of the last two
+                'loss_weight': 1.0},    # 2.0 = the scale of the official code, see objectives/nt_xent.py
+               {}, {'mode': 'none'}),
+    # facebookresearch/moco README, main_moco.py and moco/builder.py with --mlp --moco-t 0.2
+    'moco_v2': ({'name': 'moco', 'temperature': 0.2, 'momentum': 0.999, 'momentum_rises': False,
+                 'queue_size': 65536, 'symmetric': False, 'key_groups': 'strided'},
+                {'num_layers': 2, 'norm': False, 'final_norm': False, 'bias': True, 'final_bias': True,
+                 'init_stddev': 0.0}, {'mode': 'none'}),
+    # facebookresearch/moco-v3 main_moco.py, moco/builder.py and CONFIG.md
+    'moco_v3': ({'name': 'moco', 'temperature': 1.0, 'momentum': 0.99, 'momentum_rises': True,
+                 'queue_size': 0, 'symmetric': True, 'key_groups': 'strided'},
+                {'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'init_stddev': 0.0},
+                {'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'final_norm': False,
+                 'init_stddev': 0.0}),
+    # deepmind-research byol/configs/byol.py and utils/networks.py
+    'byol': ({'name': 'byol', 'momentum': 0.996, 'momentum_rises': True, 'stop_gradient': True},
+             *2 * ({'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'bias': True,
+                    'final_norm': False, 'init_stddev': 0.0},)),
+}
+
+
+def use_method(config: ConfigDict, name: str, **head: Any) -> None:
+    """Sets method, head and predictor of `config` to those of a method, and nothing else.
+
+    name: simclr, moco_v2, moco_v3 or byol. `head`: values of both heads that the recipe changes,
+    such as hidden_width. ValueError for an unknown name.
+    """
+    if name not in _METHODS:
+        raise ValueError(f'There is no method {name!r}; there are {", ".join(_METHODS)}.')
+    method, projector, predictor = _METHODS[name]
+    config.method = ConfigDict(method)
+    config.head = ConfigDict(_HEAD | projector | head)
+    config.predictor = ConfigDict(_HEAD | predictor | head)
+
+
+def for_short_runs(config: ConfigDict) -> None:
+    """Method settings for small data sets and minutes instead of days: chosen here, on `shapes`.
+
+    A target that is to be followed within some hundred steps must move fast, and MoCo's keys then age
+    fast. Its head has no BatchNorm, so that old keys lie elsewhere than new ones: the network tells its
+    key by its age (contrastive accuracy 99 %, projections of rank 1). Heads with BatchNorm, and a short
+    queue, prevent that.
+    """
+    method = config.method
+    if 'temperature' in method:
+        method.temperature = 0.2
+    if 'momentum' in method:
+        method.momentum = 0.9 if method.name == 'byol' else 0.95
+    if method.get('queue_size'):
+        method.queue_size = 1024
+        config.head.update({'norm': True, 'final_norm': True, 'bias': False, 'final_bias': False,
+                            'init_stddev': 0.01})
+
+
+def augment_config(*, image_size: int, strength: float, blur: bool = True) -> ConfigDict:
+    """The augmentation of the official code: crop, flip, jitter of `strength`, grey, blur.
+
+    `view1` and `view2` override single values for one view, for example
+    `config.augment.view2 = {'blur': {'probability': 0.1}}`. The last five operations are the ones
+    that the paper studied in its Fig. 5 (and BYOL's solarize); they are off at probability 0.
+    """
+    return ConfigDict({
+        'image_size': image_size,
+        'mean': (0.0, 0.0, 0.0),        # none beyond [0, 1] (tf2/data_util.py)
+        'std': (1.0, 1.0, 1.0),
+        'crop': {'probability': 1.0, 'law': 'tf', 'area': (0.08, 1.0), 'aspect': (3 / 4, 4 / 3)},
+        'flip': {'probability': 0.5},
+        'jitter': {
+            'probability': 0.8, 'brightness': 0.8 * strength, 'contrast': 0.8 * strength,
+            'saturation': 0.8 * strength, 'hue': 0.2 * strength, 'brightness_mode': 'multiply',
+        },
+        'grey': {'probability': 0.2},
+        'blur': {'probability': 0.5 if blur else 0.0, 'sigma': (0.1, 2.0), 'kernel_fraction': 0.1},
+        'rotate': {'probability': 0.0},
+        'sobel': {'probability': 0.0},
+        'noise': {'probability': 0.0, 'std': 0.1},
+        'solarize': {'probability': 0.0, 'threshold': 0.5},
+        'cutout': {'probability': 0.0, 'size': 0.5},
+        'sequence': (),                 # view 2 is made of view 1 by these operations, in this order (Fig. 5)
+        'view1': {},
+        'view2': {},
+    })
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def moco_augment(*, image_size: int, area: tuple[float, float] = (0.2, 1.0), blur: bool = True) -> ConfigDict:
+    """MoCo v2's augmentation (facebookresearch/moco main_moco.py --aug-plus), both views alike.
+
+    Its operations are torchvision's: crops of uniform area, brightness, contrast and saturation in
+    [0.6, 1.4]. Saturation here scales that of HSV, contrast is about the mean of each channel.
+    """
+    augment = augment_config(image_size=image_size, strength=0.5, blur=blur)
+    augment.crop.update({'law': 'uniform', 'area': area})
+    augment.jitter.update({'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1})
+    augment.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
+    return augment
+
+
+def byol_augment(*, image_size: int, blur: bool = True) -> ConfigDict:
+    """BYOL's augmentation (byol/utils/augmentations.py): view 1 blurred, view 2 seldom but solarized.
+
+    Brightness is additive. `blur=False` for small images, as solo-learn's CIFAR recipe.
+    """
+    augment = augment_config(image_size=image_size, strength=0.5, blur=blur)
+    augment.crop.law = 'uniform'
+    augment.jitter.update({'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.2, 'hue': 0.1,
+                           'brightness_mode': 'add'})
+    augment.view1 = ConfigDict({'blur': {'probability': 1.0 if blur else 0.0}})
+    augment.view2 = ConfigDict({'blur': {'probability': 0.1 if blur else 0.0},
+                                'solarize': {'probability': 0.2}})
+    augment.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
+    return augment
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same recipe on embedded data with a tiny network and 12 steps, to see that it runs."""
+    config.data.source = 'shapes'
+    config.data.train_split, config.data.test_split = 'train[:512]', 'test[:256]'
+    config.batch_size = 64
+    config.num_train_steps = 12
+    config.schedule.warmup_epochs = min(config.schedule.warmup_epochs, 0.25)
+    config.encoder.update({'depth': 10, 'width': 0.125, 'dtype': 'float32'})
+    config.head.update({'out_dim': 32, 'hidden_width': 64})
+    config.predictor.update({'out_dim': 32, 'hidden_width': 64})
+    if config.method.get('queue_size'):
+        config.method.queue_size = 256
+    config.encoder.norm_groups = min(config.encoder.norm_groups, 4)
+    config.augment.image_size = 32
+    config.encoder.stem = 'cifar'
+    config.eval.update({'crop_proportion': 1.0, 'batch_size': 64, 'knn_k': 20})
+    config.linear.update({'batch_size': 64, 'num_epochs': 2.0})
+    config.log.update({'every_steps': 4, 'step_breakdown': False})
+    return config

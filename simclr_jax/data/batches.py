@@ -1,0 +1,322 @@
+"""The way of a batch from the host to the two views that a method sees.
+
+A batch arrives in one of four forms, and `make_prepare` says what the training step does with it:
+
+    views    both views, made on the host
+    crops    a crop for each view, resized and uint8; all that follows a crop happens on the device
+    padded   the part of the image that holds both crops, uint8, and where they lie in it: crops too happen
+             on the device
+    memory   the whole data set, uint8, which lies on every device; the step takes its rows itself
+
+Every view is a function of (seed, epoch, example) alone.
+"""
+
+import functools
+import queue
+import threading
+import time
+from typing import Any, Callable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simclr_jax.runtime import sharding
+from simclr_jax.views import device as device_augment
+from simclr_jax.data import memory, pipeline
+from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.source import Source
+from simclr_jax.data.order import permutation
+
+_MEMORY_BYTES = 4 << 30         # of every device, at most, for a data set that lies there
+_VIEWS = 0x51EB         # folded into the seed's key: what the method draws has the key itself
+
+
+def choose_form(augment_on: str, *, image_size: int, pad_to: int = 0, transfer: str = 'uint8',
+                source: Source | None = None) -> str:
+    """The form of the batches of `source`; None stands for one that is read from files.
+
+    Args:
+        augment_on: 'host', or 'device': all that can be done there.
+        pad_to: side of a padded image; 0 leaves the crops to the host.
+        transfer: see `data.pipeline.train_batches`.
+
+    Raises:
+        ValueError: an argument will not do.
+    """
+    if augment_on not in ('host', 'device'):
+        raise ValueError(f"data.augment_on is {augment_on!r}: it takes 'host' or 'device'.")
+    form = 'views' if augment_on == 'host' else 'padded' if pad_to else 'crops'
+    pipeline.check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
+    if form != 'views' and source is not None and source.uniform and source.images.nbytes <= _MEMORY_BYTES:
+        return 'memory'
+    return form
+
+
+def make_prepare(form: str, *, view1: Mapping[str, Any], view2: Mapping[str, Any], image_size: int,
+                 seed: int, batch_size: int, mesh: jax.sharding.Mesh,
+                 sequence: Sequence[str] = ()) -> Callable[[dict, jax.Array], dict]:
+    """(batch, step) -> {'view1', 'view2': float32 [B, S, S, 3] in [0, 1], 'label': int32 [B]}.
+
+    For the training step to call: pure, and sharded over `mesh` as the batch is.
+
+    Args:
+        form: of the batch, see above.
+        view1, view2: the operations of a view, see `device_augment.augment`.
+        batch_size: global, B.
+        sequence: if there is one, view 2 is made of view 1 by these operations of `view2`, in this order
+            (see `device_augment.augment_in_sequence`): of the same crop, therefore.
+
+    Raises:
+        ValueError: a sequence for views that were made on the host.
+    """
+    if sequence and form == 'views':
+        raise ValueError("augment.sequence needs data.augment_on='device'.")
+
+    def keys_of(epoch, index):          # [B], int32 -> keys [B, 2]
+        root = jax.random.fold_in(jax.random.key(seed), _VIEWS)
+        keys = jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i))(epoch, index)
+        return jax.vmap(lambda key: jax.vmap(lambda view: jax.random.fold_in(key, view))(jnp.arange(2)))(keys)
+
+    def both(function, arguments, batch):       # function(*one view's arguments, key, **operations)
+        """The two views; compiled once where their operations are the same."""
+        keys = keys_of(batch['epoch'], batch['index'])
+        over_batch = functools.partial(
+            device_augment.over_batch, lone_cpu=mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu')
+        if sequence:
+            first = over_batch(functools.partial(function, **view1))(
+                *(argument[:, 0] for argument in arguments), keys[:, 0])
+            views = first, over_batch(functools.partial(
+                device_augment.augment_in_sequence, sequence=sequence, **view2))(first, keys[:, 1])
+        elif view1 == view2:
+            views = over_batch(functools.partial(function, **view1))(*arguments, keys)
+            views = views[:, 0], views[:, 1]
+        else:
+            views = tuple(over_batch(functools.partial(function, **view))(
+                *(argument[:, slot] for argument in arguments), keys[:, slot])
+                for slot, view in enumerate((view1, view2)))
+        return {'view1': views[0], 'view2': views[1], 'label': batch['label']}
+
+    def from_views(batch, step):
+        del step
+        return {name: value if name == 'label' else as_floats(value) for name, value in batch.items()}
+
+    def from_crops(batch, step):
+        del step
+        crops = jnp.stack([batch['crop1'], batch['crop2']], axis=1)         # [B, 2, S, S, 3]
+        return both(_from_crop, (crops,), batch)
+
+    def from_padded(batch, step):
+        del step
+        boxes = jnp.stack([batch['box1'], batch['box2']], axis=1)           # [B, 2, 4]
+        images = jnp.stack([batch['image']] * 2, axis=1)                    # [B, 2, P, P, 3]
+        return both(functools.partial(_from_box, image_size=image_size), (images, boxes), batch)
+
+    def from_memory(data, step):
+        rows = data['first'] + (step - data['base']) * batch_size + jnp.arange(batch_size)
+        rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+        index = data['order'][rows]
+        batch = {'label': data['labels'][index], 'index': index,
+                 'epoch': data['epoch'] + (rows >= len(data['images']))}
+        images = jnp.stack([data['images'][index]] * 2, axis=1)             # [B, 2, H, W, 3]
+        return both(functools.partial(device_augment.augment, image_size=image_size), (images,), batch)
+
+    return {'views': from_views, 'crops': from_crops, 'padded': from_padded, 'memory': from_memory}[form]
+
+
+def _from_crop(image, key, **operations):
+    del operations['crop']      # it is made
+    return device_augment.augment_crop(image, key, **operations)
+
+
+def _from_box(image, box, key, *, image_size, **operations):
+    del operations['crop']
+    return device_augment.augment_box(image, box, key, image_size=image_size, **operations)
+
+
+def as_floats(images: jax.Array) -> jax.Array:
+    """uint8 images to float32 in [0, 1]; float images as float32."""
+    return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images.astype(jnp.float32)
+
+
+def abstract_batch(form: str, *, batch_size: int, image_size: int, pad_to: int, mesh: jax.sharding.Mesh,
+                   transfer: str = 'uint8') -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of any form but 'memory', as shapes: to compile for."""
+    def rows(shape, dtype):
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding.batch_sharding(mesh))
+
+    square = image_size, image_size, 3
+    position = {'epoch': rows((), jnp.int32), 'index': rows((), jnp.int32)}
+    return {'label': rows((), jnp.int32)} | {
+        'views': {'view1': rows(square, jnp.dtype(transfer)), 'view2': rows(square, jnp.dtype(transfer))},
+        'crops': {'crop1': rows(square, jnp.uint8), 'crop2': rows(square, jnp.uint8)} | position,
+        'padded': {'image': rows((pad_to, pad_to, 3), jnp.uint8), 'box1': rows((4,), jnp.int32),
+                   'box2': rows((4,), jnp.int32)} | position}[form]
+
+
+# ---- batches on the devices --------------------------------------------------------------------------
+
+
+def train_batches(source: Source, form: str, mesh: jax.sharding.Mesh, *, seed: int, batch_size: int,
+                  view1: Mapping, view2: Mapping, image_size: int, start_step: int = 0, num_threads: int = 0,
+                  transfer: str = 'uint8', pad_to: int = 0) -> 'InMemory | Prefetch':
+    """Endless global batches on the devices of `mesh`, in `form`, from step `start_step` on.
+
+    A context manager: on leaving it, threads end. Arguments and errors are those of
+    `data.pipeline.train_batches`.
+    """
+    memory.check_batch_size(source, batch_size, jax.process_count())
+    if form == 'memory':
+        return InMemory(source, mesh, seed=seed, batch_size=batch_size, start_step=start_step)
+    batches = pipeline.train_batches(
+        source, seed=seed, batch_size=batch_size, form=form, view1=view1, view2=view2,
+        image_size=image_size, start_step=start_step, shard_index=jax.process_index(),
+        shard_count=jax.process_count(), num_threads=num_threads, transfer=transfer, pad_to=pad_to)
+    return Prefetch(batches, functools.partial(sharding.put_batch, mesh))
+
+
+class InMemory:
+    """The data set on every device, and the order of the present and the next epoch: nothing else per step.
+
+    Elements: 'images' uint8 [N, H, W, 3], 'labels' int32 [N], 'order' int32 [2 N], and the scalars 'epoch'
+    that the order begins with, 'base', a step, and 'first', the place in the order of that step's first row.
+    What changes is replaced when an epoch begins, and is the same array until then.
+    """
+
+    waited = 0.0        # seconds, see Prefetch
+
+    def __init__(self, source: ArraySource, mesh: jax.sharding.Mesh, *, seed: int, batch_size: int,
+                 start_step: int):
+        self._mesh, self._seed, self._batch_size, self._step = mesh, seed, batch_size, start_step
+        self._num_examples = source.num_examples
+        self._data = sharding.put_replicated(mesh, {
+            'images': np.ascontiguousarray(source.images), 'labels': source.labels.astype(np.int32)})
+        self._epoch = None
+
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        epoch, first = divmod(self._step * self._batch_size, self._num_examples)
+        if epoch != self._epoch:
+            orders = [permutation(self._seed, e, self._num_examples) for e in (epoch, epoch + 1)]
+            self._data |= sharding.put_replicated(self._mesh, {
+                'order': np.concatenate(orders).astype(np.int32), 'epoch': np.int32(epoch),
+                'base': np.int32(self._step), 'first': np.int32(first)})
+            self._epoch = epoch
+        self._step += 1
+        return dict(self._data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+class Prefetch:
+    """Draws batches and puts them on the devices in a thread of its own, `ahead` of them at most.
+
+    So the host's work and the transfer overlap with what the devices compute. `waited` adds up the seconds
+    for which `next` had to wait: where they are much of a step's time, the input is what limits it. An error
+    of the batches is raised by `next`.
+    """
+
+    def __init__(self, batches: Iterator, put: Callable[[Any], Any], ahead: int = 2):
+        self.waited = 0.0
+        self._queue = queue.Queue(maxsize=ahead)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._fill, args=(batches, put), daemon=True)
+        self._thread.start()
+
+    def _fill(self, batches, put):
+        try:
+            for batch in batches:
+                if not self._hand_over((put(batch), None)):
+                    return
+            self._hand_over((None, StopIteration()))
+        except BaseException as error:      # whatever it is: it belongs to the loop that reads
+            self._hand_over((None, error))
+
+    def _hand_over(self, item) -> bool:
+        while not self._left.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Any:
+        started = time.perf_counter()
+        batch, error = self._queue.get()
+        self.waited += time.perf_counter() - started
+        if error is not None:
+            self._left.set()
+            raise error
+        return batch
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._left.set()
+        self._thread.join(timeout=5.0)
+
+
+# ---- evaluation --------------------------------------------------------------------------------------
+
+
+def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_proportion: float,
+                 num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """One pass over every example: {'image', 'label': int32 [b], 'valid': bool [b]}, this process's rows.
+
+    'image' is uint8 [b, H, W, 3] of a source in memory, else the central crop, float32 [b, S, S, 3]:
+    `centre_crops` makes the crops of both. Arguments as `data.pipeline.eval_batches`.
+    """
+    shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
+    if source.uniform:
+        return memory.eval_batches(source, batch_size=batch_size, **shard)
+    return pipeline.eval_batches(source, batch_size=batch_size, image_size=image_size,
+                                 crop_proportion=crop_proportion, num_threads=num_threads, **shard)
+
+
+@functools.partial(jax.jit, static_argnames=('image_size', 'proportion'))
+def centre_crops(images: jax.Array, *, image_size: int, proportion: float) -> jax.Array:
+    """Images of `eval_batches` as float32 [B, S, S, 3] in [0, 1]."""
+    if images.dtype != jnp.uint8:
+        return images
+    return device_augment.over_batch(functools.partial(
+        device_augment.eval_crop, image_size=image_size, proportion=proportion))(images)
+
+
+def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int, crop: Mapping,
+                  flip: Mapping, num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches for linear evaluation and fine-tuning; `crops_and_flips` makes their images.
+
+    Arguments and errors as `data.pipeline.probe_batches`, the rows of this process.
+    """
+    shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
+    if source.uniform:
+        return memory.train_batches(source, seed=seed, batch_size=batch_size, **shard)
+    return pipeline.probe_batches(source, seed=seed, batch_size=batch_size, image_size=image_size, crop=crop,
+                                  flip=flip, num_threads=num_threads, **shard)
+
+
+def make_crops_and_flips(*, seed: int, image_size: int, crop: Mapping, flip: Mapping
+                         ) -> Callable[[dict], jax.Array]:
+    """A batch of `probe_batches` -> float32 [B, S, S, 3] in [0, 1], cropped and flipped at random."""
+    def one(image, epoch, index):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), index)
+        return device_augment.crop_and_flip(image, key, image_size=image_size, crop=crop, flip=flip)
+
+    @jax.jit
+    def crops_and_flips(batch):
+        if batch['image'].dtype != jnp.uint8:
+            return batch['image']
+        return device_augment.over_batch(one)(batch['image'], batch['epoch'], batch['index'])
+
+    return crops_and_flips

@@ -1,0 +1,210 @@
+"""TensorFlow Datasets: small sets are read into memory, large ones streamed from their files."""
+
+import difflib
+import hashlib
+import math
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.source import Source
+
+tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
+
+_PARALLEL_FILES = 16
+_SHUFFLE_BYTES = 256 << 20  # Of encoded examples, the shuffle buffer of a stream.
+
+
+def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memory_bytes: int
+         ) -> Source:
+    """A TFDS split: an `ArraySource` if its images share one shape and fit, else streamed."""
+    builder = _builder(name, data_dir, download)
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"TFDS data set '{name}' has no split '{split}'; it has "
+                         f'{", ".join(builder.info.splits)}.') from error
+    source = StreamedSource(name, split, builder, num_examples)
+    shape = source.image_shape
+    if None in shape or num_examples * math.prod(shape[:2]) * 3 > in_memory_bytes:
+        return source
+    try:
+        return _in_memory(source)
+    except tf.errors.InvalidArgumentError:  # A stream counts and names what it cannot decode.
+        return source
+
+
+def _in_memory(source: 'StreamedSource') -> ArraySource:
+    images = np.empty((source.num_examples, *source.image_shape[:2], 3), np.uint8)
+    labels = np.empty(source.num_examples, np.int32)
+    row = 0
+    for batch in source.ordered(shard_index=0, shard_count=1).batch(1024).as_numpy_iterator():
+        rows = slice(row, row := row + len(batch['label']))
+        images[rows], labels[rows] = batch['image'], batch['label']
+    return ArraySource(source.name, source.split, images, labels, source.class_names)
+
+
+def splits(name: str, *, data_dir: str | None) -> tuple[str, ...]:
+    """The splits of a prepared TFDS data set."""
+    return tuple(_builder(name, data_dir, download=False).info.splits)
+
+
+class StreamedSource(Source):
+    """A TFDS split read from its TFRecord files in a shuffled order.
+
+    What it guarantees: every shard passes once per epoch over its own N // shard_count examples,
+    in an order that depends on (seed, epoch, shard_index, shard_count) alone: files shuffled, then
+    interleaved, then examples through a shuffle buffer. Resuming skips encoded examples. It is not
+    the uniform permutation of random-access sources, and another shard count gives another order;
+    the views of an example in an epoch are the same in all of them. Where an image cannot be decoded, the
+    next readable one of its batch takes its place.
+    """
+
+    def __init__(self, name: str, split: str, builder: tfds.core.DatasetBuilder, num_examples: int):
+        features = builder.info.features
+        image = _first(features, tfds.features.Image, prefer='image')
+        if image is None:
+            raise ValueError(f"TFDS data set '{name}' has no image among its features: "
+                             f'{", ".join(features)}.')
+        label = _first(features, tfds.features.ClassLabel, prefer='label')
+        super().__init__(name, split, num_examples,
+                         tuple(features[label].names) if label else None)
+        if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+            raise ValueError(f"TFDS data set '{name}' was prepared as "
+                             f'{builder.info.file_format.value}: prepare it with '
+                             '--file_format=tfrecord.')
+        dtype = np.dtype(features[image].np_dtype)
+        if dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"The images of TFDS data set '{name}' are {dtype}: only uint8 and uint16 can "
+                             'be read.')
+        self.image_shape = features[image].shape
+        self._image, self._label, self._builder = image, label, builder
+        wanted = {key: True for key in (image, label) if key}
+        self._features = tfds.decode.PartialDecoding(wanted).extract_features(features)
+
+    def num_shard_examples(self, shard_count: int) -> int:
+        """Examples per epoch of every shard; a remainder of fewer than shard_count is left out."""
+        return self.num_examples // shard_count
+
+    def stream(self, *, seed: int, start: int, shard_index: int, shard_count: int
+               ) -> tf.data.Dataset:
+        """The endless shuffled stream of one shard from its position `start`.
+
+        Elements: image, the bytes of a file, label int32, epoch int64 and index int64, the number of the
+        example in the split.
+        """
+        first_epoch, skip = divmod(start, self.num_shard_examples(shard_count))
+        files = self._files(shard_index, shard_count, even=True)
+        whole = self._builder.info.splits.values()  # TFDS counts no bytes of a slice.
+        bytes_each = sum(s.num_bytes for s in whole) / sum(s.num_examples for s in whole)
+        buffer = min(self.num_examples, max(1024, int(_SHUFFLE_BYTES / max(bytes_each, 1))))
+
+        def examples_of(epoch):
+            tf.random.set_seed(1)  # Of this graph alone: a user's global seed must not change the order.
+            file_order = tf.random.experimental.stateless_shuffle(
+                tf.range(len(files[0])), seed=tf.stack([tf.constant(seed, tf.int64), epoch]))
+            shuffled = [tf.gather(column, file_order) for column in files]
+            records = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
+                _read_records, cycle_length=min(_PARALLEL_FILES, len(files[0])),
+                num_parallel_calls=tf.data.AUTOTUNE)
+            records = records.shuffle(
+                buffer, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
+            records = records.skip(tf.where(epoch == first_epoch, np.int64(skip), np.int64(0)))
+            return records.map(lambda index, record: (epoch, index, record))
+
+        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        return epochs.flat_map(examples_of).map(self._parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def ordered(self, *, shard_index: int, shard_count: int, is_decoded: bool = True) -> tf.data.Dataset:
+        """One pass over this shard's part of all examples, in the order of the files.
+
+        Elements as in `stream`, of epoch 0; decoded, image is uint8 [H, W, 3], and an image that cannot be
+        decoded is a tf.errors.InvalidArgumentError, after which the next one follows.
+        """
+        files = self._files(shard_index, shard_count, even=False)
+        records = tf.data.Dataset.from_tensor_slices(files).flat_map(_read_records)
+        function = self._decode if is_decoded else self._parse
+        return records.map(lambda index, record: function(np.int64(0), index, record),
+                           num_parallel_calls=tf.data.AUTOTUNE)
+
+    def fingerprint(self) -> str:
+        """Changes with the version of the data set and with the names and sizes of its files."""
+        digest = hashlib.sha256(str(self._builder.info.full_name).encode())
+        for file in self._builder.info.splits[self.split].file_instructions:
+            size = tf.io.gfile.stat(str(file.filename)).length
+            digest.update(f'{file.filename}\0{size}\0{file.skip}\0{file.take}\0'.encode())
+        return digest.hexdigest()
+
+    def _files(self, shard_index: int, shard_count: int, *, even: bool
+               ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(path, records to skip, records to take, number of the first taken) of a shard's files.
+
+        An even shard has N // shard_count examples, any other may have one more.
+        """
+        size, extra = divmod(self.num_examples, shard_count)
+        extra = 0 if even else extra
+        first = shard_index * size + min(shard_index, extra)
+        last = first + size + (shard_index < extra)
+        rows, number = [], 0
+        for file in self._builder.info.splits[self.split].file_instructions:
+            low, high = max(first, number), min(last, number + file.take)
+            if low < high:
+                rows.append((str(file.filename), file.skip + low - number, high - low, low))
+            number += file.take
+        paths = np.array([row[0] for row in rows], str)
+        return paths, *np.array([row[1:] for row in rows], np.int64).reshape(-1, 3).T
+
+    def _decode(self, epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict:
+        return self._example(epoch, index, self._features.deserialize_example(record), _to_rgb)
+
+    def _parse(self, epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict:
+        encoded = {self._image: tfds.decode.SkipDecoding()}
+        example = self._features.deserialize_example(record, decoders=encoded)
+        return self._example(epoch, index, example, lambda image: image)
+
+    def _example(self, epoch, index, example, convert) -> dict:
+        label = tf.cast(example[self._label], tf.int32) if self._label else tf.constant(-1)
+        return {'image': convert(example[self._image]), 'label': label, 'epoch': epoch, 'index': index}
+
+
+def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.DatasetBuilder:
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except tfds.core.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(name.split('/')[0].split(':')[0], known)
+        raise ValueError(
+            f"There is no data source '{name}': give shapes, folder:PATH, arrays:PATH.npz or the "
+            f'name of a TFDS data set{", such as " + " or ".join(close) if close else ""}.'
+        ) from error
+    except AssertionError as error:  # How TFDS says that there is no such version.
+        raise ValueError(str(error)) from error
+    if not builder.is_prepared():
+        if not download:
+            raise FileNotFoundError(
+                f"TFDS data set '{name}' is not prepared in '{builder.data_dir}': run `tfds build "
+                f'{name}{f" --data_dir={data_dir}" if data_dir else ""}`, or pass '
+                '--config.data.download=true.')
+        builder.download_and_prepare()
+    return builder
+
+
+def _first(features: tfds.features.FeaturesDict, kind: type, prefer: str) -> str | None:
+    """The key of the top-level feature of exactly this kind; of several, the preferred one."""
+    keys = [key for key, feature in features.items() if type(feature) is kind]
+    return prefer if prefer in keys else min(keys, default=None)
+
+
+def _read_records(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, number: tf.Tensor
+                  ) -> tf.data.Dataset:
+    """(number of the example in the split, serialized example) for a range of one file."""
+    records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
+    return records.skip(skip).take(take).enumerate(number)
+
+
+def _to_rgb(image: tf.Tensor) -> tf.Tensor:
+    """[H, W, 1, 3 or 4] of 8 or 16 bits to uint8 [H, W, 3]."""
+    image = tf.cast(image // 257, tf.uint8) if image.dtype == tf.uint16 else image
+    return tf.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]

@@ -1,0 +1,392 @@
+"""What the training step of a config costs, compiled ahead of time and never run.
+
+    python -m simclr_jax.main --config=configs/imagenet.py --config.task=plan \\
+        --config.plan.topology=v4:4x4x2 --workdir=DIR
+
+It compiles the very step that `train.pretrain` runs, for the devices at hand or for a TPU slice that
+nobody here owns (libtpu compiles without a TPU), and says what lies in the memory of a device, how many
+FLOPs and bytes a step takes, what the devices send each other, the time below which no step can be, and
+the largest batch that fits. No data set is read and no array made.
+"""
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import time
+from typing import Any, Callable, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from simclr_jax.data import batches as inputs
+from simclr_jax.inspect import hlo as facts
+from simclr_jax.runtime import sharding
+from simclr_jax.training import schedules
+from simclr_jax.config import ConfigDict
+from simclr_jax.runlog.writer import plain_table
+from simclr_jax.train import build, choose_form
+
+_GIB = 1 << 30
+_STEPS_PER_EPOCH = 1000         # they move the schedule and nothing that is told here
+_PER_DEVICE = 8                 # images: the grain of the search, a tile of TPU memory (8 rows)
+# The search asks only what fits. Without the last optimisations a TPU compile of ResNet-50 takes a third of
+# the time (77 s against 265 s) and its temporaries differ by 0.2 %. The answer is then compiled in full.
+_QUICK = {'tpu': {'exec_time_optimization_effort': -1.0}, 'cpu': {'xla_backend_optimization_level': 0}}
+_EXAMPLE_NAMES = 'v4:4x4x2, v5e:4x8, v5p:4x4x4, v6e:8x8 or v3:4x8 (chips along each axis)'
+
+
+class Chip(NamedTuple):
+    """Published figures of one jax device; None = not published, or not known here.
+
+    Attributes:
+        memory: bytes.
+        flops: a second, bfloat16 inputs, dense.
+        bandwidth: of the memory, bytes a second.
+        interconnect: bytes a second that a device can send to its neighbours over all its links.
+    """
+
+    memory: int | None = None
+    flops: float | None = None
+    bandwidth: float | None = None
+    interconnect: float | None = None
+
+
+# By jax's device_kind. TPUs: cloud.google.com/tpu/docs/v3, v4, v5e, v5p and v6e, 'key specifications'; of a
+# bidirectional interconnect half counts. A v3 chip is two devices, and each has half of it. v4's and v3's
+# pages give no interconnect. GPUs: NVIDIA's data sheets of the H100 SXM and the H200, without sparsity.
+_CHIPS = {
+    'TPU v3': Chip(16 * _GIB, 61.5e12, 450e9),
+    'TPU v4': Chip(32 * _GIB, 275e12, 1200e9),
+    'TPU v5 lite': Chip(16 * _GIB, 197e12, 819e9, 200e9),
+    'TPU v5': Chip(95 * _GIB, 459e12, 2765e9, 600e9),
+    'TPU v6 lite': Chip(32 * _GIB, 918e12, 1638e9, 400e9),
+    'NVIDIA H100 80GB HBM3': Chip(None, 989e12, 3350e9),
+    'NVIDIA H200': Chip(None, 989e12, 4800e9),
+}
+
+
+class Need(NamedTuple):
+    """What one batch needs of a device: bytes as far as the compiler tells, and whether it fits."""
+
+    bytes: int
+    fits: bool
+
+
+def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Prints what a training step of `config` costs, and writes it to workdir/plan.json.
+
+    Returns:
+        What plan.json holds: 'step' (see `inspect_step`), 'largest_batch' by encoder chunks, the devices.
+
+    Raises:
+        ValueError: libtpu is missing, there is no such slice, the batch does not divide, or a value of the
+        config will not do.
+    """
+    prepare(config)
+    started = time.monotonic()
+    devices = slice_devices(config.plan.topology) if config.plan.topology else jax.devices()
+    mesh, chip = sharding.make_mesh(devices), chip_of(devices[0], config.plan.memory_gib)
+    sharding.local_batch_size(config.batch_size, mesh)
+    where = f'{mesh.size} x {devices[0].device_kind}'
+    _say(f'Compiling the training step of {config.method.name}, global batch {config.batch_size:,}, '
+         f'for {where}: minutes for a large network.')
+    report = {'device': devices[0].device_kind, 'num_devices': mesh.size, 'topology': config.plan.topology,
+              'batch_size': config.batch_size, 'encoder_chunks': config.encoder_chunks,
+              'chip': chip._asdict(), 'step': inspect_step(config, mesh, chip)}
+    for title, columns, rows in tables(report):
+        _say(f'\n{plain_table(title, columns, rows)}')
+    if config.plan.search:
+        report['largest_batch'] = _search(config, mesh, chip, report['step'])
+    report['seconds'] = round(time.monotonic() - started, 1)
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, 'plan.json')
+    with open(path, 'w') as file:
+        json.dump(report, file, indent=2)
+    _say(f'\nWritten to {path} after {report["seconds"]:.0f} s.')
+    return report
+
+
+def prepare(config: ConfigDict) -> None:
+    """Must come before jax looks for devices: to plan for a slice, no device of this machine is touched."""
+    if not config.plan.topology:
+        return
+    jax.config.update('jax_platforms', 'cpu')
+    # libtpu would ask a metadata server for the TPU that it is on, complain of what it does not find,
+    # and refuse to be loaded by two processes, which share no TPU here.
+    for name, value in (('TPU_SKIP_MDS_QUERY', '1'), ('TPU_WORKER_HOSTNAMES', 'localhost'),
+                        ('TPU_ACCELERATOR_TYPE', 'v4-8'), ('TPU_STDERR_LOG_LEVEL', '3'),
+                        ('TPU_MIN_LOG_LEVEL', '3'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')):
+        os.environ.setdefault(name, value)
+
+
+def slice_devices(topology: str) -> list:
+    """The devices of a TPU slice by name, such as 'v4:4x4x2', as a description to compile for.
+
+    Raises:
+        ValueError: libtpu is missing, or it knows no such slice.
+    """
+    if importlib.util.find_spec('libtpu') is None:
+        raise ValueError("plan.topology needs libtpu, which compiles for TPUs without having one: pip "
+                         "install 'simclr_jax[tpu]', or leave plan.topology empty for the devices at hand.")
+    # Cloud TPU v4 joins the two cores of a chip into one device; libtpu's description does not by itself.
+    options = {'chip_config_name': 'megacore'} if topology.startswith('v4:') else {}
+    try:
+        return list(topologies.get_topology_desc(
+            platform='tpu', topology_name=topology, **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        if 'lockfile' in str(error):
+            raise ValueError('libtpu is in use by another process of this machine: wait for it, or remove '
+                             '/tmp/libtpu_lockfile if there is none.') from error
+        raise ValueError(f'plan.topology is {topology!r}, which libtpu does not know; such names are '
+                         f'{_EXAMPLE_NAMES}.') from error
+
+
+def lower_step(config: ConfigDict, mesh):
+    """(the training step lowered for the mesh, its abstract arguments (state, batch), its FLOPs).
+
+    Built and compiled as `train.pretrain` does; nothing is allocated.
+    """
+    num_examples = _STEPS_PER_EPOCH * config.batch_size
+    num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
+    form = choose_form(config)
+    _, init_state, train_step, shardings = build(
+        config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps,
+        form=form)
+    train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
+    batch = inputs.abstract_batch(
+        form, batch_size=config.batch_size, image_size=config.augment.image_size, pad_to=config.data.pad_to,
+        transfer=config.data.transfer, mesh=mesh)
+    state = jax.tree.map(_place, jax.eval_shape(init_state), shardings)
+    traced = train_step.trace(state, batch)
+    return traced.lower(), (state, batch), facts.count_flops(traced.jaxpr.jaxpr)
+
+
+def _place(array: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+
+def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], None] = lambda text: None,
+                 quick: bool = False) -> dict[str, Any]:
+    """Compiles the step of `config` and tells what it costs each device.
+
+    Args:
+        keep: is given the compiled program's text.
+        quick: leave out optimisations that hardly change the memory.
+
+    Returns:
+        'fits' and 'memory' {part: bytes, 'total': bytes} per device; 'flops', 'bytes_accessed',
+        'collectives' {kind: {'count', 'bytes', 'certain'}} and 'floor' {limit: seconds}, each per step and
+        device. A step that the compiler refuses for lack of memory has 'needs' and 'available' instead.
+    """
+    lowered, (state, batch), flops = lower_step(config, mesh)
+    report = {'flops': flops / mesh.size, 'seconds_to_compile': -time.monotonic()}
+    options = _QUICK.get(mesh.devices.flat[0].platform) if quick else None
+    try:
+        compiled = lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        figures = facts.out_of_memory(str(error))
+        if figures is None:
+            raise
+        report['seconds_to_compile'] += time.monotonic()
+        return report | {'fits': False, 'needs': figures[0], 'available': figures[1]}
+    report['seconds_to_compile'] += time.monotonic()
+    text = compiled.as_text()
+    keep(text)
+    parts = memory_parts(state, batch, facts.memory(compiled))
+    cost = compiled.cost_analysis() or {}
+    sent = facts.collectives(text)
+    report |= {
+        'fits': chip.memory is None or parts['total'] <= chip.memory, 'memory': parts,
+        'bytes_accessed': cost.get('bytes accessed'), 'xla_flops': cost.get('flops'),
+        'loops_counted_once': facts.has_loops(text),
+        'collectives': {kind: value._asdict() for kind, value in sorted(sent.items())}}
+    return report | {'floor': floor_seconds(report, chip, mesh.size)}
+
+
+def memory_parts(state, batch, memory: dict[str, int]) -> dict[str, int]:
+    """Bytes per device by what they are for; all but 'total' add up to it."""
+    parts = {
+        'parameters': _local_bytes(state.params), 'optimizer state': _local_bytes(state.opt_state),
+        'method state': _local_bytes(state.method_state), 'batch statistics': _local_bytes(state.batch_stats),
+        'images': _local_bytes(batch)}
+    parts['layout padding'] = memory['arguments'] - sum(parts.values())        # and the step number
+    parts |= {'outputs': memory['outputs'], 'temporaries': memory['temporaries'], 'code': memory['code']}
+    return parts | {'total': sum(parts.values())}
+
+
+def _local_bytes(tree) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+               for leaf in jax.tree.leaves(tree))
+
+
+def floor_seconds(step: dict[str, Any], chip: Chip, num_devices: int) -> dict[str, float]:
+    """{'FLOPs', 'memory', 'interconnect': seconds} below which no step can be, where a rate is known.
+
+    From peak rates alone. What every device must send is the bound of the best algorithm: 2 (n-1)/n of
+    the array for an all-reduce, half of that for the others. XLA's count of bytes, which takes the
+    body of a loop once and some bytes that stay on the chip, is near a bound rather than one.
+    """
+    share = (num_devices - 1) / num_devices
+    sent = sum(value['bytes'] * share * (2 if kind == 'all-reduce' else 1)
+               for kind, value in step['collectives'].items())
+    floors = {'FLOPs': (step['flops'], chip.flops), 'memory': (step['bytes_accessed'], chip.bandwidth),
+              'interconnect': (sent, chip.interconnect)}
+    return {name: amount / rate for name, (amount, rate) in floors.items() if amount is not None and rate}
+
+
+def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, columns, rows) of what `plan` prints about the step."""
+    step, chip = report['step'], report['chip']
+    limit = f' of {chip["memory"] / _GIB:.2f} GiB' if chip['memory'] else ''
+    where = f'global batch {report["batch_size"]:,}, {report["num_devices"]} x {report["device"]}'
+    if 'memory' not in step:
+        return [(f'Does not fit ({where})', ['per device', 'GiB'],
+                 [['needs, at least', _gib(step['needs'])], ['there are', _gib(step['available'])]])]
+    rows = [[part, _gib(size)] for part, size in step['memory'].items() if size or part == 'total']
+    verdict = '' if chip['memory'] is None else '; it fits' if step['fits'] else '; it does not fit'
+    found = [(f'Memory of a device{limit} ({where}){verdict}', ['part', 'GiB'], rows)]
+    found.append(('Collectives of a step', ['kind', 'count', 'MB'], [
+        [kind, f'{value["count"]:,}{_or_more(not value["certain"])}', f'{value["bytes"] / 1e6:,.3f}']
+        for kind, value in step['collectives'].items()] or [['none', '0', '0']]))
+    amounts = {'FLOPs': f'{step["flops"] / 1e12:,.4g} TFLOP', 'memory': 'unknown', 'interconnect': 'as above'}
+    if step['bytes_accessed'] is not None:
+        amounts['memory'] = f'{step["bytes_accessed"] / 1e9:,.4g} GB{_or_more(step["loops_counted_once"])}'
+    floor = step['floor']
+    slowest = max(floor, key=floor.get, default='')
+    title = 'Floor of a step, from peak rates'
+    if slowest:
+        title += (f': {1e3 * floor[slowest]:,.1f} ms ({slowest}), '
+                  f'{report["batch_size"] / floor[slowest]:,.0f} images/s at most')
+    found.append((title, ['limit', 'per device', 'ms'], [
+        [name, amount, f'{1e3 * floor[name]:,.1f}' if name in floor else 'unknown']
+        for name, amount in amounts.items()]))
+    return found
+
+
+def _search(config: ConfigDict, mesh, chip: Chip, step: dict[str, Any]) -> dict[str, Any]:
+    """{encoder chunks: largest batch or 0} for those of the config and, unless it has some, plan.chunks."""
+    if chip.memory is None and not config.plan.topology:
+        _say('\nThe largest batch is not searched for: this device does not tell its memory. '
+             'Set plan.memory_gib to search for one with so much.')
+        return {}
+    known, found = {config.batch_size: _need(step)}, {}
+    all_chunks = [config.encoder_chunks]
+    if all_chunks == [1] and config.plan.chunks > 1:
+        all_chunks.append(config.plan.chunks)
+    start = config.batch_size
+    for chunks in all_chunks:
+        _say(f'\nThe largest batch with {_plural(chunks, "encoder chunk")}:')
+        unit = mesh.size * math.lcm(_PER_DEVICE, chunks)
+        ask = functools.partial(_ask, config, mesh, chip, chunks)
+        largest, capped = largest_batch(ask, unit=unit, start=start, capacity=chip.memory,
+                                        limit=config.plan.max_batch, known=known)
+        if largest:
+            largest = _confirmed(ask, largest, unit, full=known)
+        found[str(chunks)] = largest
+        _say(f'  {"at least " if capped else ""}{largest:,}, in steps of {unit:,}' if largest else
+             f'  none: not even {unit:,} fits')
+        start, known = largest or unit, {}
+    return found
+
+
+def largest_batch(ask: Callable[[int], Need], *, unit: int, start: int, capacity: int | None,
+                  limit: int = 0, known: dict[int, Need] | None = None) -> tuple[int, bool]:
+    """The largest multiple of `unit` that fits, in few questions, each of which is a compile.
+
+    Doubles or halves from `start` until it has one that fits and one that does not; then it guesses
+    from their memory, which is nearly affine in the batch as long as the compiler does not recompute
+    activations to save memory, and halves the interval in every second step, in case it is not.
+
+    Args:
+        ask: batch -> Need. It must be monotone: whatever is smaller than a batch that fits, fits.
+        capacity: bytes of a device; None halves only.
+        limit: ask for no larger batch; 0 = 64 times `start`.
+        known: answers that are there already, for any batch.
+
+    Returns:
+        (batch, whether `limit` rather than memory was the end); (0, False) if not even `unit` fits.
+    """
+    limit = max(unit, (limit or 64 * start) // unit * unit)
+    answers = {0: Need(0, True)} | (known or {})
+
+    def fits(batch):
+        if batch not in answers:
+            answers[batch] = ask(batch)
+        return answers[batch].fits
+
+    low = max(batch // unit * unit for batch in answers if answers[batch].fits)
+    high = min((math.ceil(batch / unit) * unit for batch in answers if not answers[batch].fits), default=None)
+    high = high and min(high, limit + unit)                     # beyond the limit counts as too large
+    step = min(limit, max(unit, start // unit * unit))
+    while high is None:
+        if low >= limit:
+            return limit, True
+        step = min(limit, max(step, 2 * low))
+        if fits(step):
+            low = step
+        else:
+            high = step
+    while not low and high > unit:
+        middle = max(unit, high // 2 // unit * unit)
+        low, high = (middle, high) if fits(middle) else (0, middle)
+    guess = True
+    while high - low > unit:
+        middle = (low + high) // 2
+        below, above = answers.get(low), answers.get(high)
+        if guess and capacity and below and above and above.bytes > max(capacity, below.bytes):
+            middle = low + (high - low) * (capacity - below.bytes) // (above.bytes - below.bytes)
+        middle = min(max(middle // unit * unit, low + unit), high - unit)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+        guess = not guess
+    return low, low >= limit
+
+
+def _ask(config: ConfigDict, mesh, chip: Chip, chunks: int, batch: int, *, quick: bool = True) -> Need:
+    config = ConfigDict(config.to_dict())
+    config.batch_size, config.encoder_chunks = batch, chunks
+    step = inspect_step(config, mesh, chip, quick=quick)
+    need = _need(step)
+    _say(f'  {batch:>9,}  {"fits" if need.fits else "does not fit"}: {"" if need.fits else "at least "}'
+         f'{_gib(need.bytes)} GiB ({step["seconds_to_compile"]:.0f} s)')
+    return need
+
+
+def _need(step: dict[str, Any]) -> Need:
+    return Need(step['memory']['total'] if 'memory' in step else step['needs'], step['fits'])
+
+
+def _confirmed(ask, batch: int, unit: int, full: dict[int, Need]) -> int:
+    """The first batch from `batch` downwards that fits when it is compiled as training would compile it."""
+    while batch and batch not in full and not ask(batch, quick=False).fits:
+        batch -= unit
+    return batch
+
+
+def chip_of(device, memory_gib: float = 0.0) -> Chip:
+    """The figures of a device at hand or described, with its own word for the memory where it gives one."""
+    chip = _CHIPS.get(device.device_kind, Chip())
+    if memory_gib:
+        return chip._replace(memory=round(memory_gib * _GIB))
+    try:
+        own = (device.memory_stats() or {}).get('bytes_limit')
+    except jax.errors.JaxRuntimeError:              # a description has no memory to look into
+        own = None
+    return chip._replace(memory=own or chip.memory)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _gib(size: int) -> str:
+    return f'{size / _GIB:,.3f}'
+
+
+def _or_more(uncertain: bool) -> str:
+    return ' or more' if uncertain else ''
+
+
+def _plural(number: int, noun: str) -> str:
+    return f'{number} {noun}{"" if number == 1 else "s"}'

@@ -1,0 +1,1 @@
+"""Convolutions and the sums of BatchNorm in compiled loops, for one CPU."""

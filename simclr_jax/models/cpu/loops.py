@@ -1,0 +1,62 @@
+"""The compiled loops of `_convolution.cc` and `_norm.cc`, which XLA calls where it trains on one CPU.
+
+`setup.py` builds them as an optional extension, for x86-64 with AVX2 or AVX-512 and for 64-bit ARM. Without
+it, on other processors, over several devices and on GPUs and TPUs XLA's own operations do the work.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+SWITCH = 'SIMCLR_JAX_LOOPS'         # environment variable: 'off' for XLA's own everywhere
+_PREFIX = 'simclr_jax_loops_v1_'    # a new number with every change of results: compiled programs are kept
+_NAMES = ('convolution_forward', 'convolution_input_gradient', 'convolution_kernel_gradient', 'norm_moments',
+          'norm_gradient_sums')
+
+
+def are_for(*arrays: jax.Array) -> bool:
+    """Whether a program that is traced now may use the loops for these arrays, where it runs on a CPU.
+
+    It may also be compiled for a TPU: give the loops to `jax.lax.platform_dependent`. They take float32 of
+    sizes that are known (in an exported program that of the batch is not), and XLA does not know how to
+    split them over devices.
+    """
+    return (all(array.dtype == jnp.float32 for array in arrays)
+            and all(isinstance(size, int) and size > 0 for array in arrays for size in array.shape)
+            and os.environ.get(SWITCH) != 'off' and jax.default_backend() == 'cpu'
+            and jax.device_count() == 1 and are_built())
+
+
+def loop(name: str, shape: Sequence[int], **attributes) -> Callable[..., jax.Array]:
+    """arrays -> one float32 array of `shape`: a function of the compiled files, by its C name."""
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    call = jax.ffi.ffi_call(_PREFIX + name, result, vmap_method='sequential')
+    return functools.partial(call, **attributes)
+
+
+@functools.cache
+def are_built() -> bool:
+    """Whether the loops are there and made for this processor; if so, XLA knows them from now on."""
+    spec = importlib.util.find_spec('simclr_jax.models.cpu._loops')
+    if spec is None:
+        return False
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError:                 # built for another system
+        return False
+    if not library.convolution_is_supported():
+        return False
+    try:
+        for name in _NAMES:
+            handler = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(_PREFIX + name, handler, platform='cpu')
+    except (AttributeError, RuntimeError, ValueError) as error:     # of another version, of us or of jaxlib
+        logging.warning('The compiled loops are not used: %s. Install simclr_jax again.', error)
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What a run says: metrics, notes, tables and progress."""

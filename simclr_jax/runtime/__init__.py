@@ -1,0 +1,1 @@
+"""Processes, signals, devices and the cache of compiled programs."""

@@ -1,0 +1,144 @@
+"""--config.task=study: the runs of a grid one after the other, and what they show beside the paper.
+
+DIR/cells/NAME is the workdir of each run, with cell.json once it is finished; DIR/study.md, .csv and .png are
+written anew after every run. A study that was killed goes on with the same command: finished cells are
+skipped, and the one that was killed resumes from its last checkpoint.
+"""
+
+import functools
+import json
+import os
+import time
+from typing import Any
+
+import jax
+
+from simclr_jax import train
+from simclr_jax.runtime import sharding
+from simclr_jax.training import checkpoint, steps
+from simclr_jax.config import ConfigDict
+from simclr_jax.data import sources
+from simclr_jax.evaluate.frozen import measure
+from simclr_jax.evaluate.intervals import wilson_interval
+from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.studies.grid import Cell, Grid, cell_config
+from simclr_jax.studies.render import render
+
+# What a training step says of its loss, kept of the last row of the log.
+_TOLD = ('loss', 'contrastive_accuracy', 'contrastive_entropy', 'mined_share', 'probe_accuracy')
+
+
+def study(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
+    """Runs what is not finished of `config.study.grid`, and renders all of it.
+
+    Returns:
+        A record for each cell and seed, see `run_cell`.
+
+    Raises:
+        ValueError: the config is no study, a cell sets what it cannot, or its workdir is of another study.
+        SystemExit: SIGINT or SIGTERM came; the running cell saved its state first.
+    """
+    grid = config.study.grid
+    if not isinstance(grid, Grid):
+        raise ValueError('This config is no study: give one of configs/studies/, such as '
+                         '--config=configs/studies/augmentations.py:scale=tiny.')
+    if config.study.num_seeds < 1:
+        raise ValueError(f'study.num_seeds is {config.study.num_seeds}: it must be more than 0.')
+    chosen = grid.choose([name for name in config.study.only.split(',') if name])
+    runs = [(cell, seed, cell_config(config, cell, seed)) for seed in range(config.study.num_seeds)
+            for cell in chosen]
+    paths = [os.path.join(workdir, 'cells', run_name(cell, seed)) for cell, seed, _ in runs]
+    for path, (_, _, one) in zip(paths, runs):          # before any of them takes its hours
+        checkpoint.check_config(path, one.to_dict(), ignore=train.MAY_DIFFER)
+    records = []
+    for number, (path, (cell, seed, one)) in enumerate(zip(paths, runs), 1):
+        finished = read_record(path)
+        if not finished and sharding.is_lead():
+            print(f'\nCell {number} of {len(runs)}: {run_name(cell, seed)}', flush=True)
+        records.append(finished or run_cell(one, cell, seed, path, grid.layers))
+        if sharding.is_lead() and (not finished or number == len(runs)):
+            render(grid, records, workdir)
+    if sharding.is_lead():
+        print(f'\n{grid.title}: {os.path.join(workdir, "study.md")}', flush=True)
+    return records
+
+
+def run_name(cell: Cell, seed: int) -> str:
+    """The directory of a cell's run: of the first seed the cell's name."""
+    return f'{cell.name}_seed{seed}' if seed else cell.name
+
+
+def read_record(path: str) -> dict[str, Any] | None:
+    """What `run_cell` wrote of a finished cell; None of one that is not finished."""
+    try:
+        with open(os.path.join(path, 'cell.json')) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+
+
+def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple[int, ...]) -> dict[str, Any]:
+    """Pretrains and measures a cell in its workdir `path`, or goes on with it.
+
+    Returns:
+        Its record, as written to cell.json: 'place', 'overrides', 'seed'; 'measures' {layer: {measure:
+        share}} and 'intervals' of 95 % alike, 'random' (the measures of the encoder before training), 'last'
+        (of the log), 'seconds'. Or, of a run whose loss was no longer finite, 'failed', the sentence that
+        says so.
+    """
+    start = time.monotonic()
+    record = {'place': list(cell.place), 'overrides': dict(cell.overrides), 'seed': seed}
+    try:
+        results = train.pretrain(config, path)
+        if not results:
+            raise ValueError(f'{config.data.source} has no labelled split to measure a study on: '
+                             'set data.test_split.')
+        measures = {str(layers[0]): results['pretrained'],
+                    **{str(layer): _measure_layer(config, path, layer) for layer in layers[1:]}}
+        if sharding.is_lead():
+            record |= {'measures': measures, 'intervals': _intervals(measures, _num_test(path)),
+                       'random': results['random'], 'last': _last_row(path)}
+    except FloatingPointError as error:
+        record |= {'failed': str(error)}
+        if sharding.is_lead():
+            print(f'{cell.name} failed: {error}', flush=True)
+    record['seconds'] = round(time.monotonic() - start, 1)
+    if sharding.is_lead():
+        _write(os.path.join(path, 'cell.json'), record)
+    jax.clear_caches()          # or the programs of all cells stay in memory
+    return record
+
+
+def _measure_layer(config: ConfigDict, path: str, layer: int) -> dict[str, float]:
+    """What pretraining reports at its end, of another layer of the same encoder."""
+    found = load_pretrained(path)
+    where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
+    encode = jax.jit(steps.make_encode(found.network, layer=layer))
+    return measure(functools.partial(encode, found.variables),
+                   train_source=sources.load_source(config.data.source, config.data.train_split, **where),
+                   test_source=sources.load_test_source(config.data.source, config.data.test_split, **where),
+                   config=config, mesh=sharding.make_mesh(), linear=config.eval.linear_at_end)
+
+
+def _intervals(measures: dict[str, dict[str, float]], num_test: int) -> dict[str, dict[str, tuple]]:
+    return {layer: {name: wilson_interval(value, num_test) for name, value in values.items()}
+            for layer, values in measures.items()}
+
+
+def _num_test(path: str) -> int:
+    """How many images the run was measured on, by its own results.jsonl."""
+    with open(os.path.join(path, 'results.jsonl')) as file:
+        return json.loads(file.readlines()[-1])['num_test']
+
+
+def _last_row(path: str) -> dict[str, float]:
+    """The metrics of the last training step that was logged."""
+    with open(os.path.join(path, 'metrics.jsonl')) as file:
+        rows = [row for row in map(json.loads, file) if 'loss' in row]
+    return {name: rows[-1][name] for name in _TOLD if rows and name in rows[-1]}
+
+
+def _write(path: str, record: dict[str, Any]) -> None:
+    with open(f'{path}.tmp', 'w') as file:
+        json.dump(record, file, indent=1)
+    os.replace(f'{path}.tmp', path)

@@ -1,0 +1,1 @@
+"""The training step, its state, optimisers, schedules and checkpoints."""

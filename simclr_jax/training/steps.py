@@ -1,0 +1,89 @@
+"""The two functions that run on the accelerator: one training step, and images to features."""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from simclr_jax.training.state import TrainState
+
+
+def jit_once(function: Callable, **options) -> Callable:
+    """`jax.jit` for what runs once, an initialisation: on a CPU it compiles six times faster.
+
+    XLA's CPU compiler takes seconds to optimise the drawing of random numbers, once for each shape.
+    """
+    if jax.default_backend() == 'cpu':
+        options['compiler_options'] = {'xla_backend_optimization_level': 0}
+    return jax.jit(function, **options)
+
+
+def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int) -> Callable[[], TrainState]:
+    """A function of nothing that returns the state at step 0, a pure function of `seed`."""
+
+    def init_state() -> TrainState:
+        images = jnp.zeros((1, image_size, image_size, 3))
+        params, batch_stats, method_state = method.init(jax.random.key(seed), images)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats,
+                          opt_state=optimizer(0.0).init(params), method_state=method_state)
+
+    return init_state
+
+
+def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, seed: int,
+                    prepare: Callable = lambda batch, step: batch,
+                    measure: Callable = lambda params, gradients: {}) -> Callable:
+    """(state, batch) -> (state, metrics), for the caller to jit with shardings and a donated state.
+
+    Args:
+        method: three pure functions, see methods/base.py.
+        optimizer: learning rate -> optax.GradientTransformation, see optim.py. It is rebuilt in every
+        trace, so that the learning rate is a function of the state's step and of nothing else.
+        learning_rate: step -> float32 scalar.
+        seed: with the state's step, it gives the key of whatever the method draws.
+        prepare: (batch, step) -> the batch that the method sees, see inputs.py.
+        measure: (params, gradients) -> more metrics, float32.
+
+    Returns:
+        A function whose metrics (float32 scalars, but for those of `measure`) are those of the method,
+        `gradient_norm` and `learning_rate`, all of the step that it has just made.
+    """
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        rate = learning_rate(state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        # The scopes, and 'loss' in the methods, are what step_breakdown.py tells the parts of a step by.
+        with jax.named_scope('views'):
+            views = prepare(batch, state.step)
+        gradients, aux = jax.grad(method.loss, has_aux=True)(
+            state.params, state.batch_stats, state.method_state, views, key)
+        with jax.named_scope('optimizer'):
+            updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate,
+                       **measure(state.params, gradients)}
+            state = TrainState(
+                step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
+                method_state=method.after_update(state.method_state, params, aux, state.step))
+        return state, metrics
+
+    return train_step
+
+
+def make_encode(network, *, layer: int = 0) -> Callable[[dict, jax.Array], jax.Array]:
+    """(variables, images [N, H, W, 3]) -> features [N, D] float32, with the running BatchNorm statistics.
+
+    layer: 0 for h, k for the output of head layer k, -1 for the projection z; tracing another
+    one raises ValueError. Predictor and probe are not needed: the variables may be a target's.
+    """
+    bare = network.clone(predictor=None, num_classes=0)
+
+    def encode(variables: dict, images: jax.Array) -> jax.Array:
+        layers = bare.apply(variables, images, train=False).layers
+        if not -len(layers) <= layer < len(layers):
+            raise ValueError(f'layer is {layer}: the head has layers 0 (features) to {len(layers) - 1} '
+                             '(projection), which is also -1.')
+        return layers[layer]
+
+    return encode

@@ -1,0 +1,344 @@
+"""Random views on the accelerator: pure JAX functions of (image, key), for one image each.
+
+The same operations, order, clipping and laws as `data/host_augment.py`, from other random numbers.
+Each operation draws from keys of its own, folded from the view's key by the operation's number, so
+switching one on or off leaves the choices of all the others as they were. Keys must be of JAX's
+default kind (threefry): its numbers depend neither on the batch nor on the devices that hold it.
+
+Sources: SimCLR (arXiv 2002.05709, section 3 and appendix A) and its code, google-research/simclr
+tf2/data_util.py. Rotation, cutout, Sobel and noise are in the paper only.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simclr_jax.views import ops
+from simclr_jax.views.fields import JITTER_ORDERS, OPS, blur_kernel_size, check_op, check_view, jitter_range
+from simclr_jax.views.ops import crop_box
+
+_NUMBERS = {op: number for number, op in enumerate(OPS)}
+# The most numbers that one operation draws: jitter's yes or no, its order and four amounts.
+_DRAWS_PER_OP = 6
+# On the CPU: images at a time, and the side in pixels from which one at a time is faster, because its
+# branches compute only what was chosen.
+_CPU_CHUNK = 32
+_SIDE_FOR_BRANCHES = 64
+
+
+# ---- entry points --------------------------------------------------------------------------------
+
+
+def augment(image: jax.Array, key: jax.Array, *, image_size: int, crop: Mapping, flip: Mapping,
+            rotate: Mapping, jitter: Mapping, grey: Mapping, sobel: Mapping, noise: Mapping,
+            blur: Mapping, solarize: Mapping, cutout: Mapping) -> jax.Array:
+    """One random view of an image.
+
+    The operations run in the order of the arguments, each with its own 'probability'; one whose
+    probability is 0 costs nothing and needs no other field. As in the official code, colour starts
+    from the unclipped bicubic crop and the image is clipped to [0, 1] once colour is done.
+
+    Args:
+      image: uint8 [H, W, 3] of any size, or float32 [H, W, 3] in [0, 1].
+      key: the result is a pure function of (image, key).
+      image_size: side of the result.
+      crop: 'law', 'area' and 'aspect' (see `device_ops.crop_box`); a miss resizes the whole image.
+      flip: left to right.
+      rotate: by 90, 180 or 270 degrees.
+      jitter: strengths 'brightness', 'contrast', 'saturation', 'hue', in a fresh random order with
+        a clip to [0, 1] after each. Contrast and saturation factors are U[1 - s, 1 + s], the hue
+        turns by U[-s, s] of a circle; 'brightness_mode' is 'multiply' by U[max(1 - s, 0), 1 + s] or
+        'add' U[-s, s]. A strength of 0 leaves that one out.
+      grey: three equal channels.
+      sobel: gradient magnitude.
+      noise: additive Gaussian of standard deviation 'std', in units of [0, 1]; then a clip.
+      blur: Gaussian, 'sigma' (range, in pixels) drawn per image, 'kernel_fraction' of image_size.
+      solarize: inverts what is at or above 'threshold'.
+      cutout: zeros a square of side 'size' * image_size about a uniform centre.
+
+    Returns:
+      float32 [image_size, image_size, 3] in [0, 1].
+
+    Raises:
+      ValueError: for an unknown or missing field or a value out of range (see `check_view`).
+    """
+    view = {'flip': flip, 'rotate': rotate, 'jitter': jitter, 'grey': grey, 'sobel': sobel, 'noise': noise,
+            'blur': blur, 'solarize': solarize, 'cutout': cutout}
+    check_view({'crop': crop, **view})
+    image = _crop_and_flip(image, _random_box(image, key, crop), key, image_size, flip)
+    return _augment_square(image, key, view)
+
+
+def augment_box(image: jax.Array, box: jax.Array, key: jax.Array, *, image_size: int, flip: Mapping,
+                rotate: Mapping, jitter: Mapping, grey: Mapping, sobel: Mapping, noise: Mapping,
+                blur: Mapping, solarize: Mapping, cutout: Mapping) -> jax.Array:
+    """`augment` with the crop already drawn; the rest is what `augment` does from the same key.
+
+    Args:
+      image: uint8 [H, W, 3], or float32 [H, W, 3] in [0, 1]. What lies outside the box does not count,
+        so images of several sizes may be padded to one.
+      box: int32 [4], (top, left, height, width) inside the image.
+      key and the rest: as in `augment`.
+
+    Returns:
+      float32 [image_size, image_size, 3] in [0, 1].
+    """
+    view = {'flip': flip, 'rotate': rotate, 'jitter': jitter, 'grey': grey, 'sobel': sobel, 'noise': noise,
+            'blur': blur, 'solarize': solarize, 'cutout': cutout}
+    check_view({'crop': {'probability': 0.0}, **view})
+    return _augment_square(_crop_and_flip(image, box, key, image_size, flip), key, view)
+
+
+def augment_crop(crop: jax.Array, key: jax.Array, *, flip: Mapping, rotate: Mapping, jitter: Mapping,
+                 grey: Mapping, sobel: Mapping, noise: Mapping, blur: Mapping, solarize: Mapping,
+                 cutout: Mapping) -> jax.Array:
+    """`augment` with the crop already made and resized; the rest is what `augment` does from the same key.
+
+    Args:
+      crop: uint8 [S, S, 3], or float32 [S, S, 3] around [0, 1].
+      key and the rest: as in `augment`.
+
+    Returns:
+      float32 [S, S, 3] in [0, 1].
+    """
+    view = {'flip': flip, 'rotate': rotate, 'jitter': jitter, 'grey': grey, 'sobel': sobel, 'noise': noise,
+            'blur': blur, 'solarize': solarize, 'cutout': cutout}
+    check_view({'crop': {'probability': 0.0}, **view})
+    planes = _maybe(key, 'flip', flip, lambda planes, _: planes[..., ::-1], _planes(crop))
+    return _augment_square(ops.unit_range(planes), key, view)
+
+
+def augment_in_sequence(image: jax.Array, key: jax.Array, *, sequence: Sequence[str],
+                        **view: Mapping) -> jax.Array:
+    """The operations that `sequence` names and no others, in its order (paper, Fig. 5), each with a clip.
+
+    Args:
+      image: float32 [S, S, 3] in [0, 1].
+      key: as in `augment`.
+      sequence: names of operations, each at most once: ('jitter', 'grey', 'crop').
+      view: the fields of all operations, as in `augment`.
+
+    Returns:
+      float32 [S, S, 3] in [0, 1].
+
+    Raises:
+      ValueError: a name that is no operation, or comes twice; or as `augment`.
+    """
+    check_view(view)
+    if len(set(sequence)) < len(sequence) or not set(sequence) <= set(OPS):
+        raise ValueError(f'augment.sequence is {tuple(sequence)}: it takes each of {", ".join(OPS)} '
+                         'at most once.')
+    side = image.shape[0]
+    functions = _square_functions(key, view) | {
+        'crop': lambda planes, _: ops.resize_box(planes, _random_box(image, key, view['crop']), side),
+        'flip': lambda planes, _: planes[..., ::-1]}
+    planes = _planes(image)
+    for op in sequence:
+        planes = jnp.clip(_maybe(key, op, view[op], functions[op], planes), 0.0, 1.0)
+    return _pixels(planes)
+
+
+def crop_and_flip(image: jax.Array, key: jax.Array, *, image_size: int, crop: Mapping,
+                  flip: Mapping) -> jax.Array:
+    """The augmentation of linear evaluation and fine-tuning: `augment` with no more than these two.
+
+    Makes the same crop and flip as `augment` does from the same key.
+
+    Args:
+      image, key, image_size, crop, flip: as in `augment`.
+
+    Returns:
+      float32 [image_size, image_size, 3] in [0, 1].
+    """
+    check_op('crop', crop)
+    check_op('flip', flip)
+    image = _crop_and_flip(image, _random_box(image, key, crop), key, image_size, flip)
+    return _pixels(jnp.clip(image, 0.0, 1.0))
+
+
+def eval_crop(image: jax.Array, *, image_size: int, proportion: float) -> jax.Array:
+    """The central square crop of evaluation (google-research/simclr tf2/data_util.py center_crop).
+
+    Args:
+      image: uint8 [H, W, 3] of any size, or float32 [H, W, 3] in [0, 1].
+      image_size: side of the result.
+      proportion: side of the crop over the image's shorter side, in (0, 1]: 0.875 for ImageNet.
+        With 1.0 a square image that has the size already passes unchanged.
+
+    Returns:
+      float32 [image_size, image_size, 3] in [0, 1].
+    """
+    if not 0.0 < proportion <= 1.0:
+        raise ValueError(f'The evaluation crop proportion must be in (0, 1]; got {proportion!r}.')
+    height, width, _ = image.shape
+    side = max(int(np.rint(np.float32(proportion) * np.float32(min(height, width)))), 1)
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    crop = image[top:top + side, left:left + side]
+    resized = ops.unit_range(crop) if side == image_size else resize_box(crop, _whole(crop), image_size)
+    return jnp.clip(resized, 0.0, 1.0)
+
+
+def resize_box(image: jax.Array, box: jax.Array, image_size: int) -> jax.Array:
+    """Bicubic resize (a = -0.5, half-pixel centres, not antialiased) of a box of the image to a square.
+
+    What tf.image.resize(method='bicubic') gives for the box cut out: no pixel outside it counts.
+
+    Args:
+      image: uint8 [H, W, 3], or float32 [H, W, 3] in [0, 1].
+      box: int32 [4], (top, left, height, width) inside the image; may be traced.
+      image_size: side of the result.
+
+    Returns:
+      float32 [image_size, image_size, 3] around [0, 1]: the overshoot of the cubic is kept.
+    """
+    return _pixels(ops.resize_box(_planes(image), box, image_size))
+
+
+def over_batch(function: Callable[..., jax.Array], *, lone_cpu: bool = False) -> Callable[..., jax.Array]:
+    """`function` of one image [H, W, 3] and more arguments, over all leading axes of [..., H, W, 3].
+
+    The other arguments have the same leading axes. The result does not depend on the batch, up to
+    float32 rounding. The batch is taken at once (jax.vmap), where a choice between operations costs them
+    all. With `lone_cpu` a single CPU device takes small images in chunks that stay in its cache, and large
+    ones one by one, so that only what was chosen is computed; several devices would lose their share of the
+    rows to the loop.
+    """
+
+    def batched(images: jax.Array, *arguments: jax.Array) -> jax.Array:
+        mapped = function
+        for _ in images.shape[:-3]:
+            mapped = _loop_rows(mapped, max(images.shape[-3:-1])) if lone_cpu else jax.vmap(mapped)
+        return mapped(images, *arguments)
+
+    return batched
+
+
+def _loop_rows(function: Callable[..., jax.Array], side: int) -> Callable[..., jax.Array]:
+    chunk = _CPU_CHUNK if side < _SIDE_FOR_BRANCHES else None
+    return lambda *arguments: jax.lax.map(lambda row: function(*row), arguments, batch_size=chunk)
+
+
+# ---- layout ------------------------------------------------------------------------------------
+
+
+def _planes(image: jax.Array) -> jax.Array:
+    """[H, W, 3] to [3, H, W], the layout of `device_ops`."""
+    return jnp.moveaxis(image, -1, 0)
+
+
+def _pixels(planes: jax.Array) -> jax.Array:
+    """[3, H, W] to [H, W, 3]."""
+    return jnp.moveaxis(planes, 0, -1)
+
+
+# ---- random choice -------------------------------------------------------------------------------
+
+
+def _key(key: jax.Array, op: str, part: int) -> jax.Array:
+    """The key of an operation for its row of numbers (part 0) or for what it draws besides (part 1)."""
+    return jax.random.fold_in(key, 2 * _NUMBERS[op] + part)
+
+
+def _draw(key: jax.Array, op: str) -> jax.Array:
+    """An operation's row of uniform numbers in [0, 1).
+
+    The first decides whether it runs, the rest are its parameters.
+    """
+    return jax.random.uniform(_key(key, op, 0), [_DRAWS_PER_OP])
+
+
+def _happens(key: jax.Array, op: str, fields: Mapping) -> bool | jax.Array:
+    """Whether an operation runs; known while tracing where its probability is 0 or 1."""
+    probability = fields['probability']
+    return bool(probability) if probability in (0, 1) else _draw(key, op)[0] < probability
+
+
+def _maybe(key: jax.Array, op: str, fields: Mapping, function: Callable[[jax.Array, jax.Array], jax.Array],
+           image: jax.Array) -> jax.Array:
+    """function(image, the operation's row of numbers) with the probability in `fields`, else the image."""
+    happens = _happens(key, op, fields)
+    if happens is False:
+        return image
+    draws = _draw(key, op)
+    if happens is True:
+        return function(image, draws)
+    return jax.lax.cond(happens, lambda image: function(image, draws), lambda image: image, image)
+
+
+def _whole(image: jax.Array) -> jax.Array:
+    return jnp.array([0, 0, *image.shape[:2]], jnp.int32)
+
+
+def _random_box(image: jax.Array, key: jax.Array, fields: Mapping) -> jax.Array:
+    happens = _happens(key, 'crop', fields)
+    if happens is False:
+        return _whole(image)
+    height, width, _ = image.shape
+    box = crop_box(_key(key, 'crop', 1), height, width, law=fields['law'], area=tuple(fields['area']),
+                   aspect=tuple(fields['aspect']))
+    return box if happens is True else jnp.where(happens, box, _whole(image))
+
+
+def _crop_and_flip(image: jax.Array, box: jax.Array, key: jax.Array, image_size: int,
+                   flip: Mapping) -> jax.Array:
+    """The box, resized and flipped, in planes [3, image_size, image_size], not clipped."""
+    return ops.resize_box(_planes(image), box, image_size, _happens(key, 'flip', flip))
+
+
+# ---- after crop and flip -------------------------------------------------------------------------
+
+
+def _augment_square(image: jax.Array, key: jax.Array, view: Mapping[str, Mapping]) -> jax.Array:
+    """All that follows crop and flip, in the order of the arguments of `augment`.
+
+    Takes planes [3, S, S] and returns pixels [S, S, 3].
+    """
+    for op, function in _square_functions(key, view).items():
+        image = _maybe(key, op, view[op], function, image)
+        if op == 'grey':                                       # the last of colour
+            image = jnp.clip(image, 0.0, 1.0)
+    return _pixels(image)
+
+
+def _square_functions(key: jax.Array, view: Mapping[str, Mapping]) -> dict[str, Callable]:
+    """{operation: (planes, its row of numbers) -> planes}, in the order of `augment`; no crop, no flip."""
+
+    def noisy(image, _):
+        noise = jax.random.normal(_key(key, 'noise', 1), image.shape)
+        return jnp.clip(image + view['noise']['std'] * noise, 0.0, 1.0)
+
+    return {
+        'rotate': lambda image, draws: ops.rotate(image, 1 + (3.0 * draws[1]).astype(jnp.int32)),
+        'jitter': functools.partial(_random_jitter, fields=view['jitter']),
+        'grey': lambda image, _: ops.to_grey(image),
+        'sobel': lambda image, _: ops.sobel(image),
+        'noise': noisy,
+        'blur': functools.partial(_random_blur, fields=view['blur']),
+        'solarize': lambda image, _: ops.solarize(image, view['solarize']['threshold']),
+        'cutout': functools.partial(_random_cutout, fields=view['cutout']),
+    }
+
+
+def _random_jitter(image: jax.Array, draws: jax.Array, fields: Mapping) -> jax.Array:
+    low, high = jitter_range(fields)
+    order = jnp.asarray(JITTER_ORDERS)[(len(JITTER_ORDERS) * draws[1]).astype(jnp.int32)]
+    return ops.jitter(image, order, low + draws[2:] * (high - low), active=list(high > low),
+                      brightness_mode=fields['brightness_mode'])
+
+
+def _random_blur(image: jax.Array, draws: jax.Array, fields: Mapping) -> jax.Array:
+    kernel_size = blur_kernel_size(image.shape[1], fields['kernel_fraction'])
+    if kernel_size == 1:
+        return image
+    low, high = fields['sigma']
+    # Rounding can leave the weights' sum a hair above 1.
+    return jnp.clip(ops.gaussian_blur(image, low + draws[1] * (high - low), kernel_size), 0.0, 1.0)
+
+
+def _random_cutout(image: jax.Array, draws: jax.Array, fields: Mapping) -> jax.Array:
+    image_size = image.shape[1]
+    centre = (image_size * draws[1:3]).astype(jnp.int32)
+    return ops.cutout(image, centre, round(fields['size'] * image_size))

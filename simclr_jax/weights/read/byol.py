@@ -1,0 +1,164 @@
+"""BYOL's released checkpoints (deepmind-research, byol/): pickles of Haiku parameters, as encoders.
+
+They are read by `weights.inert_pickle`, which runs nothing of what a pickle names.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
+from simclr_jax.weights.read import inert_pickle
+from simclr_jax.weights.tree import Imported, check_classifier, fit, refuse
+
+# byol/byol_experiment.py _ByolExperimentState
+_STATE_FIELDS = ('online_params', 'target_params', 'online_state', 'target_state', 'opt_state')
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # byol/utils/dataset.py normalize_images
+_NORM = {'params/{}/scale': 'scale', 'params/{}/bias': 'offset',
+         'batch_stats/{}/mean': '~/mean_ema/average', 'batch_stats/{}/var': '~/var_ema/average'}
+
+
+def read_byol(path: str | os.PathLike) -> Imported:
+    """A checkpoint of BYOL's: the online ResNet, its projector, and the classifier trained alongside.
+
+    Args:
+        path: a pickle of {'experiment_state': (online_params, ...), 'step': ...}, each of the parameters and
+            states {'res_net50/~/initial_conv': {'w': array}}, as byol/utils/checkpointing.py writes it.
+
+    Returns:
+        Convolutions and max-pool pad as Haiku's SAME does. The predictor, the target network and the
+        optimizer's state are not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such checkpoint, names code to run, or does not fit; see `weights.tree.fit`.
+    """
+    file = os.fspath(path)
+    checkpoint = inert_pickle.load(file)
+    params, state = _online(checkpoint, file)
+    records = _flat(params, file) | _flat(state, file)
+    records = {name: record for name, record in records.items()
+               if not name.startswith('predictor/') and not name.endswith(('_ema/hidden', '_ema/counter'))}
+    arrays = _arrays(records, file)
+    root = next((name.split('/')[0] for name in arrays if re.match(r'res_net\d*/', name)), None)
+    if root is None:
+        raise ValueError(f'{file} holds no Haiku ResNet: none of its modules is named res_net50 or the like.')
+    encoder, names = _encoder(arrays, root, file)
+    head, head_names = _projector(arrays)
+    names |= head_names
+    classifier = {field: arrays.pop(f'classifier/{leaf}') for field, leaf in (('kernel', 'w'), ('bias', 'b'))
+                  if f'classifier/{leaf}' in arrays}
+    paths = {_plain(name): path for path, name in names.items()}
+    ours = {paths.get(name, name): array for name, array in arrays.items()}
+    if classifier:
+        check_classifier(classifier, encoder, file, names={'kernel': 'classifier/w', 'bias': 'classifier/b'})
+    variables = fit(ours, encoder=encoder, head=head, file=file, name_of=lambda path: names.get(path, path))
+    return Imported(encoder=encoder, head=head, variables=variables, mean=_MEAN, std=_STD, image_size=224,
+                    crop_proportion=0.875, classifier=classifier or None,
+                    source=f'BYOL ResNet-{encoder["depth"]} ({encoder["width"]:g}x)',
+                    card={'layout': 'Haiku pickle', 'step': _step(checkpoint)})
+
+
+def _plain(name):
+    """A Haiku name without the marks of what was made in a constructor, and of a second first layer."""
+    return re.sub(r'/initial_(conv|batchnorm)_1/', r'/initial_\1/', name.replace('/~/', '/'))
+
+
+def _online(checkpoint, file):
+    """The online network's parameters and state."""
+    state = checkpoint.get('experiment_state') if isinstance(checkpoint, dict) else None
+    if isinstance(state, inert_pickle.Record):
+        state = dict(zip(state.fields or _STATE_FIELDS, state.args))
+    if not isinstance(state, dict) or not {'online_params', 'online_state'} <= set(state):
+        raise ValueError(f'{file} is a pickle, but not of BYOL\'s pretraining: it holds no experiment_state '
+                         'with online_params and online_state.')
+    return state['online_params'], state['online_state']
+
+
+def _flat(modules, file):
+    """{plain name of a module/leaf: record of an array}"""
+    if not (isinstance(modules, dict) and all(isinstance(name, str) and isinstance(leaves, dict)
+                                              for name, leaves in modules.items())):
+        raise ValueError(f'{file} holds parameters in an unknown form, not {{module: {{name: array}}}}.')
+    return {_plain(f'{module}/{leaf}'): value for module, leaves in modules.items()
+            for leaf, value in leaves.items()}
+
+
+def _arrays(records, file):
+    arrays, broken = {}, []
+    for name, record in records.items():
+        try:
+            array = inert_pickle.to_array(record)
+        except ValueError:
+            broken.append(name)
+            continue
+        if name.endswith(('/scale', '/offset', '_ema/average')) and array.shape[-1:] == (array.size,):
+            array = array.reshape(-1)       # Haiku keeps [1, 1, 1, C]
+        arrays[name] = array
+    refuse(file, {'no whole arrays of numbers': broken})
+    return arrays
+
+
+def _encoder(arrays: Mapping[str, np.ndarray], root: str, file: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """(fields of ResNet, {path of weights.tree.expected: name in the file})."""
+    if f'{root}/final_batchnorm/scale' in arrays:
+        raise ValueError(f'{file} holds a pre-activation ResNet (resnet_v2=True), which is not supported.')
+    blocks = re.compile(re.escape(root) + r'/block_group_([0-3])/block_(\d{1,3})/')
+    sizes = [0, 0, 0, 0]
+    for match in filter(None, map(blocks.match, arrays)):
+        group, block = map(int, match.groups())
+        sizes[group] = max(sizes[group], block + 1)
+    bottleneck = f'{root}/block_group_0/block_0/conv_2/w' in arrays
+    depth = next((depth for depth, (block_type, stage_sizes) in DEPTHS.items()
+                  if tuple(sizes) == stage_sizes and bottleneck == (block_type is BottleneckBlock)), None)
+    if depth is None:
+        raise ValueError(f'{file} holds groups of {sizes} blocks, which is no ResNet of depth '
+                         f'{", ".join(map(str, DEPTHS))}.')
+    stem = arrays.get(f'{root}/initial_conv/w', np.zeros(0))
+    refuse(file, {'missing, or no convolution': [f'{root}/~/initial_conv/w'] if stem.ndim != 4 else []})
+    encoder = {'depth': depth, 'width': stem.shape[3] / 64, 'stem': 'imagenet', 'sk_ratio': 0.0,
+               'zero_init_last_gamma': bottleneck, 'max_pool': 'same', 'conv_padding': 'same',
+               'project_first': not bottleneck,
+               'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
+    names = _conv_and_norm('encoder/stem_{}', f'{root}/~/initial_{{}}')
+    for group, num_blocks in enumerate(sizes):
+        for block in range(num_blocks):
+            ours = f'encoder/stage{group + 1}_block{block + 1}'
+            theirs = f'{root}/~/block_group_{group}/~/block_{block}/~'
+            for index in range(3 if bottleneck else 2):
+                names |= _conv_and_norm(f'{ours}/{{}}{index + 1}', f'{theirs}/{{}}_{index}')
+            if block == 0:
+                names |= _conv_and_norm(f'{ours}/shortcut_{{}}', f'{theirs}/shortcut_{{}}')
+    return encoder, names
+
+
+def _conv_and_norm(ours, theirs):
+    return ({f'params/{ours.format("conv")}/kernel': f'{theirs.format("conv")}/w'}
+            | _norm_names(ours.format('norm'), theirs.format('batchnorm')))
+
+
+def _norm_names(ours, theirs):
+    return {path.format(ours): f'{theirs}/{leaf}' for path, leaf in _NORM.items()}
+
+
+def _projector(arrays):
+    """byol/utils/networks.py MLP: Linear, BatchNorm, ReLU, Linear without bias."""
+    if not any(name.startswith('projector/') for name in arrays):
+        return {'mode': 'none'}, {}
+    hidden, out = (arrays.get(f'projector/{layer}/w', np.zeros((0, 0))) for layer in ('linear', 'linear_1'))
+    head = {'mode': 'nonlinear', 'num_layers': 2, 'hidden_width': hidden.shape[-1], 'out_dim': out.shape[-1],
+            'norm': True, 'final_norm': False, 'bias': True, 'final_bias': False}
+    names = {'params/head/dense1/kernel': 'projector/linear/w',
+             'params/head/dense1/bias': 'projector/linear/b',
+             'params/head/dense2/kernel': 'projector/linear_1/w'}
+    return head, names | _norm_names('head/norm1', 'projector/batch_norm')
+
+
+def _step(checkpoint):
+    try:
+        return int(inert_pickle.to_array(checkpoint.get('step')))
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,225 @@
+"""The task `export`: an encoder as files for PyTorch, Flax, ONNX, TensorFlow and StableHLO, each checked."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simclr_jax.runtime import sharding
+from simclr_jax.config import ConfigDict
+from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.runlog.writer import plain_table
+from simclr_jax.weights import card as cards
+from simclr_jax.weights.write.formats import (FORMATS, Job, largest_difference, make_job, missing_modules,
+                                              why_unusable)
+from simclr_jax.weights.write.graph import head_layers
+from simclr_jax.weights.tree import Imported, flat
+
+TOLERANCE = 1e-4        # of the largest difference of features, over their root mean square
+
+
+def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
+    """Writes the encoder of a workdir, or of any file of weights, in the formats of config.export.
+
+    Into config.export.dir, or workdir/export: encoder.safetensors and head.safetensors (names of timm and
+    torchvision), encoder.flax.safetensors, encoder.onnx, savedmodel/, encoder.stablehlo, and card.json,
+    which says what they are and how each is loaded. See `export_encoder`.
+
+    Returns:
+        card['files']: {file: {'bytes', 'largest_difference', ...}}; {} on processes other than the first.
+
+    Raises:
+        ValueError: an unknown format, a layer that is not there, weights that are not finite; or a format
+            was refused.
+        FileNotFoundError: no weights there.
+        OSError: the files could not be written; what was there stays as it was.
+    """
+    settings = config.export
+    formats = _wanted(settings.formats)
+    source = settings.pretrained or workdir
+    pretrained = load_pretrained(source, settings.checkpoint, settings.encoder)
+    if not sharding.is_lead():
+        return {}
+    directory = os.path.abspath(os.path.expanduser(settings.dir or os.path.join(workdir, 'export')))
+    return export_encoder(directory, as_imported(pretrained, source), formats=formats, layer=settings.layer,
+                          normalize_inside=settings.normalize_inside)
+
+
+def as_imported(pretrained: Pretrained, path: str) -> Imported:
+    """A pretrained encoder, from `path`, with what its files say of it."""
+    config, card = pretrained.config, dict(pretrained.card)
+    if not card:                # a workdir
+        card = {'step': pretrained.step, 'network': pretrained.encoder,
+                'evaluation': cards.read_evaluation(path, pretrained.step),
+                'recipe': config.to_dict(), 'trained_with': cards.read_versions(path)}
+    variables = {kind: dict(tree) for kind, tree in pretrained.variables.items()}
+    return Imported(
+        encoder=config.encoder.to_dict(), head=config.head.to_dict(), variables=variables,
+        mean=tuple(config.augment.mean), std=tuple(config.augment.std), image_size=config.augment.image_size,
+        crop_proportion=config.eval.crop_proportion, source=pretrained.source,
+        classifier=pretrained.classifier, card=card)
+
+
+def export_encoder(directory: str, imported: Imported, *, formats: Sequence[str] = (), layer: int = 0,
+                   normalize_inside: bool = True) -> dict[str, dict[str, Any]]:
+    """Writes the files of `formats` and card.json into `directory`, and prints a table of them.
+
+    Everything is written in a hidden directory first. There each format is loaded again, where its runtime
+    is installed, and its features of random images are compared with those of this project's own network
+    in float32; it is published only if they agree to `TOLERANCE`. An earlier export of the same encoder
+    keeps the formats that are not written now; that of another encoder is replaced as a whole.
+
+    Args:
+        formats: names of `FORMATS`; () for all whose libraries are installed.
+        layer: of the graphs (onnx, savedmodel, stablehlo): 0 for h, k for head layer k, -1 for z. The other
+            two always hold the encoder and the head.
+        normalize_inside: the graphs take images in [0, 1] and normalise them; False: normalised images.
+
+    Returns:
+        {file: {'bytes', 'largest_difference' (None: not measured), 'load', 'input'}}.
+
+    Raises: see `export`.
+    """
+    _check(imported, layer)
+    asked, names = bool(formats), list(formats) or list(FORMATS)
+    card = cards.make_card(imported, layer=layer, normalize_inside=normalize_inside)
+    job = make_job(imported, layer=layer, normalize_inside=normalize_inside)
+    created = not os.path.isdir(directory)
+    temporary = None
+    try:
+        os.makedirs(directory, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix='.export-', dir=directory)
+        outcomes = {name: _make(name, os.path.join(temporary, name), job) for name in names}
+        files = _publish(directory, temporary, outcomes, card)
+    except OSError as error:
+        raise OSError(f'The export could not be written to {directory} ({error.strerror or error}): make '
+                      'room there, or choose another export.dir.') from error
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if created and os.path.isdir(directory) and not os.listdir(directory):
+            os.rmdir(directory)
+    _report(directory, imported.source, outcomes, files)
+    refused = [f'{name}: {outcome.note}' for name, outcome in outcomes.items()
+               if outcome.wrong or asked and not outcome.whole]
+    if refused:
+        raise ValueError(f'Not exported: {"; ".join(refused)}.')
+    return files
+
+
+def _wanted(formats: Sequence[str]) -> tuple[str, ...]:
+    """('torch,onnx',), as a command line gives it, and ('torch', 'onnx') are the same."""
+    wanted = tuple(name.strip() for item in formats for name in str(item).split(',') if name.strip())
+    for name in wanted:
+        if name not in FORMATS:
+            raise ValueError(f'export.formats names {name!r}: the formats are {", ".join(FORMATS)}.')
+    return wanted
+
+
+def _check(imported: Imported, layer: int) -> None:
+    """ValueError for weights that are not finite, or a layer that is not there."""
+    broken = [path for path, array in flat(imported.variables).items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(f'{imported.source} has weights that are not finite, such as {broken[0]}: nothing '
+                         'was exported. Choose an earlier checkpoint (export.checkpoint).')
+    count = head_layers(imported.head)
+    if not -count - 1 <= layer <= count:
+        raise ValueError(f'export.layer is {layer}: the head has layers 0 (features) to {count} '
+                         '(projection), which is also -1.')
+
+
+class _Outcome(NamedTuple):
+    whole: bool                     # written, and not refused
+    difference: float | None        # of its features; None where it was not measured
+    seconds: float
+    note: str = ''                  # why it is not there, or was not measured
+    wrong: bool = False             # its features are not ours
+
+
+def _make(name: str, directory: str, job: Job) -> _Outcome:
+    """Writes one format into `directory`, and checks it."""
+    kind, started = FORMATS[name], time.time()
+
+    def outcome(whole, difference=None, note='', wrong=False):
+        return _Outcome(whole, difference, time.time() - started, note, wrong)
+
+    missing = missing_modules(kind.needs)
+    if missing:
+        return outcome(False, note=f'{", ".join(missing)} is not installed: pip install "simclr_jax[export]"')
+    os.mkdir(directory)
+    try:
+        kind.write(directory, job)
+        unusable = why_unusable(kind.runtime)
+        if unusable:
+            return outcome(True, note=f'not checked: {unusable}')
+        difference = largest_difference(kind.load(directory, job)(job.images), job.ours)
+    except ValueError as error:
+        return outcome(False, note=str(error).rstrip('.'))
+    if not difference <= TOLERANCE:     # a NaN is refused too
+        return outcome(False, difference, f'its features differ by {difference:.1e} from ours, and at most '
+                       f'{TOLERANCE:.0e} is right', wrong=True)
+    return outcome(True, difference)
+
+
+# ---- publishing --------------------------------------------------------------------------------------
+
+
+def _publish(directory: str, temporary: str, outcomes: Mapping[str, _Outcome], card: dict[str, Any]
+             ) -> dict[str, dict[str, Any]]:
+    """Moves what is whole into `directory`; the card leaves first and comes last. Returns card['files']."""
+    new = {file: (os.path.join(temporary, name, file), None if file.endswith('.py') else outcome.difference)
+           for name, outcome in outcomes.items() if outcome.whole
+           for file in sorted(os.listdir(os.path.join(temporary, name)))}
+    if not new:
+        return {}
+    old = cards.read_card(directory)
+    files = {}
+    if old:
+        same = old.get('fingerprint') == card['fingerprint']
+        os.remove(os.path.join(directory, cards.NAME))
+        for file in cards.FILES:
+            path = os.path.join(directory, file)
+            if same and file in old.get('files', {}) and os.path.exists(path):
+                files[file] = old['files'][file]
+            elif file not in new:
+                _remove(path)
+    for file, (path, difference) in new.items():
+        files[file] = cards.describe_file(file, card, size=_size(path), difference=difference)
+        target = os.path.join(directory, file)
+        if os.path.isdir(target):               # os.replace takes the place of a file alone
+            os.rename(target, os.path.join(temporary, f'{file}.old'))
+        os.replace(path, target)
+    cards.write_card(directory, card | {'files': files})
+    return files
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, or of all files in a directory."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(where, name))
+               for where, _, names in os.walk(path) for name in names)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.remove(path)
+
+
+def _report(directory: str, source: str, outcomes: Mapping[str, _Outcome], files: Mapping[str, dict]) -> None:
+    rows = []
+    for file, entry in files.items():
+        difference = entry['largest_difference']
+        rows.append([file, f'{entry["bytes"]:,}', '' if difference is None else f'{difference:.1e}'])
+    print(plain_table(f'{source} -> {directory}', ['file', 'bytes', 'largest difference'], rows))
+    for name, outcome in outcomes.items():
+        if outcome.note:
+            print(f'{name}: {outcome.note}')
+    print('The difference is the largest of features of random images from those of this program, over their '
+          'root mean square.', flush=True)

@@ -1,0 +1,185 @@
+"""The formats of an export: how each is written, run, and compared with our own network."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from simclr_jax.models.network import make_network
+from simclr_jax.weights.write.onnx import load_onnx, write_onnx
+from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
+from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
+from simclr_jax.weights.tree import Imported
+
+_NUM_IMAGES = 3
+
+
+Layers = dict[int, np.ndarray]      # {0: the features, k: layer k of the head}, those that a format gives
+
+
+class Job(NamedTuple):
+    """What is exported; see `make_job`."""
+
+    imported: Imported
+    layer: int                  # of the graphs, as an index from 0
+    normalize_inside: bool
+    run: Callable[[Mapping[str, Any], np.ndarray], Layers]      # our network: (variables, images in [0, 1])
+    images: np.ndarray          # [3, S, S, 3] float32 in [0, 1], random
+    ours: Layers                # what our own network makes of them
+
+
+class Format(NamedTuple):
+    """A format; its functions raise ValueError where it cannot hold this encoder."""
+
+    write: Callable[[str, Job], None]                                   # into an empty directory
+    load: Callable[[str, Job], Callable[[np.ndarray], Layers]]          # from there: of images in [0, 1]
+    needs: tuple[str, ...]                                              # modules to write it
+    runtime: tuple[str, ...]                                            # and to run it
+
+
+def make_job(imported: Imported, *, layer: int, normalize_inside: bool) -> Job:
+    """The job, with our own features, which are computed in float32 whatever the run's dtype was."""
+    network = make_network(encoder=dict(imported.encoder, dtype='float32'), mean=imported.mean,
+                           std=imported.std, head=dict(imported.head, dtype='float32'))
+    compiled = jax.jit(lambda variables, images: network.apply(variables, images, train=False).layers)
+
+    def run(variables, images):
+        with jax.default_matmul_precision('highest'):
+            return dict(enumerate(map(np.asarray, compiled(variables, images))))
+
+    size = imported.image_size
+    images = np.random.default_rng(0).random((_NUM_IMAGES, size, size, 3), np.float32)
+    ours = run(imported.variables, images)
+    return Job(imported, layer % len(ours), normalize_inside, run, images, ours)
+
+
+def largest_difference(theirs: Layers, ours: Layers) -> float:
+    """The largest `relative_difference` of the layers in `theirs`."""
+    return max(relative_difference(output, ours[layer]) for layer, output in theirs.items())
+
+
+def missing_modules(modules: Sequence[str]) -> list[str]:
+    """Those that are not installed."""
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+def why_unusable(modules: Sequence[str]) -> str:
+    """Why one of the modules cannot be imported; '' if all can."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:      # a broken installation raises anything
+            return (f'{module} is not installed' if isinstance(error, ModuleNotFoundError) else
+                    f'{module} cannot be imported ({type(error).__name__})')
+    return ''
+
+
+def relative_difference(theirs: np.ndarray, ours: np.ndarray) -> float:
+    """The largest absolute difference over the root mean square of ours; inf for another shape."""
+    if theirs.shape != ours.shape:
+        return float('inf')
+    largest = float(np.abs(theirs.astype(np.float64) - ours).max())
+    scale = float(np.sqrt(np.mean(np.square(ours, dtype=np.float64))))
+    return largest / scale if scale else 0.0 if largest == 0 else float('inf')
+
+
+def _normalized(images, job):
+    return (images - np.float32(job.imported.mean)) / np.float32(job.imported.std)
+
+
+# ---- weights -----------------------------------------------------------------------------------------
+
+
+def _write_torch(directory, job):
+    from simclr_jax.weights.read.torch import write_torch
+    write_torch(directory, job.imported)
+
+
+def _load_torch(directory, job):
+    import torch
+
+    from simclr_jax.weights.write import torch_model
+
+    encoder, head, _ = torch_model.load(os.path.join(directory, 'encoder.safetensors'))
+    if job.imported.classifier is not None:
+        encoder.reset_classifier(0)
+
+    def run(images):
+        images = np.ascontiguousarray(_normalized(images, job).transpose(0, 3, 1, 2))
+        with torch.no_grad():
+            features = encoder(torch.from_numpy(images))
+            outputs = {0: features} | ({max(job.ours): head(features)} if head else {})
+        return {layer: output.numpy() for layer, output in outputs.items()}
+
+    return run
+
+
+def _write_flax(directory, job):
+    from simclr_jax.weights.flax_file import write_flax
+    write_flax(os.path.join(directory, 'encoder.flax.safetensors'), job.imported)
+
+
+def _load_flax(directory, job):
+    """Our own network with what the file holds."""
+    from simclr_jax.weights.flax_file import read_flax
+
+    back, imported = read_flax(os.path.join(directory, 'encoder.flax.safetensors')), job.imported
+    for name in ('encoder', 'head', 'mean', 'std'):
+        written, read = getattr(imported, name), getattr(back, name)
+        if not (written.items() <= read.items() if isinstance(read, dict) else tuple(written) == read):
+            raise ValueError(f'{name} is {written} and is read back as {read}')
+    return lambda images: job.run(back.variables, images)
+
+
+# ---- graphs ------------------------------------------------------------------------------------------
+
+
+def _graph_fields(job: Job) -> dict[str, Any]:
+    imported = job.imported
+    normalization = {'mean': imported.mean, 'std': imported.std} if job.normalize_inside else {}
+    return {'encoder': imported.encoder, 'head': imported.head, 'layer': job.layer, **normalization}
+
+
+def _facts(job: Job) -> Mapping[str, str]:
+    imported = job.imported
+    facts = {'source': imported.source, 'step': imported.card.get('step', ''), 'layer': job.layer,
+             'image_size': imported.image_size, 'crop_proportion': imported.crop_proportion,
+             'mean': imported.mean, 'std': imported.std, 'normalize_inside': job.normalize_inside}
+    return {name: str(value) for name, value in facts.items()}
+
+
+def _write_onnx(directory, job):
+    write_onnx(os.path.join(directory, 'encoder.onnx'), job.imported.variables, facts=_facts(job),
+               **_graph_fields(job))
+
+
+def _write_savedmodel(directory, job):
+    write_savedmodel(os.path.join(directory, 'savedmodel'), job.imported.variables, **_graph_fields(job))
+
+
+def _write_stablehlo(directory, job):
+    write_stablehlo(os.path.join(directory, 'encoder.stablehlo'), job.imported.variables,
+                    image_size=job.imported.image_size, **_graph_fields(job))
+
+
+def _graph_loader(file, load):
+    def load_graph(directory, job):
+        encode = load(os.path.join(directory, file))
+        return lambda images: {job.layer: np.asarray(
+            encode(images if job.normalize_inside else _normalized(images, job)))}
+
+    return load_graph
+
+
+FORMATS = {
+    'torch': Format(_write_torch, _load_torch, ('safetensors',), ('torch', 'timm')),
+    'flax': Format(_write_flax, _load_flax, ('safetensors',), ()),
+    'onnx': Format(_write_onnx, _graph_loader('encoder.onnx', load_onnx), ('onnx',), ('onnxruntime',)),
+    'savedmodel': Format(_write_savedmodel, _graph_loader('savedmodel', load_savedmodel),
+                         ('tensorflow',), ()),
+    'stablehlo': Format(_write_stablehlo, _graph_loader('encoder.stablehlo', load_stablehlo), (), ()),
+}

@@ -1,0 +1,65 @@
+"""An encoder as one serialized StableHLO program with its weights inside (`jax.export`)."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from simclr_jax.models.network import make_network
+from simclr_jax.training.steps import make_encode
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+_MOST_BYTES = 2 ** 31 - 2 ** 24     # a flatbuffer holds 2 GiB; the program takes some
+
+
+def write_stablehlo(path: str | os.PathLike, variables: Mapping[str, Any], *, encoder: Mapping[str, Any],
+                    head: Mapping[str, Any], image_size: int, mean: Sequence[float] = (0.0, 0.0, 0.0),
+                    std: Sequence[float] = (1.0, 1.0, 1.0), layer: int = 0) -> None:
+    """Writes `path`: images float32 [b, image_size, image_size, 3] -> features [b, D] float32.
+
+    The batch size is free and the program runs on CPUs, NVIDIA GPUs and TPUs. Images are in [0, 1] and
+    normalised inside. Products are of full float32 precision on all of them.
+
+    Args:
+        variables, encoder, head, layer: see `graph.features`.
+
+    Raises:
+        ValueError: no such layer; or more weights than such a file can hold, 2 GiB.
+        OSError: the file could not be written.
+    """
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(variables))
+    if size > _MOST_BYTES:
+        raise ValueError(f'The encoder has {size / 2**30:.1f} GiB of weights and a StableHLO file holds at '
+                         'most 2: export it as a savedmodel.')
+    network = make_network(encoder=dict(encoder, dtype='float32'), head=dict(head, dtype='float32'),
+                           mean=mean, std=std)
+    encode = make_encode(network, layer=layer)
+    shape = jax.export.symbolic_shape(f'b, {image_size}, {image_size}, 3')
+    with jax.default_matmul_precision('highest'):
+        exported = jax.export.export(jax.jit(lambda images: encode(variables, images)), platforms=PLATFORMS)(
+            jax.ShapeDtypeStruct(shape, np.float32))
+    with open(path, 'wb') as file:
+        file.write(exported.serialize())
+
+
+def load_stablehlo(path: str | os.PathLike) -> Callable[[jax.Array], jax.Array]:
+    """The program of a file as images -> features, to be called as it is or within `jax.jit`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no program, or one that this version of JAX cannot read.
+    """
+    with open(path, 'rb') as file:
+        data = bytearray(file.read())
+    try:
+        exported = jax.export.deserialize(data)
+        encode = jax.jit(exported.call)
+        # Only here is the program itself read, and one of a later JAX refused. Nothing is compiled.
+        encode.lower(jax.ShapeDtypeStruct((1, *exported.in_avals[0].shape[1:]), np.float32))
+    except Exception as error:      # whatever the parser meets in a file that is none
+        raise ValueError(f'{os.fspath(path)} holds no StableHLO program that JAX {jax.__version__} reads '
+                         f'({type(error).__name__}): export it again, or update JAX.') from error
+    return encode

@@ -1,0 +1,251 @@
+"""From the host to the views: a data set in memory, the four forms, and the thread that reads ahead."""
+
+import json
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax.data import batches as inputs
+from simclr_jax.runtime import sharding
+from simclr_jax.views import device as device_augment
+from simclr_jax.config import augment_config, view_config
+from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.order import epoch_and_index
+
+SIZE, N, SEED = 8, 22, 5
+AUGMENT = augment_config(image_size=SIZE, strength=0.5)
+VIEW = view_config(AUGMENT, 'view1')
+PLAIN = {name: {**fields, 'probability': 0.0} for name, fields in VIEW.items()}     # no operation at all
+
+
+def make_source(num_examples=N, size=SIZE):
+    """Images whose first pixel tells their number."""
+    images = np.random.default_rng(0).integers(0, 256, (num_examples, size, size, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(num_examples)
+    labels = np.arange(num_examples, dtype=np.int32) % 3
+    return ArraySource('numbers', 'train', images, labels, ('a', 'b', 'c'))
+
+
+def take(num_steps, *, batch_size, start=0, devices=1, view1=PLAIN, view2=PLAIN, seed=SEED):
+    """The prepared batches of `num_steps` steps of the data set in memory, on the host."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    prepare = jax.jit(inputs.make_prepare('memory', view1=view1, view2=view2, image_size=SIZE, seed=seed,
+                                          batch_size=batch_size, mesh=mesh))
+    with inputs.InMemory(make_source(), mesh, seed=seed, batch_size=batch_size, start_step=start) as batches:
+        with jax.transfer_guard('disallow'):
+            prepared = [prepare(next(batches), sharding.put_replicated(mesh, np.int32(step)))
+                        for step in range(start, start + num_steps)]
+    return jax.device_get(prepared)
+
+
+def test_memory_gives_the_examples_in_the_order_of_the_stream():
+    numbers = np.concatenate([np.rint(255 * batch['view1'][:, 0, 0, 0]) for batch in take(11, batch_size=6)])
+    epoch, index = epoch_and_index(SEED, np.arange(66), N)
+    np.testing.assert_array_equal(numbers, index)
+    for e in range(3):                                                      # each example once an epoch
+        assert sorted(numbers[epoch == e]) == list(range(N))
+    labels = np.concatenate([batch['label'] for batch in take(11, batch_size=6)])
+    np.testing.assert_array_equal(labels, index % 3)
+
+
+def test_memory_resumes_at_any_step_also_across_epochs():
+    straight = take(9, batch_size=6, view1=VIEW, view2=VIEW)
+    for start in (1, 3, 4, 8):                                              # 22 = 3 * 6 + 4
+        resumed = take(9 - start, batch_size=6, start=start, view1=VIEW, view2=VIEW)
+        jax.tree.map(np.testing.assert_array_equal, resumed, straight[start:])
+
+
+def test_a_view_depends_on_seed_epoch_and_example_alone():
+    six = take(11, batch_size=6, view1=VIEW, view2=VIEW)                    # three epochs
+    eleven = take(6, batch_size=11, view1=VIEW, view2=VIEW)
+    for name in ('view1', 'view2', 'label'):
+        rows = [np.concatenate([batch[name] for batch in batches]) for batches in (six, eleven)]
+        np.testing.assert_allclose(*rows, atol=1e-6)
+    views = np.concatenate([batch['view1'] for batch in six])
+    _, index = epoch_and_index(SEED, np.arange(66), N)
+    first, second = (views[np.flatnonzero(index == 7)[e]] for e in (0, 1))
+    assert abs(first - second).max() > 0.01                                 # another epoch, another view
+    assert abs(six[0]['view1'] - six[0]['view2']).max(axis=(1, 2, 3)).min() > 0.01
+    other = take(1, batch_size=6, view1=VIEW, view2=VIEW, seed=SEED + 1)
+    assert abs(other[0]['view1'] - six[0]['view1']).max() > 0.01
+
+
+def test_eight_devices_make_the_views_of_one():
+    one = take(2, batch_size=16, view1=VIEW, view2={**VIEW, 'blur': {**VIEW['blur'], 'probability': 1.0}})
+    eight = take(2, batch_size=16, view1=VIEW, view2={**VIEW, 'blur': {**VIEW['blur'], 'probability': 1.0}},
+                 devices=8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
+
+
+def test_the_views_have_operations_of_their_own():
+    white = {**PLAIN, 'solarize': {'probability': 1.0, 'threshold': 0.0}}
+    batch, = take(1, batch_size=6, view1=PLAIN, view2=white)
+    np.testing.assert_allclose(batch['view2'], 1.0 - batch['view1'], atol=1e-6)
+
+
+def make_prepare(form, **options):
+    return inputs.make_prepare(form, **{'view1': VIEW, 'view2': VIEW} | options, image_size=SIZE, seed=SEED,
+                               batch_size=4, mesh=sharding.make_mesh(jax.devices()[:1]))
+
+
+@pytest.mark.parametrize('dtype, tolerance', [
+    (np.uint8, 0.5 / 255), (jnp.bfloat16, 2 ** -9), (np.float32, 0.0)])
+def test_views_of_the_host_arrive_as_floats(dtype, tolerance):
+    values = np.random.default_rng(0).uniform(size=(4, SIZE, SIZE, 3)).astype(np.float32)
+    sent = np.rint(255 * values).astype(np.uint8) if dtype == np.uint8 else values.astype(dtype)
+    batch = make_prepare('views')({'view1': sent, 'view2': sent, 'label': np.arange(4)}, 0)
+    assert batch['view1'].dtype == batch['view2'].dtype == np.float32
+    np.testing.assert_allclose(batch['view1'], values, atol=tolerance + 1e-7)
+    np.testing.assert_array_equal(batch['label'], np.arange(4))
+
+
+def test_crops_and_padded_images_become_the_views_of_their_keys():
+    """A crop that fills its image: both forms, and the image in memory, then lack only the crop itself."""
+    view = {**VIEW, 'crop': {**VIEW['crop'], 'probability': 0.0}}
+    images = make_source().images[:4]
+    where = {'label': np.zeros(4, np.int32), 'epoch': np.int32([0, 0, 1, 2]), 'index': np.int32([3, 1, 4, 1])}
+    box = np.tile(np.int32([2, 3, SIZE, SIZE]), (4, 1))
+    padded = np.full((4, 2 * SIZE, 2 * SIZE, 3), 255, np.uint8)
+    padded[:, 2:2 + SIZE, 3:3 + SIZE] = images
+    of_crops = jax.jit(make_prepare('crops', view1=view, view2=view))(
+        {'crop1': images, 'crop2': images, **where}, 0)
+    of_padded = jax.jit(make_prepare('padded', view1=view, view2=view))(
+        {'image': padded, 'box1': box, 'box2': box, **where}, 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), of_crops, of_padded)
+    root = jax.random.fold_in(jax.random.key(SEED), inputs._VIEWS)
+    for row, (epoch, index) in enumerate(zip(where['epoch'], where['index'])):
+        for slot, name in enumerate(('view1', 'view2')):
+            key = root
+            for number in (epoch, index, slot):
+                key = jax.random.fold_in(key, number)
+            alone = device_augment.augment(images[row], key, image_size=SIZE, **view)
+            np.testing.assert_allclose(of_crops[name][row], alone, atol=1e-6)
+
+
+def test_the_form_follows_from_source_and_config():
+    source, files = make_source(), make_source()
+    files.uniform = False
+
+    def form(source, augment_on, pad_to=0):
+        return inputs.choose_form(augment_on, source=source, image_size=SIZE, pad_to=pad_to)
+
+    assert form(source, 'device') == form(source, 'device', 64) == 'memory'
+    assert form(source, 'host') == form(files, 'host', 64) == 'views'
+    assert form(files, 'device') == form(None, 'device') == 'crops'
+    assert form(files, 'device', 64) == 'padded'
+    with pytest.raises(ValueError, match="data.augment_on is 'gpu': it takes 'host' or 'device'"):
+        form(source, 'gpu')
+
+
+@pytest.mark.parametrize('form', ['views', 'crops', 'padded'])
+def test_an_abstract_batch_is_what_the_form_takes(form):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    batch = inputs.abstract_batch(form, batch_size=4, image_size=SIZE, pad_to=32, mesh=mesh)
+    views = jax.eval_shape(make_prepare(form), batch, 0)
+    image = (4, SIZE, SIZE, 3), 'float32'
+    assert {name: (view.shape, view.dtype.name) for name, view in views.items()} == {
+        'view1': image, 'view2': image, 'label': ((4,), 'int32')}
+
+
+# ---- reading ahead -----------------------------------------------------------------------------------
+
+
+def test_reading_ahead_keeps_the_order_and_is_bounded():
+    drawn = []
+
+    def batches():
+        for number in range(20):
+            drawn.append(number)
+            yield number
+
+    with inputs.Prefetch(batches(), lambda number: -number, ahead=2) as prefetch:
+        assert [next(prefetch) for _ in range(3)] == [0, -1, -2]
+        deadline = time.time() + 10
+        while len(drawn) < 6 and time.time() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(drawn) == 6              # three taken, two waiting, and one in hand
+        assert list(prefetch) == [-number for number in range(3, 20)]
+    assert not prefetch._thread.is_alive()
+
+
+def test_leaving_early_ends_the_thread():
+    with inputs.Prefetch(iter(int, 1), lambda number: number) as prefetch:     # endless
+        next(prefetch)
+    assert not prefetch._thread.is_alive()
+
+
+def test_an_error_of_the_batches_reaches_the_loop():
+    def batches():
+        yield 1
+        raise ValueError('More than 5 % of the images cannot be read.')
+
+    with inputs.Prefetch(batches(), lambda number: number) as prefetch:
+        assert next(prefetch) == 1
+        with pytest.raises(ValueError, match='More than 5 %'):
+            next(prefetch)
+
+
+def test_the_time_that_the_loop_waited_is_counted():
+    def batches():
+        while True:
+            time.sleep(0.05)
+            yield 0
+
+    with inputs.Prefetch(batches(), lambda number: number) as slow:
+        for _ in range(4):
+            next(slow)
+        assert slow.waited > 0.1
+    with inputs.Prefetch(iter(range(9)), lambda number: number) as fast:
+        time.sleep(0.3)
+        next(fast), next(fast)
+        assert fast.waited < 0.05
+
+
+# ---- evaluation --------------------------------------------------------------------------------------
+
+
+def test_every_example_is_evaluated_once_whatever_the_batch():
+    source = make_source(size=12)
+    seen = list(inputs.eval_batches(source, batch_size=8, image_size=SIZE, crop_proportion=0.5))
+    assert [len(batch['label']) for batch in seen] == [8, 8, 8] and seen[2]['valid'].sum() == 6
+    labels = np.concatenate([batch['label'][batch['valid']] for batch in seen])
+    np.testing.assert_array_equal(labels, source.labels)
+    crops = inputs.centre_crops(seen[0]['image'], image_size=6, proportion=0.5)
+    np.testing.assert_allclose(crops, source.images[:8, 3:9, 3:9] / np.float32(255), atol=1e-6)
+    floats = np.zeros((2, 6, 6, 3), np.float32)
+    assert inputs.centre_crops(floats, image_size=6, proportion=0.5).shape == floats.shape
+
+
+# ---- where tensorflow is not installed ---------------------------------------------------------------
+
+WITHOUT = """
+import sys
+for name in ('tensorflow', 'tensorflow_datasets'):
+    sys.modules[name] = None            # importing it raises ImportError
+from simclr_jax import main
+sys.argv[0] = 'main'
+main.run()
+"""
+
+
+def test_training_and_linear_evaluation_of_arrays_need_no_tensorflow(command, tmp_path):
+    images = make_source(64, 20).images
+    labels = np.arange(64) % 2
+    np.savez(tmp_path / 'set.npz', train_images=images, train_labels=labels,
+             test_images=images, test_labels=labels)
+    _, options = command()
+    for task in ('pretrain', 'linear'):
+        done = subprocess.run(
+            [sys.executable, '-c', WITHOUT, '--config=configs/smoke.py:smoke', f'--config.task={task}',
+             f'--config.data.source=arrays:{tmp_path}/set.npz', '--config.data.train_split=train',
+             '--config.data.test_split=test', '--config.num_train_steps=2', '--config.batch_size=32',
+             '--config.linear.batch_size=32', f'--workdir={tmp_path}/w'], timeout=300, **options)
+        assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / 'w' / 'results.jsonl').read_text().splitlines()]
+    assert {row['evaluation'] for row in rows} == {'frozen', 'linear'}

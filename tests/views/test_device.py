@@ -1,0 +1,285 @@
+"""Random views on the accelerator: their law, their reproducibility, and what they refuse."""
+
+import functools
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from simclr_jax.views import fields as augment_fields, device as device_augment
+from simclr_jax.views import host as host_augment
+from simclr_jax.views.draws import Draws
+from tests import augment_oracles as oracles
+from tests.official_views import assert_same_distribution, official_views, smooth_image
+from tests.view_fields import ALL_OFF, ALL_ON, CROP, HALF_ON, JITTER, OFF, SIMCLR
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def draw_many(image, count, view, image_size):
+    """float32 [count, image_size, image_size, 3]: views of one image from as many keys."""
+    return np.asarray(jax.jit(jax.vmap(functools.partial(
+        device_augment.augment, jnp.asarray(image), image_size=image_size, **view)))(keys(count)))
+
+
+def without_crop(view):
+    return {op: fields for op, fields in view.items() if op != 'crop'}
+
+
+# ---- the law of a view -------------------------------------------------------------------------
+
+
+def test_views_have_the_official_distribution():
+    image = smooth_image()
+    assert_same_distribution(draw_many(image, 1500, SIMCLR, 32), official_views(image, 1500))
+
+
+def test_views_have_the_distribution_of_the_host_with_every_operation_at_work():
+    image = smooth_image()
+    host = [host_augment.augment(image, Draws(0, 0, index, 0), image_size=32, **HALF_ON)
+            for index in range(1500)]
+    assert_same_distribution(draw_many(image, 1500, HALF_ON, 32), np.stack(host))
+
+
+def test_each_probability_is_honoured_whatever_else_happens():
+    image = jnp.asarray(oracles.random_image(16, 16))
+
+    def view(key, **on):
+        return device_augment.augment(image, key, image_size=16, **ALL_OFF | on)
+
+    def changes(key):
+        untouched = view(key)
+        return jnp.stack([(view(key, **{op: ALL_ON[op] | {'probability': 0.3}}) != untouched).any()
+                          for op in ALL_ON])
+
+    changed = np.asarray(jax.jit(jax.vmap(changes))(keys(600)))
+    # Three standard deviations, and four for each of the 45 pairs.
+    assert dict(zip(ALL_ON, changed.mean(0))) == pytest.approx(dict.fromkeys(ALL_ON, 0.3), abs=0.06)
+    assert np.abs(np.corrcoef(changed.T) - np.eye(len(ALL_ON))).max() < 4 / np.sqrt(600)
+
+
+def test_the_amounts_of_one_operation_say_nothing_of_those_of_another():
+    image = np.linspace(0.1, 0.9, 8 * 8 * 3, dtype=np.float32).reshape(8, 8, 3)
+    turned, holed = (draw_many(image, 600, ALL_OFF | {op: ALL_ON[op] | change}, 8)
+                     for op, change in (('rotate', {}), ('cutout', {'size': 0.2})))
+    turns = np.stack([(turned == np.rot90(image, turns)).all((1, 2, 3)) for turns in (1, 2, 3)])
+    rows = (holed == 0.0).any((2, 3)).argmax(1) // 3        # the two rows of the hole begin at 0..6
+    table = [[(turn & (rows == row)).sum() for row in range(3)] for turn in turns]
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_rotation_takes_each_quarter_turn_equally_often():
+    image = oracles.random_image(8, 8)
+    views = draw_many(image, 600, ALL_OFF | {'rotate': {'probability': 1.0}}, 8)
+    for turns in (1, 2, 3):
+        share = (views == np.rot90(image, turns)).all((1, 2, 3)).mean()
+        assert share == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_amounts_are_uniform_between_their_limits():
+    image = np.full((4, 4, 3), 0.5, np.float32)
+    jitter = JITTER | {'probability': 1.0, 'contrast': 0.0, 'saturation': 0.0, 'hue': 0.0}
+    views = draw_many(image, 1000, ALL_OFF | {'jitter': jitter}, 4)
+    assert stats.kstest(views[:, 0, 0, 0], stats.uniform(0.3, 0.4).cdf).pvalue > 0.01
+    add = draw_many(image, 1000, ALL_OFF | {'jitter': jitter | {'brightness_mode': 'add'}}, 4)
+    assert stats.kstest(add[:, 0, 0, 0], stats.uniform(0.1, 0.8).cdf).pvalue > 0.01
+    noise = draw_many(image, 20, ALL_OFF | {'noise': {'probability': 1.0, 'std': 0.05}}, 4)
+    assert stats.kstest((noise.ravel() - 0.5) / 0.05, 'norm').pvalue > 0.01
+
+
+def test_ranges_of_the_jitter():
+    low, high = augment_fields.jitter_range(JITTER | {'brightness': 1.5})
+    np.testing.assert_allclose([low, high], [[0.0, 0.6, 0.6, -0.1], [2.5, 1.4, 1.4, 0.1]], rtol=1e-6)
+
+
+def test_blur_kernel_has_the_official_sizes():
+    sizes = [augment_fields.blur_kernel_size(size, 0.1) for size in (19, 20, 32, 96, 224)]
+    assert sizes == [1, 3, 3, 9, 23]
+
+
+@pytest.mark.parametrize('height, width, dtype, law', [
+    (1, 1, np.uint8, 'tf'), (1, 90, np.float32, 'uniform'), (90, 2, np.uint8, 'tf')])
+def test_odd_images_give_views_in_range(height, width, dtype, law):
+    image = (oracles.random_image(height, width, 0.1) * (255 if dtype == np.uint8 else 1)).astype(dtype)
+    views = draw_many(image, 8, SIMCLR | {'crop': CROP | {'law': law}, 'blur': HALF_ON['blur']}, 12)
+    assert views.shape == (8, 12, 12, 3) and views.dtype == np.float32
+    assert views.min() >= 0.0 and views.max() <= 1.0 and views.max() > 0.05
+
+
+# ---- one view, several ways to it --------------------------------------------------------------
+
+
+def test_a_missed_crop_is_the_whole_image():
+    image = oracles.random_image(9, 14)
+    view = draw_many(image, 1, ALL_OFF, 8)[0]
+    expected = tf.image.resize(image, [8, 8], 'bicubic')
+    np.testing.assert_allclose(view, np.clip(expected, 0.0, 1.0), atol=2e-6)
+
+
+def test_a_view_is_its_operations_one_by_one_in_the_documented_order():
+    """Each drawn from the same key, as if it were the only one: so switching one on or off leaves the choices
+    of the others as they were."""
+    # No overshoot: each call clips, where a whole view first clips in its colour.
+    image = jnp.asarray(oracles.random_image(14, 17, 0.35, 0.65))
+    rest = without_crop(ALL_OFF)
+
+    def both(key):
+        whole = device_augment.augment(image, key, image_size=12, **HALF_ON)
+        view = device_augment.augment(image, key, image_size=12, **ALL_OFF | {'crop': HALF_ON['crop']})
+        for op in rest:
+            view = device_augment.augment_crop(view, key, **rest | {op: HALF_ON[op]})
+        return whole, view
+
+    at_once, one_by_one = jax.jit(jax.vmap(both))(keys(64))
+    np.testing.assert_allclose(at_once, one_by_one, atol=5e-6)
+    assert len(np.unique(np.asarray(at_once), axis=0)) == 64
+
+
+def test_a_crop_made_elsewhere_goes_on_as_the_same_view():
+    images = jnp.asarray((256 * oracles.random_image(8 * 24, 24)).astype(np.uint8)).reshape(8, 24, 24, 3)
+    boxes = jnp.tile(jnp.array([[0, 0, 24, 24], [3, 1, 20, 11]]), (4, 1))
+    on = {op: HALF_ON[op] for op in ('flip', 'rotate', 'noise', 'cutout')}
+    rest = without_crop(ALL_OFF | on)
+
+    def views(image, box, key):
+        crop = device_augment.resize_box(image, box, 24)
+        return (device_augment.augment(image, key, image_size=24, crop=OFF, **rest),
+                device_augment.augment_crop(crop, key, **rest),
+                device_augment.augment_box(image, box, key, image_size=24, **rest))
+
+    full, from_crop, from_box = jax.jit(jax.vmap(views))(images, boxes, keys(8))
+    np.testing.assert_allclose(from_crop, from_box, atol=5e-6)
+    np.testing.assert_allclose(full[::2], from_box[::2], atol=5e-6)  # whole images
+    assert np.abs(full[1::2] - from_box[1::2]).max() > 0.1
+
+
+def test_crop_and_flip_makes_the_same_crop_as_augment():
+    image = jnp.asarray((256 * oracles.random_image(15, 20)).astype(np.uint8))
+    crop, flip = CROP | {'law': 'uniform'}, {'probability': 0.5}
+
+    def views(key):
+        return (device_augment.crop_and_flip(image, key, image_size=8, crop=crop, flip=flip),
+                device_augment.augment(image, key, image_size=8, **ALL_OFF | {'crop': crop, 'flip': flip}))
+
+    alone, in_view = jax.jit(jax.vmap(views))(keys(20))
+    np.testing.assert_array_equal(alone, in_view)
+    assert len(np.unique(np.asarray(alone), axis=0)) == 20
+
+
+# ---- batches, devices, compilation -------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def batch():
+    images = (256 * oracles.random_image(16 * 20, 22)).astype(np.uint8).reshape(16, 20, 22, 3)
+    view = jax.jit(device_augment.over_batch(functools.partial(
+        device_augment.augment, image_size=16, **ALL_OFF | {
+            op: HALF_ON[op] for op in ('crop', 'flip', 'jitter', 'noise', 'blur')})))
+    return view, images, keys(16)
+
+
+def test_a_view_depends_neither_on_its_batch_nor_on_the_devices_that_share_it(batch):
+    view, images, view_keys = batch
+    together = view(images.reshape(2, 8, 20, 22, 3), view_keys.reshape(2, 8)).reshape(16, 16, 16, 3)
+    # Matrix products of other sizes add in another order.
+    np.testing.assert_allclose(view(images[5], view_keys[5]), together[5], atol=2e-6)
+
+    mesh = jax.make_mesh((8,), ('rows',), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P('rows'))
+    spread = jax.device_put((images, view_keys), rows)
+    compiled = view.lower(*spread).compile()
+    with jax.transfer_guard('disallow'):
+        result = compiled(*spread)
+    assert result.sharding.is_equivalent_to(rows, result.ndim)
+    np.testing.assert_allclose(result, together, atol=2e-6)
+    assert not re.search(r'all-|collective|callback', compiled.as_text())
+
+
+@pytest.mark.parametrize('side', [8, 64])
+def test_a_lone_cpu_device_makes_the_same_views(side):
+    images = (256 * oracles.random_image(35 * side, side)).astype(np.uint8).reshape(35, side, side, 3)
+    images = images[:5] if side == 64 else images  # 35: a chunk and a rest
+    view = without_crop(ALL_OFF | {'jitter': HALF_ON['jitter'], 'grey': HALF_ON['grey']})
+
+    def views(lone_cpu):
+        function = device_augment.over_batch(
+            functools.partial(device_augment.augment_crop, **view), lone_cpu=lone_cpu)
+        compiled = jax.jit(function).lower(images, keys(len(images))).compile()
+        return compiled(images, keys(len(images))), ' conditional(' in compiled.as_text()
+
+    at_once, branches = views(lone_cpu=False)
+    assert not branches
+    in_turn, branches = views(lone_cpu=True)
+    assert branches == (side == 64)
+    np.testing.assert_allclose(in_turn, at_once, atol=2e-6)
+
+
+def test_an_operation_of_probability_0_is_not_compiled():
+    view = without_crop(ALL_OFF)
+    text = jax.jit(functools.partial(device_augment.augment_crop, **view)).lower(
+        jnp.zeros([8, 8, 3], jnp.uint8), jax.random.key(0)).compile().as_text()
+    assert not re.search(r'threefry|shift|while|conditional|select|exponential|dot', text)
+
+
+def test_device_augmentation_needs_no_tensorflow_and_its_fields_neither():
+    code = ('import sys, simclr_jax.views.fields; assert "jax" not in sys.modules; '
+            'import simclr_jax.views.device; sys.exit("tensorflow" in sys.modules)')
+    root = pathlib.Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, '-c', code], cwd=root).returncode == 0
+
+
+# ---- evaluation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('height, width, proportion, box', [
+    (375, 500, 0.875, (24, 86, 328)),  # 0.875 * 375 = 328.125
+    (500, 333, 0.875, (105, 21, 291)),  # 0.875 * 333 = 291.375
+    (36, 36, 0.875, (2, 2, 32)),  # 31.5 rounds to even
+    (1, 9, 0.875, (0, 4, 1)),
+    (50, 31, 24 / 31, (13, 4, 24)),  # the size already
+])
+def test_evaluation_crop(height, width, proportion, box):
+    y, x, side = box
+    image = oracles.random_image(height, width)
+    view = jax.jit(functools.partial(device_augment.eval_crop, image_size=24, proportion=proportion))(image)
+    expected = tf.image.resize(image[y:y + side, x:x + side], [24, 24], 'bicubic')
+    np.testing.assert_allclose(view, np.clip(expected, 0.0, 1.0), atol=2e-6)
+
+
+def test_evaluation_leaves_an_image_of_the_right_size_unchanged():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    view = device_augment.eval_crop(image, image_size=32, proportion=1.0)
+    np.testing.assert_allclose(view, image / 255.0, atol=1e-7)
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def test_every_entry_point_checks_its_view():
+    image, box, key = jnp.zeros([4, 4, 3]), jnp.array([0, 0, 4, 4]), jax.random.key(0)
+    wrong = ALL_ON | {'blur': ALL_ON['blur'] | {'sigma': (0.0, 2.0)}}
+    with pytest.raises(ValueError, match='blur.sigma must be a pair'):
+        device_augment.augment(image, key, image_size=4, **wrong)
+    with pytest.raises(ValueError, match='blur.sigma must be a pair'):
+        device_augment.augment_crop(image, key, **without_crop(wrong))
+    with pytest.raises(ValueError, match='blur.sigma must be a pair'):
+        device_augment.augment_box(image, box, key, image_size=4, **without_crop(wrong))
+    with pytest.raises(ValueError, match="crop.law must be one of 'tf', 'uniform'; got 'torch'"):
+        device_augment.crop_and_flip(image, key, image_size=4, crop=CROP | {'law': 'torch'}, flip=OFF)
+
+
+def test_wrong_dtypes_and_proportions_are_named():
+    with pytest.raises(ValueError, match='must be uint8, or float32.*got int32'):
+        device_augment.augment_crop(jnp.zeros([4, 4, 3], jnp.int32), jax.random.key(0),
+                                    **without_crop(ALL_OFF))
+    with pytest.raises(ValueError, match='proportion must be in'):
+        device_augment.eval_crop(jnp.zeros([4, 4, 3]), image_size=4, proportion=87.5)
