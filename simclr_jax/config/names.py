@@ -1,0 +1,48 @@
+"""Objects by the name that a config gives them: `package.module:Name`."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+
+def is_path(name: str) -> bool:
+    """Whether `name` is of the form `package.module:Name`: dots, letters, digits and one colon."""
+    module, _, attribute = name.partition(':')
+    return all(part.isidentifier() for part in (*module.split('.'), *attribute.split('.')))
+
+
+def resolve(name: str, field: str) -> Any:
+    """The object behind `package.module:Name`; modules of the current directory are found too.
+
+    Args:
+        name: of the object; dots after the colon reach into classes.
+        field: of the config, for the message: 'encoder.name'.
+
+    Raises:
+        ValueError: it is no such name, the module cannot be imported, or it has no such object.
+    """
+    if not is_path(name):
+        raise ValueError(f"{field} is {name!r}: a part of your own is written 'package.module:Name'.")
+    module_name, _, attributes = name.partition(':')
+    if os.getcwd() not in sys.path:      # the console command does not add it, `python -m` does
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f'{field} is {name!r}: {module_name} cannot be imported ({error}). Run the command '
+                         'from the directory that holds it, or install it.') from error
+    for attribute in attributes.split('.'):
+        if not hasattr(found, attribute):
+            raise ValueError(f'{field} is {name!r}: {module_name} has no {attributes}.')
+        found = getattr(found, attribute)
+    return found
+
+
+def name_of(thing: Any) -> str:
+    """'package.module:Name' of a class or function, '' where `resolve` would not find it by one."""
+    module, name = getattr(thing, '__module__', ''), getattr(thing, '__qualname__', '')
+    known = sys.modules.get(module)
+    for part in name.split('.'):
+        known = getattr(known, part, None)
+    return f'{module}:{name}' if module != '__main__' and known is thing and thing is not None else ''
