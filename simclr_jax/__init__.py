@@ -3,6 +3,9 @@
     encoder = simclr_jax.load_encoder('runs/mine')      # a workdir, or a file of weights
     features = encoder(images)                          # [N, H, W, 3] -> [N, D] float32
 
+`pretrain(config, workdir)` is what the command runs, with parts of your own where you give them; `config`
+holds the recipes' building blocks.
+
 `nt_xent` is the loss, `simclr_views` the two random views of a batch, `augment` one of an image with
 every operation of yours, `ResNet` and `ProjectionHead` the networks: each can be used alone.
 """
@@ -16,10 +19,12 @@ from typing import TYPE_CHECKING
 __version__ = '0.1.0'
 
 if TYPE_CHECKING:
+    from simclr_jax import config
     from simclr_jax.encoder import Encoder, load_encoder
     from simclr_jax.models.heads import ProjectionHead
     from simclr_jax.models.resnet import ResNet
     from simclr_jax.objectives.nt_xent import nt_xent
+    from simclr_jax.train import pretrain
     from simclr_jax.views.device import augment, eval_crop
     from simclr_jax.views.presets import simclr_views
 
@@ -28,15 +33,16 @@ _NAMES = {
     'load_encoder': 'encoder', 'Encoder': 'encoder', 'nt_xent': 'objectives.nt_xent',
     'simclr_views': 'views.presets', 'augment': 'views.device', 'eval_crop': 'views.device',
     'ResNet': 'models.resnet', 'ProjectionHead': 'models.heads',
+    'pretrain': 'train',
 }
 # Modules that once stood at the top, and where they are now: `import simclr_jax.plan` goes on working.
 _MOVED = {'device_augment': 'views.device', 'plan': 'inspect.plan'}
-__all__ = ['Encoder', 'ProjectionHead', 'ResNet', 'augment', 'eval_crop', 'load_encoder', 'nt_xent',
-           'simclr_views']
+__all__ = ['Encoder', 'ProjectionHead', 'ResNet', 'augment', 'config', 'eval_crop', 'load_encoder', 'nt_xent',
+           'pretrain', 'simclr_views']
 
 
 def __getattr__(name: str):
-    if name in _MOVED:
+    if name in _MOVED or name == 'config':
         return importlib.import_module(f'{__name__}.{name}')
     if name not in _NAMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

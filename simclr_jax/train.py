@@ -4,8 +4,9 @@ The step number is the only clock: the batch, its views, the learning rate and e
 are functions of (seed, step), so that to resume is to restore the state and start at its step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -19,6 +20,7 @@ from simclr_jax.inspect import profile
 from simclr_jax.runtime import sharding
 from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps
 from simclr_jax.views.fields import check_view
+from simclr_jax.config import names
 from simclr_jax.config import ConfigDict, check_profile_steps, view_config
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
@@ -39,11 +41,27 @@ MAY_DIFFER = ('task', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *ta
                'data.test_split', 'data.cache_dir', 'data.max_bad_share',
                'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
                'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
-               'eval.encoder', 'shard_state')
+               'eval.encoder', 'eval.evaluators', 'eval.evaluators_every_epochs', 'shard_state')
 
 
-def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: Any = None,
+             test_source: Any = None, method: Callable | None = None, views: Any = None,
+             writers: Sequence[Any] = (), evaluators: Sequence[Callable] = ()) -> dict[str, dict[str, float]]:
     """Pretrains the encoder of `config` in `workdir`, or goes on where an earlier run stopped.
+
+    Each part that is given takes the place of the config's; its name is kept in workdir/config.json.
+
+    Args:
+        config: of `simclr_jax.config.base_config`, or of a recipe of configs/.
+        workdir: directory of the run.
+        encoder: a Flax module, encoder(images [B, H, W, 3], train) -> features [B, D].
+        source: training images: anything with a length and items {'image', 'label'} (data/source.py).
+        test_source: images to measure on, likewise.
+        method: as the functions of methods/: (network, *, num_train_steps, mesh) -> Method. Its own settings
+            are bound by functools.partial.
+        views: a `views.fields.View` for both views, or a pair of them.
+        writers: of metrics, beside those of the config (runlog/writer.py).
+        evaluators: functions (encode, step) -> {name: scalar}, beside those of the config.
 
     Returns:
         {'random': {...}, 'pretrained': {...}}: what `measure` says of the encoder at its
@@ -60,9 +78,8 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     if checkpoint.has_checkpoint(workdir):
         checkpoint.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
     sharding.local_batch_size(config.batch_size, mesh)
-    where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
-    train_source = sources.load_source(config.data.source, config.data.train_split, **where)
-    test_source = sources.load_test_source(config.data.source, config.data.test_split, **where)
+    config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
+    train_source, test_source = load_sources(config, source, test_source)
     check_batch_size(train_source, config.batch_size, jax.process_count())
     measurable = is_labelled(train_source) and is_labelled(test_source)
     form = choose_form(config, train_source)
@@ -74,7 +91,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     # Network, method, optimiser, state.
     network, init_state, train_step, state_shardings = build(
         config, mesh, num_examples=train_source.num_examples, num_classes=train_source.num_classes,
-        num_steps=num_steps, form=form)
+        num_steps=num_steps, form=form, encoder=encoder, method=method)
     init_state = steps.jit_once(init_state, out_shardings=state_shardings)
     train_step = jax.jit(train_step, out_shardings=(state_shardings, sharding.replicated(mesh)),
                          donate_argnums=0)
@@ -94,7 +111,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     checkpoint.save_config(workdir, config.to_dict())
     checkpoint.save_versions(workdir)
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start,
-                          batch_size=config.batch_size, is_lead=sharding.is_lead())
+                          batch_size=config.batch_size, is_lead=sharding.is_lead(), writers=writers)
 
     profiler = profile.StepProfiler(
         writer, workdir, steps=config.profile_steps, breakdown=config.log.step_breakdown, start=start,
@@ -142,6 +159,13 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
                         measured = select(functools.partial(encode, state.variables(measured_network)))
                     writer.write(step, measured | {'knn_floor': floor})
                     log.restart(step)
+                if evaluators and due(step, config.eval.evaluators_every_epochs) and not interrupted:
+                    log.flush()
+                    with writer.pause(), jax.transfer_guard('allow'):
+                        encode_now = functools.partial(encode, state.variables(measured_network))
+                        for evaluator in evaluators:
+                            writer.write(step, evaluator(encode_now, step))
+                    log.restart(step)
                 if measured or interrupted or due(step, config.checkpoint.every_epochs):
                     log.flush()
                     checkpointer.save(state, measured)
@@ -169,13 +193,14 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num_classes: int,
-          num_steps: int, form: str = 'views') -> tuple[Network, Callable, Callable, Any]:
+          num_steps: int, form: str = 'views', encoder: Any = None, method: Callable | None = None) -> tuple[Network, Callable, Callable, Any]:
     """What a run computes, for the caller to compile: nothing is allocated here.
 
     Args:
         mesh: of the devices that will run it, at hand or not.
         num_examples, num_classes, num_steps: of the training split, and of the run.
         form: of the batches, see inputs.py.
+        encoder, method: in the place of the config's, see `pretrain`.
 
     Returns:
         The network, `init_state`, `train_step` (see steps.py), and the shardings of the state.
@@ -184,7 +209,12 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
         encoder=config.encoder.to_dict(), head=config.head.to_dict(), predictor=config.predictor.to_dict(),
         num_classes=num_classes if config.eval.online_probe else 0, probe_layer=config.eval.layer,
         mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks)
-    method = make_method(network=network, mesh=mesh, num_train_steps=num_steps, **config.method)
+    if encoder is not None:
+        network = network.clone(encoder=encoder)
+    if method is not None:
+        method = method(network=network, mesh=mesh, num_train_steps=num_steps)
+    else:
+        method = make_method(network=network, mesh=mesh, num_train_steps=num_steps, **config.method)
     optimizer = optim.make_optimizer(**_optimizer_settings(config))
     learning_rate = _make_schedule(config, num_examples, num_steps)
     init_state = steps.make_init_state(method, optimizer, seed=config.seed,
@@ -194,6 +224,35 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
                                        measure=_make_measure(config))
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
     return network, init_state, train_step, shardings
+
+
+def load_sources(config: ConfigDict, source: Any = None, test_source: Any = None
+                 ) -> tuple[Source, Source | None]:
+    """The splits to train and to measure on: what is given, or else those that the config names."""
+    where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
+    if source is not None:
+        return (sources.as_source(source, 'train'),
+                None if test_source is None else sources.as_source(test_source, 'test'))
+    train_source = sources.load_source(config.data.source, config.data.train_split, **where)
+    if test_source is not None:
+        return train_source, sources.as_source(test_source, 'test')
+    return train_source, sources.load_test_source(config.data.source, config.data.test_split, **where)
+
+
+def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, views: Any) -> ConfigDict:
+    """The config with the names of the parts that are given: what config.json keeps of them."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if encoder is not None:
+            config.encoder.name = names.name_of(type(encoder))
+        if source is not None:
+            config.data.source = names.name_of(source if callable(source) else type(source))
+        if method is not None:
+            config.method = ConfigDict({'name': names.name_of(getattr(method, 'func', method))})
+        if views is not None:
+            pair = views if isinstance(views, Sequence) else (views, views)
+            config.augment.view1, config.augment.view2 = map(ConfigDict, map(dataclasses.asdict, pair))
+    return config
 
 
 def _optimizer_settings(config: ConfigDict) -> dict[str, Any]:

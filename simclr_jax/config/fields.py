@@ -80,6 +80,8 @@ def base_config() -> ConfigDict:
         'batch_size': 256,              # tf2/run.py eval_batch_size
         'crop_proportion': 0.875,       # centre crop (tf2/data_util.py); 1.0 for 32 px and below
         'knn_every_epochs': 10.0,       # 0 = only at the end
+        'evaluators': (),               # of your own: ('package.module:Name', ...), docs/extending.md
+        'evaluators_every_epochs': 1.0,     # 0 = only at the end
         'knn_k': 200,                   # Wu et al. 2018, sec. 3.4
         'knn_temperature': 0.07,        # Wu et al. 2018, sec. 3.4
         'linear_at_end': True,          # the linear probe on the same features, beside the last kNN
@@ -89,6 +91,7 @@ def base_config() -> ConfigDict:
     config.checkpoint = ConfigDict({'every_epochs': 1.0, 'keep_last': 5, 'keep_best': 1})
     config.log = ConfigDict({
         'every_steps': 50,
+        'writers': (),                  # wandb, mlflow, or 'package.module:Name', beside the usual ones
         'step_breakdown': True,         # a table of where a step's time goes, from a trace of steps 11 to 13
     })
     return config

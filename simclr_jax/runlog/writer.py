@@ -1,6 +1,6 @@
 """What a run tells: a live display, metrics.jsonl, TensorBoard events and log.txt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import math
@@ -79,11 +79,13 @@ class MetricWriter:
         batch_size: global batch, to tell images per second.
         is_lead: False on all processes but one: these write and print nothing.
         stream: where the display goes; default sys.stdout.
+        writers: further ones that every row and note goes to.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, total_steps: int, start_step: int = 0,
                  batch_size: int | None = None, is_lead: bool = True,
-                 stream: TextIO | None = None):
+                 stream: TextIO | None = None, writers: Sequence[Any] = ()):
+        self._writers = tuple(writers) if is_lead else ()
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._throughput = Throughput(start_step)
@@ -122,6 +124,8 @@ class MetricWriter:
         self._rows.write(json.dumps(line, allow_nan=False) + '\n')
         self._rows.flush()
         self._events.write(step, now, row)
+        for writer in self._writers:
+            writer.write(step, row)
         parts = _describe(row)
         if steps_per_second:
             parts['ETA'] = 'ETA ' + _duration((self._total_steps - step) / steps_per_second)
@@ -132,6 +136,8 @@ class MetricWriter:
         if self._open:
             self._keep(text)
             self._display.note(text)
+            for writer in self._writers:
+                writer.note(text)
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Shows a table, and keeps it in workdir/log.txt; floats are cut to four digits."""
