@@ -47,6 +47,7 @@ setuptools.setup(
         'optax>=0.2.8',                 # the optimisers
         'orbax-checkpoint>=0.12.8',     # checkpoints
         'ml-collections>=1.1',          # configs
+        'fsspec',                       # remote paths; orbax-checkpoint brings it too
         'absl-py',                      # flags
         'numpy',
         'ml_dtypes',                    # bfloat16 in numpy
