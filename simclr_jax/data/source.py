@@ -1,12 +1,41 @@
-"""What every source of images tells, and the split expressions of sources that are not TFDS."""
+"""What may be brought as a source of images, what every source tells of itself, and split expressions."""
 
 import dataclasses
+import hashlib
 import re
 import threading
+from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
+import numpy as np
+
+from simclr_jax.data.pixels import Rules
 
 _NAMED = 3      # of the unreadable files, in an error
+_SAMPLED = 32   # images of a fingerprint, where there are no files whose names and sizes it could take
+
+
+@runtime_checkable
+class RandomAccess(Protocol):
+    """`len(source)`, and `source[i]` -> {'image': ..., 'label': int (optional)}: grain's random-access protocol.
+
+    What an image may be, and which other items are taken: `items.as_source`.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A source whose examples come in an order of their own (see `tfds.StreamedSource`)."""
+
+    def stream(self, *, seed: int, start: int, shard_index: int, shard_count: int) -> Any:
+        """An endless tf.data set of {'image', 'label', 'epoch', 'index'}, shuffled, from position `start`."""
+
+    def ordered(self, *, shard_index: int, shard_count: int, is_decoded: bool = True) -> Any:
+        """One pass over this shard's examples, likewise, of epoch 0."""
 
 
 @dataclasses.dataclass
@@ -15,7 +44,7 @@ class Source:
 
     Random-access sources also have `labels` int32 [N]. Where `uniform`, `images` uint8 [N, H, W, 3] lie in
     memory; else `load(index)` gives one, an encoded file as bytes or pixels uint8 [H, W, 3], and
-    `name_of(index)` names it. Streamed ones have `stream` and `ordered` (`tfds_source.StreamedSource`).
+    `name_of(index)` names it. `Streamed` ones have `stream` and `ordered` instead.
     """
 
     name: str
@@ -25,13 +54,22 @@ class Source:
 
     uniform = False         # whether all images share one shape and lie in memory
     max_bad_share = 0.05    # of the examples, that may be unreadable; a caller may set another
+    rules = Rules()         # by which files become pixels; a caller may set others
 
     def __post_init__(self):
+        self.notes: list[str] = []    # What is to be said of the data when a run begins.
         self.skipped: list[str] = []  # Names of those found unreadable so far.
         self._skipped_rows: set[int] = set()
         self._skip_lock = threading.Lock()
         if self.num_examples == 0:
             raise ValueError(f"Split '{self.split}' of '{self.name}' holds no images.")
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{'image', 'label'} of an example of random access: what a user's own source gives too."""
+        return {'image': self.load(index), 'label': int(self.labels[index])}
 
     @property
     def num_classes(self) -> int:
@@ -41,6 +79,21 @@ class Source:
     def name_of(self, index: int) -> str:
         """What a message calls an example."""
         return f'example {index}'
+
+    def fingerprint(self, *, with_times: bool = False) -> str:
+        """Changes with the number of examples, the classes, the labels, and some of the images.
+
+        with_times: also with the times of files, where there are any.
+        """
+        digest = hashlib.sha256(repr((self.num_examples, self.class_names)).encode())
+        digest.update(self.labels.tobytes())
+        for index in np.unique(np.linspace(0, self.num_examples - 1, _SAMPLED, dtype=int)).tolist():
+            try:
+                image = self.load(index)
+                digest.update(image if isinstance(image, bytes) else image.tobytes())
+            except (ValueError, OSError):       # unreadable: it is skipped where it is met
+                digest.update(b'unreadable')
+        return digest.hexdigest()
 
     def skip(self, index: int, error: Exception) -> None:
         """Notes that an example cannot be read: in `skipped` and, once, in the log. From any thread."""

@@ -1,0 +1,204 @@
+"""Sources that a user brings: lists, torch and Hugging Face data sets, grain's, all by length and items."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+import inspect
+import os
+import sys
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from simclr_jax import storage
+from simclr_jax.data import pixels
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.labels import as_classes
+from simclr_jax.data.source import RandomAccess, Source, Streamed, split_name
+from simclr_jax.data.subset import take_split
+
+_WANTED = ("{'image': ..., 'label': int (optional)} or (image, label), the image as uint8 [H, W] or [H, W, C], a "
+           "PIL image, an encoded file's bytes, or a path")
+_AT_ONCE = 256      # items that threads read for their labels
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A data set that holds its labels apart, so that no image is read for them."""
+
+    labels: Sequence[int]
+
+
+@runtime_checkable
+class Targeted(Protocol):
+    """The same, as torchvision's data sets name them."""
+
+    targets: Sequence[int]
+
+
+@runtime_checkable
+class WithClassNames(Protocol):
+    """A data set that names its classes: class i is `class_names[i]`."""
+
+    class_names: Sequence[str]
+
+
+@runtime_checkable
+class WithClasses(Protocol):
+    """The same, as torchvision's data sets have it."""
+
+    classes: Sequence[str]
+
+
+def as_source(anything: Any, split: str = 'train', *, name: str = '',
+              arguments: Mapping[str, Any] | None = None, rules: pixels.Rules = pixels.Rules()) -> Source:
+    """What a user brings, as a source.
+
+    Args:
+        anything: a `Source`; a list, a torch or Hugging Face data set, a source of grain, or whatever else has
+            a length and items; a dictionary of such by split; or a class or function that makes one,
+            called with `split=` if it takes that, and `arguments`. An item is {'image', 'label'}, a pair
+            (image, label) or an image alone. An image is integers or floats [H, W] or [H, W, C] with 1, 3 or 4
+            channels, a PIL image, the bytes of an encoded file, or a path. A label is an integer or a
+            string; None or -1 is no label. Items are read by several threads at once.
+        split: which is asked for; 'train[:80%]' takes a part (see `source.take_split`).
+        name: for messages; '' takes that of the type.
+        rules: by which pixels become RGB uint8.
+
+    Raises:
+        ValueError: it has no items of this kind: which one, what it holds and what is wanted.
+    """
+    name = name or _name_of(anything)
+    if isinstance(anything, Callable) and not isinstance(anything, RandomAccess) or isinstance(anything, type):
+        anything = _called(anything, split_name(split), arguments or {}, name)
+    if isinstance(anything, Source):
+        return anything
+    if isinstance(anything, Mapping):
+        if split_name(split) not in anything:
+            raise ValueError(f"'{name}' has no split '{split_name(split)}'; it has {', '.join(anything)}.")
+        anything = anything[split_name(split)]
+    if isinstance(anything, Streamed) or isinstance(anything, str | bytes) or not isinstance(
+            anything, RandomAccess):
+        raise ValueError(f"'{name}' is a {type(anything).__name__}, which is no source of images: give "
+                         f'something with len(source) and source[i] -> {_WANTED}.')
+    return take_split(ItemSource(anything, split, name=name, rules=rules), split)
+
+
+class ItemSource(Source):
+    """The items of a data set of the user's own, read when they are asked for."""
+
+    def __init__(self, items: RandomAccess, split: str, *, name: str, rules: pixels.Rules):
+        super().__init__(name, split, len(items), None)
+        self.rules, self._items, self._keys = rules, items, ('image', 'label')
+        labels, class_names = _told_labels(items), _told_classes(items)
+        datasets = sys.modules.get('datasets')
+        if datasets is not None and isinstance(items, datasets.Dataset):
+            self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets, name)
+        self.load(0)        # say so at once, where it will not do
+        labels = self._read_labels() if labels is None else labels
+        if len(labels) != self.num_examples:
+            raise ValueError(f"'{name}' has {self.num_examples} items but {len(labels)} labels.")
+        self.labels, self.class_names, self.notes = as_classes(labels, class_names, f"'{name}'")
+
+    def load(self, index: int) -> bytes | np.ndarray:
+        """Image `index`, an encoded file's bytes or uint8 [H, W, 3]. OSError: it cannot be read."""
+        image = self._split(index)[0]
+        if isinstance(image, Mapping) and {'bytes', 'path'} <= set(image):      # Hugging Face's, undecoded
+            image = image['bytes'] if image['bytes'] is not None else image['path']
+        if isinstance(image, bytes | bytearray | memoryview):
+            return bytes(image)
+        if isinstance(image, str | os.PathLike):
+            return storage.read_bytes(storage.as_path(image))
+        if isinstance(image, Image.Image):
+            return pixels.of_image(image, self.rules)
+        array = np.asarray(image)
+        if array.ndim == 3 and array.shape[-1] not in pixels.CHANNELS and array.shape[0] in pixels.CHANNELS:
+            array = array.transpose(1, 2, 0)        # torch's [C, H, W]
+        try:
+            return pixels.of_array(array, self.rules)
+        except ValueError as error:
+            raise ValueError(f"Item {index} of '{self.name}' holds the image {type(image).__name__} {error}."
+                             ) from error
+
+    def _split(self, index: int) -> tuple[Any, Any]:
+        """(image, label or None) of an item, as they are."""
+        try:
+            item = self._items[index]
+        except OSError:     # an image that cannot be read: it is skipped
+            raise
+        except Exception as error:
+            raise ValueError(f"Item {index} of '{self.name}' cannot be had: {type(error).__name__}: {error}"
+                             ) from error
+        image, label = self._keys
+        if isinstance(item, Mapping):
+            if image not in item and {'bytes', 'path'} <= set(item):
+                return item, None
+            if image not in item:
+                raise ValueError(f"Item {index} of '{self.name}' has the keys {', '.join(map(str, item))}: wanted "
+                                 f'is {_WANTED}.')
+            return item[image], item.get(label)
+        if isinstance(item, tuple | list):
+            if not 1 <= len(item) <= 2:
+                raise ValueError(f"Item {index} of '{self.name}' is a {type(item).__name__} of {len(item)}: wanted "
+                                 f'is {_WANTED}.')
+            return item[0], item[1] if len(item) == 2 else None
+        return item, None
+
+    def _read_labels(self) -> list:
+        """The labels of all items; that images are read for them costs a pass, and is said."""
+        if self._split(0)[1] is None and not isinstance(self._items, list | tuple):
+            return [None] * self.num_examples
+        with futures.ThreadPoolExecutor() as pool:
+            return list(pool.map(self._label, range(self.num_examples), chunksize=_AT_ONCE))
+
+    def _label(self, index: int) -> Any:
+        try:
+            return self._split(index)[1]
+        except (BadImage, OSError) as error:
+            self.skip(index, error)
+            return None
+
+
+def _called(make: Callable, split: str, arguments: Mapping[str, Any], name: str) -> Any:
+    parameters = inspect.signature(make).parameters
+    takes_split = 'split' in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if split != 'train' and not takes_split:
+        raise ValueError(f"'{name}' takes no argument split, so that it has the split 'train' alone: "
+                         f"'{split}' was asked for.")
+    try:
+        return make(**({'split': split} if takes_split else {}), **arguments)
+    except TypeError as error:
+        raise ValueError(f"'{name}' cannot be made with the arguments {dict(arguments)}: {error}.") from error
+
+
+def _name_of(anything: Any) -> str:
+    return anything.__qualname__ if isinstance(anything, type) or inspect.isfunction(anything) else type(
+        anything).__name__
+
+
+def _told_labels(items: Any) -> Sequence | None:
+    return items.labels if isinstance(items, Labelled) else items.targets if isinstance(items, Targeted) else None
+
+
+def _told_classes(items: Any) -> Sequence[str] | None:
+    if isinstance(items, WithClassNames):
+        return items.class_names
+    return items.classes if isinstance(items, WithClasses) else None
+
+
+def _of_hugging_face(items: Any, datasets: Any, name: str
+                     ) -> tuple[Any, tuple[str, str], Sequence | None, Sequence[str] | None]:
+    """(items with undecoded images, keys of image and label, labels, class names), by the types of features."""
+    def first(kind, prefer):
+        keys = [key for key, feature in items.features.items() if type(feature) is kind]
+        return prefer if prefer in keys else min(keys, default=None)
+
+    image, label = first(datasets.Image, 'image'), first(datasets.ClassLabel, 'label')
+    if image is None:
+        return items, ('image', 'label'), None, None
+    items = items.cast_column(image, datasets.Image(decode=False))
+    label = label or ('label' if 'label' in items.features else None)
+    labels = None if label is None else items.with_format('numpy')[label][:]
+    if label is not None and type(items.features[label]) is datasets.ClassLabel:
+        return items, (image, label), labels, items.features[label].names
+    return items, (image, label or 'label'), labels if label else [None] * len(items), None
