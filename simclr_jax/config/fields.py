@@ -44,7 +44,9 @@ def base_config() -> ConfigDict:
     use_method(config, 'simclr')        # config.method, config.head, config.predictor
     config.augment = augment_config(image_size=224, strength=1.0)
     config.data = ConfigDict({
-        'source': 'imagenet2012',       # a TFDS name, folder:PATH, arrays:PATH.npz, or shapes
+        'source': 'imagenet2012',       # a TFDS name, folder:PATH, arrays:PATH.npz, shapes, or
+                                        # 'package.module:Name', docs/extending.md
+        'arguments': {},                # keywords of the latter, beside split
         'dir': '',                      # where TFDS data sets were prepared; '' = TFDS's own default
         'train_split': 'train',
         'test_split': '',               # measured on; '' = test, validation or val if there; or 'none'

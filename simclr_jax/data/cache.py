@@ -31,8 +31,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.decode import BadImage, read_image
+from simclr_jax.data.pixels import Rules
 
 _FORMAT = 1
 _HEADER = struct.Struct('<II')
@@ -58,7 +59,7 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
     a directory of each host's own.
 
     Args:
-        source: with `fingerprint() -> str`, which changes with its files; of random access (`load`,
+        source: with `fingerprint(with_times=True) -> str`, which changes with its files; of random access (`load`,
             `labels`) but not uniform, or streamed (`ordered`). It gets random access by that.
         kind: 'decoded', the source's own pixels; or 'resized:N', larger images reduced to a short side of N
             pixels by Pillow's antialiased bicubic filter. The latter changes the distribution of
@@ -81,7 +82,7 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
         raise ValueError(f"data.cache is '{kind}', but data.cache_dir is empty: name a directory.")
     expected = {'format': _FORMAT, 'source': source.name, 'split': source.split, 'kind': kind,
                 'examples': source.num_examples, 'class_names': source.class_names and [*source.class_names],
-                'fingerprint': source.fingerprint()}
+                'fingerprint': source.fingerprint(with_times=True)}
     os.makedirs(directory, exist_ok=True)
     folder = os.path.join(directory, _folder_name(source, kind))
     with _lock(f'{folder}.lock', is_lead):
@@ -259,7 +260,7 @@ def _build(source: Source, resize_to: int | None, folder: str, expected: dict[st
     labels, unreadable = [], []
 
     def images(advance):
-        for index, label, image in _in_order(_examples(source), resize_to, num_threads):
+        for index, label, image in _in_order(_examples(source), resize_to, source.rules, num_threads):
             labels.append(label)
             if isinstance(image, np.ndarray):
                 yield image
@@ -290,7 +291,7 @@ def _checked_size(source: Source, resize_to: int | None, directory: str) -> int:
     indices = np.unique(np.linspace(0, source.num_examples - 1, _SAMPLE, dtype=np.int64)).tolist()
     sizes = []
     for example in itertools.islice(_examples(source, indices), _SAMPLE):
-        *_, image = _read_example(example, resize_to)
+        *_, image = _read_example(example, resize_to, source.rules)
         if isinstance(image, np.ndarray):
             sizes.append(image.nbytes + _HEADER.size)
     if not sizes:
@@ -307,7 +308,7 @@ def _checked_size(source: Source, resize_to: int | None, directory: str) -> int:
 
 def _examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[_Example]:
     """All examples in order, or those of `indices`, which a streamed source does not heed."""
-    if not hasattr(source, 'ordered'):
+    if not isinstance(source, Streamed):
         for index in range(source.num_examples) if indices is None else indices:
             yield index, int(source.labels[index]), functools.partial(source.load, index)
         return
@@ -315,13 +316,13 @@ def _examples(source: Source, indices: Iterable[int] | None = None) -> Iterator[
         yield int(example['index']), int(example['label']), lambda image=example['image']: image
 
 
-def _read_example(example: _Example, resize_to: int | None) -> tuple[int, int, np.ndarray | Exception]:
+def _read_example(example: _Example, resize_to: int | None, rules: Rules) -> tuple[int, int, np.ndarray | Exception]:
     """(index, label, image uint8 [H, W, 3] as it is cached, or why there is none)."""
     index, label, load = example
     try:
         image = load()
         if isinstance(image, bytes):
-            image = read_image(io.BytesIO(image))
+            image = read_image(io.BytesIO(image), rules)
         return index, label, image if resize_to is None else _reduced(image, resize_to)
     except (BadImage, OSError) as error:
         return index, label, error
@@ -337,13 +338,13 @@ def _reduced(image: np.ndarray, short_side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def _in_order(examples: Iterable[_Example], resize_to: int | None, num_threads: int
+def _in_order(examples: Iterable[_Example], resize_to: int | None, rules: Rules, num_threads: int
               ) -> Iterator[tuple[int, int, np.ndarray | Exception]]:
     """`_read_example` of each, in order, by threads that run a few images ahead."""
     with futures.ThreadPoolExecutor(num_threads) as pool:
         pending = collections.deque()
         for example in examples:
-            pending.append(pool.submit(_read_example, example, resize_to))
+            pending.append(pool.submit(_read_example, example, resize_to, rules))
             if len(pending) > 2 * num_threads:
                 yield pending.popleft().result()
         while pending:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from simclr_jax.data import pixels
 from simclr_jax.views.draws import Box
 
 # Frames that both decoders read alike: baseline, extended and progressive, Huffman coded.
@@ -28,14 +29,15 @@ class EncodedImage:
 
     Args:
         data: a file's bytes in any format that Pillow reads, or pixels uint8 [H, W, 3].
+        rules: by which pixels become RGB uint8.
     """
 
-    def __init__(self, data: bytes | np.ndarray):
-        self._data, self._pixels, size = data, data, None
+    def __init__(self, data: bytes | np.ndarray, rules: pixels.Rules = pixels.Rules()):
+        self._data, self._pixels, self._rules, size = data, data, rules, None
         if not isinstance(data, np.ndarray):
             size = _plain_jpeg_size(data)
             size = size if size and _tensorflow() else None
-            self._pixels = read_image(io.BytesIO(data)) if size is None else None
+            self._pixels = read_image(io.BytesIO(data), rules) if size is None else None
         self.height, self.width = size or self._pixels.shape[:2]
 
     def region(self, box: Box) -> np.ndarray:
@@ -45,27 +47,23 @@ class EncodedImage:
             margin = min(left, _MARGIN)
             wide = (top, left - margin, height, min(width + margin + _MARGIN, self.width - left + margin))
             try:
-                pixels = _decode_jpeg(self._data, wide)
-                return pixels[:, margin:margin + width]
+                return _decode_jpeg(self._data, wide)[:, margin:margin + width]
             except _tensorflow().errors.OpError:
-                self._pixels = read_image(io.BytesIO(self._data))     # the last word on what can be read
+                self._pixels = read_image(io.BytesIO(self._data), self._rules)     # the last word on what can be read
         return self._pixels[top:top + height, left:left + width]
 
 
-def read_image(file: str | BinaryIO) -> np.ndarray:
+def read_image(file: str | BinaryIO, rules: pixels.Rules = pixels.Rules()) -> np.ndarray:
     """Decodes a whole image file to RGB uint8 [H, W, 3], upright by its EXIF orientation.
 
-    Grey is repeated, CMYK converted, alpha dropped, 16 bits reduced to 8; of an animation, the first frame.
+    Grey is repeated, CMYK converted, depth and transparency go by `rules`; of an animation, the first frame.
 
     Raises:
         BadImage: it is no image, is cut short, or has more pixels than Pillow takes for harmless.
     """
     try:
         with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I'):  # Pillow would clip 16 bits to 8, not scale them.
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            return np.array(image.convert('RGB'))
+            return pixels.of_image(ImageOps.exif_transpose(image), rules)
     except UnidentifiedImageError as error:
         raise BadImage('it is no image of a known format') from error
     except Exception as error:  # Pillow meets broken files with errors of many types.

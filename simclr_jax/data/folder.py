@@ -1,20 +1,16 @@
 """A directory tree of image files, labelled or not."""
 
-from concurrent import futures
 import hashlib
 import io
-import math
 import os
 
 import numpy as np
 
-from simclr_jax.data.arrays import ArraySource, require_split
+from simclr_jax.data.arrays import require_split
 from simclr_jax.data.source import Source, split_name, split_rows
 from simclr_jax.data.decode import BadImage, read_image
 
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
-_SMALL_SIDE = 128
-_DECODED_AT_ONCE = 256      # files, before the bad ones among them are counted
 _SPLIT_FOLDERS = ('train', 'test', 'val', 'validation')
 
 
@@ -53,53 +49,22 @@ class FolderSource(Source):
         """The path of a file, from the root of the split."""
         return self.files[index]
 
-    def fingerprint(self) -> str:
-        """Changes with the names, sizes and times of the files, and with the labels."""
+    def fingerprint(self, *, with_times: bool = False) -> str:
+        """Changes with the names and sizes of the files, with the labels, and, if asked for, with the times."""
         digest = hashlib.sha256(self.labels.tobytes())
         for file in self.files:
             path = os.path.join(self._root, file)
             state = os.stat(path) if os.path.exists(path) else None      # a link may lead nowhere
-            digest.update(os.fsencode(f'{file}\0{state and (state.st_size, state.st_mtime_ns)}\0'))
+            known = state and ((state.st_size, state.st_mtime_ns) if with_times else state.st_size)
+            digest.update(os.fsencode(f'{file}\0{known}\0'))
         return digest.hexdigest()
 
     def _is_readable(self, index: int) -> bool:
         try:
-            read_image(io.BytesIO(self.load(index)))
+            read_image(io.BytesIO(self.load(index)), self.rules)
         except (BadImage, OSError) as error:
             self.skip(index, error)
         return not self.is_skipped(index)
-
-
-def in_memory(source: FolderSource, max_bytes: int) -> ArraySource | None:
-    """The images of `source`, decoded once; None unless they are small, of one shape, and fit.
-
-    Small is up to 128 pixels a side: of larger ones a crop seldom needs all. What cannot be read is left out
-    of the array, and named in `skipped`.
-    """
-    def decode(index):
-        try:
-            return read_image(io.BytesIO(source.load(index)))
-        except (BadImage, OSError) as error:
-            source.skip(index, error)
-            return None
-
-    rows, images, shape = [], [], None
-    with futures.ThreadPoolExecutor() as pool:
-        for first in range(0, source.num_examples, _DECODED_AT_ONCE):
-            indices = range(first, min(first + _DECODED_AT_ONCE, source.num_examples))
-            for index, image in zip(indices, pool.map(decode, indices)):
-                if image is None:
-                    continue
-                shape = shape or image.shape
-                if (image.shape != shape or max(shape) > _SMALL_SIDE
-                        or math.prod(shape) * source.num_examples > max_bytes):
-                    return None
-                rows.append(index)
-                images.append(image)
-            source.check_bad_share()
-    result = ArraySource(source.name, source.split, np.stack(images), source.labels[rows], source.class_names)
-    result.skipped, result.max_bad_share = list(source.skipped), source.max_bad_share
-    return result
 
 
 def folder_splits(path: str) -> tuple[str, ...]:

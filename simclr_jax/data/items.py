@@ -69,14 +69,19 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
         ValueError: it has no items of this kind: which one, what it holds and what is wanted.
     """
     name = name or _name_of(anything)
-    if isinstance(anything, Callable) and not isinstance(anything, RandomAccess) or isinstance(anything, type):
-        anything = _called(anything, split_name(split), arguments or {}, name)
+    whole = split_name(split)
+    is_one_split = _makes(anything) and not _takes_split(anything)
+    if _makes(anything):
+        anything = _called(anything, whole, arguments or {}, name)
     if isinstance(anything, Source):
         return anything
     if isinstance(anything, Mapping):
-        if split_name(split) not in anything:
-            raise ValueError(f"'{name}' has no split '{split_name(split)}'; it has {', '.join(anything)}.")
-        anything = anything[split_name(split)]
+        if whole not in anything:
+            raise ValueError(f"'{name}' has no split '{whole}'; it has {', '.join(anything)}.")
+        anything = anything[whole]
+    elif whole != 'train' and is_one_split:
+        raise ValueError(f"'{name}' takes no argument split, so that it has the split 'train' alone: "
+                         f"'{whole}' was asked for.")
     if isinstance(anything, Streamed) or isinstance(anything, str | bytes) or not isinstance(
             anything, RandomAccess):
         raise ValueError(f"'{name}' is a {type(anything).__name__}, which is no source of images: give "
@@ -159,16 +164,34 @@ class ItemSource(Source):
             return None
 
 
-def _called(make: Callable, split: str, arguments: Mapping[str, Any], name: str) -> Any:
+def splits_of(anything: Any, arguments: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The splits that `as_source` can be asked for; what takes a `split` is taken to have train and test."""
+    if _makes(anything):
+        if _takes_split(anything):
+            return ('train', 'test')
+        anything = _called(anything, 'train', arguments or {}, _name_of(anything))
+    return tuple(anything) if isinstance(anything, Mapping) else ('train',)
+
+
+def _makes(anything: Any) -> bool:
+    """Whether it is a class or a function that is to be called."""
+    return isinstance(anything, type) or isinstance(anything, Callable) and not isinstance(anything, RandomAccess)
+
+
+def _takes_split(make: Callable) -> bool:
     parameters = inspect.signature(make).parameters
-    takes_split = 'split' in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if split != 'train' and not takes_split:
-        raise ValueError(f"'{name}' takes no argument split, so that it has the split 'train' alone: "
-                         f"'{split}' was asked for.")
+    return 'split' in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _called(make: Callable, split: str, arguments: Mapping[str, Any], name: str) -> Any:
+    keywords = {'split': split, **arguments} if _takes_split(make) else dict(arguments)
     try:
-        return make(**({'split': split} if takes_split else {}), **arguments)
-    except TypeError as error:
-        raise ValueError(f"'{name}' cannot be made with the arguments {dict(arguments)}: {error}.") from error
+        return make(**keywords)
+    except Exception as error:
+        given = ', '.join(f'{key}={value!r}' for key, value in keywords.items())
+        fix = ": data.test_split='none' asks for no split to measure on" if split == 'test' else ''
+        raise ValueError(f"data.source '{name}' cannot be made with ({given}): {type(error).__name__}: {error}{fix}."
+                         ) from error
 
 
 def _name_of(anything: Any) -> str:

@@ -51,8 +51,7 @@ def as_classes(labels: Any, class_names: Sequence[str] | None = None, where: str
 def _plain(labels: Any, where: str) -> np.ndarray:
     """Labels as an array of integers or strings; None is -1 or ''."""
     if isinstance(labels, Sequence):
-        found = [label.item() if isinstance(label, np.ndarray | np.generic) or _is_tensor(label) else label
-                 for label in labels]
+        found = [_number(label) for label in labels]
         empty = '' if any(isinstance(label, str) for label in found) else _NONE
         labels = np.array([empty if label is None else label for label in found] or np.zeros(0, int))
     labels = np.asarray(labels)
@@ -63,9 +62,12 @@ def _plain(labels: Any, where: str) -> np.ndarray:
     return labels if labels.dtype.kind == 'U' else labels.astype(np.int64)
 
 
-def _is_tensor(label: Any) -> bool:
-    """Whether it is one number in an array of another library's."""
-    return not isinstance(label, int | float | str | bytes | None) and np.asarray(label).size == 1
+def _number(label: Any) -> Any:
+    """A label of its own, where it is an array or a tensor of one element."""
+    if label is None or isinstance(label, int | str):
+        return label
+    array = np.asarray(label)
+    return array.item() if array.size == 1 else label
 
 
 def _some(values: np.ndarray) -> str:

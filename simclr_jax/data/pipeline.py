@@ -23,7 +23,7 @@ import numpy as np
 
 from simclr_jax.data import kernels
 from simclr_jax.views import host as host_augment
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.views.draws import Box, Draws, union
 from simclr_jax.data.memory import check_batch_size
@@ -161,7 +161,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     form = _Form({'image': ((image_size, image_size, 3), np.float32), 'valid': ((), bool)}, fill,
                  has_gaps=True)
     num_batches = -(-source.num_examples // (batch_size * shard_count))
-    if hasattr(source, 'ordered'):
+    if isinstance(source, Streamed):
         examples = source.ordered(shard_index=shard_index, shard_count=shard_count, is_decoded=False)
         found = ([_Row(0, 0, [candidate]) for _, candidate in examples]
                  for examples in _encoded(examples.batch(batch_size)))
@@ -245,7 +245,7 @@ def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_s
              shard_count: int, num_threads: int) -> Batches:
     check_batch_size(source, batch_size, shard_count)
     local = batch_size // shard_count
-    if hasattr(source, 'stream'):
+    if isinstance(source, Streamed):
         examples = source.stream(seed=seed, start=start_step * local, shard_index=shard_index,
                                  shard_count=shard_count)
         batches = map(_stream_rows, _encoded(examples.batch(local)))
@@ -345,7 +345,7 @@ def _fill_row(source: Source, row: _Row, form: _Form, batch: Batch, number: int)
         if source.is_skipped(candidate.index):
             continue
         try:
-            form.fill(batch, number, EncodedImage(candidate.load()), row.epoch, row.index)
+            form.fill(batch, number, EncodedImage(candidate.load(), source.rules), row.epoch, row.index)
         except (BadImage, OSError) as error:
             source.skip(candidate.index, error)
             source.check_bad_share()

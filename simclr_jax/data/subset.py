@@ -66,6 +66,8 @@ def hold_out(source: Source, percent: float) -> tuple[Source, Source]:
     train = np.setdiff1d(np.arange(len(labels)), held_out)
     parts = (take_rows(source, train), take_rows(source, held_out, split=f'{percent:g}% of {source.split}'))
     parts[0].notes = list(source.notes)
+    if source.uniform:      # what could not be read is no row of either
+        parts[0].skipped = list(source.skipped)
     return parts
 
 

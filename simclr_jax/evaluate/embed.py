@@ -14,7 +14,7 @@ from simclr_jax.data import batches as inputs
 from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.cache import progress_bar
 from simclr_jax.evaluate.frozen import fingerprint
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
@@ -78,7 +78,7 @@ def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: j
 
     In the order of the source. `advance` is called once for each image of it.
     """
-    if hasattr(source, 'ordered') and jax.process_count() > 1:
+    if isinstance(source, Streamed) and jax.process_count() > 1:
         raise ValueError(f'{source.name} is streamed from its files, which embed reads in one process: '
                          'run it without --multihost.')
     own = pretrained.config

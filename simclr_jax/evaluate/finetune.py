@@ -15,7 +15,7 @@ from simclr_jax.data import batches as inputs
 from simclr_jax.runtime import sharding
 from simclr_jax.training import optimizers as optim, schedules
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.subset import labels_of, take_rows
 from simclr_jax.evaluate.frozen import labelled_features
@@ -214,7 +214,7 @@ def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
     if settings.subset_file:
         names = [source.name_of(index) for index in range(source.num_examples)]
         return take_rows(source, rows_of_files(names, os.path.expanduser(settings.subset_file)))
-    if settings.label_share == 1 and not hasattr(source, 'labels'):
+    if settings.label_share == 1 and isinstance(source, Streamed):
         return source
     return take_rows(source, balanced_rows(labels_of(source), settings.label_share, seed, source.num_classes))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from simclr_jax.data import batches as inputs
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.evaluate.features import Features, describe_preprocessing, extract_features, take
 from simclr_jax.evaluate.knn import knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy
@@ -79,7 +79,7 @@ def is_labelled(source: Source | None) -> bool:
     """Whether a source can be measured on: TFDS's own test splits often carry -1 for every label."""
     if source is None or not source.num_classes:
         return False
-    if hasattr(source, 'labels'):
+    if not isinstance(source, Streamed):
         return bool((source.labels >= 0).any())
     first = next(inputs.eval_batches(source, batch_size=8, image_size=8, crop_proportion=1.0))
     return bool((first['label'] >= 0).any())
@@ -87,7 +87,7 @@ def is_labelled(source: Source | None) -> bool:
 
 def num_labelled(source: Source) -> int:
     """Images that a measurement counts: labelled, and not found unreadable so far."""
-    if hasattr(source, 'labels'):
+    if not isinstance(source, Streamed):
         return sum(not source.is_skipped(int(index)) for index in np.flatnonzero(source.labels >= 0))
     return source.num_examples - len(source.skipped)
 

@@ -21,7 +21,7 @@ from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules, steps
 from simclr_jax.config import ConfigDict, view_config
 from simclr_jax.data import sources
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.train import build, choose_form, make_batches, make_prepare
 
@@ -108,7 +108,7 @@ def measure_parts(source: Source, config: ConfigDict) -> dict[str, float]:
     off, plain = {'probability': 0.0}, dict.fromkeys(_COLOUR, {'probability': 0.0})
     # Where the recipe has no blur, the row shows what it would cost.
     blur = max(0.5, *(view['blur']['probability'] for view in views.values()))
-    parts = {'decode': _decoding(source)} if hasattr(source, 'load') else {}
+    parts = {'decode': _decoding(source)} if not (source.uniform or isinstance(source, Streamed)) else {}
     parts |= {"decode, pad ('padded')": batches('padded'),
               "decode, crop ('crops')": batches('crops'),
               'on the host: decode, crop, flip': batches('views', blur=off, **plain),
@@ -124,7 +124,7 @@ def _decoding(source: Source) -> Callable[[], Iterator]:
     def images():
         for index in np.random.default_rng(0).integers(0, source.num_examples, 1 << 20).tolist():
             try:
-                image = EncodedImage(source.load(index))
+                image = EncodedImage(source.load(index), source.rules)
                 image.region((0, 0, image.height, image.width))
             except (BadImage, OSError) as error:
                 source.skip(index, error)

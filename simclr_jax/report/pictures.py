@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data import sources
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.data.subset import take_rows
 
@@ -35,7 +35,7 @@ def sample(source: Source, count: int, seed: int) -> tuple[Source, np.ndarray, s
     A function of (source, count, seed). Of a stream they are the first ones: TFDS shuffles a data set when
     it prepares it, and what lies further back would have to be read past.
     """
-    if hasattr(source, 'ordered'):
+    if isinstance(source, Streamed):
         found = list(itertools.islice(
             source.ordered(shard_index=0, shard_count=1, is_decoded=False).as_numpy_iterator(), count))
         indices = np.array([example['index'] for example in found])
@@ -54,7 +54,7 @@ def picture(source: Source, index: int) -> np.ndarray | None:
     if source.uniform:
         return source.images[index]
     try:
-        image = EncodedImage(source.load(index))
+        image = EncodedImage(source.load(index), source.rules)
         return image.region((0, 0, image.height, image.width))
     except (BadImage, OSError):
         return None
@@ -67,7 +67,7 @@ def pictures(name: str, split: str, indices: np.ndarray, options: Mapping[str, A
     Raises FileNotFoundError or ValueError where the data are no longer there.
     """
     source = sources.load_source(name, split, **options)
-    if not hasattr(source, 'ordered'):
+    if not isinstance(source, Streamed):
         return {int(index): picture(source, int(index)) if index < source.num_examples else None
                 for index in indices}
     if '[' in split:

@@ -41,7 +41,8 @@ class Files(Source):
     def name_of(self, index):
         return self.files[index].name
 
-    def fingerprint(self):
+    def fingerprint(self, *, with_times):
+        assert with_times
         facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.files]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
@@ -290,6 +291,9 @@ class Streamed(Source):
         self.max_bad_share = 0.5
         super().__init__('streamed', 'train', len(files), None)
 
+    def stream(self, *, seed, start, shard_index, shard_count):
+        raise NotImplementedError
+
     def ordered(self, *, shard_index, shard_count, is_decoded):
         import tensorflow as tf
         assert (shard_index, shard_count, is_decoded) == (0, 1, False)
@@ -297,7 +301,7 @@ class Streamed(Source):
         return examples.map(lambda index, image: {
             'image': image, 'label': tf.cast(index % 3, tf.int32), 'epoch': np.int64(0), 'index': index})
 
-    def fingerprint(self):
+    def fingerprint(self, *, with_times):
         return 'as ever'
 
 

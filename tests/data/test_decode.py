@@ -91,11 +91,12 @@ def test_only_the_box_of_a_plain_jpeg_is_decoded(monkeypatch):
         assert sizes.pop() == (1, 1, 2, 14)
 
 
-def test_sixteen_bits_are_scaled_and_alpha_is_dropped():
+def test_sixteen_bits_are_scaled_and_transparency_shows_the_background():
     np.testing.assert_array_equal(whole(sixteen_bits())[..., 1], np.asarray(picture().convert('L')))
     transparent = picture().convert('RGBA')
     transparent.putalpha(9)
-    np.testing.assert_array_equal(whole(encoded(transparent, 'PNG')), np.asarray(picture()))
+    expected = np.asarray(picture()) * (9 / 255) + 255 * (246 / 255)        # over white
+    np.testing.assert_allclose(whole(encoded(transparent, 'PNG')), expected, atol=0.5)
 
 
 def test_pixels_pass_as_they_are():
@@ -145,7 +146,7 @@ import io, sys
 sys.modules['tensorflow'] = None    # importing it fails
 import numpy as np
 from PIL import Image
-from simclr_jax.data import arrays, base, decode, draws, folder, host_augment, kernels, pipeline
+from simclr_jax.data import arrays, decode, folder, kernels, pipeline, source as _
 buffer = io.BytesIO()
 Image.new('RGB', (9, 7), (200, 90, 30)).save(buffer, 'JPEG')
 image = decode.EncodedImage(buffer.getvalue())

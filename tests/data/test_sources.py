@@ -201,17 +201,25 @@ def test_unreadable_files_are_named_once_by_their_path(tmp_path, monkeypatch):
         source.check_bad_share()
 
 
-def test_the_fingerprint_of_a_folder_tells_its_files_apart(tmp_path):
+def test_the_fingerprint_of_a_folder_is_that_of_its_files_wherever_it_lies(tmp_path):
+    def fingerprints():
+        source = load_source(f'folder:{tmp_path}/data', 'train')
+        return source.fingerprint(), source.fingerprint(with_times=True)
+
     for i in range(3):
-        _write(tmp_path / f'{i}.png')
-    known = [load_source(f'folder:{tmp_path}', 'train').fingerprint() for _ in range(2)]
-    _write(tmp_path / '1.png', size=(30, 30))
-    known.append(load_source(f'folder:{tmp_path}', 'train').fingerprint())
-    os.utime(tmp_path / '2.png', (1, 1))
-    known.append(load_source(f'folder:{tmp_path}', 'train').fingerprint())
-    (tmp_path / '0.png').rename(tmp_path / '3.png')
-    known.append(load_source(f'folder:{tmp_path}', 'train').fingerprint())
-    assert known[0] == known[1] and len(set(known)) == 4
+        _write(tmp_path / f'data/{i}.png')
+    known = [fingerprints()]
+    os.utime(tmp_path / 'data/2.png', (1, 1))
+    known.append(fingerprints())
+    assert known[0][0] == known[1][0] and known[0][1] != known[1][1]
+    (tmp_path / 'data').rename(tmp_path / 'moved')
+    assert load_source(f'folder:{tmp_path}/moved', 'train').fingerprint() == known[0][0]
+    (tmp_path / 'moved').rename(tmp_path / 'data')
+    _write(tmp_path / 'data/1.png', size=(30, 30))
+    known.append(fingerprints())
+    (tmp_path / 'data/0.png').rename(tmp_path / 'data/3.png')
+    known.append(fingerprints())
+    assert len({plain for plain, _ in known}) == 3 and len({timed for _, timed in known}) == 4
 
 
 def test_folders_that_will_not_do(tmp_path):

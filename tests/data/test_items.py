@@ -1,0 +1,205 @@
+"""The door for sources: what comes in as it is, which pixels and labels it has, and one sentence where it will not."""
+
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from simclr_jax.data import pipeline, sources
+from simclr_jax.data.decode import EncodedImage
+from simclr_jax.data.source import RandomAccess, Source, Streamed
+from tests.data.streams import VIEW
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (6, 9, 12, 3), np.uint8)
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def assert_holds(source, labels=None, class_names=None, images=IMAGES):
+    """Every image of a source, and its labels and classes."""
+    assert len(source) == source.num_examples == len(images)
+    for index, expected in enumerate(images):
+        image = EncodedImage(source[index]['image'])
+        np.testing.assert_array_equal(image.region((0, 0, image.height, image.width)), expected)
+    assert source.labels.dtype == np.int32
+    assert source.labels.tolist() == (labels or [-1] * len(images))
+    assert source.class_names == class_names
+
+
+def test_a_list_of_dicts_in_every_form_of_image(tmp_path):
+    Image.fromarray(IMAGES[4]).save(tmp_path / 'a.png')
+    items = [{'image': IMAGES[0], 'label': 0}, {'image': png(IMAGES[1]), 'label': np.int64(1)},
+             {'image': Image.fromarray(IMAGES[2]), 'label': None}, {'image': IMAGES[3].tolist(), 'label': 2},
+             {'image': str(tmp_path / 'a.png')}, {'image': memoryview(png(IMAGES[5])), 'label': 1}]
+    items[3]['image'] = IMAGES[3].astype(np.int32) * 257        # as 16 bits hold it
+    assert_holds(sources.as_source(items), [0, 1, -1, 2, -1, 1], ('0', '1', '2'))
+
+
+def test_images_alone_and_pairs():
+    assert_holds(sources.as_source(list(IMAGES)))
+    assert_holds(sources.as_source(IMAGES))
+    assert_holds(sources.as_source([(image, label) for image, label in zip(IMAGES, 'bacbac')]),
+                 [1, 0, 2, 1, 0, 2], ('a', 'b', 'c'))
+
+
+def test_grey_and_channels_first_and_floats():
+    grey = sources.as_source([{'image': IMAGES[0, :, :, 0]}])
+    np.testing.assert_array_equal(grey.load(0), np.repeat(IMAGES[0, :, :, :1], 3, axis=-1))
+    floats = IMAGES.astype(np.float32) / 255
+    assert_holds(sources.as_source([image.transpose(2, 0, 1) for image in floats]))
+
+
+def test_torch_data_sets_of_pairs_and_of_dicts():
+    torch = pytest.importorskip('torch')
+
+    class Pairs(torch.utils.data.Dataset):
+        classes = ['x', 'y', 'z']
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return Image.fromarray(IMAGES[index]), index % 3
+
+    class Dicts(Pairs):
+        def __getitem__(self, index):
+            return {'image': torch.tensor(IMAGES[index].transpose(2, 0, 1)), 'label': torch.tensor(index % 3)}
+
+    for kind in (Pairs, Dicts):
+        assert_holds(sources.as_source(kind()), [0, 1, 2] * 2, ('x', 'y', 'z'))
+    subset = torch.utils.data.Subset(Pairs(), [1, 2])
+    assert_holds(sources.as_source(subset), [0, 1], ('1', '2'), images=IMAGES[1:3])
+
+
+def test_labels_that_a_data_set_keeps_apart_cost_no_image():
+    class Targets(list):
+        targets = [1, 0, 1, 0, 1, 0]
+        read = 0
+
+        def __getitem__(self, index):
+            self.read += 1
+            return super().__getitem__(index)
+
+    items = Targets(zip(IMAGES, Targets.targets))
+    source = sources.as_source(items)
+    assert items.read == 1 and source.labels.tolist() == Targets.targets     # the first, to see whether it will do
+
+
+def test_a_hugging_face_data_set_made_in_memory():
+    datasets = pytest.importorskip('datasets')
+    features = datasets.Features({'picture': datasets.Image(), 'kind': datasets.ClassLabel(names=['cat', 'dog'])})
+    made = datasets.Dataset.from_dict(
+        {'picture': [Image.fromarray(image) for image in IMAGES], 'kind': [0, 1] * 3}, features=features)
+    assert_holds(sources.as_source(made), [0, 1] * 3, ('cat', 'dog'))
+    both = datasets.DatasetDict({'train': made, 'test': made.select([3])})
+    assert_holds(sources.as_source(both, 'test'), [1], ('cat', 'dog'), images=IMAGES[3:4])
+    assert_holds(sources.as_source(made.remove_columns('kind')))
+    with pytest.raises(ValueError, match="no split 'val'; it has train, test"):
+        sources.as_source(both, 'val')
+
+
+def test_array_records_through_grain(tmp_path):
+    grain = pytest.importorskip('grain')
+    from array_record.python import array_record_module
+    path = str(tmp_path / 'a.array_record')
+    writer = array_record_module.ArrayRecordWriter(path, 'group_size:1')
+    for image in IMAGES:
+        writer.write(png(image))
+    writer.close()
+    records = grain.sources.ArrayRecordDataSource(path)
+    assert_holds(sources.as_source(records))
+    labelled = grain.MapDataset.source(records).map_with_index(
+        lambda index, record: {'image': record, 'label': index % 2})
+    assert_holds(sources.as_source(labelled), [0, 1] * 3, ('0', '1'))
+
+
+def of_split(split, size=2):
+    """A source by its name: what a config calls."""
+    return [{'image': image, 'label': index % 2} for index, image in enumerate(IMAGES[:size])]
+
+
+class OneSplit(list):
+    """A source of one split."""
+
+    def __init__(self, count=3):
+        super().__init__(IMAGES[:count])
+
+
+def test_a_source_by_its_name_is_called_with_its_split_and_arguments():
+    name = f'{__name__}:of_split'
+    assert_holds(sources.load_source(name, 'train', arguments={'size': 4}), [0, 1] * 2, ('0', '1'), IMAGES[:4])
+    assert sources.load_test_source(name, '').split == 'test'
+    alone = f'{__name__}:OneSplit'
+    assert sources.load_source(alone, 'train').num_examples == 3
+    assert sources.load_test_source(alone, '') is None
+    assert sources.load_source(alone, 'train', decode_once=True).uniform
+    with pytest.raises(ValueError, match="takes no argument split.*'test' was asked for"):
+        sources.load_source(alone, 'test')
+    with pytest.raises(ValueError, match=r"cannot be made with \(size=2\): TypeError: .*'size'"):
+        sources.load_source(alone, 'train', arguments={'size': 2})
+
+
+@pytest.mark.parametrize('anything, sentence', [
+    (iter([1]), 'is a list_iterator, which is no source of images: give something with len.source.'),
+    (3, 'is a int, which is no source of images'), ([], 'holds no images'),
+    ([{'img': 1, 'y': 2}], "^Item 0 of 'list' has the keys img, y: wanted is {'image': ...,"),
+    ([(1, 2, 3)], 'Item 0 .* is a tuple of 3: wanted is'),
+    ([{'image': np.zeros((5, 5, 2), np.uint8)}], r'Item 0 .* holds the image ndarray uint8 \[5, 5, 2\]: an image is'),
+    ([{'image': object()}], 'Item 0 .* holds the image object object'),
+    ([{'image': IMAGES[0], 'label': 1.5}], 'has labels of float64'),
+    ([{'image': IMAGES[0], 'label': -3}], 'has the label -3: labels are 0, 1, 2'),
+    ({'train': [1]}, "no split 'val'; it has train")])
+def test_what_is_no_source_ends_in_one_sentence(anything, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sources.as_source(anything, 'val' if isinstance(anything, dict) else 'train')
+
+
+def test_labels_that_do_not_fit():
+    class Named(list):
+        class_names = ['a']
+
+    with pytest.raises(ValueError, match="'Named' has the label 1, but names 1 classes"):
+        sources.as_source(Named([(IMAGES[0], 1)]))
+    Named.labels = [0, 0]
+    with pytest.raises(ValueError, match='has 1 items but 2 labels'):
+        sources.as_source(Named([(IMAGES[0], 0)]))
+
+
+def test_an_item_that_raises_is_named_and_one_that_cannot_be_read_is_skipped(tmp_path):
+    class Broken(list):
+        def __getitem__(self, index):
+            if index == 2:
+                raise KeyError('gone')
+            return super().__getitem__(index)
+
+    with pytest.raises(ValueError, match="Item 2 of 'Broken' cannot be had: KeyError: 'gone'"):
+        sources.as_source(Broken([{'image': image} for image in IMAGES]))
+    items = [{'image': image} for image in IMAGES]
+    items[3] = {'image': str(tmp_path / 'nothing.png')}
+    source = sources.as_source(items)
+    source.max_bad_share = 0.5
+    next(pipeline.train_batches(source, seed=0, batch_size=6, form='crops', image_size=4, view1=VIEW, view2=VIEW))
+    assert source.skipped == ['example 3']
+
+
+def test_the_fingerprint_tells_what_is_in_it():
+    def of(images, labels):
+        return sources.as_source(list(zip(images, labels))).fingerprint()
+
+    known = of(IMAGES, [0, 1] * 3)
+    assert known == of(IMAGES.copy(), [0, 1] * 3)
+    assert len({known, of(IMAGES[:5], [0, 1, 0, 1, 0]), of(IMAGES, [1, 0] * 3), of(IMAGES[::-1], [0, 1] * 3)}) == 4
+
+
+def test_protocols_tell_sources_apart_and_our_own_are_of_the_same_kind():
+    source = sources.load_source('shapes:20', 'train', image_size=8)
+    assert isinstance(source, RandomAccess) and not isinstance(source, Streamed)
+    again = sources.as_source([source[index] for index in range(len(source))])
+    assert_holds(again, source.labels.tolist(), tuple('0123456789'), source.images)
+    assert isinstance(again, Source) and sources.as_source(again) is again
