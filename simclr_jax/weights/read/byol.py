@@ -1,9 +1,12 @@
 """BYOL's released checkpoints (deepmind-research, byol/): pickles of Haiku parameters, as encoders.
 
-They are read by `weights.inert_pickle`, which runs nothing of what a pickle names.
+A pickle is a program: it names functions, and loading calls them. Here a name never leads to what it names.
+Those that arrays, dicts and named tuples need become records of the call; every other one is refused.
 """
 
+import math
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
-from simclr_jax.weights.read import inert_pickle
 from simclr_jax.weights.tree import Imported, check_classifier, fit, refuse
 
 # byol/byol_experiment.py _ByolExperimentState
@@ -37,7 +39,7 @@ def read_byol(path: str | os.PathLike) -> Imported:
         ValueError: it is no such checkpoint, names code to run, or does not fit; see `weights.tree.fit`.
     """
     file = os.fspath(path)
-    checkpoint = inert_pickle.load(file)
+    checkpoint = _load(file)
     params, state = _online(checkpoint, file)
     records = _flat(params, file) | _flat(state, file)
     records = {name: record for name, record in records.items()
@@ -70,7 +72,7 @@ def _plain(name):
 def _online(checkpoint, file):
     """The online network's parameters and state."""
     state = checkpoint.get('experiment_state') if isinstance(checkpoint, dict) else None
-    if isinstance(state, inert_pickle.Record):
+    if isinstance(state, _Record):
         state = dict(zip(state.fields or _STATE_FIELDS, state.args))
     if not isinstance(state, dict) or not {'online_params', 'online_state'} <= set(state):
         raise ValueError(f'{file} is a pickle, but not of BYOL\'s pretraining: it holds no experiment_state '
@@ -91,7 +93,7 @@ def _arrays(records, file):
     arrays, broken = {}, []
     for name, record in records.items():
         try:
-            array = inert_pickle.to_array(record)
+            array = _to_array(record)
         except ValueError:
             broken.append(name)
             continue
@@ -159,6 +161,130 @@ def _projector(arrays):
 
 def _step(checkpoint):
     try:
-        return int(inert_pickle.to_array(checkpoint.get('step')))
+        return int(_to_array(checkpoint.get('step')))
     except (TypeError, ValueError):
         return None
+
+
+# ---- the pickle --------------------------------------------------------------------------------------
+
+_RECORDED = re.compile(
+    r'numpy\.(dtype|ndarray)|numpy\._?core\.(?:_?multiarray(?:_umath)?\.(_reconstruct|scalar)'
+    r'|numeric\.(_frombuffer))|dill\._dill\.(_import_module|_create_array)'
+    # Code that may have written a checkpoint (google3: BYOL's released ones).
+    r'|(?:byol|google3|optax|jax|jaxlib)\..*')
+_DTYPE = re.compile(r'[<>=|]?([fiu][1248]|b1)')
+
+
+class _Record:
+    """Of a call that was not made.
+
+    Attributes:
+        args: its positional arguments.
+        state: what would have been set on its result.
+        fields: the names of `args`, where the pickle gives them.
+    """
+
+    __slots__ = ('args', 'state')
+    fields = ()
+
+    def __new__(cls, *args, **kwargs):
+        self = object.__new__(cls)
+        self.args, self.state = args, None
+        return self
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _Bytes(_Record):
+    """codecs.encode(text, 'latin1') and bytes(): how protocol 2 writes bytes."""
+
+    def __new__(cls, text='', encoding='latin1'):
+        if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
+            raise pickle.UnpicklingError('bytes in an unknown form')
+        return text.encode('latin1')
+
+
+class _NamedTuple(_Record):
+    """dill's _create_namedtuple(name, fields, module): records that know the names of their arguments."""
+
+    def __new__(cls, name, fields, *_):
+        if not isinstance(fields, (tuple, list)) or not all(isinstance(field, str) for field in fields):
+            raise pickle.UnpicklingError('a named tuple without names')
+        return type('_Record', (_Record,), {'__slots__': (), 'fields': tuple(fields)})
+
+
+class _Attribute(_Record):
+    """dill's _get_attr(module, name), by which it names functions written in C."""
+
+    def __new__(cls, module, name):
+        if type(module).__name__ != '_import_module' or not isinstance(name, str):
+            raise _Forbidden(f'dill._dill._get_attr of {name!r}')
+        return _stand_in(f'{module.args[0]}.{name}')
+
+
+_STAND_INS = {'_codecs.encode': _Bytes, 'builtins.bytes': _Bytes, '__builtin__.bytes': _Bytes,
+              'dill._dill._create_namedtuple': _NamedTuple, 'dill._dill._get_attr': _Attribute,
+              'collections.OrderedDict': dict, 'haiku._src.data_structures.FlatMapping': dict,
+              'haiku._src.data_structures.FlatMap': dict, 'haiku._src.data_structures.frozendict': dict}
+
+
+def _stand_in(name):
+    """What is called in the place of `name`."""
+    recorded = _RECORDED.fullmatch(name)
+    if not recorded and name not in _STAND_INS:
+        raise _Forbidden(name)
+    kind = recorded and next(filter(None, recorded.groups()), '_Record')
+    return _STAND_INS.get(name) or type(kind, (_Record,), {'__slots__': ()})
+
+
+class _Forbidden(Exception):
+    """The pickle names something that is not allowed."""
+
+
+class _Unpickler(pickle.Unpickler):
+
+    def find_class(self, module, name):
+        return _stand_in(f'{module}.{name}')
+
+
+def _load(path: str) -> Any:
+    """What a pickle holds: dicts, lists, tuples, numbers, strings; records of the rest, see `_to_array`."""
+    try:
+        with open(path, 'rb') as file:
+            return _Unpickler(file).load()
+    except _Forbidden as error:
+        raise ValueError(f'{path} asks for {error}, which weights do not need and which could run code: '
+                         'nothing of it was loaded.') from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f'there is no file {path}.') from None
+    except Exception as error:      # a damaged pickle can raise anything
+        raise ValueError(f'{path} cannot be read as a pickle of weights: it is damaged, not whole, or '
+                         f'something else ({type(error).__name__}: {str(error)[:200]}).') from error
+
+
+def _to_array(value: Any) -> np.ndarray:
+    """The array or number that a record is of; ValueError where it is none, or has too many or few bytes."""
+    if isinstance(value, (bool, int, float)):
+        return np.asarray(value)
+    try:
+        kind, order = type(value).__name__, 'C'
+        if kind == 'scalar':
+            (dtype, data), shape = value.args, ()
+        elif kind == '_frombuffer':
+            data, dtype, shape, order = value.args
+        else:                   # dill's _create_array has the state among its arguments, and no attributes
+            state = value.args[2] if kind == '_create_array' and not any(value.args[3:]) else value.state
+            _, shape, dtype, fortran, data = state
+            order = 'F' if fortran else 'C'
+        code, byte_order = dtype.args[0], dtype.state[1] if dtype.state else '='
+        if type(dtype).__name__ != 'dtype' or not _DTYPE.fullmatch(code) or byte_order not in list('<>=|'):
+            raise ValueError
+        dtype = np.dtype(code).newbyteorder(byte_order)
+        if not isinstance(data, (bytes, bytearray)) or math.prod(shape) * dtype.itemsize != len(data):
+            raise ValueError
+        array = np.frombuffer(data, dtype).reshape(shape, order=order)
+        return array.astype(dtype.newbyteorder('='), order='C')
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise ValueError('is no array of numbers, or not whole') from None
