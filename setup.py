@@ -48,6 +48,7 @@ setuptools.setup(
         'orbax-checkpoint>=0.12.8',     # checkpoints
         'ml-collections>=1.1',          # configs
         'fsspec',                       # remote paths; orbax-checkpoint brings it too
+        'filelock',                     # one process builds data.cache while the others wait
         'absl-py',                      # flags
         'numpy',
         'ml_dtypes',                    # bfloat16 in numpy

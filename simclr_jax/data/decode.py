@@ -70,6 +70,11 @@ def read_image(file: str | BinaryIO, rules: pixels.Rules = pixels.Rules()) -> np
         raise BadImage(str(error)) from error
 
 
+def decoded(image: bytes | np.ndarray, rules: pixels.Rules = pixels.Rules()) -> np.ndarray:
+    """What a source's `load` gives, as uint8 [H, W, 3]. BadImage: it cannot be decoded."""
+    return read_image(io.BytesIO(image), rules) if isinstance(image, bytes) else image
+
+
 def _decode_jpeg(data: bytes, box: Box) -> np.ndarray:
     # TensorFlow's own default is the fast inverse transform, off by a few levels. Pillow's is this one.
     tensor = _tensorflow().raw_ops.DecodeAndCropJpeg(

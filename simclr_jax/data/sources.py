@@ -1,7 +1,6 @@
 """Finds a data source by its name. TensorFlow is imported for TFDS data sets only."""
 
 from concurrent import futures
-import io
 import math
 import os
 from typing import Any, Mapping
@@ -11,7 +10,7 @@ import numpy as np
 from simclr_jax.config import names
 from simclr_jax.data import arrays, folder, items, shapes
 from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.decode import BadImage, read_image
+from simclr_jax.data.decode import BadImage, decoded
 from simclr_jax.data.items import as_source
 from simclr_jax.data.source import Source, Streamed
 
@@ -82,8 +81,7 @@ def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource 
     """
     def decode(index):
         try:
-            image = source.load(index)
-            return read_image(io.BytesIO(image), source.rules) if isinstance(image, bytes) else image
+            return decoded(source.load(index), source.rules)
         except (BadImage, OSError) as error:
             source.skip(index, error)
             return None

@@ -15,7 +15,7 @@ from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source, Streamed
-from simclr_jax.data.cache import progress_bar
+from simclr_jax.data.progress import progress_bar
 from simclr_jax.evaluate.frozen import fingerprint
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.evaluate.subject import data_options
