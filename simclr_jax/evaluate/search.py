@@ -15,7 +15,7 @@ from simclr_jax.evaluate.frozen import preprocessing_of
 from simclr_jax.evaluate.knn import nearest_neighbours
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.runlog.writer import plain_table
-from simclr_jax.report import page, pictures, sheet
+from simclr_jax.report import images as pictures, page, sheet
 from simclr_jax.report.files import write_bytes, write_csv
 
 

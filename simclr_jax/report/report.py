@@ -15,7 +15,7 @@ from simclr_jax.data import sources
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.evaluate.subject import data_options
-from simclr_jax.report import page, record
+from simclr_jax.report import page, workdir as record
 from simclr_jax.report.files import write_bytes
 from simclr_jax.config.tasks import task_configs
 
@@ -262,7 +262,7 @@ def _configuration(own: Mapping[str, Any], given: ConfigDict) -> str:
 
 def _learned_sections(figures, config: ConfigDict, path: str, pretrained: Pretrained | None
                       ) -> list[page.Section]:
-    from simclr_jax.report import learned
+    from simclr_jax.report import encoder_sections as learned
 
     try:
         inspected = _inspect(config, pretrained or load_pretrained(
@@ -292,7 +292,7 @@ def _learned_sections(figures, config: ConfigDict, path: str, pretrained: Pretra
 
 def _attempt(what: str, count: int, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
     """The `count` parts that `make` gives, or the sentence that says why there are none."""
-    from simclr_jax.report.learned import missing
+    from simclr_jax.report.encoder_sections import missing
 
     try:
         return make()
@@ -302,7 +302,7 @@ def _attempt(what: str, count: int, make: Callable[[], tuple[str, ...]]) -> tupl
 
 def _inspect(config: ConfigDict, pretrained: Pretrained) -> _Inspected:
     """The network and samples of its data. ValueError or OSError: they are not to be had."""
-    from simclr_jax.report import learned
+    from simclr_jax.report import encoder_sections as learned
 
     settings = config.report
     own = pretrained.config

@@ -15,7 +15,7 @@ from simclr_jax.views import host as host_augment
 from simclr_jax.data.source import Source
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.models.network import Network
-from simclr_jax.report.pictures import picture
+from simclr_jax.report.images import picture
 
 View = Mapping[str, Mapping[str, Any]]
 

@@ -13,7 +13,7 @@ from simclr_jax.config import base_config, smoke
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.pretrained import Pretrained
 from simclr_jax.models.network import make_network
-from simclr_jax.report import charts, record
+from simclr_jax.report import charts, workdir as record
 from simclr_jax.report import report as report_module
 from simclr_jax.report.report import report
 

@@ -13,7 +13,7 @@ from simclr_jax.evaluate.embed import encode_source
 from simclr_jax.evaluate.pretrained import Pretrained
 from simclr_jax.report import analysis, charts, page, sheet, views
 from simclr_jax.report.figures import Figures
-from simclr_jax.report.pictures import picture, sample
+from simclr_jax.report.images import picture, sample
 
 _GALLERY, _PAIRS, _NEAREST, _THUMBNAILS = 6, {'small': 1000, 'large': 256}, 8, 400
 
