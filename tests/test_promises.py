@@ -29,11 +29,13 @@ ALLOWED = {
     'views/presets.py': ['views', 'config'], 'views/host.py': ['views', 'data.kernels'],
     'data/': ['data', 'views', 'storage', 'config.names'], 'data/batches.py': ['data', 'views', 'runtime'],
     'evaluate/': ['data', 'models', 'training', 'views', 'config', 'runtime', 'runlog', 'weights', 'evaluate'],
-    'evaluate/search.py': ['data', 'runtime', 'runlog', 'config', 'evaluate', 'report'],
+    'evaluate/search.py': ['data', 'runtime', 'runlog', 'config', 'evaluate', 'report', 'storage'],
     'weights/': ['weights', 'models', 'config', 'training', 'evaluate', 'views', 'runtime', 'runlog'],
     'inspect/': ['inspect', 'train', 'data', 'training', 'runtime', 'config', 'runlog'],
-    'report/': ['report', 'evaluate', 'data', 'views', 'models.network', 'runtime', 'training', 'config'],
-    'studies/': ['studies', 'report', 'train', 'evaluate', 'data', 'training', 'runtime', 'config'],
+    'report/': ['report', 'evaluate', 'data', 'views', 'models.network', 'runtime', 'training', 'config',
+                'storage'],
+    'studies/': ['studies', 'report', 'train', 'evaluate', 'data', 'training', 'runtime', 'config',
+                 'storage'],
 }
 
 

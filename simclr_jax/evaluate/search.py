@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.source import Source
@@ -15,8 +16,7 @@ from simclr_jax.evaluate.frozen import preprocessing_of
 from simclr_jax.evaluate.knn import nearest_neighbours
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.runlog.writer import plain_table
-from simclr_jax.report import images as pictures, page, sheet
-from simclr_jax.report.files import write_bytes, write_csv
+from simclr_jax.report.tables import write_csv
 
 
 class QueryFiles(Source):
@@ -38,7 +38,7 @@ def search(config: ConfigDict, workdir: str) -> list[dict]:
     """Finds the `search.k` images nearest to each file of `search.query`, by the cosine of their features.
 
     The queries are preprocessed and encoded as the file of features says. Prints a table, and writes
-    search.html, search.png and search.csv to the workdir.
+    search.csv to the workdir, with what simclr_jax[report] installs also search.html and search.png.
 
     Returns:
         The rows of the table: {'query', 'rank', 'cosine', 'name', 'index', 'label' (a class, or '')}.
@@ -63,7 +63,6 @@ def search(config: ConfigDict, workdir: str) -> list[dict]:
         print(plain_table(f'Nearest of {len(bank.names):,} images of {bank.metadata["data"]["source"]}, '
                           f'{bank.metadata["data"]["split"]}, by {pretrained.source}', list(columns),
                           [[_cell(row[name]) for name in columns] for row in rows]))
-        os.makedirs(workdir, exist_ok=True)
         write_csv(os.path.join(workdir, 'search.csv'), list(rows[0]), [list(row.values()) for row in rows])
         _write_sheet(workdir, rows, queries, bank.metadata, pretrained)
     return rows
@@ -109,35 +108,39 @@ def _load_encoder(settings: ConfigDict, metadata: dict, workdir: str) -> Pretrai
 
 def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: dict, pretrained: Pretrained
                  ) -> None:
-    data, note = metadata['data'], ''
+    try:
+        from simclr_jax.report import charts, images, page
+    except ImportError as error:
+        print(f'No search.html and search.png: they need {error.name}, pip install simclr_jax[report].')
+        return
+    data, blocks, pictures = metadata['data'], [], {}
     own = pretrained.config
     try:
-        images = pictures.pictures(
+        pictures = images.pictures(
             data['source'], data['split'], sorted({row['index'] for row in rows}),
             {'data_dir': data['dir'], 'image_size': own.augment.image_size})
     except (ValueError, OSError) as error:
-        images, note = {}, f'The images themselves could not be read: {error}'
-    groups = []
-    for query in queries:
-        cell = sheet.Cell(read_image(query), ('query',), alt=f'query {query}')
-        found = [sheet.Cell(images.get(row['index']),
-                            (f'{row["rank"]}: {row["cosine"]:.3f}', row['name'], row['label']),
-                            alt=f'rank {row["rank"]}: {row["name"]}')
-                 for row in rows if row['query'] == query]
-        groups.append((query, cell, found))
-    lead = (f'The images of {data["source"]}, {data["split"]}, nearest to '
-            f'{len(queries)} quer{"y" if len(queries) == 1 else "ies"}, by the cosine of their '
-            'features: rank, cosine, name and label.')
-    body = (page.paragraph(note, 'missing') if note else '') + sheet.queries_html(groups)
-    sections = [page.Section('', body), page.Section('Encoder and preprocessing', page.facts({
-        'encoder': f'{pretrained.source}, {pretrained.encoder} network, layer {metadata["encoder"]["layer"]}',
-        'preprocessing': preprocessing_of(own),
-        'features': f'{data["num_examples"]:,} images, {len(data["skipped"]):,} of them unreadable'}))]
-    text = page.render('Nearest images', lead, sections,
-                       footer=f'simclr_jax {metadata["simclr_jax"]}, {time.strftime("%Y-%m-%d %H:%M")}')
-    write_bytes(os.path.join(workdir, 'search.html'), text.encode())
-    write_bytes(os.path.join(workdir, 'search.png'),
-                sheet.as_png([[cell, *found] for _, cell, found in groups]))
+        blocks.append(page.text(f'The images themselves could not be read: {error}', 'missing'))
+    groups = [
+        (query, page.Cell(read_image(query), ('query',), alt=f'query {query}'),
+         [page.Cell(pictures.get(row['index']),
+                    (f'{row["rank"]}: {row["cosine"]:.3f}', row['name'], row['label']),
+                    alt=f'rank {row["rank"]}: {row["name"]}') for row in rows if row['query'] == query])
+        for query in queries]
+    text = page.render(
+        'Nearest images',
+        f'The images of {data["source"]}, {data["split"]}, nearest to {len(queries)} '
+        f'quer{"y" if len(queries) == 1 else "ies"}, by the cosine of their features: rank, cosine, name and '
+        'label.',
+        {'': [*blocks, {'kind': 'queries', 'rows': groups}], 'Encoder and preprocessing': [page.pairs({
+            'encoder': f'{pretrained.source}, {pretrained.encoder} network, '
+                       f'layer {metadata["encoder"]["layer"]}',
+            'preprocessing': preprocessing_of(own),
+            'features': f'{data["num_examples"]:,} images, {len(data["skipped"]):,} of them unreadable'})]},
+        footer=f'simclr_jax {metadata["simclr_jax"]}, {time.strftime("%Y-%m-%d %H:%M")}')
+    storage.write_atomically(os.path.join(workdir, 'search.html'), text.encode())
+    sheet = charts.image_sheet([[cell, *found] for _, cell, found in groups])
+    storage.write_atomically(os.path.join(workdir, 'search.png'), charts.as_png(sheet))
 
 
 def _cell(value) -> str:

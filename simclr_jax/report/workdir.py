@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.training.checkpoint import load_config
+from simclr_jax import storage
 from simclr_jax.config import flatten
+from simclr_jax.training.checkpoint import load_config
 
 _NOT_THE_RUN = ('task', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')
-_MEASURE = re.compile(r'.+_(accuracy|per_class)(_k\d+)?')
-_SAID = {'knn_accuracy': 'kNN top-1', 'linear_accuracy': 'linear top-1',
+_MEASURE = re.compile(r'(.+_(?:accuracy|per_class))(?:_k(\d+))?')
+_NAMES = {'knn_accuracy': 'kNN top-1', 'linear_accuracy': 'linear top-1',
          'linear_top5_accuracy': 'linear top-5', 'logistic_accuracy': 'logistic top-1',
          'logistic_per_class': 'logistic, mean per class',
          'finetune_accuracy': 'fine-tuned top-1', 'finetune_top5_accuracy': 'fine-tuned top-5'}
@@ -29,40 +30,28 @@ def read_config(workdir: str) -> dict[str, Any]:
         raise ValueError(f'{workdir}/config.json is damaged: {error}.') from error
 
 
-def read_rows(path: str) -> list[dict[str, Any]]:
+def read_rows(workdir: str, file: str) -> list[dict[str, Any]]:
     """The lines of a .jsonl file that are whole; [] where there is none."""
-    rows = []
-    if os.path.isfile(path):
-        with open(path, errors='replace') as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:        # cut short by a kill
-                    continue
-                if isinstance(row, dict):
-                    rows.append(row)
-    return rows
+    rows = map(_parse, read_text(workdir, file).splitlines())
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def read_versions(workdir: str) -> dict[str, Any]:
     """versions.json; {} where there is none."""
-    path = os.path.join(workdir, 'versions.json')
-    if not os.path.isfile(path):
-        return {}
-    with open(path) as file:
-        try:
-            return json.load(file)
-        except json.JSONDecodeError:
-            return {}
+    return _parse(read_text(workdir, 'versions.json')) or {}
 
 
-def read_notes(workdir: str) -> str:
-    """log.txt: what the run said; '' where there is none."""
-    path = os.path.join(workdir, 'log.txt')
-    if not os.path.isfile(path):
-        return ''
-    with open(path, errors='replace') as file:
-        return file.read()
+def read_text(workdir: str, file: str) -> str:
+    """'' where there is no such file."""
+    path = os.path.join(workdir, file)
+    return storage.read_bytes(path).decode(errors='replace') if storage.exists(path) else ''
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:        # cut short by a kill
+        return None
 
 
 def column(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +62,7 @@ def column(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np
     return np.array(steps, float), np.array([np.nan if value is None else value for value in values], float)
 
 
-def measured_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def metric_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Every metric that a row has, in order of appearance."""
     names = dict.fromkeys(name for row in rows for name, value in row.items()
                           if isinstance(value, (int, float)) and name not in ('step', 'time'))
@@ -96,38 +85,28 @@ def when(rows: list[dict[str, Any]]) -> str:
 def evaluation_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each number in the lines of results.jsonl, the last line of several alike.
 
-    Rows hold 'evaluation', 'measure', 'encoder', 'value' and 'interval' ((low, high) or None) in [0, 1],
+    Rows hold 'evaluation', 'measure', 'encoder', 'value' and 'interval' ([low, high] or None) in [0, 1],
     'data', 'split', 'step', 'num_train', 'num_test' and 'is_floor'; what a line does not say is ''.
     """
     found = {}
     for line in results:
-        for measure, value, interval in _numbers(line):
-            row = {'evaluation': line.get('evaluation', ''), 'measure': _said(measure),
-                   'encoder': line.get('encoder', ''), 'value': value, 'interval': interval,
-                   'data': line.get('data', ''), 'split': line.get('split', ''),
-                   'step': line.get('step', ''), 'num_test': line.get('num_test', ''),
-                   'num_train': line.get('num_train', ''), 'is_floor': line.get('encoder') in _FLOORS}
-            protocol = line.get('protocol') or {}
-            row['encoder'] += f', layer {protocol["layer"]}' if protocol.get('layer') else ''
-            if line.get('solver', protocol.get('solver')) != protocol.get('solver'):
-                row['encoder'] += f', by {line["solver"]}'      # raw pixels beside a probe trained by SGD
-            key = tuple(row[name] for name in ('evaluation', 'measure', 'encoder', 'data', 'split', 'step',
-                                               'num_train'))
-            found.pop(key, None)
-            found[key] = row
+        protocol = line.get('protocol') or {}
+        encoder = str(line.get('encoder', ''))
+        encoder += f', layer {protocol["layer"]}' if protocol.get('layer') else ''
+        if line.get('solver', protocol.get('solver')) != protocol.get('solver'):
+            encoder += f', by {line["solver"]}'         # raw pixels beside a probe trained by SGD
+        row = {name: line.get(name, '') for name in ('evaluation', 'data', 'split', 'step', 'num_train')}
+        for name, value in line.items():
+            match = _MEASURE.fullmatch(name)
+            if not match or not isinstance(value, (int, float)):
+                continue
+            measure, k = _NAMES.get(match[1], match[1].replace('_', ' ')), match[2]
+            key = row | {'measure': measure + (f', k = {k}' if k else ''), 'encoder': encoder}
+            found.pop(tuple(key.values()), None)
+            found[tuple(key.values())] = key | {
+                'value': value, 'interval': line.get(f'{name}_interval'),
+                'num_test': line.get('num_test', ''), 'is_floor': line.get('encoder') in _FLOORS}
     return list(found.values())
-
-
-def _numbers(line: dict[str, Any]) -> Iterable[tuple[str, float, tuple[float, float] | None]]:
-    for name, value in line.items():
-        if isinstance(value, (int, float)) and _MEASURE.fullmatch(name):
-            interval = line.get(f'{name}_interval')
-            yield name, value, tuple(interval) if interval else None
-
-
-def _said(measure: str) -> str:
-    name, _, k = measure.partition('_k') if re.search(r'_k\d+$', measure) else (measure, '', '')
-    return _SAID.get(name, name.replace('_', ' ')) + (f', k = {k}' if k else '')
 
 
 # ---- config ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from simclr_jax import train
+from simclr_jax import storage, train
 from simclr_jax.runtime import sharding
 from simclr_jax.training import checkpoint, steps
 from simclr_jax.config import ConfigDict
@@ -21,11 +21,12 @@ from simclr_jax.data import sources
 from simclr_jax.evaluate.frozen import measure
 from simclr_jax.evaluate.intervals import wilson_interval
 from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.report.workdir import read_rows
 from simclr_jax.studies.grid import Cell, Grid, cell_config
 from simclr_jax.studies.render import render
 
-# What a training step says of its loss, kept of the last row of the log.
-_TOLD = ('loss', 'contrastive_accuracy', 'contrastive_entropy', 'mined_share', 'probe_accuracy')
+# Metrics of a training step that are kept of the last row of the log.
+_OF_THE_LOSS = ('loss', 'contrastive_accuracy', 'contrastive_entropy', 'mined_share', 'probe_accuracy')
 
 
 def study(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
@@ -70,11 +71,8 @@ def run_name(cell: Cell, seed: int) -> str:
 
 def read_record(path: str) -> dict[str, Any] | None:
     """What `run_cell` wrote of a finished cell; None of one that is not finished."""
-    try:
-        with open(os.path.join(path, 'cell.json')) as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
+    path = os.path.join(path, 'cell.json')
+    return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
 
 
 def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple[int, ...]) -> dict[str, Any]:
@@ -96,15 +94,18 @@ def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple
         measures = {str(layers[0]): results['pretrained'],
                     **{str(layer): _measure_layer(config, path, layer) for layer in layers[1:]}}
         if sharding.is_lead():
-            record |= {'measures': measures, 'intervals': _intervals(measures, _num_test(path)),
-                       'random': results['random'], 'last': _last_row(path)}
+            num_test = read_rows(path, 'results.jsonl')[-1]['num_test']
+            intervals = {layer: {name: wilson_interval(value, num_test) for name, value in values.items()}
+                         for layer, values in measures.items()}
+            record |= {'measures': measures, 'intervals': intervals, 'random': results['random'],
+                       'last': _last_row(path)}
     except FloatingPointError as error:
         record |= {'failed': str(error)}
         if sharding.is_lead():
             print(f'{cell.name} failed: {error}', flush=True)
     record['seconds'] = round(time.monotonic() - start, 1)
     if sharding.is_lead():
-        _write(os.path.join(path, 'cell.json'), record)
+        storage.write_atomically(os.path.join(path, 'cell.json'), json.dumps(record, indent=1).encode())
     jax.clear_caches()          # or the programs of all cells stay in memory
     return record
 
@@ -120,25 +121,7 @@ def _measure_layer(config: ConfigDict, path: str, layer: int) -> dict[str, float
                    config=config, mesh=sharding.make_mesh(), linear=config.eval.linear_at_end)
 
 
-def _intervals(measures: dict[str, dict[str, float]], num_test: int) -> dict[str, dict[str, tuple]]:
-    return {layer: {name: wilson_interval(value, num_test) for name, value in values.items()}
-            for layer, values in measures.items()}
-
-
-def _num_test(path: str) -> int:
-    """How many images the run was measured on, by its own results.jsonl."""
-    with open(os.path.join(path, 'results.jsonl')) as file:
-        return json.loads(file.readlines()[-1])['num_test']
-
-
 def _last_row(path: str) -> dict[str, float]:
     """The metrics of the last training step that was logged."""
-    with open(os.path.join(path, 'metrics.jsonl')) as file:
-        rows = [row for row in map(json.loads, file) if 'loss' in row]
-    return {name: rows[-1][name] for name in _TOLD if rows and name in rows[-1]}
-
-
-def _write(path: str, record: dict[str, Any]) -> None:
-    with open(f'{path}.tmp', 'w') as file:
-        json.dump(record, file, indent=1)
-    os.replace(f'{path}.tmp', path)
+    rows = [row for row in read_rows(path, 'metrics.jsonl') if 'loss' in row]
+    return {name: rows[-1][name] for name in _OF_THE_LOSS if rows and name in rows[-1]}

@@ -66,8 +66,8 @@ def test_the_sheet_holds_its_images_and_escapes_names(place):
     search(search_config(str(place / HOSTILE)), str(place))
     text = (place / 'search.html').read_text()
     assert text.count('src="data:image/') == 1 + 4 and text.count('<img') == 1 + 4
-    assert 'a&lt;img src=x onerror=alert(1)&gt;&amp;&quot;&#x27;.png' in text
-    assert Image.open(place / 'search.png').size[0] == 112 * 5
+    assert 'a&lt;img src=x onerror=alert(1)&gt;&amp;&#34;&#39;.png' in text
+    assert Image.open(place / 'search.png').size[0] == 224 * 5
 
 
 def test_a_set_that_is_gone_leaves_the_table_and_says_so(place, tmp_path):

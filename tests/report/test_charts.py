@@ -3,55 +3,46 @@
 import csv
 
 import numpy as np
-import pytest
 
 from simclr_jax.report import charts
-from simclr_jax.report.files import write_bytes, write_csv
+from simclr_jax.report.page import Cell
+from simclr_jax.report.tables import write_csv
 
 PNG = b'\x89PNG'
 
 
-def test_seeds_become_their_mean_and_a_band_of_one_standard_deviation():
-    values = np.random.default_rng(0).normal(size=(4, 6))
-    figure = charts.lines(range(6), {'ours': values}, x_label='step', y_label='loss (nats)')
-    line, = figure.axes[0].lines
-    np.testing.assert_allclose(line.get_ydata(), values.mean(0))
-    band = figure.axes[0].collections[0].get_paths()[0].vertices
-    deviation = np.sqrt(((values - values.mean(0)) ** 2).sum(0) / 3)
-    assert band[:, 1].max() == pytest.approx((values.mean(0) + deviation).max())
-    assert band[:, 1].min() == pytest.approx((values.mean(0) - deviation).min())
-
-
-def test_axes_are_labelled_and_references_named():
-    figure = charts.lines({'a': [1, 2], 'b': [1, 4]}, {'a': [1.0, 2.0], 'b': [2.0, np.nan]}, x_label='step',
-                          y_label='top-1 (%)', references={'floor': 1.5})
+def test_axes_are_labelled_and_series_named():
+    figure = charts.lines({'a': ([1, 2], [1.0, 2.0]), 'b': ([1, 4], [2.0, np.nan])}, x_label='step',
+                          y_label='top-1 (%)')
     axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ('step', 'top-1 (%)')
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['a', 'b', 'floor']
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['a', 'b']
     assert charts.as_png(figure).startswith(PNG)
 
 
 def test_series_of_a_group_share_a_colour_and_ticks_stand_at_the_points():
     series = {'yes, here': [50.0, 60.0], 'no, here': [40.0, 30.0], 'yes, paper': [55.0, 65.0]}
-    figure = charts.lines([0.05, 10], series, x_label='temperature', y_label='top-1 (%)', log_x=True,
-                          markers=True, groups={name: name.split(',')[0] for name in series},
+    figure = charts.lines({name: ([0.05, 10], values) for name, values in series.items()}, 
+                          x_label='temperature', y_label='top-1 (%)', log_x=True, markers=True, groups={
+                              name: name.split(',')[0] for name in series},
                           errors={'yes, here': [[1.0, 2.0], [3.0, 4.0]]}, legend_title='l2')
     axes = figure.axes[0]
-    drawn = {line.get_label(): line for line in axes.lines if line.get_label() in series}
+    drawn = {bars.get_label(): bars.lines[0] for bars in axes.containers}
     colours, dashes = ({name: get(line) for name, line in drawn.items()} for get in (
         lambda line: line.get_color(), lambda line: line.get_linestyle()))
     assert colours['yes, here'] == colours['yes, paper'] != colours['no, here']
     assert dashes['yes, here'] == dashes['no, here'] != dashes['yes, paper']
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ['0.05', '10']
     assert not len(axes.get_xticks(minor=True))
-    bars = [line for line in axes.collections[0].get_segments()]
-    np.testing.assert_allclose([bar[:, 1] for bar in bars], [[49.0, 53.0], [58.0, 64.0]])
+    np.testing.assert_allclose([bar[:, 1] for bar in axes.collections[0].get_segments()], [[49.0, 53.0], [58.0, 64.0]])
     assert figure.legends[0].get_title().get_text() == 'l2'
 
 
 def test_bars_stand_in_their_groups_with_their_errors():
-    figure = charts.bars(['0.1', '0.5'], {'ours': [[50.0, 60.0], [54.0, 64.0]], 'paper': [55.0, np.nan]},
-                         errors={'paper': [2.0, np.nan]}, x_label='temperature', y_label='top-1 (%)')
+    figure = charts.bars(['0.1', '0.5'], {'ours': [52.0, 62.0], 'paper': [55.0, np.nan]},
+                         errors={'ours': [[2.0, 1.0], [1.0, 3.0]]}, y_label='top-1 (%)')
+    error_bars = figure.axes[0].collections[0].get_segments()
+    np.testing.assert_allclose([bar[:, 1] for bar in error_bars], [[50.0, 53.0], [61.0, 65.0]])
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     np.testing.assert_allclose(heights, [52.0, 62.0, 55.0, np.nan])
     centres = [bar.get_x() + bar.get_width() / 2 for bar in figure.axes[0].patches]
@@ -61,8 +52,8 @@ def test_bars_stand_in_their_groups_with_their_errors():
 
 def test_a_heatmap_writes_its_numbers_beside_the_papers():
     ours, paper = np.array([[1.25, np.nan], [3.0, 4.0]]), np.array([[9.0, 8.0], [7.0, 6.0]])
-    figure = charts.heatmap(ours, ['crop', 'colour'], ['crop', 'colour'], title='ours', unit='top-1 (%)',
-                            beside={'paper': paper})
+    figure = charts.heatmaps({'ours': ours, 'paper': paper}, ['crop', 'colour'], ['crop', 'colour'],
+                             x_label='second', y_label='first', unit='top-1 (%)')
     panels = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title(loc='left') for axes in panels] == ['ours', 'paper']
     assert [[text.get_text() for text in axes.texts] for axes in panels] == [
@@ -86,10 +77,21 @@ def test_thumbnails_do_not_lie_over_each_other():
     assert len(figure.axes[0].images) == 2
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_a_sheet_shows_each_image_once_and_marks_what_is_right():
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    figure = charts.image_sheet([[Cell(image, ('query',)), Cell(image / 255, ('star', '0.9'), True)],
+                                 [Cell(None, ('a_name_$of$_more_than_19_letters',), False)]])
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 2
+    for axes in shown:
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    assert [axes.get_xlabel() for axes in figure.axes[:3]] == [
+        'query', '+ right\nstar\n0.9', 'x wrong\na_name_$..._letters']
+    styles = [axes.spines['top'].get_linestyle() for axes in figure.axes[:3]]
+    assert styles == ['-', '-', '--'] and charts.as_png(figure).startswith(PNG)
+
+
+def test_what_is_not_there_is_an_empty_cell(tmp_path):
     path = tmp_path / 'table.csv'
     write_csv(str(path), ['name', 'value'], [['a, "b"', float('nan')], ['c', None], ['d', 0]])
     assert list(csv.reader(path.open())) == [['name', 'value'], ['a, "b"', ''], ['c', ''], ['d', '0']]
-    with pytest.raises(TypeError):
-        write_bytes(str(path), 'no bytes')
-    assert path.read_text().startswith('name,value')

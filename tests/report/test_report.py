@@ -13,9 +13,10 @@ from simclr_jax.config import base_config, smoke
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.pretrained import Pretrained
 from simclr_jax.models.network import make_network
-from simclr_jax.report import charts, workdir as record
-from simclr_jax.report import report as report_module
+from simclr_jax.report import charts
+from simclr_jax.report import encoder_sections, report as report_module
 from simclr_jax.report.report import report
+from simclr_jax.report.workdir import evaluation_rows
 
 SIZE = 16
 HOSTILE = '<script>alert(1)</script><img src="http://example.com/x.png">'
@@ -68,7 +69,8 @@ def make_report(workdir, config, encoder, monkeypatch, **settings):
     """The page of `workdir`, with `encoder` in the place of a checkpoint, asked for by another recipe."""
     monkeypatch.setattr(charts, '_DPI', 40)     # small files, soon written
     own = encoder._replace(config=config)
-    monkeypatch.setattr(report_module, 'load_pretrained', lambda *_: own)
+    for module in (report_module, encoder_sections):
+        monkeypatch.setattr(module, 'load_pretrained', lambda *_: own)
     asked = small_config()
     asked.report.update({'max_images': 40, 'num_queries': 3, **settings})
     return Page(report(asked, str(workdir)))
@@ -112,7 +114,7 @@ def test_every_part_is_there(full):
     headings = re.findall('<h2>(.*?)</h2>', page.source)
     assert headings == ['The run', 'Curves', 'Evaluation', 'Augmentations', 'Nearest neighbours',
                         'Map of the features', 'Similarities of views', 'Confusion', 'Configuration',
-                        'What the run said']
+                        'Notes of the run']
     assert '8 x TPU v4' in page.text and '20 steps of 64 images' in page.text
     assert 'Collapse at step 7' in page.text
     assert '44.4' in page.text and '39.4 to 49.4' in page.text and '1,234' in page.text
@@ -169,7 +171,7 @@ def test_a_directory_with_a_config_alone_is_a_page_of_sentences(tmp_path):
     for sentence in ('No metrics.jsonl', 'No versions.json', 'there are no curves', 'No results.jsonl',
                      'no checkpoint in', 'every field is as in the recipe'):
         assert sentence in page.text
-    assert not page.loads and 'What the run said' not in page.text
+    assert not page.loads and 'Notes of the run' not in page.text
 
 
 def test_unlabelled_images_without_a_test_split(tmp_path, encoder, monkeypatch):
@@ -215,7 +217,7 @@ def test_what_is_no_workdir_is_refused(tmp_path):
 
 def test_the_last_of_several_measurements_counts():
     line = {'evaluation': 'knn', 'encoder': 'pretrained', 'data': 'shapes', 'split': 'test', 'step': 5}
-    rows = record.evaluation_rows([
+    rows = evaluation_rows([
         line | {'knn_accuracy_k20': 0.1},
         line | {'knn_accuracy_k20': 0.2, 'knn_accuracy_k20_interval': [0.1, 0.3]},
         line | {'knn_accuracy_k20': 0.3, 'num_train': 600},
@@ -223,7 +225,7 @@ def test_the_last_of_several_measurements_counts():
         line | {'linear_accuracy': 0.5, 'protocol': {'solver': 'sgd'}},
         line | {'linear_accuracy': 0.6, 'solver': 'lbfgs', 'protocol': {'solver': 'sgd'}}])
     assert [(row['measure'], row['encoder'], row['value'], row['interval']) for row in rows] == [
-        ('kNN top-1, k = 20', 'pretrained', 0.2, (0.1, 0.3)), ('kNN top-1, k = 20', 'pretrained', 0.3, None),
+        ('kNN top-1, k = 20', 'pretrained', 0.2, [0.1, 0.3]), ('kNN top-1, k = 20', 'pretrained', 0.3, None),
         ('kNN top-1, k = 20', 'pretrained, layer 1', 0.4, None),
         ('linear top-1', 'pretrained', 0.5, None), ('linear top-1', 'pretrained, by lbfgs', 0.6, None)]
 

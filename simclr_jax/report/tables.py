@@ -1,10 +1,11 @@
-"""Files that a reader never finds half written."""
+"""Tables that a reader never finds half written."""
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from typing import Any
+
+from simclr_jax import storage
 
 
 def write_csv(path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -13,12 +14,4 @@ def write_csv(path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) 
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(columns)
     writer.writerows([['' if cell is None or cell != cell else cell for cell in row] for row in rows])
-    write_bytes(path, text.getvalue().encode())
-
-
-def write_bytes(path: str, data: bytes) -> None:
-    """Writes a file under a temporary name first, so that a reader never finds half of it."""
-    temporary = os.path.join(os.path.dirname(path), f'.{os.path.basename(path)}.tmp')
-    with open(temporary, 'wb') as file:
-        file.write(data)
-    os.replace(temporary, path)
+    storage.write_atomically(path, text.getvalue().encode())

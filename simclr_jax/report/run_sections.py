@@ -1,0 +1,185 @@
+"""The parts of a report that need no network: what a workdir or a file of weights says of itself."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from simclr_jax.config import ConfigDict, base_config
+from simclr_jax.config.tasks import task_configs
+from simclr_jax.report import charts, page
+from simclr_jax.report import workdir as records
+from simclr_jax.report.page import Block, Figures
+
+# Title, metrics, y label: what is drawn together. What is left is drawn alone, on request.
+_CURVES = (
+    ('Loss', ('loss', 'contrastive_loss', 'probe_loss'), 'loss (nats)'),
+    ('Accuracy in training', ('contrastive_accuracy', 'probe_accuracy'), 'accuracy (%)'),
+    ('kNN, by which checkpoints are chosen', ('knn_accuracy', 'linear_accuracy', 'knn_floor'), 'top-1 (%)'),
+    ('Learning rate', ('learning_rate',), 'learning rate'),
+    ('Effective rank (RankMe)', ('feature_rank', 'projection_rank'), 'effective rank'),
+    ('Spread of directions', ('feature_spread', 'projection_spread'), 'spread, 0 to 1'),
+    ('Alignment and uniformity', ('alignment', 'uniformity'), 'lower is better (no unit)'),
+    ('Similarities of pairs', ('positive_similarity', 'negative_similarity'), 'mean cosine'),
+    ('Throughput', ('images_per_second',), 'images / s'),
+)
+_RATIO = 'trust_ratio/'       # then the layer
+_PART = 'step_ms/'            # then the part of a step
+
+
+def _encoder_words(encoder: Mapping[str, Any]) -> str:
+    """An encoder's fields in words: of ours, or the name and arguments of another."""
+    if encoder.get('name', 'resnet') == 'resnet':
+        return (f'ResNet-{encoder.get("depth", "?")}, width {encoder.get("width", "?")}, '
+                f'{encoder.get("stem", "?")} stem, {encoder.get("dtype", "?")}')
+    arguments = ', '.join(f'{name}={value!r}' for name, value in (encoder.get('arguments') or {}).items())
+    return f'{encoder["name"]}({arguments})'
+
+
+def file_of_weights(path: str, run: Mapping[str, Any]) -> list[Block]:
+    augment = run['augment']
+    return [page.pairs({
+        'file': path, 'encoder': _encoder_words(run['encoder']),
+        'padding': ', '.join(f'{name} {run["encoder"][name]}' for name in ('conv_padding', 'max_pool')
+                             if name in run['encoder']),
+        'images': f'{augment["image_size"]} px, central {run["eval"]["crop_proportion"]:g}',
+        'mean, std': f'{tuple(augment["mean"])}, {tuple(augment["std"])}',
+    }), page.text('A file of weights holds no curves. The views below are those of its recipe, if it has '
+                  'one, or else those of the official SimCLR code.', 'missing')]
+
+
+def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> list[Block]:
+    data, versions = run.get('data', {}), records.read_versions(workdir)
+    steps = max((row['step'] for row in rows if 'step' in row), default=None)
+    pairs = {
+        'encoder': _encoder_words(run.get('encoder', {})),
+        'data': f'{data.get("source", "?")}, {data.get("train_split", "?")}',
+        'training': f'{_count(steps)} steps of {run.get("batch_size", "?")} images' if steps else '',
+        'when': records.when(rows),
+        'devices': '{devices} x {device_kind} ({backend}), {processes} process(es)',
+        'versions': 'simclr_jax {simclr_jax}, Python {python}'
+                    + ''.join(f', {name} {value}' for name, value in versions.get('packages', {}).items()),
+        'platform': versions.get('platform', ''),
+        'a step': ', '.join(f'{name.removeprefix(_PART).replace("_", " ")} {row[name]:.1f} ms' for row in rows
+                            for name in row if name.startswith(_PART)),
+    }
+    for name in ('devices', 'versions'):
+        pairs[name] = pairs[name].format_map(_Unknown(versions)) if versions else ''
+    blocks = [page.pairs(pairs)]
+    if not rows:
+        blocks.append(page.text('No metrics.jsonl: how far the run came is not known.', 'missing'))
+    if not versions:
+        blocks.append(page.text('No versions.json: devices and versions are not known.', 'missing'))
+    return blocks
+
+
+class _Unknown(dict):
+    def __missing__(self, name):
+        return '?'
+
+
+def curves(figures: Figures, rows: list[dict], notes: str) -> list[Block]:
+    names = records.metric_names(rows)
+    if not names:
+        return [page.text('No metrics were written: there are no curves.', 'missing')]
+    blocks = [page.text(line.split('  ', 1)[-1], 'warning') for line in notes.splitlines()
+              if 'Collapse at step' in line or 'has spread again' in line]
+    limits = 0, 1.02 * max(row['step'] for row in rows if 'step' in row)
+
+    def curve(title, names, y_label):
+        found = {name: records.column(rows, name) for name in names}
+        scale = 100 if '(%)' in y_label else 1
+        drawn = {_words(name): (steps, scale * values) for name, (steps, values) in found.items()}
+        figure = charts.lines(drawn, x_label='step', y_label=y_label, title=title, x_limits=limits)
+        return figures.add(f'curve_{re.sub("[^A-Za-z0-9_]+", "_", names[0])}', figure,
+                           ['metric', 'step', 'value'], _long_table(found),
+                           alt=f'{title} by step: {", ".join(drawn)}')
+
+    ratios = [name for name in names if name.startswith(_RATIO)]
+    groups = [(title, [name for name in group if name in names], y_label)
+              for title, group, y_label in _CURVES]
+    grouped = {name for _, group, _ in groups for name in group}
+    left = [name for name in names if name not in grouped and 'input_wait' not in name
+            and not name.startswith((_RATIO, _PART))]
+    parts = [curve(*group) for group in groups if group[1]]
+    if ratios:
+        parts.append(_trust_ratios(figures, rows, ratios, limits))
+    blocks.append(page.side_by_side(parts))
+    if 'knn_accuracy' not in names:
+        blocks.append(page.text('No kNN accuracy was measured in training: the data have no labels or no '
+                                'split to measure on, or the run ended before its first evaluation.',
+                                'missing'))
+    if left:
+        alone = [curve(_words(name), [name], _words(name)) for name in left]
+        blocks.append(page.on_request(f'{len(left)} more measures', page.side_by_side(alone)))
+    return blocks
+
+
+def _trust_ratios(figures, rows: list[dict], names: list[str], limits: tuple[float, float]) -> Block:
+    found = {name.removeprefix(_RATIO): records.column(rows, name) for name in names}
+    steps = next(iter(found.values()))[0]
+    alike = np.array([values for at, values in found.values() if np.array_equal(at, steps)])     # [L, P]
+    drawn = {'largest': alike.max(0), 'median': np.median(alike, axis=0), 'smallest': alike.min(0)}
+    figure = charts.lines({name: (steps, values) for name, values in drawn.items()}, x_label='step',
+                          y_label='trust ratio', log_y=True, x_limits=limits,
+                          title=f'LARS trust ratios of {len(alike)} layers')
+    return figures.add('curve_trust_ratios', figure, ['layer', 'step', 'trust_ratio'], _long_table(found),
+                       alt='Largest, median and smallest LARS trust ratio of the layers, by step')
+
+
+def _long_table(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[list]:
+    """Rows (name, step, value) of {name: (steps, values)}."""
+    return [[name, int(step), value] for name, column in found.items() for step, value in zip(*column)]
+
+
+def evaluation(figures: Figures, directories: Iterable[str]) -> list[Block]:
+    rows = records.evaluation_rows([row for directory in directories
+                                    for row in records.read_rows(directory, 'results.jsonl')])
+    if not rows:
+        return [page.text('No results.jsonl: nothing was evaluated. The data may have no labels, or the run '
+                          'has not ended.', 'missing')]
+    rows.sort(key=lambda row: (row['evaluation'], row['data'], row['measure'], str(row['step'])))
+    kept = ('evaluation', 'measure', 'encoder', 'value', 'data', 'split', 'step', 'num_train', 'num_test')
+    numbers = [[*(row[name] for name in kept), *(row['interval'] or (None, None))] for row in rows]
+    files = figures.add_csv('evaluation', [*kept, 'low', 'high'], numbers)
+    floors = [number for number, row in enumerate(rows) if row['is_floor']]
+    blocks = [page.table(
+        ('measure', 'encoder', '%', '95 % interval', 'data', 'test images', 'training images', 'step',
+         'evaluation'),
+        [[row['measure'], row['encoder'], f'{100 * row["value"]:.1f}', _interval(row['interval']),
+          ', '.join(filter(None, [row['data'], row['split']])), _count(row['num_test']),
+          _count(row['num_train']), _count(row['step']), row['evaluation']] for row in rows],
+        numeric=(2, 3, 5, 6, 7), soft=floors),
+        page.text('Rows in grey are floors: the same measurement of the randomly initialised encoder, and of '
+                  'raw pixels. Intervals are over the test set.', 'note'), files]
+    if not floors:
+        blocks.append(page.text('No floor was measured beside these numbers.', 'missing'))
+    if not all(row['interval'] for row in rows):
+        blocks.append(page.text('Some of these results were written without an interval.', 'missing'))
+    return blocks
+
+
+def configuration(run: Mapping[str, Any], given: ConfigDict) -> list[Block]:
+    blocks = [page.text('A workdir keeps values, not the name of a recipe. The run is compared with the '
+                        'recipe that this report was asked for with (--config), and with the defaults of '
+                        'simclr_jax/config/, which are those of the official SimCLR code.', 'note')]
+    for name, column, other in (('recipe', 'recipe', given), ('defaults', 'default', base_config())):
+        rows = [[field, *("''" if value == '' else value for value in values)] for field, *values
+                in records.differences(run, other.to_dict(), ignore=tuple(task_configs()))]
+        blocks += [page.heading(f'Deviations from the {name}'),
+                   page.table(('field', 'this run', column), rows, caption=f'Where the run left the {name}')
+                   if rows else page.text(f'None: every field is as in the {name}.')]
+    return blocks + [page.on_request('Every field', page.lines(records.as_lines(run)))]
+
+
+def _words(name: str) -> str:
+    return name.replace('_', ' ').replace('knn', 'kNN')
+
+
+def _count(value: Any) -> str:
+    return f'{value:,}' if isinstance(value, int) else str(value if value is not None else '')
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return '\N{EM DASH}' if interval is None else '{:.1f} to {:.1f}'.format(*(100 * np.asarray(interval)))
