@@ -196,12 +196,13 @@ def our_device_batches(folder):
 
 
 def our_views(setting):
-    """{'view1', 'view2'}: the operations of SimCLR's recipe."""
-    from simclr_jax.config import augment_config, view_config
+    """{'view1', 'view2'}: of SimCLR's recipe."""
+    from simclr_jax.config import augment_config
+    from simclr_jax.views.presets import views_of
 
     augment = augment_config(image_size=32 if setting == '32' else 224, strength=strength_of(setting),
                              blur=setting == 'blur')
-    return {view: view_config(augment, view) for view in ('view1', 'view2')}
+    return dict(zip(('view1', 'view2'), views_of(augment)))
 
 
 def photos_in(folder):

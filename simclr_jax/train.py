@@ -19,9 +19,10 @@ from simclr_jax.data import batches as inputs
 from simclr_jax.inspect import profile
 from simclr_jax.runtime import sharding
 from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps
-from simclr_jax.views.fields import check_view
+from simclr_jax.views.fields import View
+from simclr_jax.views.presets import views_of
 from simclr_jax.config import names
-from simclr_jax.config import ConfigDict, check_profile_steps, view_config
+from simclr_jax.config import ConfigDict, check_profile_steps
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
 from simclr_jax.data.memory import check_batch_size
@@ -273,12 +274,8 @@ def _adapted_layers(config: ConfigDict, params: Any) -> list[str]:
     return optim.make_trust_ratios(**_optimizer_settings(config))[1](params)
 
 
-def _views(config: ConfigDict) -> dict[str, dict]:
-    """The operations of both views; ValueError where one will not do."""
-    views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
-    for view in views.values():
-        check_view(view)
-    return views
+def _views(config: ConfigDict) -> dict[str, View]:
+    return dict(zip(('view1', 'view2'), views_of(config.augment)))
 
 
 def choose_form(config: ConfigDict, source: Source | None = None) -> str:

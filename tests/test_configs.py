@@ -12,7 +12,7 @@ import pytest
 
 from simclr_jax.runtime import sharding
 from simclr_jax.training import checkpoint, optimizers as optim, schedules
-from simclr_jax.views.fields import check_view
+from simclr_jax.views.presets import views_of
 from simclr_jax.config import base_config, flatten, nearest_field, parse_argument, view_config
 from simclr_jax.models.network import make_network
 from simclr_jax.train import build
@@ -58,8 +58,7 @@ def test_a_recipe_builds_its_network_views_and_schedule(path, argument):
     assert ('predictor' in state.params) == (config.method.name == 'byol' or 'v3' in argument)
     assert ('target' in kept) == (config.method.name != 'simclr')
     assert config.batch_size % config.encoder.norm_groups == 0
-    for name in ('view1', 'view2'):
-        check_view(view_config(config.augment, name))
+    views_of(config.augment)
     json.dumps(config.to_dict())                        # it goes into config.json
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from simclr_jax.data import batches as inputs
 from simclr_jax.runtime import sharding
-from simclr_jax.config import augment_config, view_config
+from simclr_jax.config import augment_config
 from simclr_jax.views.device import augment, augment_in_sequence
+from simclr_jax.views.presets import views_of
 
 SIZE = 16
 IMAGE = np.random.default_rng(0).random((SIZE, SIZE, 3)).astype(np.float32)
@@ -22,7 +23,7 @@ def operations(**probabilities):
         config[name].probability = 0.0
     for name, probability in probabilities.items():
         config[name].probability = probability
-    return view_config(config, 'view1')
+    return views_of(config)[0]
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,7 @@ def views():
 
     @jax.jit
     def all_of_them(image, key):
-        return [augment_in_sequence(image, key, sequence=sequence, **fields) for sequence in sequences]
+        return [augment_in_sequence(image, key, fields, sequence=sequence) for sequence in sequences]
 
     for sequence, view in zip(sequences, all_of_them(IMAGE, KEY)):
         made[sequence] = np.asarray(view)
@@ -48,7 +49,7 @@ def test_nothing_in_the_sequence_leaves_the_image(views):
 
 def test_an_operation_alone_is_that_of_the_full_augmentation(views):
     for name in ('rotate', 'cutout', 'crop'):
-        alone = jax.jit(functools.partial(augment, image_size=SIZE, **operations(**{name: 1.0})))
+        alone = jax.jit(functools.partial(augment, view=operations(**{name: 1.0}), image_size=SIZE))
         np.testing.assert_allclose(views[name,], alone(IMAGE, KEY), atol=1e-6)
 
 
@@ -63,7 +64,7 @@ def test_the_second_operation_sees_what_the_first_one_made(views):
     assert (views['rotate', 'cutout'] != views['cutout', 'rotate']).any()
     assert np.abs(views['sobel', 'grey'] - views['grey', 'sobel']).max() > 1e-3
     # A crop behind a cutout shows the crop of an image with a hole.
-    crop = jax.jit(functools.partial(augment, image_size=SIZE, **operations(crop=1.0)))(
+    crop = jax.jit(functools.partial(augment, view=operations(crop=1.0), image_size=SIZE))(
         np.where(hole[..., None], 0, IMAGE), KEY)
     np.testing.assert_allclose(views['cutout', 'crop'], crop, atol=1e-6)
 
@@ -71,7 +72,7 @@ def test_the_second_operation_sees_what_the_first_one_made(views):
 @pytest.mark.parametrize('sequence', [('blur', 'blur'), ('colour',)])
 def test_a_sequence_of_what_is_no_operation_is_refused(sequence):
     with pytest.raises(ValueError, match='augment.sequence is .*jitter'):
-        augment_in_sequence(IMAGE, KEY, sequence=sequence, **operations())
+        augment_in_sequence(IMAGE, KEY, operations(), sequence=sequence)
 
 
 def test_one_branch_is_the_crop_itself_the_other_is_made_of_it():

@@ -1,5 +1,7 @@
 """Fields of views that the tests of both forms of the augmentation use."""
 
+from simclr_jax.views.fields import View
+
 OFF = {'probability': 0.0}
 CROP = {'probability': 1.0, 'law': 'tf', 'area': (0.08, 1.0), 'aspect': (3 / 4, 4 / 3)}
 JITTER = {'probability': 0.8, 'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1,
@@ -21,3 +23,8 @@ HALF_ON = {op: fields | {'probability': 0.5} for op, fields in ALL_ON.items()}
 ALL_OFF = dict.fromkeys(ALL_ON, OFF)
 SIMCLR = ALL_OFF | {'crop': CROP, 'flip': {'probability': 0.5}, 'jitter': JITTER,
                     'grey': {'probability': 0.2}}
+
+
+def view_of(fields):
+    """The view of these operations; the others are off."""
+    return View().replace(**fields)

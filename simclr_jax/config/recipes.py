@@ -102,6 +102,7 @@ def augment_config(*, image_size: int, strength: float, blur: bool = True) -> Co
         'solarize': {'probability': 0.0, 'threshold': 0.5},
         'cutout': {'probability': 0.0, 'size': 0.5},
         'sequence': (),                 # view 2 is made of view 1 by these operations, in this order (Fig. 5)
+        'extra': (),                    # then functions of (image, key): 'package.module:function'
         'view1': {},
         'view2': {},
     })

@@ -15,7 +15,7 @@ import functools
 import queue
 import threading
 import time
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from simclr_jax.data import memory, pipeline
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.source import Source
 from simclr_jax.data.order import permutation
+from simclr_jax.views.fields import View
 
 _MEMORY_BYTES = 4 << 30         # of every device, at most, for a data set that lies there
 _VIEWS = 0x51EB         # folded into the seed's key: what the method draws has the key itself
@@ -53,46 +54,47 @@ def choose_form(augment_on: str, *, image_size: int, pad_to: int = 0, transfer: 
     return form
 
 
-def make_prepare(form: str, *, view1: Mapping[str, Any], view2: Mapping[str, Any], image_size: int,
-                 seed: int, batch_size: int, mesh: jax.sharding.Mesh,
-                 sequence: Sequence[str] = ()) -> Callable[[dict, jax.Array], dict]:
+def make_prepare(form: str, *, view1: View, view2: View, image_size: int, seed: int, batch_size: int,
+                 mesh: jax.sharding.Mesh, sequence: Sequence[str] = ()) -> Callable[[dict, jax.Array], dict]:
     """(batch, step) -> {'view1', 'view2': float32 [B, S, S, 3] in [0, 1], 'label': int32 [B]}.
 
     For the training step to call: pure, and sharded over `mesh` as the batch is.
 
     Args:
         form: of the batch, see above.
-        view1, view2: the operations of a view, see `device_augment.augment`.
+        view1, view2: what becomes of an image.
         batch_size: global, B.
         sequence: if there is one, view 2 is made of view 1 by these operations of `view2`, in this order
             (see `device_augment.augment_in_sequence`): of the same crop, therefore.
 
     Raises:
-        ValueError: a sequence for views that were made on the host.
+        ValueError: a sequence for views that were made on the host, or beside functions of the user's.
     """
     if sequence and form == 'views':
         raise ValueError("augment.sequence needs data.augment_on='device'.")
+    if sequence and view2.extra:
+        raise ValueError('augment.sequence names all that makes view 2: it does not go with augment.extra.')
 
     def keys_of(epoch, index):          # [B], int32 -> keys [B, 2]
         root = jax.random.fold_in(jax.random.key(seed), _VIEWS)
         keys = jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i))(epoch, index)
         return jax.vmap(lambda key: jax.vmap(lambda view: jax.random.fold_in(key, view))(jnp.arange(2)))(keys)
 
-    def both(function, arguments, batch):       # function(*one view's arguments, key, **operations)
-        """The two views; compiled once where their operations are the same."""
+    def both(function, arguments, batch):       # function(*one view's arguments, key, view=view)
+        """The two views; compiled once where they are made alike."""
         keys = keys_of(batch['epoch'], batch['index'])
         over_batch = functools.partial(
             device_augment.over_batch, lone_cpu=mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu')
         if sequence:
-            first = over_batch(functools.partial(function, **view1))(
+            first = over_batch(functools.partial(function, view=view1))(
                 *(argument[:, 0] for argument in arguments), keys[:, 0])
             views = first, over_batch(functools.partial(
-                device_augment.augment_in_sequence, sequence=sequence, **view2))(first, keys[:, 1])
+                device_augment.augment_in_sequence, sequence=sequence, view=view2))(first, keys[:, 1])
         elif view1 == view2:
-            views = over_batch(functools.partial(function, **view1))(*arguments, keys)
+            views = over_batch(functools.partial(function, view=view1))(*arguments, keys)
             views = views[:, 0], views[:, 1]
         else:
-            views = tuple(over_batch(functools.partial(function, **view))(
+            views = tuple(over_batch(functools.partial(function, view=view))(
                 *(argument[:, slot] for argument in arguments), keys[:, slot])
                 for slot, view in enumerate((view1, view2)))
         return {'view1': views[0], 'view2': views[1], 'label': batch['label']}
@@ -104,13 +106,13 @@ def make_prepare(form: str, *, view1: Mapping[str, Any], view2: Mapping[str, Any
     def from_crops(batch, step):
         del step
         crops = jnp.stack([batch['crop1'], batch['crop2']], axis=1)         # [B, 2, S, S, 3]
-        return both(_from_crop, (crops,), batch)
+        return both(device_augment.augment_crop, (crops,), batch)
 
     def from_padded(batch, step):
         del step
         boxes = jnp.stack([batch['box1'], batch['box2']], axis=1)           # [B, 2, 4]
         images = jnp.stack([batch['image']] * 2, axis=1)                    # [B, 2, P, P, 3]
-        return both(functools.partial(_from_box, image_size=image_size), (images, boxes), batch)
+        return both(functools.partial(device_augment.augment_box, image_size=image_size), (images, boxes), batch)
 
     def from_memory(data, step):
         rows = data['first'] + (step - data['base']) * batch_size + jnp.arange(batch_size)
@@ -122,16 +124,6 @@ def make_prepare(form: str, *, view1: Mapping[str, Any], view2: Mapping[str, Any
         return both(functools.partial(device_augment.augment, image_size=image_size), (images,), batch)
 
     return {'views': from_views, 'crops': from_crops, 'padded': from_padded, 'memory': from_memory}[form]
-
-
-def _from_crop(image, key, **operations):
-    del operations['crop']      # it is made
-    return device_augment.augment_crop(image, key, **operations)
-
-
-def _from_box(image, box, key, *, image_size, **operations):
-    del operations['crop']
-    return device_augment.augment_box(image, box, key, image_size=image_size, **operations)
 
 
 def as_floats(images: jax.Array) -> jax.Array:
@@ -158,7 +150,7 @@ def abstract_batch(form: str, *, batch_size: int, image_size: int, pad_to: int, 
 
 
 def train_batches(source: Source, form: str, mesh: jax.sharding.Mesh, *, seed: int, batch_size: int,
-                  view1: Mapping, view2: Mapping, image_size: int, start_step: int = 0, num_threads: int = 0,
+                  view1: View, view2: View, image_size: int, start_step: int = 0, num_threads: int = 0,
                   transfer: str = 'uint8', pad_to: int = 0) -> 'InMemory | Prefetch':
     """Endless global batches on the devices of `mesh`, in `form`, from step `start_step` on.
 
@@ -293,8 +285,8 @@ def centre_crops(images: jax.Array, *, image_size: int, proportion: float) -> ja
         device_augment.eval_crop, image_size=image_size, proportion=proportion))(images)
 
 
-def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int, crop: Mapping,
-                  flip: Mapping, num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int, view: View,
+                  num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches for linear evaluation and fine-tuning; `crops_and_flips` makes their images.
 
     Arguments and errors as `data.pipeline.probe_batches`, the rows of this process.
@@ -302,16 +294,15 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
     shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
     if source.uniform:
         return memory.train_batches(source, seed=seed, batch_size=batch_size, **shard)
-    return pipeline.probe_batches(source, seed=seed, batch_size=batch_size, image_size=image_size, crop=crop,
-                                  flip=flip, num_threads=num_threads, **shard)
+    return pipeline.probe_batches(source, seed=seed, batch_size=batch_size, image_size=image_size, view=view,
+                                  num_threads=num_threads, **shard)
 
 
-def make_crops_and_flips(*, seed: int, image_size: int, crop: Mapping, flip: Mapping
-                         ) -> Callable[[dict], jax.Array]:
+def make_crops_and_flips(*, seed: int, image_size: int, view: View) -> Callable[[dict], jax.Array]:
     """A batch of `probe_batches` -> float32 [B, S, S, 3] in [0, 1], cropped and flipped at random."""
     def one(image, epoch, index):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), index)
-        return device_augment.crop_and_flip(image, key, image_size=image_size, crop=crop, flip=flip)
+        return device_augment.augment(image, key, view, image_size=image_size)
 
     @jax.jit
     def crops_and_flips(batch):

@@ -16,7 +16,7 @@ import itertools
 import os
 import sys
 from concurrent import futures
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -26,6 +26,7 @@ from simclr_jax.views import host as host_augment
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.views.draws import Box, Draws, union
+from simclr_jax.views.fields import View
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.order import epoch_and_index
 
@@ -61,8 +62,8 @@ class _Row(NamedTuple):
     candidates: Iterable[_Candidate]
 
 
-def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view1: Mapping[str, Any],
-                  view2: Mapping[str, Any], image_size: int, start_step: int = 0, shard_index: int = 0,
+def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view1: View, view2: View,
+                  image_size: int, start_step: int = 0, shard_index: int = 0,
                   shard_count: int = 1, num_threads: int = 0, transfer: str = 'uint8', pad_to: int = 0
                   ) -> Batches:
     """Endless batches for two views per image, from step `start_step` on.
@@ -73,7 +74,7 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
         batch_size: global, over all shards; this one yields rows
             [shard_index * b, (shard_index + 1) * b) with b = batch_size // shard_count.
         form: how far the host takes an image: 'views', 'crops' or 'padded', see below.
-        view1, view2: the operations of `host_augment.make_augment`.
+        view1, view2: what becomes of an image.
         image_size: S.
         start_step: the number of batches already taken.
         num_threads: that decode; 0 takes a few more than there are processors.
@@ -94,8 +95,6 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
             of range, or, from `next`, more than source.max_bad_share of the images cannot be read.
     """
     views = {'view1': view1, 'view2': view2}
-    for view in views.values():
-        host_augment.check_view(view)
     check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
     if form == 'views':
         rows = _views(seed, views, image_size, transfer)
@@ -118,19 +117,17 @@ def check_form(form: str, *, image_size: int, transfer: str, pad_to: int) -> Non
                          'size: it holds two crops side by side.')
 
 
-def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int,
-                  crop: Mapping[str, Any], flip: Mapping[str, Any], start_step: int = 0,
-                  shard_index: int = 0, shard_count: int = 1, num_threads: int = 0) -> Batches:
+def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int, view: View,
+                  start_step: int = 0, shard_index: int = 0, shard_count: int = 1, num_threads: int = 0) -> Batches:
     """Endless batches of {'image': float32 [b, S, S, 3], 'label': int32 [b]}, cropped and flipped.
 
     For linear evaluation and fine-tuning; arguments and errors are those of `train_batches`.
+    view: a crop and a flip.
     """
-    make = host_augment.make_crop_and_flip(image_size=image_size, crop=crop, flip=flip)
-
     def fill(batch, row, image, epoch, index):
         draws = Draws(seed, epoch, index, 0)
-        box = draws.box(image.height, image.width, crop)
-        make(image.region(box), (0, 0, *box[2:]), draws, batch['image'][row])
+        box = draws.box(image.height, image.width, view.crop)
+        host_augment.crop_and_flip(image.region(box), (0, 0, *box[2:]), draws, view, batch['image'][row])
 
     return _endless(source, _Form({'image': ((image_size, image_size, 3), np.float32)}, fill), seed=seed,
                     batch_size=batch_size, start_step=start_step, shard_index=shard_index,
@@ -175,8 +172,8 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
 # ---- forms -------------------------------------------------------------------------------------------
 
 
-def _views(seed: int, views: Mapping[str, Mapping], image_size: int, transfer: str) -> _Form:
-    make = {name: host_augment.make_augment(image_size=image_size, **view) for name, view in views.items()}
+def _views(seed: int, views: dict[str, View], image_size: int, transfer: str) -> _Form:
+    make = {name: host_augment.make_augment(view, image_size) for name, view in views.items()}
 
     def fill(batch, row, image, epoch, index):
         draws, boxes = _draw_boxes(seed, views, image, epoch, index)
@@ -191,7 +188,7 @@ def _views(seed: int, views: Mapping[str, Mapping], image_size: int, transfer: s
     return _Form({name: ((image_size, image_size, 3), _TRANSFERS[transfer]) for name in views}, fill)
 
 
-def _crops(seed: int, views: Mapping[str, Mapping], image_size: int) -> _Form:
+def _crops(seed: int, views: dict[str, View], image_size: int) -> _Form:
     def fill(batch, row, image, epoch, index):
         _, boxes = _draw_boxes(seed, views, image, epoch, index)
         region, boxes = _decode_union(image, boxes)
@@ -203,7 +200,7 @@ def _crops(seed: int, views: Mapping[str, Mapping], image_size: int) -> _Form:
     return _Form({'crop1': crop, 'crop2': crop, 'epoch': ((), np.int32), 'index': ((), np.int32)}, fill)
 
 
-def _padded(seed: int, views: Mapping[str, Mapping], image_size: int, pad_to: int) -> _Form:
+def _padded(seed: int, views: dict[str, View], image_size: int, pad_to: int) -> _Form:
     def fill(batch, row, image, epoch, index):
         _, boxes = _draw_boxes(seed, views, image, epoch, index)
         region, boxes = _decode_union(image, boxes)
@@ -225,10 +222,10 @@ def _padded(seed: int, views: Mapping[str, Mapping], image_size: int, pad_to: in
                   'index': number}, fill)
 
 
-def _draw_boxes(seed: int, views: Mapping[str, Mapping], image: EncodedImage, epoch: int, index: int
+def _draw_boxes(seed: int, views: dict[str, View], image: EncodedImage, epoch: int, index: int
                 ) -> tuple[list[Draws], list[Box]]:
     draws = [Draws(seed, epoch, index, slot) for slot in range(len(views))]
-    return draws, [draw.box(image.height, image.width, view['crop'])
+    return draws, [draw.box(image.height, image.width, view.crop)
                    for draw, view in zip(draws, views.values())]
 
 

@@ -24,6 +24,7 @@ from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
 from simclr_jax.evaluate.subsets import balanced_rows, rows_of_files
 from simclr_jax.runlog.writer import MetricWriter
+from simclr_jax.views.presets import crop_and_flip_of
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.weights.flax_file import write_flax
 from simclr_jax.weights.tree import Imported
@@ -103,11 +104,10 @@ def fit_network(config: ConfigDict, subject: Subject, variables: Any, train_sour
     settings, own, mesh = config.finetune, subject.own, subject.mesh
     layer = _layer(settings.layer, variables)
     is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer)
-    view = {'seed': config.seed, 'image_size': own.augment.image_size, 'crop': own.augment.crop.to_dict(),
-            'flip': own.augment.flip.to_dict()}
-    crops = inputs.make_crops_and_flips(**view)
+    fields = {'seed': config.seed, 'image_size': own.augment.image_size, 'view': crop_and_flip_of(own.augment)}
+    crops = inputs.make_crops_and_flips(**fields)
     batches = inputs.probe_batches(train_source, batch_size=settings.batch_size,
-                                   num_threads=config.data.num_threads, **view)
+                                   num_threads=config.data.num_threads, **fields)
     kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (subject.width, train_source.num_classes))
     classifier = {'kernel': kernel, 'bias': jnp.zeros(train_source.num_classes)}
     if settings.zero_init:

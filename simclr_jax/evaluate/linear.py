@@ -22,6 +22,7 @@ from simclr_jax.evaluate.logistic import Logistic, fit_best_classifier, fit_stan
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
 from simclr_jax.runlog.writer import MetricWriter
+from simclr_jax.views.presets import crop_and_flip_of
 
 
 def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
@@ -124,11 +125,11 @@ def _fit_by_sgd(config: ConfigDict, subject: Subject, encode: Encode, train_sour
     settings, own = config.linear, subject.own
     with unchanged(encode):
         if settings.augment:
-            view = {'seed': config.seed, 'image_size': own.augment.image_size,
-                    'crop': own.augment.crop.to_dict(), 'flip': own.augment.flip.to_dict()}
-            features_of = functools.partial(_encode_crops, encode, inputs.make_crops_and_flips(**view))
+            crops = {'seed': config.seed, 'image_size': own.augment.image_size,
+                     'view': crop_and_flip_of(own.augment)}
+            features_of = functools.partial(_encode_crops, encode, inputs.make_crops_and_flips(**crops))
             batches = inputs.probe_batches(train_source, batch_size=settings.batch_size,
-                                           num_threads=config.data.num_threads, **view)
+                                           num_threads=config.data.num_threads, **crops)
         else:
             train, = subject.features(encode, train_source)
             features_of, batches = lambda batch: batch['image'], _feature_batches(

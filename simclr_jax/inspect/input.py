@@ -7,6 +7,7 @@ Every row is the real pipeline, taken one part further than the row above, in on
 is the difference. Then the whole path as the run would use it, with all its threads.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -19,11 +20,12 @@ import numpy as np
 
 from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules, steps
-from simclr_jax.config import ConfigDict, view_config
+from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.train import build, choose_form, make_batches, make_prepare
+from simclr_jax.views.presets import views_of
 
 _ROW = 16           # images of a batch while parts are measured
 _COLOUR = ('rotate', 'jitter', 'grey', 'sobel', 'noise', 'solarize', 'cutout')
@@ -96,24 +98,25 @@ def measure_parts(source: Source, config: ConfigDict) -> dict[str, float]:
     """{part: images per second and core}, of a source whose images are read one by one."""
     from simclr_jax.data import pipeline
     size = config.augment.image_size
-    views = {name: view_config(config.augment, name) for name in ('view1', 'view2')}
+    views = dict(zip(('view1', 'view2'), views_of(config.augment)))
 
     def batches(form, **changes):
         return functools.partial(
             pipeline.train_batches, source, seed=config.seed, batch_size=min(_ROW, source.num_examples),
             form=form, image_size=size, num_threads=1, pad_to=config.data.pad_to or 2 * size,
-            **{name: view | {op: view[op] | fields for op, fields in changes.items()}
+            **{name: view.replace(**{op: dataclasses.replace(getattr(view, op), probability=probability)
+                                     for op, probability in changes.items()})
                for name, view in views.items()})
 
-    off, plain = {'probability': 0.0}, dict.fromkeys(_COLOUR, {'probability': 0.0})
+    plain = dict.fromkeys(_COLOUR, 0.0)
     # Where the recipe has no blur, the row shows what it would cost.
-    blur = max(0.5, *(view['blur']['probability'] for view in views.values()))
+    blur = max(0.5, *(view.blur.probability for view in views.values()))
     parts = {'decode': _decoding(source)} if not (source.uniform or isinstance(source, Streamed)) else {}
     parts |= {"decode, pad ('padded')": batches('padded'),
               "decode, crop ('crops')": batches('crops'),
-              'on the host: decode, crop, flip': batches('views', blur=off, **plain),
-              '... and colour': batches('views', blur=off),
-              "... and blur ('views')": batches('views', blur={'probability': blur})}
+              'on the host: decode, crop, flip': batches('views', blur=0.0, **plain),
+              '... and colour': batches('views', blur=0.0),
+              "... and blur ('views')": batches('views', blur=blur)}
     return {name: _rate_per_core(make, config.bench_input.num_images) for name, make in parts.items()}
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from simclr_jax.config import ConfigDict, view_config
+from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.embed import encode_source
@@ -16,7 +16,8 @@ from simclr_jax.evaluate.subject import data_options
 from simclr_jax.report import analysis, charts, images, page
 from simclr_jax.report.page import Block, Cell, Figures
 from simclr_jax.runtime import sharding
-from simclr_jax.views.fields import OPS
+from simclr_jax.views.fields import OPS, View
+from simclr_jax.views.presets import views_of
 
 _NUM_SHOWN, _NEAREST, _THUMBNAILS = 6, 8, 400
 
@@ -68,7 +69,7 @@ def sections(figures: Figures, config: ConfigDict, path: str, pretrained: Pretra
     makers = {
         ('Augmentations', 'Similarities of views'): lambda: views_and_similarities(
             figures, pretrained, train.source, image_size=run.augment.image_size, seed=seed,
-            operations={name: view_config(run.augment, name) for name in ('view1', 'view2')},
+            run_views=dict(zip(('view1', 'view2'), views_of(run.augment))),
             sequence=run.augment.get('sequence', ())),
         ('Nearest neighbours', 'Confusion'): lambda: nearest_and_confusion(
             figures, train, test, temperature=run.eval.knn_temperature, num_queries=settings.num_queries,
@@ -117,19 +118,19 @@ def _one_device() -> jax.sharding.Mesh:
 
 
 def views_and_similarities(figures: Figures, pretrained: Pretrained, source: Source, *,
-                           operations: dict[str, dict], image_size: int, seed: int,
+                           run_views: dict[str, View], image_size: int, seed: int,
                            sequence: Sequence[str] = ()) -> tuple[list[Block], list[Block]]:
     """The gallery of the views, and the similarities of views: two parts, from the same views.
 
-    operations: {'view1', 'view2'}, see `config.view_config`; sequence: see `batches.make_prepare`.
+    run_views: {'view1', 'view2'}; sequence: see `batches.make_prepare`.
     """
     count = 1000 if image_size <= 64 else 256
-    rows, view1, view2 = images.two_views(source, count, **operations, image_size=image_size, seed=seed,
+    rows, view1, view2 = images.two_views(source, count, **run_views, image_size=image_size, seed=seed,
                                           mesh=_one_device(), sequence=sequence)
     originals, kept = images.squares(source, rows[:_NUM_SHOWN], image_size)
-    alone = images.each_alone(originals, **operations, seed=seed)
+    alone = images.each_alone(originals, **run_views, seed=seed)
     shown = {'original': originals, 'view 1': view1[kept], 'view 2': view2[kept], **alone}
-    return (_gallery(figures, shown, images.used_operations(**operations)),
+    return (_gallery(figures, shown, images.used_operations(**run_views)),
             _similarities(figures, pretrained, view1, view2))
 
 

@@ -1,5 +1,6 @@
 """Images of a source for a report: a seeded sample, their pixels, and the views that a run makes of them."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,7 @@ from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.subset import take_rows
 from simclr_jax.models.network import Network
 from simclr_jax.views import device, host
-from simclr_jax.views.fields import OPS
-
-View = Mapping[str, Mapping[str, Any]]
+from simclr_jax.views.fields import OPS, View
 
 
 class _Encoded(Source):
@@ -96,7 +95,7 @@ def two_views(source: Source, count: int, *, view1: View, view2: View, image_siz
               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first `count` images of a run on `source`: rows [N] of it and both views float32 [N, S, S, 3].
 
-    view1, view2: operations as `device.augment` takes them; sequence: see `batches.make_prepare`. What
+    view1, view2: of the run; sequence: see `batches.make_prepare`. What
     cannot be read is replaced as in a run.
     """
     count = min(count, source.num_examples)
@@ -120,7 +119,7 @@ def squares(source: Source, rows: np.ndarray, image_size: int) -> tuple[np.ndarr
 
 def used_operations(view1: View, view2: View) -> dict[str, tuple[float, float]]:
     """{operation: its probability in view 1 and in view 2} of those that run, in their order."""
-    both = {name: (view1[name]['probability'], view2[name]['probability']) for name in OPS}
+    both = {name: (getattr(view1, name).probability, getattr(view2, name).probability) for name in OPS}
     return {name: shares for name, shares in both.items() if any(shares)}
 
 
@@ -133,9 +132,9 @@ def each_alone(images: np.ndarray, view1: View, view2: View, *, seed: int) -> di
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(len(images)))
 
     def one(name):
-        fields = view1[name] if view1[name]['probability'] else view2[name]
-        operations = {op: {'probability': 0.0} for op in OPS} | {name: dict(fields) | {'probability': 1.0}}
-        return device.over_batch(functools.partial(device.augment, image_size=size, **operations))
+        operation = getattr(view1 if getattr(view1, name).probability else view2, name)
+        view = View(**{name: dataclasses.replace(operation, probability=1.0)})
+        return device.over_batch(functools.partial(device.augment, view=view, image_size=size))
 
     names = list(used_operations(view1, view2))
     made = jax.jit(lambda images, keys: {name: one(name)(images, keys) for name in names})(images, keys)

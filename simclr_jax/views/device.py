@@ -1,6 +1,6 @@
 """Random views on the accelerator: pure JAX functions of (image, key), for one image each.
 
-The same operations, order, clipping and laws as `data/host_augment.py`, from other random numbers.
+The same operations, order, clipping and laws as `views/host.py`, from other random numbers.
 Each operation draws from keys of its own, folded from the view's key by the operation's number, so
 switching one on or off leaves the choices of all the others as they were. Keys must be of JAX's
 default kind (threefry): its numbers depend neither on the batch nor on the devices that hold it.
@@ -9,15 +9,15 @@ Sources: SimCLR (arXiv 2002.05709, section 3 and appendix A) and its code, googl
 tf2/data_util.py. Rotation, cutout, Sobel and noise are in the paper only.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.views import ops
-from simclr_jax.views.fields import JITTER_ORDERS, OPS, blur_kernel_size, check_op, check_view, jitter_range
+from simclr_jax.views.fields import JITTER_ORDERS, OPS, Crop, Operation, View
 from simclr_jax.views.ops import crop_box
 
 _NUMBERS = {op: number for number, op in enumerate(OPS)}
@@ -32,49 +32,31 @@ _SIDE_FOR_BRANCHES = 64
 # ---- entry points --------------------------------------------------------------------------------
 
 
-def augment(image: jax.Array, key: jax.Array, *, image_size: int, crop: Mapping, flip: Mapping,
-            rotate: Mapping, jitter: Mapping, grey: Mapping, sobel: Mapping, noise: Mapping,
-            blur: Mapping, solarize: Mapping, cutout: Mapping) -> jax.Array:
+def augment(image: jax.Array, key: jax.Array, view: View = View(), *, image_size: int,
+            **operations: Operation | Mapping[str, Any]) -> jax.Array:
     """One random view of an image.
 
-    The operations run in the order of the arguments, each with its own 'probability'; one whose
-    probability is 0 costs nothing and needs no other field. As in the official code, colour starts
-    from the unclipped bicubic crop and the image is clipped to [0, 1] once colour is done.
+    The operations run in the order of `View`, each with its own probability. As in the official code, colour
+    starts from the unclipped bicubic crop and the image is clipped to [0, 1] once colour is done.
 
     Args:
       image: uint8 [H, W, 3] of any size, or float32 [H, W, 3] in [0, 1].
       key: the result is a pure function of (image, key).
-      image_size: side of the result.
-      crop: 'law', 'area' and 'aspect' (see `device_ops.crop_box`); a miss resizes the whole image.
-      flip: left to right.
-      rotate: by 90, 180 or 270 degrees.
-      jitter: strengths 'brightness', 'contrast', 'saturation', 'hue', in a fresh random order with
-        a clip to [0, 1] after each. Contrast and saturation factors are U[1 - s, 1 + s], the hue
-        turns by U[-s, s] of a circle; 'brightness_mode' is 'multiply' by U[max(1 - s, 0), 1 + s] or
-        'add' U[-s, s]. A strength of 0 leaves that one out.
-      grey: three equal channels.
-      sobel: gradient magnitude.
-      noise: additive Gaussian of standard deviation 'std', in units of [0, 1]; then a clip.
-      blur: Gaussian, 'sigma' (range, in pixels) drawn per image, 'kernel_fraction' of image_size.
-      solarize: inverts what is at or above 'threshold'.
-      cutout: zeros a square of side 'size' * image_size about a uniform centre.
+      view: its operations and further functions.
+      image_size: side S of the result.
+      operations: in place of those of `view`: `flip={'probability': 0.5}`.
 
     Returns:
-      float32 [image_size, image_size, 3] in [0, 1].
+      float32 [S, S, 3] in [0, 1].
 
     Raises:
-      ValueError: for an unknown or missing field or a value out of range (see `check_view`).
+      ValueError: for an unknown or missing field or a value out of range.
     """
-    view = {'flip': flip, 'rotate': rotate, 'jitter': jitter, 'grey': grey, 'sobel': sobel, 'noise': noise,
-            'blur': blur, 'solarize': solarize, 'cutout': cutout}
-    check_view({'crop': crop, **view})
-    image = _crop_and_flip(image, _random_box(image, key, crop), key, image_size, flip)
-    return _augment_square(image, key, view)
+    view = view.replace(**operations)
+    return augment_box(image, _random_box(image, key, view.crop), key, view, image_size=image_size)
 
 
-def augment_box(image: jax.Array, box: jax.Array, key: jax.Array, *, image_size: int, flip: Mapping,
-                rotate: Mapping, jitter: Mapping, grey: Mapping, sobel: Mapping, noise: Mapping,
-                blur: Mapping, solarize: Mapping, cutout: Mapping) -> jax.Array:
+def augment_box(image: jax.Array, box: jax.Array, key: jax.Array, view: View, *, image_size: int) -> jax.Array:
     """`augment` with the crop already drawn; the rest is what `augment` does from the same key.
 
     Args:
@@ -86,77 +68,49 @@ def augment_box(image: jax.Array, box: jax.Array, key: jax.Array, *, image_size:
     Returns:
       float32 [image_size, image_size, 3] in [0, 1].
     """
-    view = {'flip': flip, 'rotate': rotate, 'jitter': jitter, 'grey': grey, 'sobel': sobel, 'noise': noise,
-            'blur': blur, 'solarize': solarize, 'cutout': cutout}
-    check_view({'crop': {'probability': 0.0}, **view})
-    return _augment_square(_crop_and_flip(image, box, key, image_size, flip), key, view)
+    planes = ops.resize_box(_planes(image), box, image_size, _happens(key, view.flip))
+    return _augment_square(planes, key, view)
 
 
-def augment_crop(crop: jax.Array, key: jax.Array, *, flip: Mapping, rotate: Mapping, jitter: Mapping,
-                 grey: Mapping, sobel: Mapping, noise: Mapping, blur: Mapping, solarize: Mapping,
-                 cutout: Mapping) -> jax.Array:
+def augment_crop(crop: jax.Array, key: jax.Array, view: View) -> jax.Array:
     """`augment` with the crop already made and resized; the rest is what `augment` does from the same key.
 
     Args:
       crop: uint8 [S, S, 3], or float32 [S, S, 3] around [0, 1].
-      key and the rest: as in `augment`.
+      key, view: as in `augment`.
 
     Returns:
       float32 [S, S, 3] in [0, 1].
     """
-    view = {'flip': flip, 'rotate': rotate, 'jitter': jitter, 'grey': grey, 'sobel': sobel, 'noise': noise,
-            'blur': blur, 'solarize': solarize, 'cutout': cutout}
-    check_view({'crop': {'probability': 0.0}, **view})
-    planes = _maybe(key, 'flip', flip, lambda planes, _: planes[..., ::-1], _planes(crop))
+    planes = _maybe(key, view.flip, lambda planes, _: planes[..., ::-1], _planes(crop))
     return _augment_square(ops.unit_range(planes), key, view)
 
 
-def augment_in_sequence(image: jax.Array, key: jax.Array, *, sequence: Sequence[str],
-                        **view: Mapping) -> jax.Array:
+def augment_in_sequence(image: jax.Array, key: jax.Array, view: View, *, sequence: Sequence[str]) -> jax.Array:
     """The operations that `sequence` names and no others, in its order (paper, Fig. 5), each with a clip.
 
     Args:
       image: float32 [S, S, 3] in [0, 1].
-      key: as in `augment`.
+      key, view: as in `augment`.
       sequence: names of operations, each at most once: ('jitter', 'grey', 'crop').
-      view: the fields of all operations, as in `augment`.
 
     Returns:
       float32 [S, S, 3] in [0, 1].
 
     Raises:
-      ValueError: a name that is no operation, or comes twice; or as `augment`.
+      ValueError: a name that is no operation, or comes twice.
     """
-    check_view(view)
     if len(set(sequence)) < len(sequence) or not set(sequence) <= set(OPS):
         raise ValueError(f'augment.sequence is {tuple(sequence)}: it takes each of {", ".join(OPS)} '
                          'at most once.')
     side = image.shape[0]
     functions = _square_functions(key, view) | {
-        'crop': lambda planes, _: ops.resize_box(planes, _random_box(image, key, view['crop']), side),
+        'crop': lambda planes, _: ops.resize_box(planes, _random_box(image, key, view.crop), side),
         'flip': lambda planes, _: planes[..., ::-1]}
     planes = _planes(image)
-    for op in sequence:
-        planes = jnp.clip(_maybe(key, op, view[op], functions[op], planes), 0.0, 1.0)
+    for name in sequence:
+        planes = jnp.clip(_maybe(key, getattr(view, name), functions[name], planes), 0.0, 1.0)
     return _pixels(planes)
-
-
-def crop_and_flip(image: jax.Array, key: jax.Array, *, image_size: int, crop: Mapping,
-                  flip: Mapping) -> jax.Array:
-    """The augmentation of linear evaluation and fine-tuning: `augment` with no more than these two.
-
-    Makes the same crop and flip as `augment` does from the same key.
-
-    Args:
-      image, key, image_size, crop, flip: as in `augment`.
-
-    Returns:
-      float32 [image_size, image_size, 3] in [0, 1].
-    """
-    check_op('crop', crop)
-    check_op('flip', flip)
-    image = _crop_and_flip(image, _random_box(image, key, crop), key, image_size, flip)
-    return _pixels(jnp.clip(image, 0.0, 1.0))
 
 
 def eval_crop(image: jax.Array, *, image_size: int, proportion: float) -> jax.Array:
@@ -225,7 +179,7 @@ def _loop_rows(function: Callable[..., jax.Array], side: int) -> Callable[..., j
 
 
 def _planes(image: jax.Array) -> jax.Array:
-    """[H, W, 3] to [3, H, W], the layout of `device_ops`."""
+    """[H, W, 3] to [3, H, W], the layout of `ops`."""
     return jnp.moveaxis(image, -1, 0)
 
 
@@ -237,32 +191,32 @@ def _pixels(planes: jax.Array) -> jax.Array:
 # ---- random choice -------------------------------------------------------------------------------
 
 
-def _key(key: jax.Array, op: str, part: int) -> jax.Array:
+def _key(key: jax.Array, operation: Operation, part: int) -> jax.Array:
     """The key of an operation for its row of numbers (part 0) or for what it draws besides (part 1)."""
-    return jax.random.fold_in(key, 2 * _NUMBERS[op] + part)
+    return jax.random.fold_in(key, 2 * _NUMBERS[operation.name] + part)
 
 
-def _draw(key: jax.Array, op: str) -> jax.Array:
+def _draw(key: jax.Array, operation: Operation) -> jax.Array:
     """An operation's row of uniform numbers in [0, 1).
 
     The first decides whether it runs, the rest are its parameters.
     """
-    return jax.random.uniform(_key(key, op, 0), [_DRAWS_PER_OP])
+    return jax.random.uniform(_key(key, operation, 0), [_DRAWS_PER_OP])
 
 
-def _happens(key: jax.Array, op: str, fields: Mapping) -> bool | jax.Array:
+def _happens(key: jax.Array, operation: Operation) -> bool | jax.Array:
     """Whether an operation runs; known while tracing where its probability is 0 or 1."""
-    probability = fields['probability']
-    return bool(probability) if probability in (0, 1) else _draw(key, op)[0] < probability
+    probability = operation.probability
+    return bool(probability) if probability in (0, 1) else _draw(key, operation)[0] < probability
 
 
-def _maybe(key: jax.Array, op: str, fields: Mapping, function: Callable[[jax.Array, jax.Array], jax.Array],
+def _maybe(key: jax.Array, operation: Operation, function: Callable[[jax.Array, jax.Array], jax.Array],
            image: jax.Array) -> jax.Array:
-    """function(image, the operation's row of numbers) with the probability in `fields`, else the image."""
-    happens = _happens(key, op, fields)
+    """function(image, the operation's row of numbers) with the operation's probability, else the image."""
+    happens = _happens(key, operation)
     if happens is False:
         return image
-    draws = _draw(key, op)
+    draws = _draw(key, operation)
     if happens is True:
         return function(image, draws)
     return jax.lax.cond(happens, lambda image: function(image, draws), lambda image: image, image)
@@ -272,73 +226,71 @@ def _whole(image: jax.Array) -> jax.Array:
     return jnp.array([0, 0, *image.shape[:2]], jnp.int32)
 
 
-def _random_box(image: jax.Array, key: jax.Array, fields: Mapping) -> jax.Array:
-    happens = _happens(key, 'crop', fields)
+def _random_box(image: jax.Array, key: jax.Array, crop: Crop) -> jax.Array:
+    happens = _happens(key, crop)
     if happens is False:
         return _whole(image)
     height, width, _ = image.shape
-    box = crop_box(_key(key, 'crop', 1), height, width, law=fields['law'], area=tuple(fields['area']),
-                   aspect=tuple(fields['aspect']))
+    box = crop_box(_key(key, crop, 1), height, width, law=crop.law, area=crop.area, aspect=crop.aspect)
     return box if happens is True else jnp.where(happens, box, _whole(image))
-
-
-def _crop_and_flip(image: jax.Array, box: jax.Array, key: jax.Array, image_size: int,
-                   flip: Mapping) -> jax.Array:
-    """The box, resized and flipped, in planes [3, image_size, image_size], not clipped."""
-    return ops.resize_box(_planes(image), box, image_size, _happens(key, 'flip', flip))
 
 
 # ---- after crop and flip -------------------------------------------------------------------------
 
 
-def _augment_square(image: jax.Array, key: jax.Array, view: Mapping[str, Mapping]) -> jax.Array:
-    """All that follows crop and flip, in the order of the arguments of `augment`.
+def _augment_square(image: jax.Array, key: jax.Array, view: View) -> jax.Array:
+    """All that follows crop and flip, in the order of `View`.
 
     Takes planes [3, S, S] and returns pixels [S, S, 3].
     """
-    for op, function in _square_functions(key, view).items():
-        image = _maybe(key, op, view[op], function, image)
-        if op == 'grey':                                       # the last of colour
+    for name, function in _square_functions(key, view).items():
+        image = _maybe(key, getattr(view, name), function, image)
+        if name == 'grey':                                       # the last of colour
             image = jnp.clip(image, 0.0, 1.0)
-    return _pixels(image)
+    image = _pixels(image)
+    for number, function in enumerate(view.extra):
+        result = function(image, jax.random.fold_in(key, 2 * len(OPS) + number))
+        if not hasattr(result, 'dtype') or (result.shape, result.dtype) != (image.shape, image.dtype):
+            given = f'{result.dtype.name} {list(result.shape)}' if hasattr(result, 'dtype') else repr(result)
+            raise ValueError(f'augment.extra: {getattr(function, "__name__", function)} gave {given}; it must '
+                             f'give what it takes, {image.dtype.name} {list(image.shape)}.')
+        image = result
+    return image
 
 
-def _square_functions(key: jax.Array, view: Mapping[str, Mapping]) -> dict[str, Callable]:
-    """{operation: (planes, its row of numbers) -> planes}, in the order of `augment`; no crop, no flip."""
+def _square_functions(key: jax.Array, view: View) -> dict[str, Callable]:
+    """{operation: (planes, its row of numbers) -> planes}, in the order of `View`; no crop, no flip."""
 
-    def noisy(image, _):
-        noise = jax.random.normal(_key(key, 'noise', 1), image.shape)
-        return jnp.clip(image + view['noise']['std'] * noise, 0.0, 1.0)
+    def jitter(image, draws):
+        low, high = view.jitter.limits()
+        order = jnp.asarray(JITTER_ORDERS)[(len(JITTER_ORDERS) * draws[1]).astype(jnp.int32)]
+        return ops.jitter(image, order, low + draws[2:] * (high - low), active=list(high > low),
+                          brightness_mode=view.jitter.brightness_mode)
+
+    def noise(image, _):
+        numbers = jax.random.normal(_key(key, view.noise, 1), image.shape)
+        return jnp.clip(image + view.noise.std * numbers, 0.0, 1.0)
+
+    def blur(image, draws):
+        kernel_size = view.blur.kernel_size(image.shape[1])
+        if kernel_size == 1:
+            return image
+        low, high = view.blur.sigma
+        # Rounding can leave the weights' sum a hair above 1.
+        return jnp.clip(ops.gaussian_blur(image, low + draws[1] * (high - low), kernel_size), 0.0, 1.0)
+
+    def cutout(image, draws):
+        image_size = image.shape[1]
+        centre = (image_size * draws[1:3]).astype(jnp.int32)
+        return ops.cutout(image, centre, round(view.cutout.size * image_size))
 
     return {
         'rotate': lambda image, draws: ops.rotate(image, 1 + (3.0 * draws[1]).astype(jnp.int32)),
-        'jitter': functools.partial(_random_jitter, fields=view['jitter']),
+        'jitter': jitter,
         'grey': lambda image, _: ops.to_grey(image),
         'sobel': lambda image, _: ops.sobel(image),
-        'noise': noisy,
-        'blur': functools.partial(_random_blur, fields=view['blur']),
-        'solarize': lambda image, _: ops.solarize(image, view['solarize']['threshold']),
-        'cutout': functools.partial(_random_cutout, fields=view['cutout']),
+        'noise': noise,
+        'blur': blur,
+        'solarize': lambda image, _: ops.solarize(image, view.solarize.threshold),
+        'cutout': cutout,
     }
-
-
-def _random_jitter(image: jax.Array, draws: jax.Array, fields: Mapping) -> jax.Array:
-    low, high = jitter_range(fields)
-    order = jnp.asarray(JITTER_ORDERS)[(len(JITTER_ORDERS) * draws[1]).astype(jnp.int32)]
-    return ops.jitter(image, order, low + draws[2:] * (high - low), active=list(high > low),
-                      brightness_mode=fields['brightness_mode'])
-
-
-def _random_blur(image: jax.Array, draws: jax.Array, fields: Mapping) -> jax.Array:
-    kernel_size = blur_kernel_size(image.shape[1], fields['kernel_fraction'])
-    if kernel_size == 1:
-        return image
-    low, high = fields['sigma']
-    # Rounding can leave the weights' sum a hair above 1.
-    return jnp.clip(ops.gaussian_blur(image, low + draws[1] * (high - low), kernel_size), 0.0, 1.0)
-
-
-def _random_cutout(image: jax.Array, draws: jax.Array, fields: Mapping) -> jax.Array:
-    image_size = image.shape[1]
-    centre = (image_size * draws[1:3]).astype(jnp.int32)
-    return ops.cutout(image, centre, round(fields['size'] * image_size))

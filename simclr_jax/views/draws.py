@@ -9,11 +9,11 @@ tf2/data_util.py calls it; RandomResizedCrop of torchvision.
 
 import math
 import threading
-from typing import Any, Iterable, Mapping
+from typing import Iterable
 
 import numpy as np
 
-from simclr_jax.views.fields import OPS
+from simclr_jax.views.fields import OPS, Crop, Operation
 
 Box = tuple[int, int, int, int]     # (top, left, height, width), in pixels
 
@@ -27,32 +27,26 @@ _MIN_COVERED = 0.1      # share of the image that a crop of law 'tf' covers, as 
 _UNIFORM, _NORMAL = 1, 2
 
 
-def crop_box(tries: Iterable[tuple[float, float, float, float]], height: int, width: int, *, law: str,
-             area: tuple[float, float], aspect: tuple[float, float]) -> Box:
-    """Draws a crop of an image of `height` x `width` pixels.
+def crop_box(tries: Iterable[tuple[float, float, float, float]], height: int, width: int, crop: Crop) -> Box:
+    """Draws a crop of an image of `height` x `width` pixels, by the laws of `ops.crop_box`.
 
     Args:
         tries: numbers in [0, 1), four for each try; the first try that fits counts.
-        law: 'tf' draws the height uniformly between its limits and covers at least a tenth of the image, as
-            the official SimCLR code does through tf.image.sample_distorted_bounding_box (mean area 0.39 at
-            375x500). 'uniform' draws the area uniformly and the aspect ratio log-uniformly, as torchvision's
-            RandomResizedCrop does for MoCo and BYOL (mean area 0.43).
-        area: least and greatest share of the image's area.
-        aspect: least and greatest width / height.
+        crop: its law, area and aspect.
 
     Returns:
-        The box. Where no try fits: the whole image ('tf') or the largest central crop with an aspect ratio
-        within the limits ('uniform').
+        The box. Where no try fits: the whole image (law 'tf') or the largest central crop with an aspect
+        ratio within the limits ('uniform').
     """
-    draw = _tf_box if law == 'tf' else _uniform_area_box
+    draw = _tf_box if crop.law == 'tf' else _uniform_area_box
     for numbers in tries:
-        box = draw(numbers, height, width, area, aspect)
+        box = draw(numbers, height, width, crop.area, crop.aspect)
         if box is not None:
             return box
-    if law == 'tf':
+    if crop.law == 'tf':
         return 0, 0, height, width
-    crop_height = max(min(height, round(width / aspect[0])), 1)
-    crop_width = max(min(width, round(height * aspect[1])), 1)
+    crop_height = max(min(height, round(width / crop.aspect[0])), 1)
+    crop_width = max(min(width, round(height * crop.aspect[1])), 1)
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
@@ -118,17 +112,16 @@ class Draws:
         self._ops = {op: numbers[i * _DRAWS_PER_OP:(i + 1) * _DRAWS_PER_OP] for i, op in enumerate(OPS)}
         self._tries = numbers[_TABLE:]
 
-    def of(self, op: str, fields: Mapping[str, Any]) -> list[float] | None:
+    def of(self, operation: Operation) -> list[float] | None:
         """Five numbers in [0, 1) for an operation that runs, None for one that does not."""
-        decision, *numbers = self._ops[op]
-        return numbers if decision < fields['probability'] else None
+        decision, *numbers = self._ops[operation.name]
+        return numbers if decision < operation.probability else None
 
-    def box(self, height: int, width: int, fields: Mapping[str, Any]) -> Box:
-        """The crop of an image by the fields of 'crop'; the whole image where it does not run."""
-        if self.of('crop', fields) is None:
+    def box(self, height: int, width: int, crop: Crop) -> Box:
+        """The crop of an image; the whole image where it does not run."""
+        if self.of(crop) is None:
             return 0, 0, height, width
-        return crop_box(self._all_tries(fields['law']), height, width, law=fields['law'], area=fields['area'],
-                        aspect=fields['aspect'])
+        return crop_box(self._all_tries(crop.law), height, width, crop)
 
     def normals(self, shape: tuple[int, ...]) -> np.ndarray:
         """Independent standard normal numbers, float32."""

@@ -1,10 +1,12 @@
-"""What a view may say, for both forms of the augmentation: on the host and on the accelerator.
+"""What a view is: ten operations, each with its probability and its ranges, and functions of the user's.
 
-numpy only, so that the one form never imports the framework of the other.
+numpy only, so that neither form of the augmentation, on the host or on the accelerator, imports the other's
+framework. A `View` is checked when it is made, and can be a static argument of `jax.jit`.
 
 Source: google-research/simclr tf2/data_util.py (ranges of the jitter, size of the blur kernel).
 """
 
+import dataclasses
 import itertools
 import math
 import numbers
@@ -15,6 +17,11 @@ import numpy as np
 # The operations of the jitter, numbered as here, and the 24 orders in which they can run.
 JITTER_OPS = ('brightness', 'contrast', 'saturation', 'hue')
 JITTER_ORDERS = np.array(list(itertools.permutations(range(len(JITTER_OPS)))), np.int32)  # [24, 4]
+
+
+# What a field must be: (is valid, requirement in words), in the field's metadata.
+def _field(check: tuple[Callable[[Any], bool], str], default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={'check': check})
 
 
 def _between(low: float, high: float, why: str = '') -> tuple[Callable[[Any], bool], str]:
@@ -35,79 +42,190 @@ def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in names, 'one of ' + ', '.join(map(repr, names))
 
 
-_PROBABILITY = _between(0, 1)
-_POSITIVE_FACTOR = '; above 1 the least factor, 1 - strength, would be negative'
-# The operations in the order in which they run, and what each of their fields must be:
-# {operation: {field: (is valid, requirement in words)}}, beside the 'probability' that all have.
-OPS = {
-    'crop': {'law': _one_of('tf', 'uniform'), 'area': _range_within(1),
-             'aspect': _range_within(math.inf)},
-    'flip': {},
-    'rotate': {},
-    'jitter': {'brightness': _between(0, math.inf), 'contrast': _between(0, 1, _POSITIVE_FACTOR),
-               'saturation': _between(0, 1, _POSITIVE_FACTOR), 'hue': _between(0, 0.5),
-               'brightness_mode': _one_of('multiply', 'add')},
-    'grey': {},
-    'sobel': {},
-    'noise': {'std': _between(0, math.inf)},
-    'blur': {'sigma': _range_within(math.inf), 'kernel_fraction': _between(0, 1)},
-    'solarize': {'threshold': _between(0, 1)},
-    'cutout': {'size': _between(0, 1)},
-}
+_FACTOR = _between(0, 1, '; above 1 the least factor, 1 - strength, would be negative')
 
 
-def check_view(view: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError with one sentence if `view` does not fit the arguments of `augment`.
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """What runs with a probability, decided for each view; one of probability 0 costs nothing."""
 
-    Every operation must be there with its 'probability'; the other fields may be left out where the
-    probability is 0.
+    probability: float = _field(_between(0, 1))
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_valid, requirement = field.metadata['check']
+            if not is_valid(value):
+                raise ValueError(f'Augmentation field {self.name}.{field.name} must be {requirement}; '
+                                 f'got {value!r}.')
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+
+    @property
+    def name(self) -> str:
+        """'crop' for a `Crop`: the view's field, and what the config calls it."""
+        return type(self).__name__.lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop(Operation):
+    """A box of the image, resized to the view; where it does not run, the whole image is resized.
+
+    law: 'tf' draws as the official SimCLR code, 'uniform' as torchvision (see `ops.crop_box`).
+    area, aspect: least and greatest share of the image's area, and width / height.
     """
-    _check_names('augmentation', view, OPS, required=OPS)
-    for op, fields in view.items():
-        check_op(op, fields)
+
+    law: str = _field(_one_of('tf', 'uniform'), 'tf')
+    area: tuple[float, float] = _field(_range_within(1), (0.08, 1.0))
+    aspect: tuple[float, float] = _field(_range_within(math.inf), (3 / 4, 4 / 3))
 
 
-def check_op(op: str, fields: Mapping[str, Any]) -> None:
-    """Raises ValueError with one sentence if `fields` do not fit the operation named `op`."""
-    checks = {'probability': _PROBABILITY, **OPS[op]}
-    required = checks if fields.get('probability') else ['probability']
-    _check_names(f'field of augmentation {op!r}', fields, checks, required)
-    for field, value in fields.items():
-        is_valid, requirement = checks[field]
-        if not is_valid(value):
-            raise ValueError(f'Augmentation field {op}.{field} must be {requirement}; '
-                             f'got {value!r}.')
+@dataclasses.dataclass(frozen=True)
+class Flip(Operation):
+    """Left to right."""
 
 
-def _check_names(what: str, given: Mapping, valid: Mapping, required: Any) -> None:
+@dataclasses.dataclass(frozen=True)
+class Rotate(Operation):
+    """By 90, 180 or 270 degrees, each as often."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Jitter(Operation):
+    """Four changes of colour in a fresh random order, with a clip to [0, 1] after each.
+
+    Contrast and saturation factors are U[1 - s, 1 + s], the hue turns by U[-s, s] of a circle;
+    `brightness_mode` is 'multiply' by U[max(1 - s, 0), 1 + s] or 'add' U[-s, s]. A strength of 0 leaves that
+    one out. The defaults are those of ImageNet in the official code.
+    """
+
+    brightness: float = _field(_between(0, math.inf), 0.8)
+    contrast: float = _field(_FACTOR, 0.8)
+    saturation: float = _field(_FACTOR, 0.8)
+    hue: float = _field(_between(0, 0.5), 0.2)
+    brightness_mode: str = _field(_one_of('multiply', 'add'), 'multiply')
+
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Least and greatest amount of each change, in the order of `JITTER_OPS`, float32 [4] each.
+
+        Factors for contrast and saturation, shares of a full circle for the hue; for the brightness a factor
+        (mode 'multiply') or a sum (mode 'add').
+        """
+        strengths = [getattr(self, name) for name in JITTER_OPS]
+        multiply = self.brightness_mode == 'multiply'
+        centres = [float(multiply), 1.0, 1.0, 0.0]
+        low, high = np.subtract(centres, strengths), np.add(centres, strengths)
+        if multiply:
+            low[0] = max(low[0], 0.0)
+        return np.float32(low), np.float32(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grey(Operation):
+    """Three equal channels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sobel(Operation):
+    """Gradient magnitude."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Operation):
+    """Additive Gaussian of standard deviation `std`, in units of [0, 1]; then a clip."""
+
+    std: float = _field(_between(0, math.inf), 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blur(Operation):
+    """Gaussian; `sigma`, a range in pixels, is drawn per image."""
+
+    sigma: tuple[float, float] = _field(_range_within(math.inf), (0.1, 2.0))
+    kernel_fraction: float = _field(_between(0, 1), 0.1)
+
+    def kernel_size(self, image_size: int) -> int:
+        """The official odd kernel size: for a fraction of 0.1, 23 at 224 pixels and 3 at 32."""
+        return 2 * int(int(image_size * self.kernel_fraction) / 2) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Solarize(Operation):
+    """Inverts what is at or above `threshold`."""
+
+    threshold: float = _field(_between(0, 1), 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutout(Operation):
+    """Zeros a square of side `size` * image size about a uniform centre."""
+
+    size: float = _field(_between(0, 1), 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A random view of an image: operations in the order in which they run, then the functions of `extra`.
+
+    extra: further functions (image float32 [S, S, 3], key) -> image of the same shape and type, pure and
+    traceable by JAX, in the order in which they run; on the device only.
+
+    Raises:
+        ValueError: with one sentence, for a value out of range, or what is no operation or function.
+    """
+
+    crop: Crop = Crop(0.0)
+    flip: Flip = Flip(0.0)
+    rotate: Rotate = Rotate(0.0)
+    jitter: Jitter = Jitter(0.0)
+    grey: Grey = Grey(0.0)
+    sobel: Sobel = Sobel(0.0)
+    noise: Noise = Noise(0.0)
+    blur: Blur = Blur(0.0)
+    solarize: Solarize = Solarize(0.0)
+    cutout: Cutout = Cutout(0.0)
+    extra: tuple[Callable, ...] = ()
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != 'extra' and type(value) is not type(field.default):
+                raise ValueError(f'{field.name} of a View must be {type(field.default).__name__}(...); '
+                                 f'got {value!r}.')
+        object.__setattr__(self, 'extra', tuple(self.extra))
+        for function in self.extra:
+            if not callable(function):
+                raise ValueError(f'extra of a View must hold functions of (image, key); got {function!r}.')
+
+    def replace(self, **operations: Operation | Mapping[str, Any]) -> 'View':
+        """The view with these operations in place of its own, each as itself or as its fields.
+
+        Raises:
+            ValueError: for an unknown operation or field, a missing probability, a value out of range.
+        """
+        _check_names('augmentation', operations, OPS)
+        return dataclasses.replace(self, **{
+            name: fields if isinstance(fields, Operation) else _operation(name, fields)
+            for name, fields in operations.items()})
+
+    def operations(self) -> dict[str, Operation]:
+        """The ten by their names, in the order in which they run."""
+        return {name: getattr(self, name) for name in OPS}
+
+
+# {name: class}, in the order in which they run.
+OPS: dict[str, type[Operation]] = {field.name: type(field.default) for field in dataclasses.fields(View)
+                                   if field.name != 'extra'}
+
+
+def _operation(name: str, fields: Mapping[str, Any]) -> Operation:
+    _check_names(f'field of augmentation {name!r}', fields, OPS[name].__dataclass_fields__, ['probability'])
+    return OPS[name](**fields)
+
+
+def _check_names(what: str, given: Mapping, valid: Mapping, required: Any = ()) -> None:
     for names, problem in ((set(given) - set(valid), 'Unknown'),
                            (set(required) - set(given), 'Missing')):
         if names:
             raise ValueError(f'{problem} {what}: {", ".join(sorted(names))}; '
                              f'valid names are {", ".join(valid)}.')
-
-
-def jitter_range(fields: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest amount of each jitter operation, in the order of `JITTER_OPS`.
-
-    Factors for contrast and saturation, shares of a full circle for the hue; for the brightness a
-    factor (mode 'multiply') or a sum (mode 'add').
-
-    Args:
-      fields: of 'jitter', checked.
-
-    Returns:
-      (low, high), float32 [4] each.
-    """
-    strengths = [fields[name] for name in JITTER_OPS]
-    multiply = fields['brightness_mode'] == 'multiply'
-    centres = [float(multiply), 1.0, 1.0, 0.0]
-    low, high = np.subtract(centres, strengths), np.add(centres, strengths)
-    if multiply:
-        low[0] = max(low[0], 0.0)
-    return np.float32(low), np.float32(high)
-
-
-def blur_kernel_size(image_size: int, kernel_fraction: float) -> int:
-    """The official odd kernel size: for a fraction of 0.1, 23 at 224 pixels and 3 at 32."""
-    return 2 * int(int(image_size * kernel_fraction) / 2) + 1

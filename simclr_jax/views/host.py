@@ -7,94 +7,75 @@ tf2/data_util.py. Rotation, cutout, Sobel and noise are in the paper only.
 """
 
 import math
-from typing import Any, Callable, Mapping
+from typing import Callable
 
 import numpy as np
 
-from simclr_jax.views.fields import (JITTER_OPS, JITTER_ORDERS, blur_kernel_size, check_op, check_view,
-                                     jitter_range)
+from simclr_jax.views.fields import JITTER_OPS, JITTER_ORDERS, Blur, Jitter, View
 from simclr_jax.data import kernels
 from simclr_jax.views.draws import Box, Draws
 
 _CLIP_ONLY = 4      # in place of a jitter operation of strength 0
 
 
-def make_augment(*, image_size: int, crop: Mapping, flip: Mapping, rotate: Mapping, jitter: Mapping,
-                 grey: Mapping, sobel: Mapping, noise: Mapping, blur: Mapping, solarize: Mapping,
-                 cutout: Mapping) -> Callable[[np.ndarray, Box, Draws, np.ndarray], np.ndarray]:
+def make_augment(view: View, image_size: int) -> Callable[[np.ndarray, Box, Draws, np.ndarray], np.ndarray]:
     """What makes one random view of a crop that is already chosen.
 
-    The operations run in the order of the arguments, each with its own 'probability'; one whose probability
-    is 0 needs no other field. As in the official code, colour starts from the unclipped bicubic crop and the
-    image is clipped to [0, 1] once colour is done.
-
-    Args:
-        image_size: S, side of the view.
-        crop: not read here, for the crop is chosen (see `augment`).
-        flip to cutout: as in `simclr_jax.views.device.augment`.
+    The operations, their order and clips are those of `device.augment`.
 
     Returns:
-        view(image uint8 [H, W, 3], box, draws, out) -> out [S, S, 3]: float32 in [0, 1], or uint8, rounded.
+        augment(image uint8 [H, W, 3], box, draws, out) -> out [S, S, 3]: float32 in [0, 1], or uint8, rounded.
 
     Raises:
-        ValueError: for an unknown or missing field or a value out of range (see `augment_fields.check_view`).
+        ValueError: the view has functions of its own, which are JAX's.
     """
-    check_view({'crop': crop, 'flip': flip, 'rotate': rotate, 'jitter': jitter, 'grey': grey, 'sobel': sobel,
-                'noise': noise, 'blur': blur, 'solarize': solarize, 'cutout': cutout})
-    draw_jitter, draw_blur = _jitter_drawer(jitter), _blur_drawer(blur, image_size)
+    if view.extra:
+        raise ValueError("augment.extra needs data.augment_on='device': its functions are JAX's.")
+    draw_jitter, draw_blur = _jitter_drawer(view.jitter), _blur_drawer(view.blur, image_size)
 
-    def view(image: np.ndarray, box: Box, draws: Draws, out: np.ndarray) -> np.ndarray:
+    def augment(image: np.ndarray, box: Box, draws: Draws, out: np.ndarray) -> np.ndarray:
         pixels = np.empty(out.shape, np.float32)
-        kernels.crop_resize(image, box, image_size, is_flipped=draws.of('flip', flip) is not None, out=pixels)
-        if turns := draws.of('rotate', rotate):
+        kernels.crop_resize(image, box, image_size, is_flipped=draws.of(view.flip) is not None, out=pixels)
+        if turns := draws.of(view.rotate):
             pixels = np.ascontiguousarray(np.rot90(pixels, 1 + int(3 * turns[0])))
-        colour = draw_jitter(draws) | {'is_grey': draws.of('grey', grey) is not None}
-        has_sobel, has_noise = draws.of('sobel', sobel), draws.of('noise', noise)
+        colour = draw_jitter(draws) | {'is_grey': draws.of(view.grey) is not None}
+        has_sobel, has_noise = draws.of(view.sobel), draws.of(view.noise)
         if has_sobel or has_noise:      # between grey and blur, in numpy: no recipe has them
             kernels.change_colour(pixels, kernels.Colour(**colour), out=pixels)
             colour = {}
             if has_sobel:
                 pixels = sobel_magnitude(pixels)
             if has_noise:
-                pixels += np.float32(noise['std']) * draws.normals(pixels.shape)
+                pixels += np.float32(view.noise.std) * draws.normals(pixels.shape)
         colour |= draw_blur(draws)
-        if draws.of('solarize', solarize):
-            colour['threshold'] = solarize['threshold']
+        if draws.of(view.solarize):
+            colour['threshold'] = view.solarize.threshold
         kernels.change_colour(pixels, kernels.Colour(**colour), out=out)
-        if centre := draws.of('cutout', cutout):
-            _cut_out(out, centre, round(cutout['size'] * image_size))
+        if centre := draws.of(view.cutout):
+            _cut_out(out, centre, round(view.cutout.size * image_size))
         return out
 
-    return view
+    return augment
 
 
-def augment(image: np.ndarray, draws: Draws, *, image_size: int, **view: Mapping) -> np.ndarray:
+def augment(image: np.ndarray, draws: Draws, view: View, *, image_size: int) -> np.ndarray:
     """One random view of an image: crop box and all.
 
     Args:
         image: uint8 [H, W, 3] of any size.
         draws: of the view; the result is a pure function of (image, draws).
-        image_size, view: as in `make_augment`.
 
     Returns:
         float32 [image_size, image_size, 3] in [0, 1].
     """
-    function = make_augment(image_size=image_size, **view)
-    box = draws.box(*image.shape[:2], view['crop'])
-    return function(image, box, draws, np.empty((image_size, image_size, 3), np.float32))
+    box = draws.box(*image.shape[:2], view.crop)
+    return make_augment(view, image_size)(image, box, draws, np.empty((image_size, image_size, 3), np.float32))
 
 
-def make_crop_and_flip(*, image_size: int, crop: Mapping, flip: Mapping
-                       ) -> Callable[[np.ndarray, Box, Draws, np.ndarray], np.ndarray]:
-    """The augmentation of linear evaluation and fine-tuning: `make_augment` with no more than these two."""
-    check_op('crop', crop)
-    check_op('flip', flip)
-
-    def view(image: np.ndarray, box: Box, draws: Draws, out: np.ndarray) -> np.ndarray:
-        kernels.crop_resize(image, box, image_size, is_flipped=draws.of('flip', flip) is not None, out=out)
-        return np.clip(out, 0, 1, out=out)
-
-    return view
+def crop_and_flip(image: np.ndarray, box: Box, draws: Draws, view: View, out: np.ndarray) -> np.ndarray:
+    """`make_augment` of no more than crop and flip: the augmentation of linear evaluation and fine-tuning."""
+    kernels.crop_resize(image, box, len(out), is_flipped=draws.of(view.flip) is not None, out=out)
+    return np.clip(out, 0, 1, out=out)
 
 
 def eval_box(height: int, width: int, proportion: float) -> Box:
@@ -134,17 +115,15 @@ def sobel_magnitude(image: np.ndarray) -> np.ndarray:
 # ---- parameters -------------------------------------------------------------------------------------
 
 
-def _jitter_drawer(fields: Mapping[str, Any]) -> Callable[[Draws], dict]:
+def _jitter_drawer(jitter: Jitter) -> Callable[[Draws], dict]:
     """draws -> the fields of `kernels.Colour` for the jitter."""
-    if not fields['probability']:
-        return lambda draws: {}
-    low, high = (limits.tolist() for limits in jitter_range(fields))
-    codes = [code if fields[name] > 0 else _CLIP_ONLY for code, name in enumerate(JITTER_OPS)]
+    low, high = (limits.tolist() for limits in jitter.limits())
+    codes = [code if getattr(jitter, name) > 0 else _CLIP_ONLY for code, name in enumerate(JITTER_OPS)]
     orders = [tuple(codes[code] for code in order) for order in JITTER_ORDERS.tolist()]
-    brightness = 'multiply' if fields['brightness_mode'] == 'multiply' else 'add'
+    brightness = 'multiply' if jitter.brightness_mode == 'multiply' else 'add'
 
     def draw(draws):
-        numbers = draws.of('jitter', fields)
+        numbers = draws.of(jitter)
         if numbers is None:
             return {}
         order, *shares = numbers
@@ -155,14 +134,12 @@ def _jitter_drawer(fields: Mapping[str, Any]) -> Callable[[Draws], dict]:
     return draw
 
 
-def _blur_drawer(fields: Mapping[str, Any], image_size: int) -> Callable[[Draws], dict]:
-    if not fields['probability']:
-        return lambda draws: {}
-    radius = blur_kernel_size(image_size, fields['kernel_fraction']) // 2
-    low, high = fields['sigma']
+def _blur_drawer(blur: Blur, image_size: int) -> Callable[[Draws], dict]:
+    radius = blur.kernel_size(image_size) // 2
+    low, high = blur.sigma
 
     def draw(draws):
-        numbers = draws.of('blur', fields)
+        numbers = draws.of(blur)
         return {} if numbers is None else {'sigma': low + numbers[0] * (high - low), 'radius': radius}
 
     return draw

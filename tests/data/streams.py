@@ -1,5 +1,6 @@
 """What the tests of the batch stream share: views, files in memory, and ways to read some batches."""
 
+import dataclasses
 import io
 import itertools
 
@@ -8,13 +9,12 @@ from PIL import Image
 
 from simclr_jax.data import pipeline
 from simclr_jax.data.source import Source
+from simclr_jax.views.fields import Crop, Flip, Noise, View
 
 SIZE = 8
-IDENTITY = {op: {'probability': 0.0} for op in (
-    'crop', 'flip', 'rotate', 'jitter', 'grey', 'sobel', 'noise', 'blur', 'solarize', 'cutout')}
-CROP = {'probability': 1.0, 'law': 'uniform', 'area': (0.3, 1.0), 'aspect': (0.75, 1.3333)}
-FLIP = {'probability': 0.5}
-VIEW = {**IDENTITY, 'crop': CROP, 'flip': FLIP, 'noise': {'probability': 0.8, 'std': 0.1}}
+IDENTITY = View()
+CROP_AND_FLIP = View(crop=Crop(1.0, 'uniform', (0.3, 1.0), (0.75, 1.3333)), flip=Flip(0.5))
+VIEW = dataclasses.replace(CROP_AND_FLIP, noise=Noise(0.8, std=0.1))
 
 
 def train_steps(source, steps, view=VIEW, **options):

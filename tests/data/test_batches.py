@@ -13,14 +13,15 @@ import pytest
 from simclr_jax.data import batches as inputs
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device as device_augment
-from simclr_jax.config import augment_config, view_config
+from simclr_jax.config import augment_config
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.order import epoch_and_index
+from simclr_jax.views.fields import Blur, Crop, Solarize, View
+from simclr_jax.views.presets import views_of
 
 SIZE, N, SEED = 8, 22, 5
-AUGMENT = augment_config(image_size=SIZE, strength=0.5)
-VIEW = view_config(AUGMENT, 'view1')
-PLAIN = {name: {**fields, 'probability': 0.0} for name, fields in VIEW.items()}     # no operation at all
+VIEW = views_of(augment_config(image_size=SIZE, strength=0.5))[0]
+PLAIN = View()      # no operation at all
 
 
 def make_source(num_examples=N, size=SIZE):
@@ -76,14 +77,14 @@ def test_a_view_depends_on_seed_epoch_and_example_alone():
 
 
 def test_eight_devices_make_the_views_of_one():
-    one = take(2, batch_size=16, view1=VIEW, view2={**VIEW, 'blur': {**VIEW['blur'], 'probability': 1.0}})
-    eight = take(2, batch_size=16, view1=VIEW, view2={**VIEW, 'blur': {**VIEW['blur'], 'probability': 1.0}},
+    one = take(2, batch_size=16, view1=VIEW, view2=VIEW.replace(blur=Blur(1.0)))
+    eight = take(2, batch_size=16, view1=VIEW, view2=VIEW.replace(blur=Blur(1.0)),
                  devices=8)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
 
 
 def test_the_views_have_operations_of_their_own():
-    white = {**PLAIN, 'solarize': {'probability': 1.0, 'threshold': 0.0}}
+    white = View(solarize=Solarize(1.0, threshold=0.0))
     batch, = take(1, batch_size=6, view1=PLAIN, view2=white)
     np.testing.assert_allclose(batch['view2'], 1.0 - batch['view1'], atol=1e-6)
 
@@ -106,7 +107,7 @@ def test_views_of_the_host_arrive_as_floats(dtype, tolerance):
 
 def test_crops_and_padded_images_become_the_views_of_their_keys():
     """A crop that fills its image: both forms, and the image in memory, then lack only the crop itself."""
-    view = {**VIEW, 'crop': {**VIEW['crop'], 'probability': 0.0}}
+    view = VIEW.replace(crop=Crop(0.0))
     images = make_source().images[:4]
     where = {'label': np.zeros(4, np.int32), 'epoch': np.int32([0, 0, 1, 2]), 'index': np.int32([3, 1, 4, 1])}
     box = np.tile(np.int32([2, 3, SIZE, SIZE]), (4, 1))
@@ -123,7 +124,7 @@ def test_crops_and_padded_images_become_the_views_of_their_keys():
             key = root
             for number in (epoch, index, slot):
                 key = jax.random.fold_in(key, number)
-            alone = device_augment.augment(images[row], key, image_size=SIZE, **view)
+            alone = device_augment.augment(images[row], key, view, image_size=SIZE)
             np.testing.assert_allclose(of_crops[name][row], alone, atol=1e-6)
 
 

@@ -11,7 +11,7 @@ from simclr_jax.data import pipeline
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.data.sources import load_source
 from tests.data.streams import (
-    CROP, FLIP, IDENTITY, SIZE, VIEW, Files, assert_equal_batches, evaluate, joined, jpeg, train_steps)
+    CROP_AND_FLIP, IDENTITY, SIZE, VIEW, Files, assert_equal_batches, evaluate, joined, jpeg, train_steps)
 
 BROKEN = {'empty': b'', 'text': b'hello', 'cut': jpeg()[:-30], 'header only': jpeg()[:200],
           'gone': FileNotFoundError('gone'), 'forbidden': PermissionError('forbidden')}
@@ -40,7 +40,7 @@ def test_too_many_broken_files_stop_the_run(read):
     batches = {
         'train': lambda: pipeline.train_batches(source, seed=0, form='crops', view1=VIEW, view2=VIEW,
                                                 **options),
-        'probe': lambda: pipeline.probe_batches(source, seed=0, crop=CROP, flip=FLIP, **options),
+        'probe': lambda: pipeline.probe_batches(source, seed=0, view=CROP_AND_FLIP, **options),
         'eval': lambda: pipeline.eval_batches(source, crop_proportion=0.875, **options)}[read]
     list(itertools.islice(batches(), 3))  # two of forty are just allowed
     assert sorted(source.skipped) == ['example 17', 'example 3']

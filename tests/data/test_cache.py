@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from simclr_jax.config import augment_config, view_config
+from simclr_jax.config import augment_config
 from simclr_jax.data import cache, pipeline, sources
 from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage
+from simclr_jax.views.presets import views_of
 
-VIEW = view_config(augment_config(image_size=16, strength=1.0), 'view1')
+VIEW = views_of(augment_config(image_size=16, strength=1.0))[0]
 SHAPES = [(300, 400), (400, 300), (256, 500), (200, 90), (1, 1), (1, 900), (301, 301), (700, 257)]
 
 

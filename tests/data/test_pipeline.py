@@ -1,5 +1,6 @@
 """The batch stream: a pure function of (seed, step), in one order for any split of the work."""
 
+import dataclasses
 import io
 import itertools
 import threading
@@ -17,9 +18,10 @@ from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.decode import read_image
 from simclr_jax.views.draws import Draws
 from simclr_jax.data.order import epoch_and_index
+from simclr_jax.views.fields import Flip
 from simclr_jax.data.sources import load_source
 from tests.data.streams import (
-    CROP, FLIP, IDENTITY, SIZE, VIEW, Files, assert_equal_batches, evaluate, joined, jpeg, train_steps)
+    CROP_AND_FLIP, IDENTITY, SIZE, VIEW, Files, assert_equal_batches, evaluate, joined, jpeg, train_steps)
 
 COUNT = 22
 KINDS = ['arrays', 'folder', 'tfds', 'streamed']
@@ -131,10 +133,9 @@ def test_shards_of_a_stream_share_the_images_evenly_and_keep_their_views(sources
 
 
 def test_probe_batches_are_the_crops_and_flips_of_the_same_order(sources):
-    view = {**IDENTITY, 'crop': CROP, 'flip': FLIP}
     batches = pipeline.probe_batches(sources['arrays'], seed=3, batch_size=6, start_step=2,
-                                     image_size=SIZE, crop=CROP, flip=FLIP)
-    for probe, batch in zip(batches, train_steps(sources['arrays'], 3, view=view, start_step=2)):
+                                     image_size=SIZE, view=CROP_AND_FLIP)
+    for probe, batch in zip(batches, train_steps(sources['arrays'], 3, view=CROP_AND_FLIP, start_step=2)):
         np.testing.assert_array_equal(probe['label'], batch['label'])
         np.testing.assert_allclose(probe['image'], batch['view1'], atol=1e-6)
 
@@ -204,7 +205,7 @@ def test_batch_sizes_that_will_not_do_are_refused_at_once(sources, options, mess
 @pytest.mark.parametrize('kind', KINDS)
 def test_crops_are_the_boxes_of_the_image_rounded(sources, kind):
     """The index names the example whose numbers were drawn; what follows a crop is left to the device."""
-    view = VIEW | {'flip': {'probability': 1.0}}
+    view = dataclasses.replace(VIEW, flip=Flip(1.0))
     batch = joined(train_steps(sources[kind], 6, view=view, form='crops', image_size=5))
     assert batch['crop1'].dtype == np.uint8 and batch['crop1'].shape == (36, 5, 5, 3)
     assert batch['epoch'].dtype == batch['index'].dtype == batch['label'].dtype == np.int32
@@ -214,7 +215,7 @@ def test_crops_are_the_boxes_of_the_image_rounded(sources, kind):
         image = originals[batch['label'][row]]
         for slot in range(2):
             draws = Draws(3, int(batch['epoch'][row]), int(batch['index'][row]), slot)
-            top, left, height, width = draws.box(SIZE, SIZE, CROP)
+            top, left, height, width = draws.box(SIZE, SIZE, VIEW.crop)
             expected = tf.image.resize(image[top:top + height, left:left + width], [5, 5], 'bicubic')
             np.testing.assert_array_equal(batch[f'crop{slot + 1}'][row], np.rint(expected).clip(0, 255))
 
@@ -275,8 +276,7 @@ def test_views_cross_in_fewer_bits(photographs, transfer, tolerance):
 @pytest.mark.parametrize('options, message', [
     ({'form': 'tiles'}, "form of a batch is 'views', 'crops' or 'padded'; got 'tiles'"),
     ({'form': 'padded', 'pad_to': 15}, 'data.pad_to is 15; it must be at least 16, twice the image size'),
-    ({'transfer': 'float16'}, "data.transfer is 'float16'; it takes 'uint8', 'bfloat16', 'float32'"),
-    ({'view': VIEW | {'flip': {}}}, "Missing field of augmentation 'flip'")])
+    ({'transfer': 'float16'}, "data.transfer is 'float16'; it takes 'uint8', 'bfloat16', 'float32'")])
 def test_arguments_that_will_not_do_are_refused_at_once(sources, options, message):
     with pytest.raises(ValueError, match=message):
         train_steps(sources['arrays'], 0, **options)

@@ -1,5 +1,6 @@
 """Random views on the accelerator: their law, their reproducibility, and what they refuse."""
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -13,12 +14,13 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from simclr_jax.views import fields as augment_fields, device as device_augment
+from simclr_jax.views import device as device_augment
 from simclr_jax.views import host as host_augment
 from simclr_jax.views.draws import Draws
+from simclr_jax.views.fields import View
 from tests import augment_oracles as oracles
 from tests.official_views import assert_same_distribution, official_views, smooth_image
-from tests.view_fields import ALL_OFF, ALL_ON, CROP, HALF_ON, JITTER, OFF, SIMCLR
+from tests.view_fields import ALL_OFF, ALL_ON, CROP, HALF_ON, JITTER, OFF, SIMCLR, view_of
 
 
 def keys(count, seed=0):
@@ -31,10 +33,6 @@ def draw_many(image, count, view, image_size):
         device_augment.augment, jnp.asarray(image), image_size=image_size, **view)))(keys(count)))
 
 
-def without_crop(view):
-    return {op: fields for op, fields in view.items() if op != 'crop'}
-
-
 # ---- the law of a view -------------------------------------------------------------------------
 
 
@@ -45,7 +43,7 @@ def test_views_have_the_official_distribution():
 
 def test_views_have_the_distribution_of_the_host_with_every_operation_at_work():
     image = smooth_image()
-    host = [host_augment.augment(image, Draws(0, 0, index, 0), image_size=32, **HALF_ON)
+    host = [host_augment.augment(image, Draws(0, 0, index, 0), view_of(HALF_ON), image_size=32)
             for index in range(1500)]
     assert_same_distribution(draw_many(image, 1500, HALF_ON, 32), np.stack(host))
 
@@ -96,16 +94,6 @@ def test_amounts_are_uniform_between_their_limits():
     assert stats.kstest((noise.ravel() - 0.5) / 0.05, 'norm').pvalue > 0.01
 
 
-def test_ranges_of_the_jitter():
-    low, high = augment_fields.jitter_range(JITTER | {'brightness': 1.5})
-    np.testing.assert_allclose([low, high], [[0.0, 0.6, 0.6, -0.1], [2.5, 1.4, 1.4, 0.1]], rtol=1e-6)
-
-
-def test_blur_kernel_has_the_official_sizes():
-    sizes = [augment_fields.blur_kernel_size(size, 0.1) for size in (19, 20, 32, 96, 224)]
-    assert sizes == [1, 3, 3, 9, 23]
-
-
 @pytest.mark.parametrize('height, width, dtype, law', [
     (1, 1, np.uint8, 'tf'), (1, 90, np.float32, 'uniform'), (90, 2, np.uint8, 'tf')])
 def test_odd_images_give_views_in_range(height, width, dtype, law):
@@ -130,13 +118,12 @@ def test_a_view_is_its_operations_one_by_one_in_the_documented_order():
     of the others as they were."""
     # No overshoot: each call clips, where a whole view first clips in its colour.
     image = jnp.asarray(oracles.random_image(14, 17, 0.35, 0.65))
-    rest = without_crop(ALL_OFF)
 
     def both(key):
         whole = device_augment.augment(image, key, image_size=12, **HALF_ON)
         view = device_augment.augment(image, key, image_size=12, **ALL_OFF | {'crop': HALF_ON['crop']})
-        for op in rest:
-            view = device_augment.augment_crop(view, key, **rest | {op: HALF_ON[op]})
+        for op in list(HALF_ON)[1:]:
+            view = device_augment.augment_crop(view, key, view_of({op: HALF_ON[op]}))
         return whole, view
 
     at_once, one_by_one = jax.jit(jax.vmap(both))(keys(64))
@@ -147,32 +134,18 @@ def test_a_view_is_its_operations_one_by_one_in_the_documented_order():
 def test_a_crop_made_elsewhere_goes_on_as_the_same_view():
     images = jnp.asarray((256 * oracles.random_image(8 * 24, 24)).astype(np.uint8)).reshape(8, 24, 24, 3)
     boxes = jnp.tile(jnp.array([[0, 0, 24, 24], [3, 1, 20, 11]]), (4, 1))
-    on = {op: HALF_ON[op] for op in ('flip', 'rotate', 'noise', 'cutout')}
-    rest = without_crop(ALL_OFF | on)
+    rest = view_of({op: HALF_ON[op] for op in ('flip', 'rotate', 'noise', 'cutout')})
 
     def views(image, box, key):
         crop = device_augment.resize_box(image, box, 24)
-        return (device_augment.augment(image, key, image_size=24, crop=OFF, **rest),
-                device_augment.augment_crop(crop, key, **rest),
-                device_augment.augment_box(image, box, key, image_size=24, **rest))
+        return (device_augment.augment(image, key, rest, image_size=24),
+                device_augment.augment_crop(crop, key, rest),
+                device_augment.augment_box(image, box, key, rest, image_size=24))
 
     full, from_crop, from_box = jax.jit(jax.vmap(views))(images, boxes, keys(8))
     np.testing.assert_allclose(from_crop, from_box, atol=5e-6)
     np.testing.assert_allclose(full[::2], from_box[::2], atol=5e-6)  # whole images
     assert np.abs(full[1::2] - from_box[1::2]).max() > 0.1
-
-
-def test_crop_and_flip_makes_the_same_crop_as_augment():
-    image = jnp.asarray((256 * oracles.random_image(15, 20)).astype(np.uint8))
-    crop, flip = CROP | {'law': 'uniform'}, {'probability': 0.5}
-
-    def views(key):
-        return (device_augment.crop_and_flip(image, key, image_size=8, crop=crop, flip=flip),
-                device_augment.augment(image, key, image_size=8, **ALL_OFF | {'crop': crop, 'flip': flip}))
-
-    alone, in_view = jax.jit(jax.vmap(views))(keys(20))
-    np.testing.assert_array_equal(alone, in_view)
-    assert len(np.unique(np.asarray(alone), axis=0)) == 20
 
 
 # ---- batches, devices, compilation -------------------------------------------------------------
@@ -208,11 +181,11 @@ def test_a_view_depends_neither_on_its_batch_nor_on_the_devices_that_share_it(ba
 def test_a_lone_cpu_device_makes_the_same_views(side):
     images = (256 * oracles.random_image(35 * side, side)).astype(np.uint8).reshape(35, side, side, 3)
     images = images[:5] if side == 64 else images  # 35: a chunk and a rest
-    view = without_crop(ALL_OFF | {'jitter': HALF_ON['jitter'], 'grey': HALF_ON['grey']})
+    view = view_of({'jitter': HALF_ON['jitter'], 'grey': HALF_ON['grey']})
 
     def views(lone_cpu):
         function = device_augment.over_batch(
-            functools.partial(device_augment.augment_crop, **view), lone_cpu=lone_cpu)
+            functools.partial(device_augment.augment_crop, view=view), lone_cpu=lone_cpu)
         compiled = jax.jit(function).lower(images, keys(len(images))).compile()
         return compiled(images, keys(len(images))), ' conditional(' in compiled.as_text()
 
@@ -224,8 +197,7 @@ def test_a_lone_cpu_device_makes_the_same_views(side):
 
 
 def test_an_operation_of_probability_0_is_not_compiled():
-    view = without_crop(ALL_OFF)
-    text = jax.jit(functools.partial(device_augment.augment_crop, **view)).lower(
+    text = jax.jit(functools.partial(device_augment.augment_crop, view=View())).lower(
         jnp.zeros([8, 8, 3], jnp.uint8), jax.random.key(0)).compile().as_text()
     assert not re.search(r'threefry|shift|while|conditional|select|exponential|dot', text)
 
@@ -261,25 +233,52 @@ def test_evaluation_leaves_an_image_of_the_right_size_unchanged():
     np.testing.assert_allclose(view, image / 255.0, atol=1e-7)
 
 
+# ---- functions of the user's -----------------------------------------------------------------------
+
+
+def darken(image, key):
+    return image * jax.random.uniform(key)
+
+
+def halve(image, key):
+    return image[::2]
+
+
+def test_further_functions_run_last_in_their_order_and_from_keys_of_their_own():
+    image, key = jnp.asarray(oracles.random_image(9, 9)), jax.random.key(4)
+    plain = view_of(SIMCLR)
+    alone = device_augment.augment(image, key, plain, image_size=9)
+    dark = device_augment.augment(image, key, dataclasses.replace(plain, extra=(darken,)), image_size=9)
+    factors = np.asarray(dark) / np.asarray(alone)
+    np.testing.assert_allclose(factors, factors[0, 0, 0], rtol=1e-5)
+    twice = device_augment.augment(image, key, dataclasses.replace(plain, extra=(darken, darken)), image_size=9)
+    assert not np.allclose(twice, dark * factors[0, 0, 0])            # each with a key of its own
+    last = device_augment.augment(image, key, dataclasses.replace(
+        plain, extra=(darken, lambda image, key: 1.0 - image)), image_size=9)
+    np.testing.assert_allclose(last, 1.0 - dark, atol=1e-6)
+
+
+def test_what_a_further_function_gives_must_be_an_image():
+    image, key = jnp.zeros([8, 8, 3]), jax.random.key(0)
+    with pytest.raises(ValueError, match=r'extra: halve gave float32 \[4, 8, 3\].*float32 \[8, 8, 3\]'):
+        device_augment.augment(image, key, View(extra=(halve,)), image_size=8)
+    with pytest.raises(ValueError, match='extra: <lambda> gave None; it must'):
+        device_augment.augment(image, key, View(extra=(lambda image, key: None,)), image_size=8)
+
+
 # ---- errors ------------------------------------------------------------------------------------
 
 
-def test_every_entry_point_checks_its_view():
-    image, box, key = jnp.zeros([4, 4, 3]), jnp.array([0, 0, 4, 4]), jax.random.key(0)
-    wrong = ALL_ON | {'blur': ALL_ON['blur'] | {'sigma': (0.0, 2.0)}}
+def test_operations_by_keyword_are_checked():
+    image, key = jnp.zeros([4, 4, 3]), jax.random.key(0)
     with pytest.raises(ValueError, match='blur.sigma must be a pair'):
-        device_augment.augment(image, key, image_size=4, **wrong)
-    with pytest.raises(ValueError, match='blur.sigma must be a pair'):
-        device_augment.augment_crop(image, key, **without_crop(wrong))
-    with pytest.raises(ValueError, match='blur.sigma must be a pair'):
-        device_augment.augment_box(image, box, key, image_size=4, **without_crop(wrong))
-    with pytest.raises(ValueError, match="crop.law must be one of 'tf', 'uniform'; got 'torch'"):
-        device_augment.crop_and_flip(image, key, image_size=4, crop=CROP | {'law': 'torch'}, flip=OFF)
+        device_augment.augment(image, key, image_size=4, blur={'probability': 0.5, 'sigma': (0.0, 2.0)})
+    with pytest.raises(ValueError, match='Unknown augmentation: blurr; valid names are crop, flip'):
+        device_augment.augment(image, key, image_size=4, blurr=OFF)
 
 
 def test_wrong_dtypes_and_proportions_are_named():
     with pytest.raises(ValueError, match='must be uint8, or float32.*got int32'):
-        device_augment.augment_crop(jnp.zeros([4, 4, 3], jnp.int32), jax.random.key(0),
-                                    **without_crop(ALL_OFF))
+        device_augment.augment_crop(jnp.zeros([4, 4, 3], jnp.int32), jax.random.key(0), View())
     with pytest.raises(ValueError, match='proportion must be in'):
         device_augment.eval_crop(jnp.zeros([4, 4, 3]), image_size=4, proportion=87.5)
