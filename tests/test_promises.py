@@ -31,7 +31,7 @@ ALLOWED = {
     'evaluate/': ['data', 'models', 'training', 'views', 'config', 'runtime', 'runlog', 'weights', 'evaluate'],
     'evaluate/search.py': ['data', 'runtime', 'runlog', 'config', 'evaluate', 'report', 'storage'],
     'weights/': ['weights', 'models', 'config', 'training', 'evaluate', 'views', 'runtime', 'runlog'],
-    'inspect/': ['inspect', 'train', 'data', 'training', 'runtime', 'config', 'runlog'],
+    'inspect/': ['inspect', 'train', 'data', 'views', 'training', 'runtime', 'config', 'runlog'],
     'report/': ['report', 'evaluate', 'data', 'views', 'models.network', 'runtime', 'training', 'config',
                 'storage'],
     'studies/': ['studies', 'report', 'train', 'evaluate', 'data', 'training', 'runtime', 'config',
