@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from simclr_jax.training import schedules
 from simclr_jax.methods.base import Aux, Method
-from simclr_jax.methods.probe import online_probe
-from simclr_jax.methods.target import moving_average, target_network, target_params
-from simclr_jax.methods.views import interleave_views, split_views
+from simclr_jax.methods.parts import (interleave_views, moving_average, online_probe, split_views,
+                                      target_network, target_params)
 from simclr_jax.models.network import Network, forward_train, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
 from simclr_jax.objectives.nt_xent import l2_normalize

@@ -5,8 +5,7 @@ import functools
 import jax
 
 from simclr_jax.methods.base import Aux, Method
-from simclr_jax.methods.probe import online_probe
-from simclr_jax.methods.views import interleave_views, split_views
+from simclr_jax.methods.parts import interleave_views, online_probe, split_views
 from simclr_jax.models.network import Network, forward_train
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic

@@ -1,0 +1,59 @@
+"""What the methods share: two views as one batch, the second network that follows, and the online probe."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from simclr_jax.models.network import Network
+
+
+def interleave_views(view1: jax.Array, view2: jax.Array) -> jax.Array:
+    """[N, ...] and [N, ...] -> [2N, ...], the views of image i in rows 2i and 2i + 1.
+
+    The encoder and its BatchNorm then see all 2N images at once. Concatenation would put the views of one
+    image N rows apart and so, on a batch split over devices, move half of the images between them.
+    Interleaved, every row stays where it is.
+    """
+    return jnp.stack([view1, view2], axis=1).reshape(-1, *view1.shape[1:])
+
+
+def split_views(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[2N, ...] -> the [N, ...] views that `interleave_views` joined."""
+    pairs = rows.reshape(-1, 2, *rows.shape[1:])  # [N, 2, ...]
+    return pairs[:, 0], pairs[:, 1]
+
+
+def target_network(network: Network) -> Network:
+    """`network` without predictor and probe: what a target computes, a projection of images."""
+    return network.clone(predictor=None, num_classes=0)
+
+
+def target_params(params: dict[str, Any]) -> dict[str, Any]:
+    """The part of the online parameters that the target has too."""
+    return {name: params[name] for name in ('encoder', 'head') if name in params}
+
+
+def moving_average(target: Any, online: dict[str, Any], momentum: jax.Array | float) -> Any:
+    """momentum * target + (1 - momentum) * online, leaf by leaf; BatchNorm statistics are no part of it."""
+    return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, target, target_params(online))
+
+
+def online_probe(logits: jax.Array | None, labels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean cross-entropy over the labelled rows, and the metrics 'probe_loss' and 'probe_accuracy'.
+
+    Args:
+        logits: [M, C] float32, or None without a probe: the loss is then 0, without metrics.
+        labels: [N] int32, -1 for none, each that of M / N neighbouring rows. Without any label
+            loss and accuracy are 0.
+    """
+    if logits is None:
+        return jnp.zeros(()), {}
+    labels = jnp.repeat(labels, logits.shape[0] // labels.shape[0])              # [M]
+    known = labels >= 0
+    count = jnp.maximum(known.sum(), 1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
+    hits = logits.argmax(-1) == labels
+    loss = (losses * known).sum() / count
+    return loss, {'probe_loss': loss, 'probe_accuracy': (hits & known).sum() / count}
