@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +14,9 @@ from simclr_jax.runtime import sharding
 from simclr_jax.views import device as device_augment
 from simclr_jax.training.checkpoint import quiet_orbax_logs
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.models import abilities
 from simclr_jax.models.network import Network
 from simclr_jax.training.steps import make_encode
-
-MAPS = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
 
 
 class Preprocessing(NamedTuple):
@@ -33,22 +33,24 @@ class Preprocessing(NamedTuple):
 
 
 def load_encoder(path: str | os.PathLike, *, checkpoint: str = 'last', network: str = '',
-                 dtype: str = '', batch_size: int = 64) -> 'Encoder':
+                 encoder: nn.Module | None = None, dtype: str = '', batch_size: int = 64) -> 'Encoder':
     """The encoder of a workdir, or of a file of weights (see `weights.files.read_weights`).
 
     Args:
         path: a workdir, an exported directory, or a file of weights.
         checkpoint: 'last', 'best' (by kNN) or the number of a step. Of a workdir.
         network: 'online', 'target', or '' for the one that the run itself measured. Of a workdir.
+        encoder: the module itself, where the run's config cannot name it.
         dtype: of the activations, 'float32' or 'bfloat16'; '' = as it was trained, but float32 on a CPU,
             for which bfloat16 is no gain. Features are float32 all the same.
         batch_size: images at a time, over all devices of this process.
 
     Raises:
-        FileNotFoundError, ValueError: as `evaluate.pretrained.load_pretrained`.
+        FileNotFoundError, ValueError: as `evaluate.pretrained.load_pretrained`; or a dtype for an encoder
+            that takes none.
     """
     quiet_orbax_logs()
-    return Encoder(load_pretrained(path, checkpoint, network), dtype=dtype, batch_size=batch_size)
+    return Encoder(load_pretrained(path, checkpoint, network, encoder=encoder), dtype=dtype, batch_size=batch_size)
 
 
 class Encoder:
@@ -68,14 +70,15 @@ class Encoder:
         self.variables = pretrained.variables
         self.preprocessing = Preprocessing(config.augment.image_size, config.eval.crop_proportion,
                                            tuple(config.augment.mean), tuple(config.augment.std))
-        dtype = dtype or ('float32' if jax.default_backend() == 'cpu' else config.encoder.dtype)
-        self.network = _with_dtype(pretrained.network, jnp.dtype(dtype))
-        self.layers = ('features', *MAPS, 'projection')
+        self.network = _with_dtype(pretrained.network, dtype)
         self.batch_size = batch_size
         self._mesh = sharding.make_mesh(jax.local_devices())
         self._variables = jax.device_put(pretrained.variables, sharding.replicated(self._mesh))
-        self.width = jax.eval_shape(make_encode(self.network), self.variables,
-                                    jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)).shape[-1]
+        size = self.preprocessing.image_size
+        features, maps = jax.eval_shape(functools.partial(_features_and_maps, self.network), self.variables,
+                                        jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+        self.width, self._maps = features.shape[-1], tuple(maps)
+        self.layers = ('features', *maps, 'projection')
         self._apply = jax.jit(functools.partial(_apply, self.network, self.preprocessing), static_argnums=2)
 
     def __call__(self, images: np.ndarray | jax.Array | Sequence[np.ndarray], *,
@@ -86,16 +89,17 @@ class Encoder:
             images: [N, H, W, 3], uint8 or floats in [0, 1], of any size; or a sequence of N images
                 [h, w, 3], each of its own size.
             layer: 0 or 'features' for h, k for the output of head layer k, -1 or 'projection' for z;
-                'stem', 'stage1' ... 'stage4' for the maps of the encoder.
+                'stem', 'stage1' ... 'stage4' for the maps of a ResNet; of another encoder what it sows
+                into 'maps' or 'intermediates'. `layers` has their names.
 
         Returns:
-            [N, D] float32, or maps [N, h, w, C] float32.
+            [N, D] float32, or maps [N, h, w, C] (whatever the encoder sows) float32.
 
         Raises:
             ValueError: other shapes or dtypes, floats outside [0, 1] or not finite, or no such layer.
         """
         layer = {'features': 0, 'projection': -1}.get(layer, layer)
-        if isinstance(layer, str) and layer not in MAPS:
+        if isinstance(layer, str) and layer not in self._maps:
             raise ValueError(f'layer is {layer!r}: it takes {", ".join(self.layers)}, '
                              'or the number of a layer of the head.')
         if isinstance(images, (list, tuple)):
@@ -139,8 +143,13 @@ def _apply(network: Network, preprocessing: Preprocessing, variables: dict, imag
         proportion=preprocessing.crop_proportion))(images)
     if not isinstance(layer, str):
         return make_encode(network, layer=layer)(variables, images)
-    _, sown = network.apply(variables, images, train=False, method='encode', mutable=['maps'])
-    return sown['maps']['encoder'][layer][0].astype(jnp.float32)
+    return _features_and_maps(network, variables, images)[1][layer].astype(jnp.float32)
+
+
+def _features_and_maps(network: Network, variables: dict, images: jax.Array) -> tuple[jax.Array, dict]:
+    """The features [N, D], and {name: map} of what the encoder leaves on its way."""
+    features, sown = network.apply(variables, images, train=False, method='encode', mutable=abilities.MAPS)
+    return features, abilities.maps_of(sown)
 
 
 def _checked(images) -> np.ndarray | jax.Array:
@@ -163,5 +172,13 @@ def _checked(images) -> np.ndarray | jax.Array:
     return images.astype(np.float32)
 
 
-def _with_dtype(network: Network, dtype) -> Network:
-    return network.clone(encoder=network.encoder.clone(dtype=dtype), head=network.head.clone(dtype=dtype))
+def _with_dtype(network: Network, dtype: str) -> Network:
+    """The network with these activations; '' leaves them as they are, but float32 on a CPU."""
+    if dtype and not abilities.has_dtype(network.encoder):
+        raise ValueError(f'dtype is {dtype!r}: the encoder {abilities.name_of(network.encoder)} has no field '
+                         'dtype, its activations are as it makes them.')
+    if not dtype and jax.default_backend() != 'cpu':
+        return network
+    chosen = jnp.dtype(dtype or 'float32')
+    return network.clone(encoder=abilities.with_dtype(network.encoder, chosen),
+                         head=abilities.with_dtype(network.head, chosen))

@@ -27,6 +27,8 @@ def base_config() -> ConfigDict:
     config.compile_cache = ''           # directory of compiled programs; '' = a default one, off = none
 
     config.encoder = ConfigDict({
+        'name': 'resnet',               # or 'package.module:Name', a Flax module of your own; of the
+        'arguments': ConfigDict(),      # fields below it has dtype and norm_groups: docs/extending.md
         'depth': 50,                    # 18, 34, 50, 101, 152, 200; 10 for smoke runs
         'width': 1.0,                   # multiplies the 64, 128, 256, 512 channels
         'stem': 'imagenet',             # imagenet: 7x7/2 and max-pool; cifar: 3x3/1

@@ -3,12 +3,13 @@
 import os
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from simclr_jax.training import checkpoint
 from simclr_jax.config import ConfigDict, base_config
-from simclr_jax.models.network import Network, make_network
+from simclr_jax.models.network import Network, init_variables, make_network
 from simclr_jax.training.steps import jit_once
 from simclr_jax.weights.read.files import read_weights
 from simclr_jax.weights.tree import Imported
@@ -26,7 +27,8 @@ class Pretrained(NamedTuple):
     classifier: dict | None = None      # {'kernel' [D, C], 'bias' [C]} of h, of a file that has one
 
 
-def load_pretrained(path: str, which: str = 'last', encoder: str = '') -> Pretrained:
+def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str = '', *,
+                    encoder: nn.Module | None = None) -> Pretrained:
     """The encoder and head of a workdir, or of any file that `weights.files.read_weights` knows.
 
     `initial` is what the online network started from, also beside a target. MoCo's target starts as its
@@ -35,26 +37,27 @@ def load_pretrained(path: str, which: str = 'last', encoder: str = '') -> Pretra
     Args:
         path: a workdir, a file or a directory of weights.
         which: 'last', 'best' (by kNN accuracy), or the number of a step that was kept. Of a workdir.
-        encoder: 'online', 'target' (the moving average of MoCo and BYOL), or '' for the one that the
+        network: 'online', 'target' (the moving average of MoCo and BYOL), or '' for the one that the
             run itself measured, its eval.encoder. Of a workdir.
+        encoder: the module, where its config cannot name it (see `models.network.make_encoder`).
 
     Raises:
         FileNotFoundError: `path` holds no run and no weights, or no such checkpoint.
-        ValueError: `which` or `encoder` is none of the above, the run has no target, or the file is
-            refused (see `read_weights`).
+        ValueError: `which` or `network` is none of the above, the run has no target, its encoder cannot be
+            built again, or the file is refused (see `read_weights`).
     """
     path = os.fspath(path)
     if os.path.isfile(os.path.join(path, 'config.json')):
-        return _from_workdir(path, which, encoder)
+        return _from_workdir(path, which, network, encoder)
     if os.path.isdir(path) and not os.listdir(path):
         raise FileNotFoundError(f'{path} is empty: it is no workdir of simclr_jax and holds no weights.')
     imported = read_weights(path)
-    if which != 'last' or encoder == 'target':
+    if which != 'last' or network == 'target':
         raise ValueError(f'{path} is a file of weights: it has one network and no steps. Leave checkpoint '
                          'and encoder as they are.')
     config = file_config(imported)
-    network, initial = _network(config)
-    return Pretrained(config, network, imported.variables, initial, int(imported.card.get('step') or 0),
+    module, initial = _network(config, encoder)
+    return Pretrained(config, module, imported.variables, initial, int(imported.card.get('step') or 0),
                       'online', imported.source, imported.card, imported.classifier)
 
 
@@ -72,29 +75,29 @@ def file_config(imported: Imported) -> ConfigDict:
     return config
 
 
-def _from_workdir(workdir: str, which: str, encoder: str) -> Pretrained:
+def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Module | None) -> Pretrained:
     config = ConfigDict(checkpoint.load_config(workdir))
-    encoder = encoder or config.eval.get('encoder', 'online')       # older runs do not say
-    network, initial = _network(config)
+    which_network = which_network or config.eval.get('encoder', 'online')       # older runs do not say
+    network, initial = _network(config, encoder)
     with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
         step = _find_step(checkpointer, which, workdir)
         if step is None:
             step = checkpointer.latest_step()
-        variables = checkpointer.restore_encoder(step, network=encoder)
+        variables = checkpointer.restore_encoder(step, network=which_network)
     for part in variables.values():                     # batch_stats has those of the predictor
         for name in ('predictor', 'probe'):
             part.pop(name, None)
-    return Pretrained(config, network, variables, initial, step, encoder,
+    return Pretrained(config, network, variables, initial, step, which_network,
                       f'{config.method.name}, step {step:,}', {})
 
 
-def _network(config: ConfigDict) -> tuple[Network, dict]:
+def _network(config: ConfigDict, encoder: nn.Module | None) -> tuple[Network, dict]:
     """Encoder and head of a config, and their variables at step 0."""
-    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(),
+    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(), module=encoder,
                            mean=config.augment.mean, std=config.augment.std)
     images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, 3))
-    initial = jit_once(lambda: network.init(jax.random.key(config.seed), images, train=False))()
-    return network, {'batch_stats': {}} | jax.device_get(initial)
+    initial = jit_once(lambda: init_variables(network, jax.random.key(config.seed), images))()
+    return network, jax.device_get(initial)
 
 
 def _find_step(checkpointer: checkpoint.Checkpointer, which: str, workdir: str) -> int | None:

@@ -1,7 +1,9 @@
 """Self-supervised methods, each three pure functions behind one name."""
 
 import inspect
+from collections.abc import Callable
 
+from simclr_jax.config.names import is_path, resolve
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.byol import byol
 from simclr_jax.methods.moco import moco
@@ -10,15 +12,29 @@ from simclr_jax.methods.simclr import simclr
 _METHODS = {'byol': byol, 'moco': moco, 'simclr': simclr}
 
 
-def make_method(name: str, **arguments) -> Method:
-    """The method called `name`, built from its own keyword arguments; ValueError names the known ones."""
-    if name not in _METHODS:
-        raise ValueError(f'method.name is {name!r}; the methods are {", ".join(sorted(_METHODS))}.')
+def make_method(name: str | Callable[..., Method], **arguments) -> Method:
+    """The method called `name`, built from its own keyword arguments.
+
+    Args:
+        name: byol, moco or simclr; 'package.module:Name' of a function of your own, or the function itself.
+        **arguments: network, num_train_steps, mesh, and the other fields of the config's block.
+
+    Raises:
+        ValueError: there is no such method, it does not take these arguments, or it makes no `Method`.
+    """
+    if isinstance(name, str) and name not in _METHODS and not is_path(name):
+        raise ValueError(f'method.name is {name!r}; the methods are {", ".join(sorted(_METHODS))}, or '
+                         "'package.module:Name'.")
+    build = name if callable(name) else _METHODS.get(name) or resolve(name, 'method.name')
     try:
-        inspect.signature(_METHODS[name]).bind(**arguments)
+        inspect.signature(build).bind(**arguments)
     except TypeError as error:
         raise ValueError(f'The method block of the config does not fit method {name!r}: {error}.') from None
-    return _METHODS[name](**arguments)
+    method = build(**arguments)
+    if not isinstance(method, Method):
+        raise ValueError(f'method.name is {name!r}, which returns {type(method).__name__}: a method is a '
+                         'simclr_jax.methods.Method(init, loss, after_update).')
+    return method
 
 
 __all__ = ['Aux', 'Method', 'make_method']

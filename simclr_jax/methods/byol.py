@@ -6,7 +6,7 @@ from simclr_jax.training import schedules
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.parts import (interleave_views, moving_average, online_probe, split_views,
                                       target_network, target_params)
-from simclr_jax.models.network import Network, forward_train, regrouped
+from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.cosine_regression import cosine_regression
 
 
@@ -30,25 +30,24 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f'method.momentum is {momentum}: it must be in [0, 1].')
-    online = regrouped(network, 2, strided=True) if network.encoder.norm_groups == 1 else network
+    online = regrouped(network, 2, strided=True) if norm_groups(network) == 1 else network
     target = target_network(online)
     num_devices = mesh.size if mesh else 1
 
     def init(key, images):
-        variables = network.init(key, images, train=False)
+        variables = init_variables(network, key, images)
         # The target starts elsewhere, from weights of its own (byol_experiment.py).
-        other = target.init(jax.random.fold_in(key, 1), images, train=False)
         return variables['params'], variables['batch_stats'], {
-            'target': {'params': other['params'], 'batch_stats': other['batch_stats']}}
+            'target': init_variables(target, jax.random.fold_in(key, 1), images)}
 
     def loss(params, batch_stats, method_state, batch, key):
-        del key  # BYOL draws nothing
         images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
-        output, batch_stats = forward_train(online, params, batch_stats, images, num_devices=num_devices)
+        output, batch_stats = forward_train(online, params, batch_stats, images, key=key,
+                                            num_devices=num_devices)
         followed = method_state['target']
         aimed_at = followed['params'] if stop_gradient else target_params(params)
         aim, target_stats = forward_train(target, aimed_at, followed['batch_stats'], images,
-                                          num_devices=num_devices)
+                                          key=jax.random.fold_in(key, 1), num_devices=num_devices)
         goal = jax.lax.stop_gradient(aim.projection) if stop_gradient else aim.projection
         prediction1, prediction2 = split_views(output.prediction)                # [N, D] each
         goal1, goal2 = split_views(goal)

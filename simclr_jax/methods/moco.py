@@ -9,7 +9,7 @@ from simclr_jax.training import schedules
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.parts import (interleave_views, moving_average, online_probe, split_views,
                                       target_network, target_params)
-from simclr_jax.models.network import Network, forward_train, regrouped
+from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
 from simclr_jax.objectives.nt_xent import l2_normalize
 
@@ -49,17 +49,17 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
         ValueError: values out of range.
     """
     _check(momentum, queue_size, key_groups)
-    shuffled = key_groups == 'shuffled' and network.encoder.norm_groups > 1
-    if symmetric and network.encoder.norm_groups == 1:
+    shuffled = key_groups == 'shuffled' and norm_groups(network) > 1
+    if symmetric and norm_groups(network) == 1:
         network = regrouped(network, 2, strided=True)           # one pass a view in the original
     target = target_network(network)
     if key_groups == 'strided':
-        target = regrouped(target, network.encoder.norm_groups, strided=True)
+        target = regrouped(target, norm_groups(network), strided=True)
     num_devices = mesh.size if mesh else 1
 
     def init(key, images):
-        variables = network.init(key, images, train=False)
-        params, batch_stats = variables['params'], variables.get('batch_stats', {})
+        variables = init_variables(network, key, images)
+        params, batch_stats = variables['params'], variables['batch_stats']
         # A copy: each part of the state is donated by itself.
         state = {'target': jax.tree.map(jnp.copy, {
             'params': target_params(params), 'batch_stats': target_params(batch_stats)})}
@@ -74,7 +74,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
         views = batch['view1'], batch['view2']
         query_images = interleave_views(*views) if symmetric else views[0]       # [M, H, W, 3]
         key_images = interleave_views(*views) if symmetric else views[1]
-        output, batch_stats = forward_train(network, params, batch_stats, query_images,
+        output, batch_stats = forward_train(network, params, batch_stats, query_images, key=key,
                                             num_devices=num_devices)
         followed = method_state['target']
         keys, target_stats = _project(target, followed, key_images, key, shuffled, num_devices)
@@ -135,7 +135,7 @@ def _project(target, variables, images, key, shuffled, num_devices):
         order = jax.random.permutation(key, len(images))
         images = images[order]
     output, stats = forward_train(target, variables['params'], variables['batch_stats'], images,
-                                  num_devices=num_devices)
+                                  key=jax.random.fold_in(key, 1), num_devices=num_devices)
     keys = l2_normalize(output.projection)
     return keys[jnp.argsort(order)] if shuffled else keys, stats
 

@@ -1,19 +1,22 @@
 """SimCLR (Chen et al. 2020, Algorithm 1), with a linear probe learning alongside on stopped gradients."""
 
 import functools
+import inspect
+from collections.abc import Callable
 
 import jax
 
+from simclr_jax.config.names import is_path, resolve
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.parts import interleave_views, online_probe, split_views
-from simclr_jax.models.network import Network, forward_train
+from simclr_jax.models.network import Network, forward_train, init_variables
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic
 from simclr_jax.objectives.nt_xent import nt_xent
 
 
 def simclr(network: Network, *, num_train_steps: int, temperature: float, normalize: bool = True,
-           decoupled: bool = False, loss: str = 'nt_xent', margin: float = 0.8, mining: str = 'none',
+           decoupled: bool = False, loss: str | Callable = 'nt_xent', margin: float = 0.8, mining: str = 'none',
            loss_weight: float = 1.0,
            mesh: jax.sharding.Mesh | None = None) -> Method:
     """The SimCLR method around `network`.
@@ -24,7 +27,9 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
         temperature: tau of eq. 1, more than 0.
         normalize: l2-normalise the projections first.
         decoupled: leave the positive out of the denominator (DCL, Yeh et al. 2021).
-        loss: nt_xent; or nt_logistic or margin, which the paper compares it with (Table 4).
+        loss: nt_xent; nt_logistic or margin, which the paper compares it with (Table 4); or a function of
+            your own, or its 'package.module:Name': (z1, z2: [N, D]) -> (scalar, metrics). It is given
+            those of the options here, and of `mesh`, that its signature names.
         margin: of the loss of this name, m.
         mining: semi_hard takes one negative of each anchor for nt_logistic and margin; none takes all.
         loss_weight: multiplies the loss; 2.0 gives the scale of the official code (tf2/objective.py
@@ -42,14 +47,15 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
                             margin=margin, mining=mining, mesh=mesh)
 
     def init(key, images):
-        variables = network.init(key, images, train=False)
-        return variables['params'], variables.get('batch_stats', {}), ()
+        variables = init_variables(network, key, images)
+        return variables['params'], variables['batch_stats'], ()
 
     def total_loss(params, batch_stats, method_state, batch, key):
-        del method_state, key  # SimCLR has no state of its own and draws nothing
+        del method_state  # SimCLR has none
         # Both views go through the encoder at once, so that BatchNorm sees all 2N images.
         images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
-        output, batch_stats = forward_train(network, params, batch_stats, images, num_devices=num_devices)
+        output, batch_stats = forward_train(network, params, batch_stats, images, key=key,
+                                            num_devices=num_devices)
         z1, z2 = split_views(output.projection)                                  # [N, D] each
         with jax.named_scope('loss'):
             contrastive, metrics = contrast(z1, z2)
@@ -65,15 +71,16 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
     return Method(init, total_loss, after_update)
 
 
-def _choose_loss(name, *, temperature, decoupled, margin, mining, **options):
-    """(z1, z2) -> (scalar, metrics), of the loss called `name`."""
-    losses = {'nt_xent': functools.partial(nt_xent, temperature=temperature, decoupled=decoupled),
-              'nt_logistic': functools.partial(nt_logistic, temperature=temperature, mining=mining),
-              'margin': functools.partial(margin_triplet, margin=margin, mining=mining)}
-    if name not in losses:
-        raise ValueError(f'method.loss is {name!r}; the losses are {", ".join(losses)}.')
-    if decoupled and name != 'nt_xent':
-        raise ValueError(f'method.decoupled is for nt_xent; {name} has no denominator.')
-    if mining != 'none' and name == 'nt_xent':
-        raise ValueError('method.mining is for nt_logistic and margin; nt_xent weighs all negatives itself.')
-    return functools.partial(losses[name], **options)
+def _choose_loss(loss, *, mesh, **options):
+    """(z1, z2) -> (scalar, metrics), of a loss by its name, or of a function."""
+    losses = {'nt_xent': nt_xent, 'nt_logistic': nt_logistic, 'margin': margin_triplet}
+    if isinstance(loss, str) and loss not in losses and not is_path(loss):
+        raise ValueError(f"method.loss is {loss!r}; the losses are {', '.join(losses)}, or 'package.module:Name'.")
+    function = loss if callable(loss) else losses.get(loss) or resolve(loss, 'method.loss')
+    taken = inspect.signature(function).parameters
+    if options['decoupled'] and 'decoupled' not in taken:
+        raise ValueError(f'method.decoupled is for nt_xent; {loss} has no denominator.')
+    if options['mining'] != 'none' and 'mining' not in taken:
+        raise ValueError(f'method.mining is for nt_logistic and margin; {loss} weighs all negatives itself.')
+    return functools.partial(function, **{name: value for name, value in {**options, 'mesh': mesh}.items()
+                                          if name in taken})

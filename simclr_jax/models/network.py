@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simclr_jax.config.names import resolve, name_of
+from simclr_jax.models import abilities
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 
@@ -43,7 +45,7 @@ class Network(nn.Module):
     """Encoder, heads and probe as one module; its parameters are 'encoder', 'head', 'predictor', 'probe'.
 
     Attributes:
-        encoder: called as encoder(images, train) -> features [B, D].
+        encoder: any Flax module, called as encoder(images, train=train) -> features [B, D].
         head: called as head(features, train) -> tuple of layers, features first.
         predictor: called as predictor(projection, train) -> tuple of layers; None for none.
         num_classes: width of the probe; 0 for no probe.
@@ -51,6 +53,7 @@ class Network(nn.Module):
             -1 = projection. No gradient flows through it, so the probe never trains the encoder.
         mean, std: of the pixels in [0, 1], per channel.
         encoder_chunks: how many parts `forward_train` cuts a batch into for the encoder.
+        norm_groups, norm_strided: of an encoder without such fields of its own, see `forward_train`.
     """
 
     encoder: nn.Module
@@ -61,6 +64,8 @@ class Network(nn.Module):
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     encoder_chunks: int = 1
+    norm_groups: int = 1
+    norm_strided: bool = False
 
     def setup(self):
         if self.num_classes:
@@ -70,7 +75,8 @@ class Network(nn.Module):
         """Applies the network to images [B, H, W, 3], uint8 or float in [0, 1].
 
         With train=True, batch norm uses the batch's statistics and the collection 'batch_stats'
-        must be mutable. Raises ValueError when the head has no layer `probe_layer`.
+        must be mutable. Raises ValueError when the head has no layer `probe_layer`, or the encoder
+        returns something else than features [B, D].
         """
         return self.project(self.encode(images, train), train)
 
@@ -78,7 +84,7 @@ class Network(nn.Module):
         """Images [B, H, W, 3] -> features h [B, D] float32."""
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        return self.encoder((images - np.float32(self.mean)) / np.float32(self.std), train)
+        return abilities.encode(self.encoder, (images - np.float32(self.mean)) / np.float32(self.std), train)
 
     def project(self, features: jax.Array, train: bool) -> Output:
         """Features h [B, D] -> everything that is computed from them."""
@@ -92,8 +98,33 @@ class Network(nn.Module):
         return Output(layers, prediction, self.probe(jax.lax.stop_gradient(layers[self.probe_layer])))
 
 
+def init_variables(network: Network, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+    """{'params', 'batch_stats'} of the network at its start, the latter {} where nothing is followed.
+
+    Raises:
+        ValueError: the encoder keeps variables of another kind, which no run would save.
+    """
+    variables = nn.meta.unbox(network.init(_streams(key), images, train=False))
+    found = {'params': {}, 'batch_stats': {}} | {
+        name: tree for name, tree in variables.items() if name not in abilities.MAPS}
+    others = sorted(set(found) - {'params', 'batch_stats'})
+    if others:
+        raise ValueError(f'The encoder {abilities.name_of(network.encoder)} keeps variables in the collection '
+                         f"{', '.join(map(repr, others))}: a run trains 'params', follows 'batch_stats' and saves "
+                         'no other. Keep what changes in these two.')
+    return found
+
+
+def _streams(key: jax.Array | None) -> dict[str, jax.Array] | None:
+    """The random streams of a pass: whatever a module calls its own (dropout, ...) follows from `key`.
+
+    A stream that is not there falls back to 'params' in linen, and to 'default' in a bridged nnx module.
+    """
+    return None if key is None else {'params': key, 'default': key}
+
+
 def forward_train(network: Network, params: Any, batch_stats: Any, images: jax.Array, *,
-                  num_devices: int = 1) -> tuple[Output, Any]:
+                  key: jax.Array | None = None, num_devices: int = 1) -> tuple[Output, Any]:
     """One pass in training mode over images [B, H, W, 3]: (output, new batch_stats).
 
     With `network.encoder_chunks` = k > 1 the encoder runs k times over B/k images, one chunk after
@@ -101,60 +132,96 @@ def forward_train(network: Network, params: Any, batch_stats: Any, images: jax.A
     alone. The heads see the whole batch. BatchNorm of the encoder takes its statistics from each
     chunk, over all devices; the running ones are updated once, with the mean over the chunks.
 
+    An encoder that has batch statistics, but no fields for `network.norm_groups`, is run for each group
+    of rows by itself, which groups the rows of its norms, whatever they are.
+
     Args:
+        key: of what the encoder draws, such as dropout; None for one that draws nothing.
         num_devices: over which B is split; each cuts its own rows into k chunks, so none moves.
 
     Raises:
-        ValueError: B is not divisible by num_devices * k.
+        ValueError: B is not divisible by num_devices * k, or a chunk not by the number of groups.
     """
     variables = {'params': params, 'batch_stats': batch_stats}
+    groups = (1 if abilities.has_groups(network.encoder) or not batch_stats.get('encoder')
+              else network.norm_groups)
     chunks = network.encoder_chunks
-    if chunks == 1:
-        output, updates = network.apply(variables, images, train=True, mutable=['batch_stats'])
+    if chunks == groups == 1:
+        output, updates = network.apply(variables, images, train=True, mutable=['batch_stats'],
+                                        rngs=_streams(key))
         return output, updates.get('batch_stats', {})
     if images.shape[0] % (num_devices * chunks):
         raise ValueError(f'encoder_chunks is {chunks}: {images.shape[0]} views on {num_devices} devices do '
                          f'not divide into as many; choose a divisor of {images.shape[0] // num_devices}.')
 
-    @jax.checkpoint
-    def encode(rows):
-        features, updates = network.apply(variables, rows, train=True, method='encode',
-                                          mutable=['batch_stats'])
-        return features, updates['batch_stats']
+    def encode(rows, index):
+        features, updates = network.apply(
+            variables, rows, train=True, method='encode', mutable=['batch_stats'],
+            rngs=_streams(key if key is None else jax.random.fold_in(key, index)))
+        return features, updates.get('batch_stats', {})
 
+    if groups > 1:
+        encode = _by_groups(encode, groups, strided=network.norm_strided)
+    if chunks > 1:
+        features, stats = _by_chunks(encode, images, chunks, num_devices)
+    else:
+        features, stats = encode(images, 0)
+    output, updates = network.apply(variables | {'batch_stats': batch_stats | stats}, features, train=True,
+                                    method='project', mutable=['batch_stats'])
+    return output, updates.get('batch_stats', {})
+
+
+def _by_chunks(encode, images, chunks, num_devices):
+    """Features [B, D], and the mean of the statistics, of one chunk of `images` after the other."""
     parts = images.reshape(num_devices, chunks, -1, *images.shape[1:]).swapaxes(0, 1)
     parts = parts.reshape(chunks, -1, *images.shape[1:])                         # [k, B/k, H, W, 3]
-    features, stats = jax.lax.map(encode, parts)                                 # [k, B/k, D]
+    features, stats = jax.lax.map(jax.checkpoint(lambda part: encode(*part)), (parts, jnp.arange(chunks)))
     features = features.reshape(chunks, num_devices, -1, features.shape[-1]).swapaxes(0, 1)
-    variables |= {'batch_stats': batch_stats | jax.tree.map(lambda stat: stat.mean(0), stats)}
-    output, updates = network.apply(variables, features.reshape(images.shape[0], -1), train=True,
-                                    method='project', mutable=['batch_stats'])
-    return output, updates['batch_stats']
+    return features.reshape(images.shape[0], -1), jax.tree.map(lambda stat: stat.mean(0), stats)
+
+
+def _by_groups(encode, groups, *, strided):
+    """`encode` for each group of rows by itself, all at once, as `BatchNorm` groups them."""
+
+    def encode_groups(rows, index):
+        if rows.shape[0] % groups:
+            raise ValueError(f'a batch of {rows.shape[0]} rows does not divide into norm_groups={groups}; '
+                             'choose a divisor of the batch')
+        axis, grid = (1, (-1, groups)) if strided else (0, (groups, -1))
+        features, stats = jax.vmap(encode, in_axes=(axis, 0), out_axes=(axis, 0))(
+            rows.reshape(*grid, *rows.shape[1:]), index * groups + jnp.arange(groups))
+        return features.reshape(rows.shape[0], -1), jax.tree.map(lambda stat: stat.mean(0), stats)
+
+    return encode_groups
+
+
+def norm_groups(network: Network) -> int:
+    """How many groups the rows of a batch fall into for the BatchNorms of the encoder."""
+    return (network.encoder if abilities.has_groups(network.encoder) else network).norm_groups
 
 
 def regrouped(network: Network, groups: int, *, strided: bool) -> Network:
     """The same network, its BatchNorms with other groups of rows in training; see `BatchNorm`."""
-    def with_groups(module):
-        return module and module.clone(norm_groups=groups, norm_strided=strided)
-
-    return network.clone(encoder=with_groups(network.encoder), head=with_groups(network.head),
-                         predictor=with_groups(network.predictor))
+    parts = {name: part and abilities.with_groups(part, groups, strided=strided) for name, part in
+             (('encoder', network.encoder), ('head', network.head), ('predictor', network.predictor))}
+    return network.clone(norm_groups=groups, norm_strided=strided, **parts)
 
 
 def make_network(*, encoder: Mapping[str, Any], head: Mapping[str, Any],
-                 predictor: Mapping[str, Any] | None = None, num_classes: int = 0,
-                 probe_layer: int = 0, mean: Sequence[float] = (0.0, 0.0, 0.0),
+                 predictor: Mapping[str, Any] | None = None, module: nn.Module | None = None,
+                 num_classes: int = 0, probe_layer: int = 0, mean: Sequence[float] = (0.0, 0.0, 0.0),
                  std: Sequence[float] = (1.0, 1.0, 1.0), encoder_chunks: int = 1) -> Network:
     """Builds a `Network` from plain values, as they stand in a configuration.
 
     Args:
-        encoder: fields of `ResNet`, with dtype as a string ('float32' or 'bfloat16').
+        encoder: see `make_encoder`.
         head: fields of `ProjectionHead`; dtype and norm settings default to the encoder's.
         predictor: as head; None or mode 'none' builds none.
+        module: the encoder itself; `encoder` then speaks for the heads alone, and for norm_groups.
         num_classes, probe_layer, mean, std, encoder_chunks: see `Network`.
 
     Raises:
-        ValueError: for an unknown dtype.
+        ValueError: for an unknown dtype, or what is no encoder.
     """
     shared = {key: encoder[key] for key in (*_NORM_SETTINGS, 'dtype') if key in encoder}
 
@@ -162,10 +229,55 @@ def make_network(*, encoder: Mapping[str, Any], head: Mapping[str, Any],
         return ProjectionHead(**_with_dtype({**shared, **fields}))
 
     has_predictor = predictor and predictor.get('mode') != 'none'
-    return Network(encoder=ResNet(**_with_dtype(encoder)), head=make_head(head),
-                   predictor=make_head(predictor) if has_predictor else None,
-                   num_classes=num_classes, probe_layer=probe_layer,
-                   mean=tuple(mean), std=tuple(std), encoder_chunks=encoder_chunks)
+    return Network(encoder=make_encoder(encoder) if module is None else abilities.check_encoder(module),
+                   head=make_head(head), predictor=make_head(predictor) if has_predictor else None,
+                   num_classes=num_classes, probe_layer=probe_layer, mean=tuple(mean), std=tuple(std),
+                   encoder_chunks=encoder_chunks, norm_groups=encoder.get('norm_groups', 1))
+
+
+def make_encoder(fields: Mapping[str, Any]) -> nn.Module:
+    """The encoder of a configuration's block.
+
+    Args:
+        fields: name 'resnet' (or none): fields of `ResNet`, with dtype as a string ('float32' or
+            'bfloat16'). Name 'package.module:Name', a linen or nnx module: `arguments` are its keyword
+            arguments, and dtype is one where it takes it and `arguments` do not have it.
+
+    Raises:
+        ValueError: there is no such module, it does not take these arguments, or is no encoder.
+    """
+    fields = _with_dtype(fields)
+    name, arguments = fields.pop('name', 'resnet'), dict(fields.pop('arguments', {}))
+    if name == 'resnet':
+        if arguments:
+            raise ValueError('encoder.arguments are for an encoder of your own, named by encoder.name; resnet '
+                             'has the other fields of the block.')
+        return ResNet(**fields)
+    if not name:
+        raise ValueError('encoder.name is empty: the run was given an encoder that a config cannot name, of '
+                         '__main__ or with arguments that are no JSON values. Give it again as encoder=.')
+    kind = resolve(name, 'encoder.name')
+    try:
+        module = abilities.build(kind, arguments)
+    except TypeError as error:
+        raise ValueError(f'encoder.arguments do not fit {name}: {error}.') from None
+    if module is None:
+        raise ValueError(f'encoder.name is {name!r}, which is no class of Flax modules.')
+    return abilities.check_encoder(module if 'dtype' in arguments
+                                   else abilities.with_dtype(module, fields['dtype']))
+
+
+def describe_encoder(module: nn.Module) -> dict[str, Any]:
+    """The fields of a configuration's block with which `make_encoder` builds this module again.
+
+    The name is '' where there are none: the class cannot be imported (it is of __main__, or local to a
+    function), or a field that is not at its default has no JSON value.
+    """
+    kind, values = abilities.arguments_of(module)
+    if kind is ResNet and values is not None:
+        return {'name': 'resnet', 'arguments': {}, **values}
+    name = name_of(kind) if values is not None else ''
+    return {'name': name, 'arguments': values if name else {}}
 
 
 def _with_dtype(fields):

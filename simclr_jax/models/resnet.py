@@ -221,6 +221,10 @@ class ResNet(nn.Module):
             self._keep(f'stage{stage + 1}', x)
         return x.mean((1, 2), dtype=jnp.float32)
 
+    def stage_of(self, module: str) -> int:
+        """1 to 4 of 'stage1_block1' and so on, 0 of the stem: for fine-tuning from a stage on."""
+        return int(module[len('stage')]) if module.startswith('stage') else 0
+
     def _keep(self, name, x):
         if not self.is_initializing():      # or the map would become one of the variables
             self.sow('maps', name, x)

@@ -46,7 +46,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         measure: (params, gradients) -> more metrics, float32.
 
     Returns:
-        A function whose metrics (float32 scalars, but for those of `measure`) are those of the method,
+        A function whose metrics (float32 scalars, but for those of `measure`) are `loss`, those of the method,
         `gradient_norm` and `learning_rate`, all of the step that it has just made.
     """
 
@@ -56,12 +56,12 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         # The scopes, and 'loss' in the methods, are what step_breakdown.py tells the parts of a step by.
         with jax.named_scope('views'):
             views = prepare(batch, state.step)
-        gradients, aux = jax.grad(method.loss, has_aux=True)(
+        (loss, aux), gradients = jax.value_and_grad(method.loss, has_aux=True)(
             state.params, state.batch_stats, state.method_state, views, key)
         with jax.named_scope('optimizer'):
             updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            metrics = {**aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate,
+            metrics = {'loss': loss, **aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate,
                        **measure(state.params, gradients)}
             state = TrainState(
                 step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,

@@ -1,0 +1,165 @@
+"""What an encoder of any make can do: how it is called, and its optional abilities, one function each.
+
+An ability is a field of the module, or a method of its class, which the protocols here name. Where a module
+has none the functions say so or return it as it is; nothing else reads an attribute of an encoder.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.core import FrozenDict
+from flax.nnx import bridge
+from jax.typing import DTypeLike
+
+
+class GroupsRows(Protocol):
+    """A module whose BatchNorms take groups of rows, see `norm.BatchNorm`: two fields."""
+
+    norm_groups: int
+    norm_strided: bool
+
+    def clone(self, **fields: Any) -> nn.Module: ...
+
+
+@runtime_checkable
+class HasStages(Protocol):
+    """A module that can be frozen up to a stage: a method of its class, asked without variables."""
+
+    def stage_of(self, module: str) -> int:
+        """The stage, 0 (the stem) to 4, of a module by its name in the parameters of the encoder."""
+        ...
+
+
+def has_groups(module: Any) -> TypeGuard[GroupsRows]:
+    """Whether the BatchNorms of `module` can take groups of rows."""
+    return {'norm_groups', 'norm_strided'} <= _field_names(module)
+
+
+def with_groups(module: nn.Module, groups: int, *, strided: bool) -> nn.Module:
+    """The module with other groups of rows; itself where it has no such fields."""
+    return module.clone(norm_groups=groups, norm_strided=strided) if has_groups(module) else module
+
+
+def has_dtype(module: nn.Module) -> bool:
+    """Whether the dtype of the activations can be chosen: a field `dtype`, or an argument of an nnx class."""
+    if isinstance(module, bridge.ToLinen):
+        return 'dtype' in inspect.signature(module.nnx_class).parameters
+    return 'dtype' in _field_names(module)
+
+
+def with_dtype(module: nn.Module, dtype: DTypeLike) -> nn.Module:
+    """The module with activations of another dtype; itself where that cannot be chosen."""
+    if not has_dtype(module):
+        return module
+    if isinstance(module, bridge.ToLinen):
+        return module.clone(kwargs=FrozenDict({**module.kwargs, 'dtype': dtype}))
+    return module.clone(dtype=dtype)
+
+
+def stage_of(module: nn.Module, name: str) -> int | None:
+    """The stage that a part of the encoder belongs to, 0 to 4; None where it has no stages."""
+    return module.stage_of(name) if issubclass(type(module), HasStages) else None
+
+
+def maps_of(collections: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """{name: map} of all that an encoder has sown into 'maps' or, as is usual in Flax, 'intermediates'."""
+    found = {}
+    for collection in MAPS:
+        for path, values in _flat(collections.get(collection, {}).get('encoder', {})):
+            found[path] = values[-1]
+    return found
+
+
+MAPS = ('maps', 'intermediates')
+
+
+def _flat(tree: Any, prefix: str = ''):
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f'{prefix}{name}/')
+        elif isinstance(value, tuple) and value and isinstance(value[-1], jax.Array | jax.ShapeDtypeStruct):
+            yield prefix + name, value
+
+
+def name_of(module: nn.Module) -> str:
+    """The name of its class, for messages."""
+    return (module.nnx_class if isinstance(module, bridge.ToLinen) else type(module)).__name__
+
+
+def check_encoder(module: Any) -> nn.Module:
+    """The module, if it can be an encoder by the look of it; ValueError says what it lacks."""
+    if isinstance(module, nnx.Module):
+        name = type(module).__name__
+        raise ValueError(f'The encoder is an nnx module: give flax.nnx.bridge.to_linen({name}, ...), which '
+                         'makes it anew for each run.')
+    if not isinstance(module, nn.Module):
+        raise ValueError(f'The encoder is {module!r}: it takes a Flax module, such as MyEncoder(width=64).')
+    kind = module.nnx_class if isinstance(module, bridge.ToLinen) else type(module)
+    parameters = inspect.signature(kind.__call__).parameters.values()
+    if not any(each.name == 'train' or each.kind is each.VAR_KEYWORD for each in parameters):
+        raise ValueError(f'The encoder {kind.__name__} is called as encoder(images, train=True or False): its '
+                         'method __call__ has no argument `train`.')
+    return module
+
+
+def encode(module: nn.Module, images: jax.Array, train: bool) -> jax.Array:
+    """Images [B, H, W, 3] -> features [B, D] float32, whatever the encoder; ValueError for another output."""
+    features = module(images, train=train)
+    if not isinstance(features, jax.Array) or features.ndim != 2 or len(features) != len(images):
+        found = jax.tree.map(lambda leaf: list(np.shape(leaf)), features)
+        raise ValueError(f'The encoder {name_of(module)} returns {found} for {len(images)} images: features '
+                         '[B, D] are needed, one vector an image. Take the mean over the pixels of a map, or '
+                         'one of several outputs, in a module around it.')
+    return features.astype(jnp.float32)
+
+
+def _field_names(module: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(module)} if dataclasses.is_dataclass(module) else set()
+
+
+def build(kind: Any, arguments: Mapping[str, Any]) -> nn.Module | None:
+    """A linen module of class `kind`, or an nnx one bridged; None where it is no class of modules."""
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module | nnx.Module):
+        return None
+    if issubclass(kind, nn.Module):
+        return kind(**arguments)
+    skip_rng = 'rngs' not in inspect.signature(kind).parameters
+    inspect.signature(kind).bind(**arguments, **({} if skip_rng else {'rngs': None}))
+    return bridge.ToLinen(kind, kwargs=FrozenDict(arguments), skip_rng=skip_rng)
+
+
+def arguments_of(module: nn.Module) -> tuple[type, dict[str, Any] | None]:
+    """The class of a module and the arguments, as JSON values, that make it again; None where they are none.
+
+    dtype is always among them, other fields of a linen module where they differ from their default.
+    """
+    try:
+        if isinstance(module, bridge.ToLinen):
+            return module.nnx_class, None if module.args else _plain(module.kwargs)
+        values = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)
+                  if field.init and field.name not in ('parent', 'name')
+                  and (field.name == 'dtype' or getattr(module, field.name) is not field.default)}
+        return type(module), _plain(values)
+    except TypeError:
+        return type(module), None
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as JSON; TypeError where there is none."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    dtype = np.dtype(value)
+    if dtype.hasobject:
+        raise TypeError(f'{value!r} is no JSON value')
+    return dtype.name
