@@ -75,10 +75,16 @@ class Encoder:
         self._mesh = sharding.make_mesh(jax.local_devices())
         self._variables = jax.device_put(pretrained.variables, sharding.replicated(self._mesh))
         size = self.preprocessing.image_size
-        features, maps = jax.eval_shape(functools.partial(_features_and_maps, self.network), self.variables,
-                                        jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
-        self.width, self._maps = features.shape[-1], tuple(maps)
-        self.layers = ('features', *maps, 'projection')
+        self._maps = []
+
+        def look(variables, images):
+            features, maps = _features_and_maps(self.network, variables, images)
+            self._maps += maps      # from within: outside they would be in the order of the alphabet
+            return features
+
+        self.width = jax.eval_shape(look, self.variables,
+                                    jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)).shape[-1]
+        self.layers = ('features', *self._maps, 'projection')
         self._apply = jax.jit(functools.partial(_apply, self.network, self.preprocessing), static_argnums=2)
 
     def __call__(self, images: np.ndarray | jax.Array | Sequence[np.ndarray], *,

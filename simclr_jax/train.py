@@ -33,7 +33,7 @@ from simclr_jax.evaluate.results import report_results
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.methods import make_method
 from simclr_jax.runlog.writer import MetricWriter
-from simclr_jax.models.network import Network, make_network
+from simclr_jax.models.network import Network, describe_encoder, make_network
 from simclr_jax.config.tasks import task_configs
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
@@ -75,11 +75,11 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         SystemExit: SIGINT or SIGTERM came; the state was saved first.
     """
     # Data.
+    config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
     mesh = sharding.make_mesh()
     if checkpoint.has_checkpoint(workdir):
         checkpoint.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
     sharding.local_batch_size(config.batch_size, mesh)
-    config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
     train_source, test_source = load_sources(config, source, test_source)
     check_batch_size(train_source, config.batch_size, jax.process_count())
     measurable = is_labelled(train_source) and is_labelled(test_source)
@@ -209,13 +209,9 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
     network = make_network(
         encoder=config.encoder.to_dict(), head=config.head.to_dict(), predictor=config.predictor.to_dict(),
         num_classes=num_classes if config.eval.online_probe else 0, probe_layer=config.eval.layer,
-        mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks)
-    if encoder is not None:
-        network = network.clone(encoder=encoder)
-    if method is not None:
-        method = method(network=network, mesh=mesh, num_train_steps=num_steps)
-    else:
-        method = make_method(network=network, mesh=mesh, num_train_steps=num_steps, **config.method)
+        mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks, module=encoder)
+    method = make_method(network=network, mesh=mesh, num_train_steps=num_steps,
+                         **({'name': method} if method else config.method))
     optimizer = optim.make_optimizer(**_optimizer_settings(config))
     learning_rate = _make_schedule(config, num_examples, num_steps)
     init_state = steps.make_init_state(method, optimizer, seed=config.seed,
@@ -245,7 +241,7 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
     config = config.copy_and_resolve_references()
     with config.unlocked():
         if encoder is not None:
-            config.encoder.name = names.name_of(type(encoder))
+            config.encoder.update(describe_encoder(encoder))
         if source is not None:
             config.data.source = names.name_of(source if callable(source) else type(source))
         if method is not None:

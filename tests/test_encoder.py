@@ -10,7 +10,7 @@ import pytest
 import simclr_jax
 from simclr_jax.views import device as device_augment
 from simclr_jax.config import base_config, smoke
-from simclr_jax.encoder import MAPS, Encoder
+from simclr_jax.encoder import Encoder
 from simclr_jax.evaluate.pretrained import Pretrained
 from simclr_jax.models.network import make_network
 
@@ -74,7 +74,8 @@ def test_every_layer_can_be_asked_for(encoder):
     np.testing.assert_array_equal(encoder(batch, layer='features'), encoder(batch))
     np.testing.assert_array_equal(encoder(batch, layer='projection'), encoder(batch, layer=-1))
     assert encoder(batch, layer=1).shape == (2, 64)
-    maps = {name: encoder(batch, layer=name) for name in MAPS}
+    maps = {name: encoder(batch, layer=name) for name in encoder.layers[1:-1]}
+    assert list(maps) == ['stem', 'stage1', 'stage2', 'stage3', 'stage4']
     sides = [16, 16, 8, 4, 2]
     assert [(m.shape[1], m.shape[3]) for m in maps.values()] == list(zip(sides, [4, 4, 8, 16, 32]))
     np.testing.assert_allclose(maps['stage4'].mean((1, 2)), encoder(batch), rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from simclr_jax.data import sources
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.progress import progress_bar
 from simclr_jax.evaluate.frozen import fingerprint
-from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields, load_pretrained
 from simclr_jax.evaluate.subject import data_options
 from simclr_jax.training.steps import make_encode
 
@@ -116,7 +116,7 @@ def identity(pretrained: Pretrained, layer: int) -> dict[str, Any]:
     return {
         'encoder': {'source': pretrained.source, 'step': pretrained.step, 'network': pretrained.encoder,
                     'layer': layer, 'weights': fingerprint(pretrained.variables),
-                    'fields': json.loads(json.dumps(own.encoder.to_dict()))},
+                    'fields': json.loads(json.dumps(encoder_fields(own)))},
         'preprocessing': {
             'image_size': own.augment.image_size, 'crop_proportion': own.eval.crop_proportion,
             'resize': 'bicubic, a = -0.5, half-pixel centres, no antialiasing', 'range': [0.0, 1.0],

@@ -20,6 +20,7 @@ from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.subset import labels_of, take_rows
 from simclr_jax.evaluate.frozen import labelled_features
 from simclr_jax.evaluate.linear import accuracies
+from simclr_jax.evaluate.pretrained import as_imported
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
 from simclr_jax.evaluate.subsets import balanced_rows, rows_of_files
@@ -27,7 +28,6 @@ from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.views.presets import crop_and_flip_of
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.weights.flax_file import write_flax
-from simclr_jax.weights.tree import Imported
 
 _INITS = {'pretrained': ('pretrained',), 'scratch': ('scratch',), 'both': ('scratch', 'pretrained')}
 
@@ -222,15 +222,14 @@ def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
 def _write(workdir: str, init: str, subject: Subject, tuned: Tuned, settings: ConfigDict, num_steps: int
            ) -> None:
     """The network as a file that every task reads as `pretrained`; with the classifier, if it sits on h."""
-    own, tuned = subject.own, jax.device_get(tuned)
-    said = 'trained from scratch' if init == 'scratch' else f'{subject.pretrained.source}, fine-tuned'
+    tuned = jax.device_get(tuned)
+    source = 'trained from scratch' if init == 'scratch' else f'{subject.pretrained.source}, fine-tuned'
     name = 'scratch' if init == 'scratch' else 'finetuned'
-    write_flax(os.path.join(workdir, f'{name}.safetensors'), Imported(
-        encoder=own.encoder.to_dict(), head=own.head.to_dict(), variables=tuned.variables,
-        mean=tuple(own.augment.mean), std=tuple(own.augment.std), image_size=own.augment.image_size,
-        crop_proportion=own.eval.crop_proportion, source=said,
+    write_flax(os.path.join(workdir, f'{name}.safetensors'), as_imported(
+        subject.pretrained, variables=tuned.variables, source=source,
         classifier={'kernel': tuned.kernel, 'bias': tuned.bias} if settings.layer == 0 else None,
-        card={'recipe': own.to_dict(), 'step': num_steps, 'finetune': settings.to_dict() | {'init': init}}))
+        card={'recipe': subject.own.to_dict(), 'step': num_steps,
+              'finetune': settings.to_dict() | {'init': init}}))
 
 
 def _log(writer: MetricWriter, step: int, metrics: dict, *, every: int, offset: int, name: str) -> None:

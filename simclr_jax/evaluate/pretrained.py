@@ -1,7 +1,7 @@
 """A trained encoder from its workdir or a file of weights, with the preprocessing it was trained with."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -73,6 +73,25 @@ def file_config(imported: Imported) -> ConfigDict:
                                'std': tuple(imported.std)})
         config.eval.crop_proportion = imported.crop_proportion
     return config
+
+
+def encoder_fields(config: ConfigDict) -> dict[str, Any]:
+    """What files say of an encoder; of a ResNet its fields alone, as before there were others."""
+    fields = config.encoder.to_dict()
+    if fields.get('name', 'resnet') == 'resnet':
+        fields = {name: value for name, value in fields.items() if name not in ('name', 'arguments')}
+    return fields
+
+
+def as_imported(pretrained: Pretrained, **changes: Any) -> Imported:
+    """A pretrained encoder as a file of weights holds it; `changes` take the place of fields of `Imported`."""
+    config = pretrained.config
+    return Imported(**{
+        'encoder': encoder_fields(config), 'head': config.head.to_dict(),
+        'variables': {kind: dict(tree) for kind, tree in pretrained.variables.items()},
+        'mean': tuple(config.augment.mean), 'std': tuple(config.augment.std),
+        'image_size': config.augment.image_size, 'crop_proportion': config.eval.crop_proportion,
+        'source': pretrained.source, 'classifier': pretrained.classifier, 'card': dict(pretrained.card), **changes})
 
 
 def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Module | None) -> Pretrained:

@@ -50,7 +50,7 @@ def with_groups(module: nn.Module, groups: int, *, strided: bool) -> nn.Module:
 def has_dtype(module: nn.Module) -> bool:
     """Whether the dtype of the activations can be chosen: a field `dtype`, or an argument of an nnx class."""
     if isinstance(module, bridge.ToLinen):
-        return 'dtype' in inspect.signature(module.nnx_class).parameters
+        return 'dtype' in inspect.signature(module.nnx_class.__init__).parameters
     return 'dtype' in _field_names(module)
 
 
@@ -112,9 +112,9 @@ def check_encoder(module: Any) -> nn.Module:
 def encode(module: nn.Module, images: jax.Array, train: bool) -> jax.Array:
     """Images [B, H, W, 3] -> features [B, D] float32, whatever the encoder; ValueError for another output."""
     features = module(images, train=train)
-    if not isinstance(features, jax.Array) or features.ndim != 2 or len(features) != len(images):
+    if not isinstance(features, jax.Array) or features.shape[:-1] != images.shape[:1]:
         found = jax.tree.map(lambda leaf: list(np.shape(leaf)), features)
-        raise ValueError(f'The encoder {name_of(module)} returns {found} for {len(images)} images: features '
+        raise ValueError(f'The encoder {name_of(module)} returns {found} for {images.shape[0]} images: features '
                          '[B, D] are needed, one vector an image. Take the mean over the pixels of a map, or '
                          'one of several outputs, in a module around it.')
     return features.astype(jnp.float32)
@@ -130,8 +130,9 @@ def build(kind: Any, arguments: Mapping[str, Any]) -> nn.Module | None:
         return None
     if issubclass(kind, nn.Module):
         return kind(**arguments)
-    skip_rng = 'rngs' not in inspect.signature(kind).parameters
-    inspect.signature(kind).bind(**arguments, **({} if skip_rng else {'rngs': None}))
+    signature = inspect.signature(kind.__init__)
+    skip_rng = 'rngs' not in signature.parameters
+    signature.bind(None, **arguments, **({} if skip_rng else {'rngs': None}))
     return bridge.ToLinen(kind, kwargs=FrozenDict(arguments), skip_rng=skip_rng)
 
 

@@ -1,5 +1,6 @@
 """The network of a run: pixel normalisation, encoder, projector, predictor, online probe."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 
 _DTYPES = ('float32', 'bfloat16')
+_RESNET_FIELDS = tuple(field.name for field in dataclasses.fields(ResNet)
+                       if field.name not in ('parent', 'name', 'depth', 'dtype', 'norm_strided'))
 _NORM_SETTINGS = ('norm_groups', 'norm_momentum', 'norm_epsilon')
 
 
@@ -273,9 +276,10 @@ def describe_encoder(module: nn.Module) -> dict[str, Any]:
     The name is '' where there are none: the class cannot be imported (it is of __main__, or local to a
     function), or a field that is not at its default has no JSON value.
     """
-    kind, values = abilities.arguments_of(module)
+    kind, values = abilities.arguments_of(abilities.check_encoder(module))
     if kind is ResNet and values is not None:
-        return {'name': 'resnet', 'arguments': {}, **values}
+        defaults = {name: getattr(ResNet, name) for name in _RESNET_FIELDS}
+        return {'name': 'resnet', 'arguments': {}, **defaults, **values}
     name = name_of(kind) if values is not None else ''
     return {'name': name, 'arguments': values if name else {}}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
-from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.weights import card as cards
 from simclr_jax.weights.write.formats import (FORMATS, Job, largest_difference, make_job, missing_modules,
@@ -45,23 +45,18 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
     if not sharding.is_lead():
         return {}
     directory = os.path.abspath(os.path.expanduser(settings.dir or os.path.join(workdir, 'export')))
-    return export_encoder(directory, as_imported(pretrained, source), formats=formats, layer=settings.layer,
+    return export_encoder(directory, with_card(pretrained, source), formats=formats, layer=settings.layer,
                           normalize_inside=settings.normalize_inside)
 
 
-def as_imported(pretrained: Pretrained, path: str) -> Imported:
+def with_card(pretrained: Pretrained, path: str) -> Imported:
     """A pretrained encoder, from `path`, with what its files say of it."""
-    config, card = pretrained.config, dict(pretrained.card)
-    if not card:                # a workdir
-        card = {'step': pretrained.step, 'network': pretrained.encoder,
-                'evaluation': cards.read_evaluation(path, pretrained.step),
-                'recipe': config.to_dict(), 'trained_with': cards.read_versions(path)}
-    variables = {kind: dict(tree) for kind, tree in pretrained.variables.items()}
-    return Imported(
-        encoder=config.encoder.to_dict(), head=config.head.to_dict(), variables=variables,
-        mean=tuple(config.augment.mean), std=tuple(config.augment.std), image_size=config.augment.image_size,
-        crop_proportion=config.eval.crop_proportion, source=pretrained.source,
-        classifier=pretrained.classifier, card=card)
+    if pretrained.card:         # of a file
+        return as_imported(pretrained)
+    return as_imported(pretrained, card={
+        'step': pretrained.step, 'network': pretrained.encoder,
+        'evaluation': cards.read_evaluation(path, pretrained.step),
+        'recipe': pretrained.config.to_dict(), 'trained_with': cards.read_versions(path)})
 
 
 def export_encoder(directory: str, imported: Imported, *, formats: Sequence[str] = (), layer: int = 0,
