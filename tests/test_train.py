@@ -187,7 +187,7 @@ def test_an_encoder_loads_from_its_workdir_online_or_target(measured_runs):
     parts = {'online': {name: state[name] for name in ('params', 'batch_stats')},
              'target': state['method_state']['target']}
     for asked, encoder in (('online', 'online'), ('', 'target')):           # '': the run's eval.encoder
-        pretrained = load_pretrained(workdir, encoder=asked)
+        pretrained = load_pretrained(workdir, network=asked)
         assert pretrained.encoder == encoder and pretrained.network.predictor is None
         for kind in ('params', 'batch_stats'):
             assert set(pretrained.variables[kind]) == {'encoder', 'head'}
@@ -212,7 +212,7 @@ def test_the_floor_is_the_online_network_before_training(measured_runs):
 def test_a_network_that_a_run_does_not_have_is_refused(encoder, sentence, measured_runs, tmp_path):
     workdir, _ = measured_runs['simclr']
     with pytest.raises(ValueError, match=sentence):
-        load_pretrained(workdir, encoder=encoder)
+        load_pretrained(workdir, network=encoder)
     with pytest.raises(ValueError, match=sentence):
         linear(small_config(**{'linear.encoder': encoder, 'linear.pretrained': workdir}), str(tmp_path / 'w'))
     assert not (tmp_path / 'w').exists()

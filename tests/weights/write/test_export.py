@@ -78,7 +78,7 @@ def test_a_workdir_as_files_that_agree_with_it(workdir, tmp_path, capsys):
     assert card['preprocessing'].items() >= {
         'image_size': 16, 'crop_proportion': 1.0, 'mean': [0.4, 0.5, 0.6], 'std': [1.0, 1.0, 1.0]}.items()
 
-    ours, images = load_pretrained(workdir, encoder='target'), random_images(2, 16, 16)
+    ours, images = load_pretrained(workdir, network='target'), random_images(2, 16, 16)
     features = own_layers(images, ours.variables, encoder=ENCODER, head=HEAD, mean=(0.4, 0.5, 0.6))[0]
     assert_close(load_stablehlo(directory / 'encoder.stablehlo')(images), features)
     back = load_pretrained(str(directory))
