@@ -16,7 +16,7 @@ ALLOWED = {
     'main.py': [''],
     'train.py': ['methods', 'training', 'views', 'data', 'evaluate', 'runlog', 'runtime', 'config', 'models.network',
                  'inspect.profile'],
-    'encoder.py': ['evaluate', 'weights', 'views', 'models.network', 'training', 'runtime'],
+    'encoder.py': ['evaluate', 'weights', 'views', 'models', 'training', 'runtime'],
     'storage.py': [],
     'config/': ['config'],
     'runtime/': ['runtime'],
