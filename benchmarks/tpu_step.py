@@ -45,7 +45,7 @@ def measure(topology, batch, full):
               'num_devices': mesh.size, 'floor_bytes': floor_bytes(config, mesh), **step}
     if texts:
         # This checkout's reader, whatever checkout is measured.
-        carried = runpy.run_path(str(ROOT / 'simclr_jax/compiled.py'))['carried'](texts[0])
+        carried = runpy.run_path(str(ROOT / 'simclr_jax/inspect/hlo.py'))['carried'](texts[0])
         result['carried'] = {what: value._asdict() for what, value in carried.items()}
         result['estimated_cycles'] = sum(map(int, _CYCLES.findall(texts[0]))) if full else None
     return result
