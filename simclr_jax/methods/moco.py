@@ -11,7 +11,7 @@ from simclr_jax.methods.parts import (interleave_views, moving_average, online_p
                                       target_network, target_params)
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
-from simclr_jax.objectives.nt_xent import l2_normalize
+from simclr_jax.objectives.parts import l2_normalize
 
 KEY_GROUPS = ('strided', 'shuffled', 'same')
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from simclr_jax.objectives.nt_xent import l2_normalize
+from simclr_jax.objectives.parts import l2_normalize
 
 
 def cosine_regression(prediction: jax.Array, target: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.objectives.parts import checked_temperature, whole
+
 # bf16 or TF32 products are too coarse to be divided by a small temperature.
 _PRECISION = 'highest'
 
@@ -17,14 +19,23 @@ def info_nce(query: jax.Array, positive: jax.Array, negatives: jax.Array, *,
         negatives: [K, D] float32, keys of other images for all queries alike, unit length.
         temperature: more than 0.
 
+    The arrays may be sharded over a mesh of any axis types.
+
     Returns:
         The loss, a float32 scalar, and the metrics 'contrastive_loss' (the same),
         'contrastive_accuracy' (how often the positive is the most similar of the 1 + K keys),
         'positive_similarity' and 'negative_similarity' (mean cosines).
+
+    Raises:
+        ValueError: other shapes, or a temperature that is not positive.
     """
-    own = (query * positive).sum(-1, keepdims=True)                              # [N, 1]
+    if query.ndim != 2 or query.shape != positive.shape or negatives.shape[1:] != query.shape[1:]:
+        raise ValueError('info_nce needs query and positive [N, D] and negatives [K, D], got '
+                         f'{query.shape}, {positive.shape} and {negatives.shape}.')
+    query, positive, negatives = whole(query, positive, negatives)
+    own = (query * positive).sum(-1)                                             # [N]
     others = jnp.matmul(query, negatives.T, precision=_PRECISION)                # [N, K]
-    return _cross_entropy(own[:, 0], others, temperature)
+    return _cross_entropy(own, others, temperature)
 
 
 def info_nce_in_batch(query: jax.Array, key: jax.Array, *,
@@ -34,6 +45,7 @@ def info_nce_in_batch(query: jax.Array, key: jax.Array, *,
     query, key: [N, D] float32, rows of unit length; row i of both is the same image. Returns as
     `info_nce`, with N candidates for each query.
     """
+    query, key = whole(query, key)
     similarity = jnp.matmul(query, key.T, precision=_PRECISION)                  # [N, N]
     own = jnp.eye(len(query), dtype=bool)
     return _cross_entropy(jnp.diagonal(similarity), jnp.where(own, -jnp.inf, similarity), temperature)
@@ -41,8 +53,9 @@ def info_nce_in_batch(query: jax.Array, key: jax.Array, *,
 
 def _cross_entropy(own, others, temperature):
     """Of own [N] among own and others [N, K]; similarities of -inf are no candidates."""
-    normaliser = jnp.logaddexp(own / temperature, jax.nn.logsumexp(others / temperature, axis=1))
-    loss = (normaliser - own / temperature).mean()
+    temperature = checked_temperature('info_nce', temperature)
+    # log(1 + sum exp(other - own)) keeps its digits where the loss is close to 0.
+    loss = jax.nn.softplus(jax.nn.logsumexp(others / temperature, axis=1) - own / temperature).mean()
     real = jnp.isfinite(others)
     return loss, {
         'contrastive_loss': loss,

@@ -4,6 +4,7 @@ import jax
 from jax.sharding import Mesh
 
 from simclr_jax.objectives.pairwise import mean_over_anchors, mean_where
+from simclr_jax.objectives.parts import checked_temperature
 
 
 def nt_logistic(view1: jax.Array, view2: jax.Array, *, temperature: float, normalize: bool = True,
@@ -16,11 +17,10 @@ def nt_logistic(view1: jax.Array, view2: jax.Array, *, temperature: float, norma
         normalize, mining, mesh, the return value and the errors: see `pairwise.mean_over_anchors`. An anchor
             without a semi-hard negative keeps the first term.
     """
-    if not temperature > 0:
-        raise ValueError(f'nt_logistic needs a positive temperature, got {temperature}.')
+    temperature = checked_temperature('nt_logistic', temperature)
+    return mean_over_anchors(view1, view2, _terms, temperature, normalize=normalize, mining=mining, mesh=mesh)
 
-    def terms(positive, negatives, counts):
-        return (jax.nn.softplus(-positive / temperature)
-                + mean_where(jax.nn.softplus(negatives / temperature), counts))
 
-    return mean_over_anchors(view1, view2, terms, normalize=normalize, mining=mining, mesh=mesh)
+def _terms(positive, negatives, counts, temperature):
+    return (jax.nn.softplus(-positive / temperature)
+            + mean_where(jax.nn.softplus(negatives / temperature), counts))

@@ -382,3 +382,143 @@ def test_batch_must_be_divisible_by_the_devices():
 def test_views_must_have_one_shape():
     with pytest.raises(ValueError, match=r'\(6, 5\) and \(4, 5\)'):
         nt_xent(views(n=6)[0], views(n=4)[0], temperature=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Digits
+
+
+def nearly_solved(temperature, loss, n=16, d=32):
+    """Views whose loss is about `loss`: their images share as much of one direction as that takes."""
+    rng = np.random.default_rng(0)
+    content, direction, noise = rng.normal(size=(n, d)), rng.normal(size=d), 0.05 * rng.normal(size=(n, d))
+    low, high = 0.0, 100.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        view1 = np.float32(content + middle * direction)
+        view2 = np.float32(content + middle * direction + noise)
+        low, high = (middle, high) if small_loss(view1, view2, temperature)[0] < loss else (low, middle)
+    return view1, view2
+
+
+def small_loss(view1, view2, temperature, decoupled=False):
+    """As `oracle`, (loss, (d view1, d view2, d temperature)), by differences to the positive alone."""
+    x = np.concatenate([view1, view2]).astype(np.float64)
+    count, norm = len(x), np.linalg.norm(x, axis=1, keepdims=True)
+    u = x / norm
+    own, pair = np.eye(count, dtype=bool), np.roll(np.eye(count, dtype=bool), count // 2, axis=1)
+    cosine = u @ u.T
+    below = np.where(own | pair, -np.inf, (cosine - cosine[pair][:, None]) / temperature)  # [2N, 2N]
+    total = np.exp(below).sum(axis=1)
+    loss, share = (np.log(total), np.ones(count)) if decoupled else (np.log1p(total), total / (1 + total))
+    weight = np.exp(below) / total[:, None] * share[:, None]
+    d_s = (weight - pair * share[:, None]) / count
+    d_u = (d_s + d_s.T) @ u / temperature
+    d_x = (d_u - u * (d_u * u).sum(axis=1, keepdims=True)) / norm
+    d_temperature = -(weight * np.where(weight > 0, below, 0)).sum() / count / temperature
+    return loss.mean(), (d_x[:count // 2], d_x[count // 2:], d_temperature)
+
+
+@pytest.mark.parametrize('f', [nt_xent, nt_xent_dense])
+@pytest.mark.parametrize('temperature, loss', [
+    (0.01, 1e-6), (0.01, 0.025), (0.01, 1.0), (0.05, 1e-6), (0.05, 1e-3), (0.1, 0.025), (0.1, 1.0), (0.5, 3.0),
+    (1.0, 3.0), (10.0, 3.0)])
+def test_a_nearly_solved_task_keeps_its_digits_at_any_temperature(f, temperature, loss):
+    pair = nearly_solved(temperature, loss)
+    options = {'tile': 3} if f is nt_xent else {}
+    both = jax.jit(jax.value_and_grad(
+        lambda *parts: f(*parts[:2], temperature=parts[2], **options)[0], argnums=(0, 1, 2)))
+    value, gradients = both(*pair, np.float32(temperature))
+    # The temperature is what float32 makes of it.
+    expected, expected_gradients = small_loss(*pair, np.float64(np.float32(temperature)))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for gradient, wanted in zip(gradients, expected_gradients):
+        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize('decoupled', [False, True])
+@pytest.mark.parametrize('scale', [1e-5, 1e15, 1e25])
+def test_the_length_of_a_projection_does_not_count(scale, decoupled):
+    view1, view2 = views()
+    view1[0] *= np.float32(scale)
+    value, gradients = jax.jit(jax.value_and_grad(
+        loss_of(temperature=0.2, decoupled=decoupled), argnums=(0, 1)))(view1, view2)
+    expected, (expected1, expected2, _) = small_loss(view1, view2, 0.2, decoupled)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for gradient, wanted in ((gradients[0][0], expected1[0]), (gradients[0][1:], expected1[1:]),
+                             (gradients[1], expected2)):
+        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+
+
+# ---------------------------------------------------------------------------------------------------
+# Derivatives of other kinds and orders
+
+
+@pytest.mark.parametrize('settings', [{}, {'decoupled': True}, {'normalize': False}, {'tile': 2}, {'mesh': 2}])
+def test_derivatives_forward_and_of_second_order_are_those_of_the_dense_form(settings):
+    pair, (tangent1, tangent2) = views(), views(seed=1)
+    dense = {name: value for name, value in settings.items() if name not in ('tile', 'mesh')}
+    settings = settings | {'mesh': mesh_of((2,), 'a')} if 'mesh' in settings else settings
+
+    def derivatives(f, options):
+        loss = lambda *pair: f(*pair, temperature=0.5, **options)[0]
+        gradient = jax.grad(loss, argnums=(0, 1))
+        along = lambda of: lambda *pair: jax.jvp(of, pair, (tangent1, tangent2))[1]
+        back = lambda *pair: jax.grad(lambda *pair: sum(
+            jnp.vdot(g, t) for g, t in zip(gradient(*pair), (tangent1, tangent2))), argnums=(0, 1))(*pair)
+        return [jax.jit(of)(*pair) for of in (along(loss), along(gradient), back, along(along(loss)))]
+
+    for got, wanted in zip(derivatives(nt_xent, settings), derivatives(nt_xent_dense, dense)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, wanted)
+
+
+def test_the_hessian_is_that_of_finite_differences_in_float64():
+    pair = [view.astype(np.float64) for view in views(n=3, d=2)]
+    hessian = jax.jit(jax.hessian(loss_of(temperature=0.5)))(*map(np.float32, pair))  # [3, 2, 3, 2]
+    for index in np.ndindex(3, 2):
+        gradients = []
+        for step in (1e-5, -1e-5):
+            moved = pair[0].copy()
+            moved[index] += step
+            gradients.append(oracle(moved, pair[1], 0.5)[1][0])
+        np.testing.assert_allclose(hessian[:, :, *index], (gradients[0] - gradients[1]) / 2e-5, atol=2e-5)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Meshes, eager use, and what is refused
+
+
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+
+
+@pytest.mark.parametrize('types, names', [((EXPLICIT,), 'a'), ((EXPLICIT, EXPLICIT), 'ab'),
+                                          ((EXPLICIT, AUTO), 'ab'), ((AUTO, AUTO), 'ab')])
+@pytest.mark.parametrize('split', ['host', 'rows', 'whole'])
+def test_a_mesh_of_any_axes_with_arrays_split_or_not(types, names, split):
+    mesh = jax.make_mesh((8,) if len(types) == 1 else (2, 4), tuple(names), axis_types=types)
+    host = views(n=16, d=8)
+    spec = jax.sharding.PartitionSpec(*[tuple(names)] * (split == 'rows'))
+    pair = host if split == 'host' else jax.device_put(host, jax.sharding.NamedSharding(mesh, spec))
+    step = lambda mesh: jax.value_and_grad(loss_of(temperature=0.1, mesh=mesh), argnums=(0, 1))
+    expected, expected_gradients = jax.jit(step(None))(*host)
+    for given in (mesh, None):
+        loss, gradients = jax.jit(step(given))(*pair)
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        np.testing.assert_allclose(gradients, expected_gradients, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(loss_of(temperature=0.1, mesh=given)(*pair), expected, rtol=1e-6)
+        with jax.set_mesh(mesh):                        # without it jax itself refuses jax.grad of typed arrays
+            np.testing.assert_allclose(step(given)(*pair)[0], expected, rtol=1e-6)
+
+
+def test_more_than_one_image_or_none_at_all():
+    with pytest.raises(ValueError, match='at least one image'):
+        nt_xent(np.zeros((0, 4)), np.zeros((0, 4)), temperature=0.1)
+
+
+def test_a_temperature_in_an_array_is_checked_and_a_traced_one_shows():
+    for wrong in (np.float32(-1), jnp.float32(-1), jnp.float32(0)):
+        with pytest.raises(ValueError, match='positive temperature'):
+            nt_xent(*views(), temperature=wrong)
+    with pytest.raises(ValueError, match=r'one temperature, got an array of shape \(2,\)'):
+        nt_xent(*views(), temperature=jnp.ones(2))
+    assert np.isnan(compiled(*views(), temperature=jnp.float32(-1))[0])
