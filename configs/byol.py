@@ -20,30 +20,30 @@ _PRESETS = {40: (0.45, 1e-6, 0.97), 100: (0.45, 1e-6, 0.99), 300: (0.3, 1e-6, 0.
             1000: (0.2, 1.5e-6, 0.996)}
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, data='imagenet', epochs=1000.0, batch=0)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, data='imagenet', epochs=1000.0, batch=0)
     config = recipes.base_config()
     recipes.use_method(config, 'byol')
-    config.num_epochs = argument.epochs
+    config.num_epochs = options.epochs
     rate, weight_decay, momentum = _PRESETS[min(
-        (epochs for epochs in _PRESETS if epochs >= argument.epochs), default=1000)]
+        (epochs for epochs in _PRESETS if epochs >= options.epochs), default=1000)]
     config.method.momentum = momentum
     config.optimizer.update({                       # byol/utils/optimizers.py
         'name': 'lars', 'rate_in_momentum': False, 'learning_rate': rate, 'scaling': 'linear',
         'weight_decay': weight_decay, 'exclude': ()})
     config.schedule.warmup_epochs = 10.0
-    if argument.data == 'imagenet':
+    if options.data == 'imagenet':
         config.data.source = 'imagenet2012'
         config.data.test_split = 'validation'
-        config.batch_size = argument.batch or 4096
+        config.batch_size = options.batch or 4096
         config.augment = recipes.byol_augment(image_size=224)
         config.eval.knn_every_epochs = 20.0
         config.eval.linear_at_end = False           # too many features: run configs/linear.py instead
         config.linear.update({                      # byol/configs/linear.py
             'batch_size': 1024, 'num_epochs': 80.0, 'learning_rate': 0.2, 'weight_decay': 0.0})
-    elif argument.data == 'cifar10':
+    elif options.data == 'cifar10':
         config.data.source = 'cifar10'
-        config.batch_size = argument.batch or 256
+        config.batch_size = options.batch or 256
         config.encoder.update({'depth': 18, 'stem': 'cifar'})
         config.method.momentum = 0.99
         config.optimizer.learning_rate = 2.0
@@ -51,5 +51,5 @@ def get_config(argument: str = ''):
         config.eval.update({'crop_proportion': 1.0, 'knn_every_epochs': 50.0})
         config.linear.update({'batch_size': 512, 'num_epochs': 100.0, 'weight_decay': 0.0})
     else:
-        raise ValueError(f'data={argument.data}: it is imagenet or cifar10.')
-    return recipes.smoke(config) if argument.smoke else config
+        raise ValueError(f'data={options.data}: it is imagenet or cifar10.')
+    return recipes.smoke(config) if options.smoke else config

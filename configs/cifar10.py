@@ -14,15 +14,15 @@ Numbers: google-research/simclr README, "CIFAR-10" command, unless another sourc
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, depth=18, epochs=1000.0, batch=0)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, depth=18, epochs=1000.0, batch=0)
     config = recipes.base_config()
     config.data.source = 'cifar10'
     # README: 512 for ResNet-18; paper App. B.9: best at 1024 for ResNet-50.
-    config.batch_size = argument.batch or (512 if argument.depth <= 34 else 1024)
-    config.num_epochs = argument.epochs
+    config.batch_size = options.batch or (512 if options.depth <= 34 else 1024)
+    config.num_epochs = options.epochs
 
-    config.encoder.depth = argument.depth
+    config.encoder.depth = options.depth
     config.encoder.stem = 'cifar'                   # paper App. B.9; tf2/resnet.py
     config.method.temperature = 0.5                 # README; App. B.9: best when trained long
     config.method.loss_weight = 2.0                 # scale of the official code (tf2/objective.py)
@@ -35,4 +35,4 @@ def get_config(argument: str = ''):
     config.eval.knn_every_epochs = 50.0
     config.linear.update({                          # README, "linear evaluation" on CIFAR-10
         'batch_size': 512, 'num_epochs': 100.0, 'weight_decay': 0.0})
-    return recipes.smoke(config) if argument.smoke else config
+    return recipes.smoke(config) if options.smoke else config

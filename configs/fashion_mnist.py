@@ -11,15 +11,15 @@ Numbers: chosen for grey 28-pixel images and two cores; no paper runs SimCLR at 
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, method='simclr', epochs=2.0)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, method='simclr', epochs=2.0)
     config = recipes.base_config()
     config.data.source = 'fashion_mnist'
     config.batch_size = 256
-    config.num_epochs = argument.epochs
+    config.num_epochs = options.epochs
 
     config.encoder.update({'depth': 10, 'width': 0.25, 'stem': 'cifar', 'dtype': 'float32'})
-    recipes.use_method(config, argument.method, num_layers=2, hidden_width=128, out_dim=64)
+    recipes.use_method(config, options.method, num_layers=2, hidden_width=128, out_dim=64)
     recipes.for_short_runs(config)
     config.augment = recipes.augment_config(image_size=28, strength=0.5, blur=False)
     config.augment.crop.area = (0.5, 1.0)
@@ -33,4 +33,4 @@ def get_config(argument: str = ''):
     config.eval.update({'crop_proportion': 1.0, 'batch_size': 250, 'knn_every_epochs': 0.5,
                         'pixel_floor': True})
     config.linear.update({'batch_size': 256, 'num_epochs': 5.0})
-    return recipes.smoke(config) if argument.smoke else config
+    return recipes.smoke(config) if options.smoke else config

@@ -20,20 +20,20 @@ no decay, no warm-up), from head layer 1; `:paper` is App. B.5 of the 2020 paper
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, share=1.0, paper=False)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, share=1.0, paper=False)
     config = recipes.base_config()
     config.task = 'finetune'
     # Empty: what the pretraining run has.
     config.data.update({'source': '', 'train_split': '', 'test_split': ''})
-    config.finetune.label_share = argument.share
-    config.finetune.num_epochs = 60.0 if argument.share <= 0.01 else 30.0
-    if argument.paper:
+    config.finetune.label_share = options.share
+    config.finetune.num_epochs = 60.0 if options.share <= 0.01 else 30.0
+    if options.paper:
         config.finetune.update({'layer': 0, 'batch_size': 4096, 'optimizer': 'sgd', 'nesterov': True,
                                 'learning_rate': 0.05, 'scaling': 'linear'})
     else:
         config.finetune.layer = 1                       # README: ft_proj_selector 1
-    if argument.smoke:
+    if options.smoke:
         config.finetune.update({'num_epochs': 2.0, 'batch_size': 64})
         config.log.every_steps = 4
     return config

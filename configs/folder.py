@@ -15,20 +15,20 @@ Numbers: google-research/simclr tf2/run.py, unless another source stands beside 
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, depth=50, size=224, epochs=100.0, batch=256)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, depth=50, size=224, epochs=100.0, batch=256)
     config = recipes.base_config()
     config.data.source = 'folder:images'
-    config.batch_size = argument.batch
-    config.num_epochs = argument.epochs
+    config.batch_size = options.batch
+    config.num_epochs = options.epochs
 
-    config.encoder.depth = argument.depth
-    config.encoder.stem = 'cifar' if argument.size <= 32 else 'imagenet'
-    config.augment = recipes.augment_config(image_size=argument.size, strength=1.0)
-    config.eval.crop_proportion = 1.0 if argument.size <= 32 else 0.875
+    config.encoder.depth = options.depth
+    config.encoder.stem = 'cifar' if options.size <= 32 else 'imagenet'
+    config.augment = recipes.augment_config(image_size=options.size, strength=1.0)
+    config.eval.crop_proportion = 1.0 if options.size <= 32 else 0.875
 
     config.optimizer.learning_rate = 0.075          # paper App. B.1, with square-root scaling
     config.optimizer.scaling = 'sqrt'               # for batches below 4096 (paper Table B.1 and Lightly)
     config.eval.knn_every_epochs = 5.0
-    config.linear.update({'batch_size': argument.batch})
-    return recipes.smoke(config) if argument.smoke else config
+    config.linear.update({'batch_size': options.batch})
+    return recipes.smoke(config) if options.smoke else config

@@ -15,16 +15,16 @@ they do not, the comment names the source that was taken.
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, depth=50, width=1.0, epochs=100.0, batch=4096)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, depth=50, width=1.0, epochs=100.0, batch=4096)
     config = recipes.base_config()
     config.data.source = 'imagenet2012'
     config.data.test_split = 'validation'           # tf2/run.py eval_split; test has no labels
-    config.batch_size = argument.batch
-    config.num_epochs = argument.epochs
+    config.batch_size = options.batch
+    config.num_epochs = options.epochs
 
-    config.encoder.depth = argument.depth
-    config.encoder.width = argument.width
+    config.encoder.depth = options.depth
+    config.encoder.width = options.width
     config.method.temperature = 0.1                 # paper Table 5; tf2/run.py
     config.method.loss_weight = 2.0                 # scale of the official code (tf2/objective.py)
     config.head.num_layers = 2                      # the paper's; tf2/run.py says 3
@@ -36,4 +36,4 @@ def get_config(argument: str = ''):
     config.schedule.warmup_epochs = 10.0
     config.eval.knn_every_epochs = 20.0
     config.eval.linear_at_end = False               # 10 GB of features: run configs/linear.py instead
-    return recipes.smoke(config) if argument.smoke else config
+    return recipes.smoke(config) if options.smoke else config

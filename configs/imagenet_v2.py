@@ -14,17 +14,17 @@ Numbers: google-research/simclr tf2/run.py and issue 77, as noted.
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, depth=50, width=1.0, sk=False, epochs=800.0, batch=4096)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, depth=50, width=1.0, sk=False, epochs=800.0, batch=4096)
     config = recipes.base_config()
     config.data.source = 'imagenet2012'
     config.data.test_split = 'validation'           # tf2/run.py eval_split; test has no labels
-    config.batch_size = argument.batch
-    config.num_epochs = argument.epochs             # issue 77: 800
+    config.batch_size = options.batch
+    config.num_epochs = options.epochs             # issue 77: 800
 
-    config.encoder.depth = argument.depth
-    config.encoder.width = argument.width
-    config.encoder.sk_ratio = 0.0625 if argument.sk else 0.0     # README: the recommended ratio
+    config.encoder.depth = options.depth
+    config.encoder.width = options.width
+    config.encoder.sk_ratio = 0.0625 if options.sk else 0.0     # README: the recommended ratio
     config.method.temperature = 0.1
     config.method.loss_weight = 2.0                 # scale of the official code (tf2/objective.py)
     config.head.num_layers = 3                      # tf2/run.py
@@ -33,7 +33,7 @@ def get_config(argument: str = ''):
     config.optimizer.learning_rate = 0.1            # issue 77: 0.1 x sqrt(B)
     config.optimizer.scaling = 'sqrt'
     config.optimizer.weight_decay = 1e-4            # README, every command
-    config.schedule.warmup_epochs = 0.05 * argument.epochs       # issue 77: 5 %
+    config.schedule.warmup_epochs = 0.05 * options.epochs       # issue 77: 5 %
     config.eval.knn_every_epochs = 50.0
     config.eval.linear_at_end = False               # too many features: run configs/linear.py instead
-    return recipes.smoke(config) if argument.smoke else config
+    return recipes.smoke(config) if options.smoke else config

@@ -18,15 +18,15 @@ decay 1e-6, 90 epochs, batch 4096, no warm-up; crops and flips only (paper sec. 
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, epochs=90.0, batch=4096)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, epochs=90.0, batch=4096)
     config = recipes.base_config()
     config.task = 'linear'
     # Empty: what the pretraining run has.
     config.data.update({'source': '', 'train_split': '', 'test_split': ''})
-    config.linear.num_epochs = argument.epochs
-    config.linear.batch_size = argument.batch
-    if argument.smoke:
+    config.linear.num_epochs = options.epochs
+    config.linear.batch_size = options.batch
+    if options.smoke:
         config.linear.update({'num_epochs': 2.0, 'batch_size': 64, 'pixel_floor': False})
         config.log.every_steps = 4
     return config

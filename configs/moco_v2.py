@@ -18,29 +18,29 @@ facebookresearch/moco-v3 main_moco.py and CONFIG.md; CIFAR-10: moco's colab/moco
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, data='imagenet', v3=False, symmetric=False, epochs=0.0,
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, data='imagenet', v3=False, symmetric=False, epochs=0.0,
                                       batch=0)
     config = recipes.base_config()
-    recipes.use_method(config, 'moco_v3' if argument.v3 else 'moco_v2')
-    if argument.data == 'imagenet':
-        _imagenet(config, argument)
-        if argument.v3:
-            _v3(config, argument)
-    elif argument.data == 'cifar10' and not argument.v3:
-        _cifar10(config, argument)
+    recipes.use_method(config, 'moco_v3' if options.v3 else 'moco_v2')
+    if options.data == 'imagenet':
+        _imagenet(config, options)
+        if options.v3:
+            _v3(config, options)
+    elif options.data == 'cifar10' and not options.v3:
+        _cifar10(config, options)
     else:
-        raise ValueError(f'data={argument.data}: it is imagenet, or without v3 cifar10.')
+        raise ValueError(f'data={options.data}: it is imagenet, or without v3 cifar10.')
     config.eval.knn_every_epochs = 20.0
-    config.method.symmetric = config.method.symmetric or argument.symmetric
-    return recipes.smoke(config) if argument.smoke else config
+    config.method.symmetric = config.method.symmetric or options.symmetric
+    return recipes.smoke(config) if options.smoke else config
 
 
-def _imagenet(config, argument):
+def _imagenet(config, options):
     config.data.source = 'imagenet2012'
     config.data.test_split = 'validation'
-    config.batch_size = argument.batch or 256
-    config.num_epochs = argument.epochs or 200.0
+    config.batch_size = options.batch or 256
+    config.num_epochs = options.epochs or 200.0
     config.encoder.depth = 50
     config.encoder.zero_init_last_gamma = False     # torchvision's resnet50()
     # Statistics of 32 images each, as on the original's 8 GPUs, on any number of devices here.
@@ -56,9 +56,9 @@ def _imagenet(config, argument):
         'weight_decay': 0.0})
 
 
-def _v3(config, argument):
-    config.batch_size = argument.batch or 4096
-    config.num_epochs = argument.epochs or 100.0
+def _v3(config, options):
+    config.batch_size = options.batch or 4096
+    config.num_epochs = options.epochs or 100.0
     config.encoder.norm_groups = 1                  # synchronised BatchNorm
     config.encoder.zero_init_last_gamma = True
     config.method.momentum = 0.996 if config.num_epochs >= 1000 else 0.99
@@ -71,10 +71,10 @@ def _v3(config, argument):
     config.schedule.update({'name': 'warmup_cosine', 'warmup_epochs': 10.0})
 
 
-def _cifar10(config, argument):
+def _cifar10(config, options):
     config.data.source = 'cifar10'
-    config.batch_size = argument.batch or 512
-    config.num_epochs = argument.epochs or 200.0
+    config.batch_size = options.batch or 512
+    config.num_epochs = options.epochs or 200.0
     config.encoder.update({'depth': 18, 'stem': 'cifar', 'norm_groups': 8, 'zero_init_last_gamma': False})
     config.method.update({'temperature': 0.1, 'momentum': 0.99, 'queue_size': 4096})
     config.augment = recipes.moco_augment(image_size=32, area=(0.08, 1.0), blur=False)

@@ -15,19 +15,19 @@ Numbers: chosen for this data set and two cores, on its test split; the README h
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument, method='simclr', no_colour=False)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument, method='simclr', no_colour=False)
     config = recipes.base_config()
     config.data.source = 'shapes'                   # 10,000 training and 2,000 test images of 32 px
     config.batch_size = 256
     config.num_train_steps = 500
 
     config.encoder.update({'depth': 10, 'width': 0.25, 'dtype': 'float32'})
-    recipes.use_method(config, argument.method, num_layers=2, hidden_width=128, out_dim=64)
+    recipes.use_method(config, options.method, num_layers=2, hidden_width=128, out_dim=64)
     recipes.for_short_runs(config)
     config.augment = recipes.augment_config(image_size=32, strength=1.0, blur=False)
     config.augment.crop.area = (0.5, 1.0)           # smaller crops often miss the shape
-    if argument.no_colour:
+    if options.no_colour:
         config.augment.jitter.probability = 0.0
         config.augment.grey.probability = 0.0
 
@@ -38,4 +38,4 @@ def get_config(argument: str = ''):
                         'pixel_floor': True})
     config.checkpoint.every_epochs = 2.0
     config.linear.update({'batch_size': 256, 'num_epochs': 10.0})
-    return recipes.smoke(config) if argument.smoke else config
+    return recipes.smoke(config) if options.smoke else config

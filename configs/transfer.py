@@ -17,14 +17,14 @@ Birdsnap is not in TFDS; VOC 2007 has several labels an image, and its 11-point 
 from simclr_jax import config as recipes
 
 
-def get_config(argument: str = ''):
-    argument = recipes.parse_argument(argument)
+def get_config(argument: str = '') -> recipes.ConfigDict:
+    options = recipes.parse_argument(argument)
     config = recipes.base_config()
     config.task = 'transfer'
     config.data.update({'source': '', 'train_split': '', 'test_split': ''})
     config.transfer.sources = (
         'food101', 'cifar10', 'cifar100', 'sun397', 'cars196', 'visual_domain_decathlon/aircraft', 'dtd',
         'oxford_iiit_pet', 'caltech101', 'oxford_flowers102')
-    if argument.smoke:
+    if options.smoke:
         config.transfer.sources = ('shapes:512',)
     return config

@@ -41,12 +41,13 @@ __all__ = ['Encoder', 'ProjectionHead', 'ResNet', 'augment', 'config', 'eval_cro
            'pretrain', 'simclr_views']
 
 
-def __getattr__(name: str):
-    if name in _MOVED or name == 'config':
-        return importlib.import_module(f'{__name__}.{name}')
-    if name not in _NAMES:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(importlib.import_module(f'{__name__}.{_NAMES[name]}'), name)
+if not TYPE_CHECKING:               # to a checker every name but those above is a mistake
+    def __getattr__(name: str):
+        if name in _MOVED or name == 'config':
+            return importlib.import_module(f'{__name__}.{name}')
+        if name not in _NAMES:
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        return getattr(importlib.import_module(f'{__name__}.{_NAMES[name]}'), name)
 
 
 def __dir__() -> list[str]:

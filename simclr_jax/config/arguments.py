@@ -3,11 +3,8 @@
 import difflib
 from typing import Any
 
-import ml_collections
-
+from simclr_jax.config.config_dict import ConfigDict
 from simclr_jax.config.tasks import task_configs
-
-ConfigDict = ml_collections.ConfigDict
 
 
 def parse_argument(argument: str, **defaults: Any) -> ConfigDict:

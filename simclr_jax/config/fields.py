@@ -4,12 +4,9 @@ The defaults are those of the official TF2 code (google-research/simclr, tf2/run
 in configs/ lists only what it changes. Nothing below main, train and evaluate ever sees a config.
 """
 
-import ml_collections
-
+from simclr_jax.config.config_dict import ConfigDict
 from simclr_jax.config.recipes import augment_config, use_method
 from simclr_jax.config.tasks import task_configs
-
-ConfigDict = ml_collections.ConfigDict
 
 
 def base_config() -> ConfigDict:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import ml_collections
-
-ConfigDict = ml_collections.ConfigDict
+from simclr_jax.config.config_dict import ConfigDict
 
 _HEAD = {
     'mode': 'nonlinear',                # none, linear, nonlinear (tf2/run.py proj_head_mode)

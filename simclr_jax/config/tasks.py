@@ -1,8 +1,6 @@
 """What the tasks beside pretraining read from a config: one block each, with its defaults."""
 
-import ml_collections
-
-ConfigDict = ml_collections.ConfigDict
+from simclr_jax.config.config_dict import ConfigDict
 
 
 def task_configs() -> dict[str, ConfigDict]:
