@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts, in the root of the repository and after common.sh: makes .venv, installs
-# simclr_jax into it, and sets $python. PYTHON names another interpreter than python3, EXTRAS more extras
-# (gpu, tpu); with NO_INSTALL=1, $python is PYTHON as it is.
+# simclr_jax into it, and sets $python. PYTHON names another interpreter than python3, EXTRAS the extras of
+# pyproject.toml that are wanted, as in EXTRAS=tfds,report; with NO_INSTALL=1, $python is PYTHON as it is.
 PYTHON=${PYTHON:-python3}
 if [ -n "${NO_INSTALL:-}" ]; then
     python=$PYTHON
@@ -11,13 +11,13 @@ else
     fi
     venv=${VENV:-.venv}
     python=$venv/bin/python
-    wanted=$(cat setup.py constraints.txt simclr_jax/data/_kernels.c simclr_jax/models/cpu/_*.{cc,h} | cksum)${EXTRAS:-}
-    if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
+    wanted=$(cat setup.py pyproject.toml constraints.txt simclr_jax/data/_kernels.c simclr_jax/models/cpu/_*.{cc,h} | cksum)" ${EXTRAS:-}"
+    if ! grep -qxF "$wanted" "$venv/installed" 2> /dev/null; then
         run "$PYTHON" -m venv "$venv"
         # For the isolated build too: the loops are compiled with the headers of the jaxlib that they will run with.
         export PIP_CONSTRAINT=$PWD/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/constraints.txt
-        run "$python" -m pip install --quiet --constraint constraints.txt --editable ".[test${EXTRAS:+,$EXTRAS}]"
-        [ -n "$dry_run" ] || echo "$wanted" > "$venv/installed"
+        run "$python" -m pip install --quiet --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}"
+        [ -n "$dry_run" ] || echo "$wanted" >> "$venv/installed"
     fi
 fi
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}

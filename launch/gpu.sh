@@ -38,7 +38,7 @@ gpus=()
 if [ -n "$cpu_devices" ]; then
     settings=(JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$cpu_devices")
 else
-    EXTRAS=${EXTRAS:-gpu}
+    EXTRAS=${EXTRAS:-gpu,tfds}
     if [ "$processes" -gt 1 ]; then
         visible=${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}
         IFS=, read -ra gpus <<< "$visible"

@@ -2,7 +2,7 @@
 # Makes a virtual environment, installs simclr_jax, and trains on this machine: configs/smoke.py, or what
 # the arguments say. With --dry-run as the first one it only prints the commands.
 #   launch/local.sh
-#   launch/local.sh --config=configs/cifar10.py --workdir=runs/cifar10
+#   EXTRAS=tfds launch/local.sh --config=configs/cifar10.py --workdir=runs/cifar10
 #   EXTRAS=gpu launch/local.sh --config=configs/folder.py --config.data.source=folder:PATH --workdir=runs/mine
 set -euo pipefail
 cd "$(dirname "$0")/.."

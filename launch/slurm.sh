@@ -29,7 +29,7 @@ if [ ! -f launch/common.sh ]; then
 fi
 source launch/common.sh
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
-EXTRAS=${EXTRAS:-gpu}
+EXTRAS=${EXTRAS:-gpu,tfds}
 source launch/environment.sh
 
 status=0

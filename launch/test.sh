@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
+EXTRAS=test${EXTRAS:+,$EXTRAS}
 source launch/environment.sh
 # Two files at a time; the slowest come first (conftest.py).
 run exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

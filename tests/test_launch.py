@@ -112,7 +112,7 @@ WHERE = '--zone=z --quiet'
 @pytest.mark.parametrize('script, arguments, expected', [
     ('local.sh', ['--config=c.py'], [
         '{python} -m venv {venv}',
-        "{venv}/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'",
+        "{venv}/bin/python -m pip install --quiet --constraint constraints.txt --editable .",
         'exec {venv}/bin/python -m simclr_jax.main --config=c.py --workdir=runs/smoke']),
     ('test.sh', ['tests/objectives'], [
         '{python} -m venv {venv}',
@@ -132,7 +132,7 @@ WHERE = '--zone=z --quiet'
         '{python} benchmarks/nt_xent.py']),
     ('slurm.sh', ['--config=c.py'], [
         '{python} -m venv {venv}',
-        "{venv}/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,gpu]'",
+        "{venv}/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,tfds]'",
         'srun --gpu-bind=none --kill-on-bad-exit=1 {venv}/bin/python -m simclr_jax.main --multihost '
         '--config=c.py']),
     ('tpu_pod.sh', [*POD, '--spot', '--project', 'p', '--setup', 'mount a', '--delete', '--', '--config=c.py',
