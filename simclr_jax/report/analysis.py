@@ -40,14 +40,16 @@ def neighbours(bank: np.ndarray, queries: np.ndarray | None, *, k: int) -> tuple
     return 1 - distances, rows
 
 
-def vote(cosines: np.ndarray, labels: np.ndarray, *, num_classes: int, temperature: float) -> np.ndarray:
-    """The class [Q] that neighbours with these cosines and labels, [Q, k] each, vote for.
+def vote(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray | None, *, k: int, temperature: float
+         ) -> np.ndarray:
+    """The class [Q] that the k nearest of `bank`, with `labels` [N], vote for; as `neighbours` finds them.
 
     Each with the weight exp(cosine / temperature) (Wu et al. 2018, sec. 3.4).
     """
-    votes = np.zeros((len(labels), num_classes))
-    np.add.at(votes, (np.arange(len(labels))[:, None], labels), np.exp((cosines - 1) / temperature))
-    return votes.argmax(1)
+    k = min(k, len(bank) - (queries is None))
+    classifier = neighbors.KNeighborsClassifier(
+        k, metric='cosine', weights=lambda distances: np.exp(-distances / temperature))
+    return classifier.fit(bank, labels).predict(queries)
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:

@@ -181,15 +181,14 @@ def nearest_and_confusion(figures: Figures, train: Sample, test: Sample, *, k: i
 
     Where `test` is `train` itself, an image is not its own neighbour.
     """
-    cosines, rows = analysis.neighbours(train.features, None if test is train else test.features,
-                                        k=max(k, _NEAREST))
+    searched = None if test is train else test.features
+    cosines, rows = analysis.neighbours(train.features, searched, k=_NEAREST)
     queries = np.sort(np.random.default_rng(seed).permutation(len(test.features))[:num_queries])
-    nearest = _nearest(figures, train, test, queries, cosines[:, :_NEAREST], rows[:, :_NEAREST], seed)
+    nearest = _nearest(figures, train, test, queries, cosines, rows, seed)
     if not (train.is_labelled and test.is_labelled):
         return nearest, [page.missing('confusion matrix', 'the images have no labels.')]
-    predictions = analysis.vote(cosines[:, :k], train.labels[rows[:, :k]], temperature=temperature,
-                                num_classes=len(train.class_names))
-    return nearest, _confusion(figures, train, test, predictions, min(k, rows.shape[1]))
+    predictions = analysis.vote(train.features, train.labels, searched, k=k, temperature=temperature)
+    return nearest, _confusion(figures, train, test, predictions, min(k, len(train.labels)))
 
 
 def _nearest(figures, train, test, queries, cosines, rows, seed) -> list[Block]:

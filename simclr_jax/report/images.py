@@ -59,8 +59,6 @@ def sample(source: Source, count: int, seed: int) -> tuple[Source, np.ndarray, s
 
 def picture(source: Source, index: int) -> np.ndarray | None:
     """The pixels uint8 [H, W, 3] of an example of random access; None where it cannot be read."""
-    if source.uniform:
-        return source.images[index]
     try:
         image = EncodedImage(source.load(index), source.rules)
         return image.region((0, 0, image.height, image.width))

@@ -1,5 +1,6 @@
 """The parts of a report that need no network: what a workdir or a file of weights says of itself."""
 
+import collections
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -64,19 +65,15 @@ def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> list[Block]:
         'a step': ', '.join(f'{name.removeprefix(_PART).replace("_", " ")} {row[name]:.1f} ms' for row in rows
                             for name in row if name.startswith(_PART)),
     }
+    known = collections.defaultdict(lambda: '?', versions)
     for name in ('devices', 'versions'):
-        pairs[name] = pairs[name].format_map(_Unknown(versions)) if versions else ''
+        pairs[name] = pairs[name].format_map(known) if versions else ''
     blocks = [page.pairs(pairs)]
     if not rows:
         blocks.append(page.text('No metrics.jsonl: how far the run came is not known.', 'missing'))
     if not versions:
         blocks.append(page.text('No versions.json: devices and versions are not known.', 'missing'))
     return blocks
-
-
-class _Unknown(dict):
-    def __missing__(self, name):
-        return '?'
 
 
 def curves(figures: Figures, rows: list[dict], notes: str) -> list[Block]:

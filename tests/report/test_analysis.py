@@ -47,9 +47,17 @@ def test_neighbours_are_the_largest_cosines_and_never_the_image_itself():
 
 
 def test_votes_weigh_near_neighbours_more():
-    cosines = np.array([[0.9, 0.2, 0.2], [0.9, 0.89, 0.89]])
-    labels = np.array([[0, 1, 1], [0, 1, 1]])
-    np.testing.assert_array_equal(analysis.vote(cosines, labels, num_classes=2, temperature=0.07), [0, 1])
+    """Cosines of 0.9 against twice 0.2, and against twice 0.89, at a temperature of 0.07."""
+    def at(cosine):
+        return [cosine, np.sqrt(1 - cosine ** 2)]
+
+    for other, expected in ((0.2, 0), (0.89, 1)):
+        bank = np.array([at(0.9), at(other), at(other)])
+        found = analysis.vote(bank, np.array([0, 1, 1]), np.array([[1.0, 0.0]]), k=3, temperature=0.07)
+        assert found == [expected]
+    bank = np.array([at(1.0), at(0.99), at(0.98)])
+    np.testing.assert_array_equal(       # no image votes for itself
+        analysis.vote(bank, np.array([0, 1, 1]), None, k=1, temperature=0.07), [1, 0, 1])
 
 
 def test_the_largest_counts_off_the_diagonal_are_the_most_confused():
