@@ -10,9 +10,9 @@ a quarter of each class is held out, the same for all.
 
 Contenders, each a ResNet-10 of width 0.25 at 48 pixels and a batch of 256, for the same epochs: `ours`,
 configs/folder.py as it stands; `lars`, the same with the optimiser that it takes for large sets; `lightly`,
-the optimiser, schedule, transform, head and loss of Lightly's SimCLR tutorial (needs torch, timm and lightly).
-All are measured by our kNN (k = 20) and linear classifier on the held-out images. Prints a table, means and
-standard deviations of the seeds, and writes benchmarks/small_sets.json.
+the optimiser, schedule, transform, head and loss of Lightly's SimCLR tutorial (needs torch, timm and
+lightly). All are measured by our kNN (k = 20) and linear classifier on the held-out images. Prints a table,
+means and standard deviations of the seeds, and writes benchmarks/small_sets.json.
 """
 
 import argparse

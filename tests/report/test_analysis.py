@@ -57,7 +57,7 @@ def test_votes_weigh_near_neighbours_more():
         assert found == [expected]
     bank = np.array([at(1.0), at(0.99), at(0.98)])
     np.testing.assert_array_equal(       # no image votes for itself
-        analysis.vote(bank, np.array([0, 1, 1]), None, k=1, temperature=0.07), [1, 0, 1])
+        analysis.vote(bank, np.array([0, 1, 2]), None, k=1, temperature=0.07), [1, 2, 1])
 
 
 def test_the_largest_counts_off_the_diagonal_are_the_most_confused():
