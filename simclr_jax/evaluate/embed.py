@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -35,11 +36,12 @@ class Embedded(NamedTuple):
     metadata: dict          # 'encoder', 'preprocessing', 'data', 'simclr_jax'
 
 
-def embed(config: ConfigDict, workdir: str) -> list[str]:
+def embed(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -> list[str]:
     """Writes the features of `config.data`, labelled or not, and returns the paths of the files.
 
     Encoder and preprocessing are those of `embed.pretrained`; where `config.data` names no source or
-    split, the encoder's own stands for it.
+    split, that of the encoder's run stands for it. `encoder` is the module itself, where that config cannot
+    name it.
 
     Raises:
         ValueError, FileNotFoundError: encoder, data or file will not do; nothing was written.
@@ -47,9 +49,10 @@ def embed(config: ConfigDict, workdir: str) -> list[str]:
     """
     settings = config.embed
     paths = output_paths(settings.file, workdir)
-    pretrained = load_pretrained(settings.pretrained or workdir, settings.checkpoint, settings.encoder)
-    own, mesh = pretrained.config, sharding.make_mesh()
-    source, data_dir = _load_source(config, own)
+    pretrained = load_pretrained(settings.pretrained or workdir, settings.checkpoint, settings.encoder,
+                                 encoder=encoder)
+    trained, mesh = pretrained.config, sharding.make_mesh()
+    source, data_dir = _load_source(config, trained)
     with progress_bar(f'{source.name}, {source.split}', source.num_examples) as advance:
         features, indices, labels = encode_source(
             pretrained, source, layer=settings.layer, mesh=mesh, num_threads=config.data.num_threads,
@@ -81,11 +84,11 @@ def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: j
     if isinstance(source, Streamed) and jax.process_count() > 1:
         raise ValueError(f'{source.name} is streamed from its files, which embed reads in one process: '
                          'run it without --multihost.')
-    own = pretrained.config
+    trained = pretrained.config
     encode = jax.jit(make_encode(pretrained.network, layer=layer))
     variables = jax.device_put(pretrained.variables, sharding.replicated(mesh))
-    size, proportion = own.augment.image_size, own.eval.crop_proportion
-    batch_size = min(-(-own.eval.batch_size // mesh.size), -(-source.num_examples // mesh.size)) * mesh.size
+    size, proportion = trained.augment.image_size, trained.eval.crop_proportion
+    batch_size = min(-(-trained.eval.batch_size // mesh.size), -(-source.num_examples // mesh.size)) * mesh.size
     features, first = None, 0
     indices = np.full(source.num_examples, -1, np.int64)
     labels = np.full(source.num_examples, -1, np.int32)
@@ -112,15 +115,15 @@ def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: j
 
 def identity(pretrained: Pretrained, layer: int) -> dict[str, Any]:
     """What decides which features an image has, as JSON values, and what the encoder is."""
-    own = pretrained.config
+    trained = pretrained.config
     return {
         'encoder': {'source': pretrained.source, 'step': pretrained.step, 'network': pretrained.encoder,
                     'layer': layer, 'weights': fingerprint(pretrained.variables),
-                    'fields': json.loads(json.dumps(encoder_fields(own)))},
+                    'fields': json.loads(json.dumps(encoder_fields(trained)))},
         'preprocessing': {
-            'image_size': own.augment.image_size, 'crop_proportion': own.eval.crop_proportion,
+            'image_size': trained.augment.image_size, 'crop_proportion': trained.eval.crop_proportion,
             'resize': 'bicubic, a = -0.5, half-pixel centres, no antialiasing', 'range': [0.0, 1.0],
-            'mean': list(own.augment.mean), 'std': list(own.augment.std)},
+            'mean': list(trained.augment.mean), 'std': list(trained.augment.std)},
         'simclr_jax': simclr_jax.__version__}
 
 
@@ -138,13 +141,13 @@ def check_same_encoder(path: str, metadata: dict, pretrained: Pretrained) -> Non
                     f'({metadata["encoder"]["source"]}), or run --config.task=embed again.')
 
 
-def _load_source(config: ConfigDict, own: ConfigDict) -> tuple[Source, str]:
+def _load_source(config: ConfigDict, trained: ConfigDict) -> tuple[Source, str]:
     """The source to embed, its files by name and uncached, and where its data lie."""
-    name = config.data.source or own.data.source
-    split = config.embed.split or config.data.train_split or own.data.train_split
+    name = config.data.source or trained.data.source
+    split = config.embed.split or config.data.train_split or trained.data.train_split
     if not name:
         raise ValueError('There is nothing to embed: give --config.data.source, such as folder:PATH.')
-    where = data_options(config, own) | {'cache': '', 'decode_once': False}
+    where = data_options(config, trained) | {'cache': '', 'decode_once': False}
     return sources.load_source(name, split, **where), where['data_dir']
 
 

@@ -4,29 +4,30 @@ import functools
 import os
 import re
 import time
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simclr_jax.data import batches as inputs
-from simclr_jax.runtime import sharding
-from simclr_jax.training import optimizers as optim, schedules
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.memory import check_batch_size
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.subset import labels_of, take_rows
 from simclr_jax.evaluate.frozen import labelled_features
-from simclr_jax.evaluate.linear import accuracies
 from simclr_jax.evaluate.pretrained import as_imported
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
+from simclr_jax.evaluate.subject import Subject, load_splits, load_subject
 from simclr_jax.evaluate.subsets import balanced_rows, rows_of_files
-from simclr_jax.runlog.writer import MetricWriter
-from simclr_jax.views.presets import crop_and_flip_of
+from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
+from simclr_jax.models import abilities
 from simclr_jax.models.partly_frozen import apply_partly_frozen
+from simclr_jax.runlog.writer import MetricWriter
+from simclr_jax.runtime import sharding
+from simclr_jax.training import optimizers as optim, schedules
 from simclr_jax.weights.flax_file import write_flax
 
 _INITS = {'pretrained': ('pretrained',), 'scratch': ('scratch',), 'both': ('scratch', 'pretrained')}
@@ -38,16 +39,18 @@ class Tuned(NamedTuple):
     bias: jax.Array         # [C]
 
 
-def finetune(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
+             ) -> dict[str, dict[str, float]]:
     """Fine-tunes the encoder of `finetune.pretrained` with labels, and tests it once, on centre crops.
 
     As google-research/simclr run.py --train_mode=finetune: crops and flips, BatchNorm over the global batch
     with running statistics that follow, a cosine without warm-up. `finetune.from_block` freezes what lies
     before: -1 nothing, 0 the stem, k all up to stage k, 4 all but the classifier; a frozen part keeps its
-    parameters and BatchNorm statistics bit for bit. `finetune.layer` is where the classifier sits: 0 on h, k
+    parameters and BatchNorm statistics bit for bit; 0 to 3 are for an encoder with stages. `finetune.layer` is where the classifier sits: 0 on h, k
     on head layer k, which is then trained too (ft_proj_selector). Labels: a class-balanced share, seeded
     (`finetune.label_share`), or a list of file names (`finetune.subset_file`). `finetune.init='scratch'`
     trains the same network from random weights instead, the supervised row; 'both' does one after the other.
+    `encoder` is the module itself, where the config of its run cannot name it.
 
     Writes workdir/finetuned.safetensors (and scratch.safetensors), from which every other task reads the
     network as `pretrained`, and a line for each in results.jsonl. A run that is killed leaves neither.
@@ -61,8 +64,9 @@ def finetune(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     """
     settings = config.finetune
     _check(settings)
-    subject = load_subject(settings, workdir, 'finetune')
-    whole_source, test_source = load_splits(config, subject.own, 'fine-tuning',
+    subject = load_subject(settings, workdir, 'finetune', encoder)
+    _check_stages(settings.from_block, subject.pretrained.network.encoder)
+    whole_source, test_source = load_splits(config, subject.config, 'fine-tuning',
                                             by_name=bool(settings.subset_file))
     train_source = _chosen(whole_source, settings, config.seed)
     sharding.local_batch_size(settings.batch_size, subject.mesh)
@@ -75,12 +79,11 @@ def finetune(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         writer.note(f'Fine-tuning of {subject.pretrained.source} on {train_source.num_examples:,} of '
                     f'{whole_source.num_examples:,} labelled images, {num_steps:,} steps')
         for run, init in enumerate(inits):
-            log = functools.partial(_log, writer, every=config.log.every_steps, offset=run * num_steps,
-                                    name=init)
+            log = log_to(writer, every=config.log.every_steps, offset=run * num_steps, name=init)
             variables = subject.pretrained.initial if init == 'scratch' else subject.pretrained.variables
             tuned = fit_network(config, subject, variables, train_source, num_steps, log,
                                 from_block=-1 if init == 'scratch' else settings.from_block)
-            test = labelled_features(subject.frozen(tuned.variables), test_source, subject.own, subject.mesh)
+            test = labelled_features(subject.frozen(tuned.variables), test_source, subject.config, subject.mesh)
             logits = test.features @ np.asarray(tuned.kernel) + np.asarray(tuned.bias)
             results[init], networks[init] = accuracies(logits, test.labels, 'finetune'), tuned
         if sharding.is_lead():
@@ -89,8 +92,9 @@ def finetune(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         report_results(
             writer, workdir, f'Fine-tuning on {train_source.num_examples:,} labels of {train_source.name}, '
             f'{train_source.split}, tested on {test_source.split}: {len(test.labels):,} images', results,
-            is_lead=sharding.is_lead(), evaluation='finetune', num_test=len(test.labels), **subject.facts(),
-            **data_facts(train_source, test_source, train_source.num_examples - len(train_source.skipped)),
+            is_lead=sharding.is_lead(), evaluation='finetune', **subject.provenance(
+                train_source, test_source, train_source.num_examples - len(train_source.skipped),
+                len(test.labels)),
             num_steps=num_steps, seconds=round(time.time() - started, 1), protocol=settings.to_dict())
     return results
 
@@ -101,13 +105,11 @@ def fit_network(config: ConfigDict, subject: Subject, variables: Any, train_sour
 
     FloatingPointError if the training diverges.
     """
-    settings, own, mesh = config.finetune, subject.own, subject.mesh
+    settings = config.finetune
     layer = _layer(settings.layer, variables)
-    is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer)
-    fields = {'seed': config.seed, 'image_size': own.augment.image_size, 'view': crop_and_flip_of(own.augment)}
-    crops = inputs.make_crops_and_flips(**fields)
-    batches = inputs.probe_batches(train_source, batch_size=settings.batch_size,
-                                   num_threads=config.data.num_threads, **fields)
+    is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer,
+                                  encoder=subject.pretrained.network.encoder)
+    batches, crops = labelled_crops(config, subject.config.augment, train_source, settings.batch_size)
     kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (subject.width, train_source.num_classes))
     classifier = {'kernel': kernel, 'bias': jnp.zeros(train_source.num_classes)}
     if settings.zero_init:
@@ -116,47 +118,37 @@ def fit_network(config: ConfigDict, subject: Subject, variables: Any, train_sour
         variables['params'], lambda *name: not is_frozen(*name)) | {'classifier': classifier}
     optimizer = _make_optimizer(settings)
     state = trained, optimizer(0.0).init(trained), variables['batch_stats']
-    state, fixed = jax.device_put((state, fixed), sharding.replicated(mesh))
-    step_function = _make_step(subject, settings, optimizer, is_frozen, layer, num_steps)
-    metrics = None
-    for step in range(num_steps):
-        batch = sharding.put_batch(mesh, next(batches))
-        images = crops(batch)
-        jax.block_until_ready(metrics)      # one step ahead is enough; more only fills the memory
-        state, metrics = step_function(state, fixed, images, batch['label'], step)
-        log(step + 1, metrics)
-    trained, _, batch_stats = state
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((trained, batch_stats)))):
-        raise FloatingPointError('The fine-tuning diverged: lower finetune.learning_rate.')
+    state, fixed = jax.device_put((state, fixed), sharding.replicated(subject.mesh))
+    step_function = _make_step(subject, settings, optimizer, is_frozen, layer, num_steps, config.seed)
+    trained, _, batch_stats = fit(functools.partial(step_function, fixed), state, batches, crops,
+                                  num_steps=num_steps, mesh=subject.mesh, log=log, name='finetune')
     classifier = trained.pop('classifier')
     params = {part: fixed.get(part, {}) | trained.get(part, {}) for part in variables['params']}
     return Tuned({'params': params, 'batch_stats': batch_stats}, **classifier)
 
 
 def _make_step(subject: Subject, settings: ConfigDict, optimizer: optim.Optimizer, is_frozen: Callable,
-               layer: int, num_steps: int) -> Callable:
-    """(state, fixed parameters, images, labels, step) -> (state, metrics); labels of -1 do not count."""
+               layer: int, num_steps: int, seed: int) -> Callable:
+    """(fixed parameters, state, images, labels, step) -> (state, metrics); labels of -1 do not count."""
     learning_rate = schedules.make_schedule('warmup_cosine', total_steps=num_steps, peak=(
         schedules.scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.scaling)))
     network = subject.pretrained.network
 
-    def loss(trained, fixed, batch_stats, images, labels):
+    def loss(trained, fixed, batch_stats, images, labels, key):
         params = {part: fixed.get(part, {}) | trained.get(part, {}) for part in {**fixed, **trained}
                   if part != 'classifier'}
         layers, batch_stats = apply_partly_frozen(
-            network, {'params': params, 'batch_stats': batch_stats}, images, is_frozen=is_frozen)
+            network, {'params': params, 'batch_stats': batch_stats}, images, is_frozen=is_frozen, key=key)
         logits = layers[layer] @ trained['classifier']['kernel'] + trained['classifier']['bias']
-        known = labels >= 0
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
-        count = jnp.maximum(known.sum(), 1)
-        return (losses * known).sum() / count, (batch_stats, (logits.argmax(-1) == labels).sum() / count)
+        value, accuracy = cross_entropy(logits, labels)
+        return value, (batch_stats, accuracy)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(subject.mesh))
-    def fit_step(state, fixed, images, labels, step):
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=sharding.replicated(subject.mesh))
+    def fit_step(fixed, state, images, labels, step):
         trained, opt_state, batch_stats = state
         rate = learning_rate(step)
         (value, (batch_stats, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            trained, fixed, batch_stats, images, labels)
+            trained, fixed, batch_stats, images, labels, jax.random.fold_in(jax.random.key(seed), step))
         updates, opt_state = optimizer(rate).update(gradient, opt_state, trained)
         return (optax.apply_updates(trained, updates), opt_state, batch_stats), {
             'loss': value, 'accuracy': accuracy, 'learning_rate': rate}
@@ -164,15 +156,15 @@ def _make_step(subject: Subject, settings: ConfigDict, optimizer: optim.Optimize
     return fit_step
 
 
-def frozen_module(part: str, module: str, *, from_block: int, layer: int) -> bool:
+def frozen_module(part: str, module: str, *, from_block: int, layer: int, encoder: abilities.HasStages) -> bool:
     """Whether a module stays as it is: ('encoder', 'stage2_block1'), ('head', 'dense1').
 
-    Of the head that is all that lies beyond `layer`, where the classifier sits.
+    Of the head that is all that lies beyond `layer`, where the classifier sits; of the encoder all up to
+    stage `from_block`.
     """
     if part == 'head':
         return from_block == 4 or int(re.search(r'\d+$', module)[0]) > layer
-    stage = re.match(r'stage(\d+)_', module)
-    return (int(stage[1]) if stage else 0) <= from_block
+    return from_block == 4 or from_block >= 0 and encoder.stage_of(module) <= from_block
 
 
 def _parts(params: dict, chosen: Callable[[str, str], bool]) -> dict:
@@ -209,6 +201,12 @@ def _check(settings: ConfigDict) -> None:
     _make_optimizer(settings)
 
 
+def _check_stages(from_block: int, encoder: nn.Module) -> None:
+    if from_block in range(4) and not abilities.has_stages(encoder):
+        raise ValueError(f'finetune.from_block is {from_block}: the encoder {abilities.name_of(encoder)} has no '
+                         'stages (a method stage_of); it takes -1 (all is trained) or 4 (the classifier alone).')
+
+
 def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
     """The part of the training split whose labels are used."""
     if settings.subset_file:
@@ -228,10 +226,5 @@ def _write(workdir: str, init: str, subject: Subject, tuned: Tuned, settings: Co
     write_flax(os.path.join(workdir, f'{name}.safetensors'), as_imported(
         subject.pretrained, variables=tuned.variables, source=source,
         classifier={'kernel': tuned.kernel, 'bias': tuned.bias} if settings.layer == 0 else None,
-        card={'recipe': subject.own.to_dict(), 'step': num_steps,
+        card={'recipe': subject.config.to_dict(), 'step': num_steps,
               'finetune': settings.to_dict() | {'init': init}}))
-
-
-def _log(writer: MetricWriter, step: int, metrics: dict, *, every: int, offset: int, name: str) -> None:
-    if step % every == 0:
-        writer.write(offset + step, {f'{name}_{key}': value for key, value in metrics.items()})

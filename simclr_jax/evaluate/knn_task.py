@@ -2,19 +2,23 @@
 
 import time
 
+import flax.linen as nn
+
 from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.knn import knn_accuracy
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subject import data_facts, load_splits, load_subject
+from simclr_jax.evaluate.subject import load_splits, load_subject
 from simclr_jax.runlog.writer import MetricWriter
 
 
-def knn(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -> dict[str, dict[str, float]]:
     """Weighted kNN on the test split for each of `knn.k`, by the features of the training split.
 
     Encoder and preprocessing are those of `knn.pretrained`, the data those of its run unless `config`
     names others.
+
+    `encoder` is the module itself, where the config of its run cannot name it.
 
     Returns:
         {'raw pixels', 'random', 'pretrained': {'knn_accuracy_k20', ...}}, in [0, 1]; without the pixels
@@ -28,14 +32,12 @@ def knn(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     if not settings.k or min(settings.k) < 1:
         raise ValueError(f'knn.k is {settings.k}: give numbers of 1 or more, as '
                          '--config.knn.k="(1, 20, 200)".')
-    subject = load_subject(settings, workdir, 'knn')
-    train_source, test_source = load_splits(config, subject.own, 'kNN')
-    floor = subject.pixel_floor(train_source, test_source) if settings.pixel_floor else {}
+    subject = load_subject(settings, workdir, 'knn', encoder)
+    train_source, test_source = load_splits(config, subject.config, 'kNN')
     results = {}
     with MetricWriter(f'{workdir}/knn', total_steps=1, is_lead=sharding.is_lead()) as writer:
-        if settings.pixel_floor and not floor:
-            writer.note('The raw pixels are left out: they do not fit in memory.')
-        for name, encode in {**floor, **subject.encoders()}.items():
+        for name, encode in subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
+                                             note=writer.note).items():
             train, test = subject.features(encode, train_source, test_source)
             found = knn_accuracy(train, test, num_classes=train_source.num_classes, k=settings.k,
                                  temperature=settings.temperature)
@@ -43,8 +45,7 @@ def knn(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         report_results(
             writer, workdir, f'kNN of {subject.pretrained.source} on {test_source.name}, '
             f'{test_source.split}: {len(test.labels):,} images by {len(train.labels):,}', results,
-            is_lead=sharding.is_lead(),
-            evaluation='knn', num_test=len(test.labels), **subject.facts(),
-            **data_facts(train_source, test_source, len(train.labels)),
+            is_lead=sharding.is_lead(), evaluation='knn',
+            **subject.provenance(train_source, test_source, len(train.labels), len(test.labels)),
             seconds=round(time.time() - started, 1), protocol=settings.to_dict())
     return results

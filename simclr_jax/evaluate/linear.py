@@ -2,30 +2,30 @@
 
 import functools
 import time
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simclr_jax.data import batches as inputs
-from simclr_jax.runtime import sharding
-from simclr_jax.training import optimizers as optim, schedules
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import order
-from simclr_jax.data.source import Source
 from simclr_jax.data.memory import check_batch_size
+from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import Encode, unchanged
 from simclr_jax.evaluate.logistic import Logistic, fit_best_classifier, fit_standardised
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subject import Subject, data_facts, load_splits, load_subject
+from simclr_jax.evaluate.subject import Subject, load_splits, load_subject
+from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
 from simclr_jax.runlog.writer import MetricWriter
-from simclr_jax.views.presets import crop_and_flip_of
+from simclr_jax.runtime import sharding
+from simclr_jax.training import optimizers as optim, schedules
 
 
-def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -> dict[str, dict[str, float]]:
     """Linear evaluation of a pretrained encoder (Chen et al. 2020, sec. 2.2; B.8 for transfer).
 
     The encoder is frozen, BatchNorm with its running statistics. `linear.solver` says how the classifier
@@ -41,6 +41,7 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     Choose hyper-parameters on a part of the training split (`data.train_split='train[:90%]'`,
     `data.test_split='train[90%:]'`), never on the test split. The same measurement of the randomly
     initialised encoder, and L-BFGS on the raw pixels where they fit in memory, stand beside it as floors.
+    `encoder` is the module itself, where the config of its run cannot name it.
 
     Returns:
       {'raw pixels', 'random', 'pretrained': {'linear_accuracy', 'linear_top5_accuracy'}}, in [0, 1].
@@ -51,39 +52,36 @@ def linear(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     """
     settings = config.linear
     l2 = _check_solver(settings)
-    subject = load_subject(settings, workdir, 'linear')
-    train_source, test_source = load_splits(config, subject.own, 'a linear evaluation')
-    if settings.solver == 'sgd':
+    subject = load_subject(settings, workdir, 'linear', encoder)
+    train_source, test_source = load_splits(config, subject.config, 'a linear evaluation')
+    by_sgd = settings.solver == 'sgd'
+    if by_sgd:
         sharding.local_batch_size(settings.batch_size, subject.mesh)
         check_batch_size(train_source, settings.batch_size, jax.process_count())
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs,
                                           settings.batch_size)
-    floor = subject.pixel_floor(train_source, test_source) if settings.pixel_floor else {}
-    started, results, said, num_train = time.time(), {}, {}, 0
+    started, results, details, offset = time.time(), {}, {}, 0
     with MetricWriter(f'{workdir}/linear', total_steps=2 * num_steps, batch_size=settings.batch_size,
                       is_lead=sharding.is_lead()) as writer:
-        if settings.pixel_floor and not floor:
-            writer.note('The raw pixels are left out: they do not fit in memory.')
-        for run, (name, encode) in enumerate({**floor, **subject.encoders()}.items()):
-            if settings.solver == 'sgd' and name in subject.encoders():
-                log = functools.partial(_log, writer, every=config.log.every_steps,
-                                        offset=(run - len(floor)) * num_steps, name=name)
-                logits, labels = _fit_by_sgd(config, subject, encode, train_source, test_source, num_steps,
-                                             log)
-                num_train = train_source.num_examples - len(train_source.skipped)
+        encoders = subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
+                                    note=writer.note)
+        for name, encode in encoders.items():
+            if by_sgd and name != 'raw pixels':
+                log = log_to(writer, every=config.log.every_steps, offset=offset, name=name)
+                logits, labels = _fit_by_sgd(config, subject, encode, train_source, test_source, num_steps, log)
+                num_train, offset = train_source.num_examples - len(train_source.skipped), offset + num_steps
             else:
-                classifier, logits, labels, num_train = _fit_by_lbfgs(
-                    subject, encode, train_source, test_source, 1.0 if settings.solver == 'sgd' else l2,
-                    config.seed)
-                said[name] = {'solver': 'lbfgs', 'l2': classifier.l2, 'heldout': classifier.heldout}
+                train, test = subject.features(encode, train_source, test_source)
+                classifier = fit_with_l2(train, train_source.num_classes, 1.0 if by_sgd else l2, config.seed)
+                logits, labels, num_train = classifier.logits(test.features), test.labels, len(train.labels)
+                details[name] = {'solver': 'lbfgs', 'l2': classifier.l2, 'heldout': classifier.heldout}
             results[name] = accuracies(logits, labels)
         report_results(
             writer, workdir, f'Linear evaluation ({settings.solver}'
-            f'{"; raw pixels by lbfgs, l2 = 1" if floor and settings.solver == "sgd" else ""}) of '
+            f'{"; raw pixels by lbfgs, l2 = 1" if by_sgd and "raw pixels" in results else ""}) of '
             f'{subject.pretrained.source} on {test_source.name}, {test_source.split}: {len(labels):,} images',
-            results,
-            is_lead=sharding.is_lead(), evaluation='linear', num_test=len(labels), details=said,
-            **subject.facts(), **data_facts(train_source, test_source, num_train),
+            results, is_lead=sharding.is_lead(), evaluation='linear', details=details,
+            **subject.provenance(train_source, test_source, num_train, len(labels)),
             seconds=round(time.time() - started, 1),
             protocol=settings.to_dict() | {'encoder': subject.pretrained.encoder})
     return results
@@ -109,27 +107,21 @@ def check_l2(field: str, value: str | float) -> float | None:
     return number
 
 
-def _fit_by_lbfgs(subject: Subject, encode: Encode, train_source: Source, test_source: Source,
-                  l2: float | None, seed: int) -> tuple[Logistic, np.ndarray, np.ndarray, int]:
-    """The classifier, its logits and labels on the test split, and how many images it was fitted to."""
-    train, test = subject.features(encode, train_source, test_source)
-    fit = {'num_classes': train_source.num_classes}
-    classifier = (fit_best_classifier(train, seed=seed, **fit) if l2 is None
-                  else fit_standardised(train, l2=l2, **fit))
-    return classifier, classifier.logits(test.features), test.labels, len(train.labels)
+def fit_with_l2(train: Features, num_classes: int, l2: float | None, seed: int) -> Logistic:
+    """Logistic regression by L-BFGS with this l2, or for None with the best on a held-out tenth of `train`."""
+    if l2 is None:
+        return fit_best_classifier(train, num_classes=num_classes, seed=seed)
+    return fit_standardised(train, num_classes=num_classes, l2=l2)
 
 
 def _fit_by_sgd(config: ConfigDict, subject: Subject, encode: Encode, train_source: Source,
                 test_source: Source, num_steps: int, log: Callable) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the test split."""
-    settings, own = config.linear, subject.own
+    settings = config.linear
     with unchanged(encode):
         if settings.augment:
-            crops = {'seed': config.seed, 'image_size': own.augment.image_size,
-                     'view': crop_and_flip_of(own.augment)}
-            features_of = functools.partial(_encode_crops, encode, inputs.make_crops_and_flips(**crops))
-            batches = inputs.probe_batches(train_source, batch_size=settings.batch_size,
-                                           num_threads=config.data.num_threads, **crops)
+            batches, crops = labelled_crops(config, subject.config.augment, train_source, settings.batch_size)
+            features_of = functools.partial(_encode_crops, encode, crops)
         else:
             train, = subject.features(encode, train_source)
             features_of, batches = lambda batch: batch['image'], _feature_batches(
@@ -141,7 +133,7 @@ def _fit_by_sgd(config: ConfigDict, subject: Subject, encode: Encode, train_sour
     return test.features @ kernel + bias, test.labels
 
 
-def _encode_crops(encode: Callable, crops: Callable, batch: dict) -> jax.Array:
+def _encode_crops(encode: Encode, crops: Callable, batch: dict) -> jax.Array:
     return encode(crops(batch))
 
 
@@ -163,31 +155,21 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[dict], jax.Ar
 
     def loss(params, features, labels):
         logits = jnp.matmul(features, params['kernel'], precision='highest') + params['bias']
-        known = labels >= 0
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
-        return (losses * known).sum() / jnp.maximum(known.sum(), 1)
+        return cross_entropy(logits, labels)[0]
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=sharding.replicated(mesh))
-    def fit_step(params, opt_state, features, labels, step):
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    def fit_step(state, features, labels, step):
+        params, opt_state = state
         rate = learning_rate(step)
         value, gradient = jax.value_and_grad(loss)(params, features, labels)
         updates, opt_state = optimizer(rate).update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, {'loss': value, 'learning_rate': rate}
+        return (optax.apply_updates(params, updates), opt_state), {'loss': value, 'learning_rate': rate}
 
     kernel = 0.01 * jax.random.normal(jax.random.key(seed), (width, num_classes))    # tf2/model.py
     params = jax.device_put({'kernel': kernel, 'bias': jnp.zeros(num_classes)}, sharding.replicated(mesh))
-    opt_state = optimizer(0.0).init(params)
-    metrics = None
-    for step in range(num_steps):
-        batch = sharding.put_batch(mesh, next(batches))
-        features = features_of(batch)
-        jax.block_until_ready(metrics)      # one step ahead is enough; more only fills the memory
-        params, opt_state, metrics = fit_step(params, opt_state, features, batch['label'], step)
-        log(step + 1, metrics)
-    kernel, bias = np.asarray(params['kernel']), np.asarray(params['bias'])
-    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-        raise FloatingPointError('The linear classifier diverged: lower linear.learning_rate.')
-    return kernel, bias
+    params, _ = fit(fit_step, (params, optimizer(0.0).init(params)), batches, features_of,
+                    num_steps=num_steps, mesh=mesh, log=log, name='linear')
+    return np.asarray(params['kernel']), np.asarray(params['bias'])
 
 
 def _feature_batches(train: Features, seed: int, batch_size: int) -> Iterator[dict]:
@@ -197,15 +179,3 @@ def _feature_batches(train: Features, seed: int, batch_size: int) -> Iterator[di
         positions = step * batch_size + jax.process_index() * local + np.arange(local)
         index = order.epoch_and_index(seed, positions, len(train.labels))[1]
         yield {'image': train.features[index], 'label': train.labels[index]}
-
-
-def accuracies(logits: np.ndarray, labels: np.ndarray, name: str = 'linear') -> dict[str, float]:
-    """Top-1 and top-5 of logits [N, C], as 'NAME_accuracy' and 'NAME_top5_accuracy'."""
-    ranked = np.argsort(-logits, axis=-1, kind='stable')[:, :5]
-    hits = ranked == labels[:, None]
-    return {f'{name}_accuracy': float(hits[:, 0].mean()), f'{name}_top5_accuracy': float(hits.any(-1).mean())}
-
-
-def _log(writer: MetricWriter, step: int, metrics: dict, *, every: int, offset: int, name: str) -> None:
-    if step % every == 0:
-        writer.write(offset + step, {f'{name}_{key}': value for key, value in metrics.items()})

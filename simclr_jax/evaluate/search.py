@@ -3,6 +3,7 @@
 import os
 import time
 
+import flax.linen as nn
 import numpy as np
 
 from simclr_jax import storage
@@ -34,11 +35,13 @@ class QueryFiles(Source):
         return self.paths[index]
 
 
-def search(config: ConfigDict, workdir: str) -> list[dict]:
+def search(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -> list[dict]:
     """Finds the `search.k` images nearest to each file of `search.query`, by the cosine of their features.
 
     The queries are preprocessed and encoded as the file of features says. Prints a table, and writes
     search.csv to the workdir, with what simclr_jax[report] installs also search.html and search.png.
+
+    `encoder` is the module itself, where the config of its run cannot name it.
 
     Returns:
         The rows of the table: {'query', 'rank', 'cosine', 'name', 'index', 'label' (a class, or '')}.
@@ -53,7 +56,7 @@ def search(config: ConfigDict, workdir: str) -> list[dict]:
     queries = _checked_queries(settings.query)
     path = os.path.join(workdir, os.path.expanduser(settings.features or 'features.npz'))
     bank = read_features(path)
-    pretrained = _load_encoder(settings, bank.metadata, workdir)
+    pretrained = _load_encoder(settings, bank.metadata, workdir, encoder)
     check_same_encoder(path, bank.metadata, pretrained)
     encoded, _, _ = encode_source(pretrained, QueryFiles(queries), layer=bank.metadata['encoder']['layer'],
                                   mesh=sharding.make_mesh(), num_threads=config.data.num_threads)
@@ -95,15 +98,15 @@ def _checked_queries(named) -> list[str]:
     return paths
 
 
-def _load_encoder(settings: ConfigDict, metadata: dict, workdir: str) -> Pretrained:
+def _load_encoder(settings: ConfigDict, metadata: dict, workdir: str, module: nn.Module | None) -> Pretrained:
     """The encoder that the file names, at the step it names, unless another is asked for."""
     if settings.pretrained:
-        return load_pretrained(settings.pretrained, settings.checkpoint, settings.encoder)
+        return load_pretrained(settings.pretrained, settings.checkpoint, settings.encoder, encoder=module)
     made_by = metadata['encoder']
     path = made_by['path'] if os.path.exists(made_by['path']) else workdir      # a workdir may have moved
     if os.path.isfile(os.path.join(path, 'config.json')):
-        return load_pretrained(path, str(made_by['step']), made_by['network'])
-    return load_pretrained(path)
+        return load_pretrained(path, str(made_by['step']), made_by['network'], encoder=module)
+    return load_pretrained(path, encoder=module)
 
 
 def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: dict, pretrained: Pretrained
@@ -114,11 +117,11 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
         print(f'No search.html and search.png: they need {error.name}, pip install simclr_jax[report].')
         return
     data, blocks, pictures = metadata['data'], [], {}
-    own = pretrained.config
+    trained = pretrained.config
     try:
         pictures = images.pictures(
             data['source'], data['split'], sorted({row['index'] for row in rows}),
-            {'data_dir': data['dir'], 'image_size': own.augment.image_size})
+            {'data_dir': data['dir'], 'image_size': trained.augment.image_size})
     except (ValueError, OSError) as error:
         blocks.append(page.text(f'The images themselves could not be read: {error}', 'missing'))
     groups = [
@@ -135,7 +138,7 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
         {'': [*blocks, {'kind': 'queries', 'rows': groups}], 'Encoder and preprocessing': [page.pairs({
             'encoder': f'{pretrained.source}, {pretrained.encoder} network, '
                        f'layer {metadata["encoder"]["layer"]}',
-            'preprocessing': preprocessing_of(own),
+            'preprocessing': preprocessing_of(trained),
             'features': f'{data["num_examples"]:,} images, {len(data["skipped"]):,} of them unreadable'})]},
         footer=f'simclr_jax {metadata["simclr_jax"]}, {time.strftime("%Y-%m-%d %H:%M")}')
     storage.write_atomically(os.path.join(workdir, 'search.html'), text.encode())

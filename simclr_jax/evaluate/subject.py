@@ -3,6 +3,7 @@
 import functools
 from typing import Any, Callable, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -28,14 +29,25 @@ class Subject(NamedTuple):
     path: str                                           # workdir or file that it came from
 
     @property
-    def own(self) -> ConfigDict:
-        """The config of the run that trained it: it says how images are preprocessed."""
+    def config(self) -> ConfigDict:
+        """That of the run that trained it: it says how images are preprocessed."""
         return self.pretrained.config
 
-    def encoders(self) -> dict[str, Encode]:
-        """{'random', 'pretrained': images -> features}, of the network before and after training."""
-        return {name: self.frozen(variables) for name, variables in
-                (('random', self.pretrained.initial), ('pretrained', self.pretrained.variables))}
+    def encoders(self, *splits: Source, pixel_floor: bool = False,
+                 note: Callable[[str], None] = lambda text: None) -> dict[str, Encode]:
+        """{'random', 'pretrained': images -> features}, of the network before and after training.
+
+        With `pixel_floor` 'raw pixels' before them, or a note where those of `splits` do not fit in memory.
+        """
+        found = {}
+        if pixel_floor:
+            needed = sum(split.num_examples for split in splits) * self.config.augment.image_size ** 2 * 3 * 4
+            if needed <= _PIXEL_BYTES:
+                found['raw pixels'] = raw_pixels
+            else:
+                note('The raw pixels are left out: they do not fit in memory.')
+        return found | {'random': self.frozen(self.pretrained.initial),
+                        'pretrained': self.frozen(self.pretrained.variables)}
 
     def frozen(self, variables: Any) -> Encode:
         """images -> features of fixed variables, a functools.partial that holds them."""
@@ -44,30 +56,29 @@ class Subject(NamedTuple):
     def features(self, encode: Encode, *splits: Source) -> list[Features]:
         """Of each split, with the preprocessing of the checkpoint; RuntimeError if the encoder changes."""
         with unchanged(encode):
-            found = [labelled_features(encode, split, self.own, self.mesh) for split in splits]
+            found = [labelled_features(encode, split, self.config, self.mesh) for split in splits]
         for features in found:
-            check_preprocessing(features, self.own)
+            check_preprocessing(features, self.config)
         return found
 
-    def pixel_floor(self, *splits: Source) -> dict[str, Encode]:
-        """{'raw pixels': images -> pixels}, or {} where the pixels of the splits are too many to hold."""
-        size = self.own.augment.image_size
-        needed = sum(split.num_examples for split in splits) * size * size * 3 * 4
-        return {'raw pixels': raw_pixels} if needed <= _PIXEL_BYTES else {}
-
-    def facts(self) -> dict[str, Any]:
-        """What every line of results says of the encoder."""
-        return {'pretrained': self.path, 'step': self.pretrained.step, 'network': self.pretrained.encoder}
+    def provenance(self, train_source: Source, test_source: Source, num_train: int, num_test: int
+                   ) -> dict[str, Any]:
+        """What every line of results says of the encoder and of the data."""
+        return {'pretrained': self.path, 'step': self.pretrained.step, 'network': self.pretrained.encoder,
+                'data': test_source.name, 'train_split': train_source.split, 'split': test_source.split,
+                'num_train': num_train, 'num_test': num_test}
 
 
-def load_subject(settings: ConfigDict, workdir: str, block: str) -> Subject:
+def load_subject(settings: ConfigDict, workdir: str, block: str, module: nn.Module | None = None) -> Subject:
     """The encoder that a task's block names: `pretrained` (or the workdir), `checkpoint`, `encoder`, `layer`.
+
+    module: the encoder itself, where the config of its run cannot name it.
 
     Raises:
         FileNotFoundError, ValueError: no such encoder, checkpoint or layer.
     """
     path = settings.pretrained or workdir
-    pretrained = load_pretrained(path, settings.checkpoint, settings.encoder)
+    pretrained = load_pretrained(path, settings.checkpoint, settings.encoder, encoder=module)
     mesh = sharding.make_mesh()
     encode = jax.jit(make_encode(pretrained.network, layer=settings.layer))
     size = pretrained.config.augment.image_size
@@ -79,9 +90,9 @@ def load_subject(settings: ConfigDict, workdir: str, block: str) -> Subject:
     return Subject(pretrained, mesh, encode, width, path)
 
 
-def load_splits(config: ConfigDict, own: ConfigDict, what: str, *, by_name: bool = False
+def load_splits(config: ConfigDict, trained: ConfigDict, what: str, *, by_name: bool = False
                 ) -> tuple[Source, Source]:
-    """The labelled splits to train and to test on: `config`'s, and where it is empty the run's own.
+    """The labelled splits to train and to test on: `config`'s, and where it is empty those of `trained`, the run's.
 
     Args:
         what: the evaluation, for the message: 'a linear evaluation'.
@@ -90,8 +101,8 @@ def load_splits(config: ConfigDict, own: ConfigDict, what: str, *, by_name: bool
     Raises:
         FileNotFoundError, ValueError: no such data or splits, or without labels.
     """
-    data = {name: config.data[name] or own.data[name] for name in ('source', 'train_split', 'test_split')}
-    where = data_options(config, own) | ({'decode_once': False} if by_name else {})
+    data = {name: config.data[name] or trained.data[name] for name in ('source', 'train_split', 'test_split')}
+    where = data_options(config, trained) | ({'decode_once': False} if by_name else {})
     train_source = sources.load_source(data['source'], data['train_split'], **where)
     test_source = sources.load_test_source(data['source'], data['test_split'], **where)
     for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
@@ -101,13 +112,7 @@ def load_splits(config: ConfigDict, own: ConfigDict, what: str, *, by_name: bool
     return train_source, test_source
 
 
-def data_options(config: ConfigDict, own: ConfigDict) -> dict[str, Any]:
+def data_options(config: ConfigDict, trained: ConfigDict) -> dict[str, Any]:
     """The keywords of `sources.load_source`: where data lie by `config`, or else by the run's own."""
-    where = sources.options(config.data, image_size=own.augment.image_size, is_lead=sharding.is_lead())
-    return where | {'data_dir': where['data_dir'] or own.data.dir}
-
-
-def data_facts(train_source: Source, test_source: Source, num_train: int) -> dict[str, Any]:
-    """What every line of results says of the data, beside num_test."""
-    return {'data': test_source.name, 'train_split': train_source.split, 'split': test_source.split,
-            'num_train': num_train}
+    where = sources.options(config.data, image_size=trained.augment.image_size, is_lead=sharding.is_lead())
+    return where | {'data_dir': where['data_dir'] or trained.data.dir}

@@ -3,6 +3,7 @@
 import time
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
 
 from simclr_jax.runtime import sharding
@@ -12,10 +13,10 @@ from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import is_labelled
 from simclr_jax.evaluate.intervals import mean_per_class, per_class_interval, wilson_interval
-from simclr_jax.evaluate.linear import check_l2
-from simclr_jax.evaluate.logistic import Logistic, fit_best_classifier, fit_standardised
+from simclr_jax.evaluate.linear import check_l2, fit_with_l2
+from simclr_jax.evaluate.logistic import Logistic
 from simclr_jax.evaluate.results import append_lines, percent
-from simclr_jax.evaluate.subject import Subject, data_facts, data_options, load_subject
+from simclr_jax.evaluate.subject import Subject, data_options, load_subject
 from simclr_jax.runlog.writer import MetricWriter
 
 
@@ -44,13 +45,15 @@ DATA_SETS = {
 _MEASURES = {False: 'logistic_accuracy', True: 'logistic_per_class'}
 
 
-def transfer(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+def transfer(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
+             ) -> dict[str, dict[str, float]]:
     """L2-regularised logistic regression on frozen features of each of `transfer.sources` (App. B.8).
 
     Features are of centre crops, preprocessed as the checkpoint's own run says. The l2 is chosen among 45
     values on a held-out tenth of the training split (`transfer.l2='sweep'`) or given; the classifier is then
     fitted to all of it and tested once. The metric is top-1, and mean per-class accuracy for Aircraft, Pets,
     Caltech-101 and Flowers. The random encoder, and the raw pixels where they fit in memory, stand beside it.
+    `encoder` is the module itself, where the config of its run cannot name it.
 
     Returns:
         {data set: {'raw pixels', 'random', 'pretrained': the metric in [0, 1]}}.
@@ -62,31 +65,30 @@ def transfer(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     """
     settings = config.transfer
     l2 = check_l2('transfer.l2', settings.l2)
-    subject = load_subject(settings, workdir, 'transfer')
-    splits = {name: load_data_set(name, config, subject.own) for name in _names(settings)}
+    subject = load_subject(settings, workdir, 'transfer', encoder)
+    splits = {name: load_data_set(name, config, subject.config) for name in _names(settings)}
     results, cells = {}, {}
     with MetricWriter(f'{workdir}/transfer', total_steps=len(splits), is_lead=sharding.is_lead()) as writer:
         for name, (train_source, test_source, per_class) in splits.items():
-            floor = subject.pixel_floor(train_source, test_source) if settings.pixel_floor else {}
-            if settings.pixel_floor and not floor:
-                writer.note(f'{name}: the raw pixels are left out: they do not fit in memory.')
             lines = []
-            for encoder, encode in {**floor, **subject.encoders()}.items():
+            encoders = subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
+                                        note=lambda text, name=name: writer.note(f'{name}: {text}'))
+            for encoder_name, encode in encoders.items():
                 started = time.time()
                 train, test = subject.features(encode, train_source, test_source)
                 classifier, value, interval = _measure(train, test, train_source.num_classes, per_class, l2,
                                                        config.seed)
-                lines.append({'encoder': encoder, _MEASURES[per_class]: value,
+                lines.append({'encoder': encoder_name, _MEASURES[per_class]: value,
                               f'{_MEASURES[per_class]}_interval': list(interval), 'l2': classifier.l2,
-                              'heldout': classifier.heldout, 'num_test': len(test.labels),
-                              **data_facts(train_source, test_source, len(train.labels)),
+                              'heldout': classifier.heldout,
+                              **subject.provenance(train_source, test_source, len(train.labels), len(test.labels)),
                               'seconds': round(time.time() - started, 1)})
-                cells[name, encoder] = percent(value, interval)
+                cells[name, encoder_name] = percent(value, interval)
             results[name] = {line['encoder']: line[_MEASURES[per_class]] for line in lines}
-            writer.note(f'{name}: ' + ', '.join(f'{encoder} {100 * value:.1f} %'
-                                                for encoder, value in results[name].items()))
+            writer.note(f'{name}: ' + ', '.join(f'{encoder_name} {100 * value:.1f} %'
+                                                for encoder_name, value in results[name].items()))
             if sharding.is_lead():
-                append_lines(workdir, [{'evaluation': 'transfer', **line, **subject.facts(),
+                append_lines(workdir, [{'evaluation': 'transfer', **line,
                                         'protocol': settings.to_dict()} for line in lines])
         _tabulate(writer, subject, splits, cells)
     return results
@@ -101,7 +103,7 @@ def _names(settings: ConfigDict) -> list[str]:
     return names
 
 
-def load_data_set(name: str, config: ConfigDict, own: ConfigDict) -> tuple[Source, Source, bool]:
+def load_data_set(name: str, config: ConfigDict, trained: ConfigDict) -> tuple[Source, Source, bool]:
     """The splits of a set to fit and to test on, and whether its metric is the mean per class.
 
     A set that DATA_SETS does not have is fitted on 'train' and tested on the first of test, validation, val.
@@ -109,7 +111,7 @@ def load_data_set(name: str, config: ConfigDict, own: ConfigDict) -> tuple[Sourc
     Raises:
         FileNotFoundError, ValueError: the set will not do.
     """
-    known, where = DATA_SETS.get(name.partition(':')[0], DataSet('train', '')), data_options(config, own)
+    known, where = DATA_SETS.get(name.partition(':')[0], DataSet('train', '')), data_options(config, trained)
     train_source = sources.load_source(name, known.train, **where)
     test_source = sources.load_test_source(name, known.test, **where)
     if test_source is None:
@@ -124,8 +126,7 @@ def load_data_set(name: str, config: ConfigDict, own: ConfigDict) -> tuple[Sourc
 
 def _measure(train: Features, test: Features, num_classes: int, per_class: bool, l2: float | None, seed: int
              ) -> tuple[Logistic, float, tuple[float, float]]:
-    classifier = (fit_best_classifier(train, num_classes=num_classes, seed=seed) if l2 is None
-                  else fit_standardised(train, num_classes=num_classes, l2=l2))
+    classifier = fit_with_l2(train, num_classes, l2, seed)
     hits = classifier.logits(test.features).argmax(-1) == test.labels
     if per_class:
         return classifier, mean_per_class(hits, test.labels), per_class_interval(hits, test.labels, seed=seed)

@@ -63,9 +63,9 @@ def with_dtype(module: nn.Module, dtype: DTypeLike) -> nn.Module:
     return module.clone(dtype=dtype)
 
 
-def stage_of(module: nn.Module, name: str) -> int | None:
-    """The stage that a part of the encoder belongs to, 0 to 4; None where it has no stages."""
-    return module.stage_of(name) if issubclass(type(module), HasStages) else None
+def has_stages(module: Any) -> TypeGuard[HasStages]:
+    """Whether the module can be frozen up to a stage."""
+    return issubclass(type(module), HasStages)      # of the class: a bridged module answers to any name
 
 
 def maps_of(collections: Mapping[str, Any]) -> dict[str, jax.Array]:

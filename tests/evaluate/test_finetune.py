@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simclr_jax.data import batches
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate import finetune as module
 from simclr_jax.evaluate.finetune import finetune, frozen_module
 from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.training.steps import make_encode
 from tests.evaluate.runs import task_config
@@ -54,7 +56,7 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_learns(workdir, tmp_path):
 def test_modules_belong_to_the_block_of_the_official_flag():
     """fine_tune_after_block: -1 all; 0 after the stem; 4 only the classifier (simclr tf2/run.py)."""
     def frozen(part, module, from_block, layer=0):
-        return frozen_module(part, module, from_block=from_block, layer=layer)
+        return frozen_module(part, module, from_block=from_block, layer=layer, encoder=ResNet(depth=18))
 
     assert not any(frozen('encoder', name, -1) for name in ('stem_conv', 'stage1_block1'))
     assert frozen('encoder', 'stem_norm1', 0) and not frozen('encoder', 'stage1_block3', 0)
@@ -126,16 +128,19 @@ CLASSIFIER_ALONE = {'from_block': 4, 'zero_init': True}
 
 def test_the_classifier_alone_follows_nesterov_sgd_in_float64(workdir, tmp_path, monkeypatch):
     """Against the recurrence written out: v = m v + g, w -= lr (g + m v), lr along a cosine."""
-    images, losses = [], []
-    monkeypatch.setattr(module, '_log', lambda writer, step, row, **_: losses.append(float(row['loss'])))
-    make = module.inputs.make_crops_and_flips
+    images = []
+    make = batches.make_crops_and_flips
 
     def keep(**view):
         crops = make(**view)
         return lambda batch: images.append((crops(batch), np.asarray(batch['label']))) or images[-1][0]
 
-    monkeypatch.setattr(module.inputs, 'make_crops_and_flips', keep)
-    finetune(finetune_config(workdir, **CLASSIFIER_ALONE), str(tmp_path))
+    monkeypatch.setattr(batches, 'make_crops_and_flips', keep)
+    config = finetune_config(workdir, **CLASSIFIER_ALONE)
+    config.log.every_steps = 1
+    finetune(config, str(tmp_path))
+    rows = map(json.loads, (tmp_path / 'finetune' / 'metrics.jsonl').read_text().splitlines())
+    losses = [row['pretrained_loss'] for row in rows if 'pretrained_loss' in row]
     pretrained, tuned = load_pretrained(workdir), load_pretrained(f'{tmp_path}/finetuned.safetensors')
     jax.tree.map(np.testing.assert_array_equal, tuned.variables, pretrained.variables)
     encode = jax.jit(make_encode(pretrained.network))
