@@ -37,4 +37,4 @@ def make_method(name: str | Callable[..., Method], **arguments) -> Method:
     return method
 
 
-__all__ = ['Aux', 'Method', 'make_method']
+__all__ = ['Aux', 'Method', 'byol', 'make_method', 'moco', 'simclr']

@@ -112,7 +112,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_encoded(tmp_path, mon
 
 def test_features_that_are_not_finite_are_refused(workdir, pretrained, tmp_path, monkeypatch):
     broken = pretrained._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, pretrained.variables))
-    monkeypatch.setattr(embed_module, 'load_pretrained', lambda *_: broken)
+    monkeypatch.setattr(embed_module, 'load_pretrained', lambda *_, **keywords: broken)
     config = task_config('embed', workdir, file=str(tmp_path / 'out.npz'))
     config.data.update({'source': 'shapes:10', 'train_split': 'train'})
     with pytest.raises(FloatingPointError, match='not finite'):

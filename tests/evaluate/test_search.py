@@ -97,7 +97,7 @@ def test_an_encoder_of_another_shape_is_refused(place, workdir, monkeypatch):
     pretrained = search_module.load_pretrained(workdir)
     own = copy.deepcopy(pretrained.config)
     own.encoder.max_pool = 'same'           # the same weights, another function
-    monkeypatch.setattr(search_module, 'load_pretrained', lambda *_: pretrained._replace(config=own))
+    monkeypatch.setattr(search_module, 'load_pretrained', lambda *_, **keywords: pretrained._replace(config=own))
     with pytest.raises(ValueError, match='another encoder'):
         search(search_config(str(place / '3.png'), pretrained=workdir), str(place))
 
