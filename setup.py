@@ -24,7 +24,7 @@ def loops():
 setuptools.setup(
     # The crop of the input path. Where there is no C compiler, tensorflow does the work.
     ext_modules=[setuptools.Extension(
-        'simclr_jax.data._kernels', ['simclr_jax/data/_kernels.c'], optional=True,
+        'simclr_jax.data._crop', ['simclr_jax/data/_crop.c'], optional=True,
         # Equal results on every processor; nothing reads errno or floating-point exceptions.
         extra_compile_args=['-O3', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math'],
         libraries=['m']), *loops()])

@@ -8,7 +8,8 @@ read from the page cache by its contender.
 
 official     the steps of google-research/simclr tf2/data_util.py in tf.image and tf.data: its own box, full
              decode, float32 bicubic, jitter; with blur, one sigma per image. Views are float32.
-ours views   all on the host, rounded to uint8; by the compiled kernels, unless the table says without
+ours views   all on the host, rounded to uint8: crops by the compiled loop unless the table says without,
+             colour by TensorFlow
 ours crops   decode, crop and resize to uint8 on the host; colour and blur are the device's
 ours padded  decode to a square of 512 pixels on the host; crop, colour and blur are the device's
 ours device  the rows of a batch gathered by numpy, all else one JAX function (here on the CPU)
@@ -217,10 +218,10 @@ def worker(name, setting, folder):
     elif name == 'ours device':
         serve(our_device_batches(folder), cores())
     else:
-        from simclr_jax.data import kernels
+        from simclr_jax.data import crop
 
         batches = our_batches(folder, setting, name.removeprefix('ours '))
-        serve(batches, cores(), is_compiled=kernels.library() is not None)
+        serve(batches, cores(), is_compiled=crop.library() is not None)
 
 
 def cores():
@@ -319,7 +320,7 @@ def table(rows):
         lines.append(f'{row["contender"]:<15}  {row["images_per_cpu_second"]:>9,.0f}  {ratio:>10}  '
                      f'{f"{min(rates):,.0f}..{max(rates):,.0f}":>13}  {row["images_per_second"]:>8,.0f}  '
                      f'{row["threads"]:>7}  {row["output"]}'
-                     f'{"" if row.get("is_compiled", True) else ", without the compiled kernels"}')
+                     f'{"" if row.get("is_compiled", True) else ", without the compiled crop"}')
     return '\n'.join(lines)
 
 

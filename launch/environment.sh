@@ -11,7 +11,7 @@ else
     fi
     venv=${VENV:-.venv}
     python=$venv/bin/python
-    wanted=$(cat setup.py pyproject.toml constraints.txt simclr_jax/data/_kernels.c simclr_jax/models/cpu/_*.{cc,h} | cksum)" ${EXTRAS:-}"
+    wanted=$(cat setup.py pyproject.toml constraints.txt simclr_jax/data/_crop.c simclr_jax/models/cpu/_*.{cc,h} | cksum)" ${EXTRAS:-}"
     if ! grep -qxF "$wanted" "$venv/installed" 2> /dev/null; then
         run "$PYTHON" -m venv "$venv"
         # For the isolated build too: the loops are compiled with the headers of the jaxlib that they will run with.

@@ -26,7 +26,7 @@ ALLOWED = {
     'models/': ['models'], 'models/network.py': ['models', 'config.names'], 'models/norm.py': ['models.cpu'], 'models/cpu/': ['models.cpu'],
     'training/': ['training'], 'training/checkpoint.py': ['training.state', 'config'],
     'views/': ['views'], 'views/ops.py': [], 'views/fields.py': [], 'views/draws.py': ['views.fields'],
-    'views/presets.py': ['views', 'config'], 'views/host.py': ['views', 'data.kernels'],
+    'views/presets.py': ['views', 'config'], 'views/host.py': ['views', 'data.crop'],
     'data/': ['data', 'views', 'storage', 'config.names'], 'data/batches.py': ['data', 'views', 'runtime'],
     'evaluate/': ['data', 'models', 'training', 'views', 'config', 'runtime', 'runlog', 'weights', 'evaluate'],
     'evaluate/search.py': ['data', 'runtime', 'runlog', 'config', 'evaluate', 'report', 'storage'],
@@ -80,7 +80,7 @@ def test_a_module_imports_only_what_the_architecture_allows(name):
 @pytest.mark.parametrize('name', MODULES)
 def test_tensorflow_lives_in_data_and_jax_does_not(name):
     roots = {module.split('.')[0] for module in imports(MODULES[name])}
-    if name in ('simclr_jax/views/host.py', 'simclr_jax/views/host_ops.py', 'simclr_jax/views/draws.py') or (
+    if name in ('simclr_jax/views/host.py', 'simclr_jax/views/host_colour.py', 'simclr_jax/views/draws.py') or (
             name.startswith('simclr_jax/data/') and name != 'simclr_jax/data/batches.py'):
         assert not roots & {'jax', 'flax', 'optax', 'orbax', 'ml_collections'}
     elif name in TENSORFLOW_FILES:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.runtime import sharding
-from simclr_jax.views import device as device_augment
+from simclr_jax.views import device as device_augment, host
 from simclr_jax.data import memory, pipeline
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.source import Source
@@ -47,6 +47,8 @@ def choose_form(augment_on: str, *, image_size: int, pad_to: int = 0, transfer: 
     """
     if augment_on not in ('host', 'device'):
         raise ValueError(f"data.augment_on is {augment_on!r}: it takes 'host' or 'device'.")
+    if augment_on == 'host':
+        host.check_tensorflow()
     form = 'views' if augment_on == 'host' else 'padded' if pad_to else 'crops'
     pipeline.check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
     if form != 'views' and source is not None and source.uniform and source.images.nbytes <= _MEMORY_BYTES:
@@ -72,6 +74,9 @@ def make_prepare(form: str, *, view1: View, view2: View, image_size: int, seed: 
     """
     if sequence and form == 'views':
         raise ValueError("augment.sequence needs data.augment_on='device'.")
+    if form == 'views':
+        for view in (view1, view2):
+            host.check_view(view)
     if sequence and view2.extra:
         raise ValueError('augment.sequence names all that makes view 2: it does not go with augment.extra.')
 

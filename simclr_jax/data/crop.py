@@ -1,8 +1,7 @@
-"""The crop and the colour of a view on the host: compiled C where it was built, else TensorFlow.
+"""The crop of a view on the host, as TensorFlow's bicubic kernel computes it: compiled C, or numpy.
 
-`setup.py` builds `_kernels.c` as an optional extension (`pip install .`, or `python setup.py build_ext
---inplace`). Without it everything works the same, two to four times slower: the crop is equal bit for bit,
-the colour to 1e-5.
+`setup.py` builds `_crop.c` as an optional extension (`pip install .`, or `python setup.py build_ext
+--inplace`). Without it the crops are the same bit for bit, five to ten times slower.
 """
 
 import ctypes
@@ -14,29 +13,9 @@ from absl import logging
 
 from simclr_jax.views.draws import Box
 
-_VERSION = 1    # that kernels_version() of the build must give
-_NO_SOLARIZE = 2.0
+_VERSION = 2    # that crop_version() of the build must give
 _UNIT = np.float32(1 / 255)
-
-
-class Colour(ctypes.Structure):
-    """Parameters of `change_colour`; as created, it does nothing but clip."""
-
-    _fields_ = [
-        ('order', ctypes.c_int * 4),        # numbers in `augment_fields.JITTER_OPS`; 4 clips only, -1 is none
-        ('multiply', ctypes.c_float),       # brightness: image * multiply + add
-        ('add', ctypes.c_float),
-        ('contrast', ctypes.c_float),       # a factor
-        ('saturation', ctypes.c_float),     # a factor
-        ('hue', ctypes.c_float),            # a share of the full circle
-        ('is_grey', ctypes.c_int),
-        ('sigma', ctypes.c_float),          # of the blur, in pixels; 0 for none
-        ('radius', ctypes.c_int),           # (kernel size - 1) / 2
-        ('threshold', ctypes.c_float),      # of solarize, above 1 for none
-    ]
-
-    def __init__(self, **fields):
-        super().__init__(**{'order': (-1,) * 4, 'multiply': 1.0, 'threshold': _NO_SOLARIZE, **fields})
+_TABLE = 1024   # entries between two pixels, from which TensorFlow's kernel reads the cubic
 
 
 def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: bool = False,
@@ -61,51 +40,29 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     if min(top, left, height - 1, width - 1) < 0 or top + height > rows or left + width > columns:
         raise ValueError(f'The box {box} is not inside an image of shape {image.shape}.')
     if library() is None:
-        from simclr_jax.views import host_ops as augment_ops
-        resized = augment_ops.crop_resize(image[top:top + height, left:left + width], image_size)
-        resized = resized[:, ::-1] if is_flipped else resized
+        resized = _resize(image[top:top + height, left:left + width], image_size, is_flipped)
         out[...] = np.rint(resized).clip(0, 255) if out.dtype == np.uint8 else resized * _UNIT
         return out
     if image.strides[1:] != (3, 1):
         image = np.ascontiguousarray(image)
+    floats, data = (None, out.ctypes.data) if out.dtype == np.uint8 else (out.ctypes.data, None)
     if library().crop_resize(image.ctypes.data, image.strides[0], top, left, height, width, image_size,
-                             is_flipped, _UNIT, *_pointers(out)):
-        raise MemoryError
-    return out
-
-
-def change_colour(image: np.ndarray, colour: Colour, *, out: np.ndarray) -> np.ndarray:
-    """Jitter with a clip after each of its operations, grey, a clip, blur and solarize, as `colour` says.
-
-    Args:
-        image: float32 [S, S, 3] about [0, 1], contiguous.
-        colour: what to do.
-        out: [S, S, 3], contiguous: float32 in [0, 1], or uint8 for 255 times that, rounded. May be `image`.
-
-    Returns:
-        `out`.
-    """
-    if library() is None:
-        from simclr_jax.views import host_ops as augment_ops
-        changed = augment_ops.change_colour(image, colour)
-        out[...] = np.rint(255 * changed) if out.dtype == np.uint8 else changed
-        return out
-    if library().change_colour(image.ctypes.data, len(image), ctypes.byref(colour), *_pointers(out)):
+                             is_flipped, _UNIT, floats, data):
         raise MemoryError
     return out
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they are not built or are of other sources than these."""
-    found = importlib.util.find_spec('simclr_jax.data._kernels')
+    """The compiled loop, or None where it is not built or is of other sources than these."""
+    found = importlib.util.find_spec('simclr_jax.data._crop')
     if found is None:
-        logging.info('The compiled kernels of the input path are not built: TensorFlow does the work, more '
-                     'slowly. `pip install -e .` builds them where there is a C compiler.')
+        logging.info('The compiled crop of the input path is not built: numpy does the work, more slowly. '
+                     '`pip install -e .` builds it where there is a C compiler.')
         return None
     try:
-        kernels = ctypes.CDLL(found.origin)
-        is_current = kernels.kernels_version() == _VERSION
+        loop = ctypes.CDLL(found.origin)
+        is_current = loop.crop_version() == _VERSION
     except (OSError, AttributeError):
         is_current = False
     if not is_current:
@@ -113,11 +70,44 @@ def library() -> ctypes.CDLL | None:
                         'again with `pip install -e .`.', found.origin)
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int
-    kernels.crop_resize.argtypes = [pointer, ctypes.c_int64, *[integer] * 6, ctypes.c_float, pointer, pointer]
-    kernels.change_colour.argtypes = [pointer, integer, pointer, pointer, pointer]
-    return kernels
+    loop.crop_resize.argtypes = [pointer, ctypes.c_int64, *[integer] * 6, ctypes.c_float, pointer, pointer]
+    return loop
 
 
-def _pointers(out: np.ndarray) -> tuple[int | None, int | None]:
-    """(floats, bytes), as the kernels take their result."""
-    return (None, out.ctypes.data) if out.dtype == np.uint8 else (out.ctypes.data, None)
+def _resize(image: np.ndarray, image_size: int, is_flipped: bool) -> np.ndarray:
+    """What the loop computes before it rounds or scales, float by float: float32 [S, S, 3] in 0..255."""
+    first, weights = _taps(image.shape[0], image_size)
+    image = _mix([image[first[:, k]] for k in range(4)], weights[:, :, None, None])
+    first, weights = _taps(image.shape[1], image_size)
+    resized = _mix([image[:, first[:, k]] for k in range(4)], weights[:, :, None])
+    return resized[:, ::-1] if is_flipped else resized
+
+
+def _mix(taps: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    a, b, c, d = (weights[:, k] * taps[k] for k in range(4))
+    return a + b + c + d
+
+
+def _taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Four taps, int [target, 4], and their weights, float32 [target, 4], of each target pixel."""
+    at = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * (np.float32(size) / np.float32(target))
+    at -= np.float32(0.5)
+    below = np.floor(at)
+    offset = np.rint((at - below) * np.float32(_TABLE)).astype(int)
+    table = np.stack([_cubic(offset, True), _cubic(offset, False), _cubic(_TABLE - offset, False),
+                      _cubic(_TABLE - offset, True)], 1)
+    taps = below.astype(int)[:, None] + np.arange(-1, 3)
+    # Taps beyond the border weigh nothing, and the others are scaled to sum to one.
+    weights = np.where((taps >= 0) & (taps < size), table, np.float32(0))
+    total = weights[:, 0] + weights[:, 1] + weights[:, 2] + weights[:, 3]
+    return taps.clip(0, size - 1), weights * (np.float32(1) / total)[:, None]
+
+
+def _cubic(offset: np.ndarray, is_outer: bool) -> np.ndarray:
+    """Keys' cubic, a = -0.5, at entries of the table: the outer or the inner tap, float32."""
+    a, x = -0.5, (offset / _TABLE).astype(np.float32)
+    if is_outer:
+        x = (x + np.float32(1)).astype(np.float64)
+        return (((a * x - 5 * a) * x + 8 * a) * x - 4 * a).astype(np.float32)
+    x = x.astype(np.float64)
+    return (((a + 2) * x - (a + 3)) * x * x + 1).astype(np.float32)

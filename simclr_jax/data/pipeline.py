@@ -6,7 +6,8 @@ no batch size, shard count or number of threads. Sources too large for random ac
 order (see `tfds_source.StreamedSource`).
 
 Threads fill the rows of a batch: each decodes an image once, as far as its crops need it, outside of
-Python's lock. An image that cannot be read is noted in `source.skipped`, and the next readable one
+Python's lock. Whole views are finished by a tf.data pipeline behind them; nothing else here needs
+tensorflow. An image that cannot be read is noted in `source.skipped`, and the next readable one
 takes its place, in a stream the next of its batch.
 """
 
@@ -15,14 +16,14 @@ import functools
 import itertools
 import os
 import sys
+import threading
 from concurrent import futures
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from simclr_jax.data import kernels
-from simclr_jax.views import host as host_augment
+from simclr_jax.data.crop import crop_resize
+from simclr_jax.views import host
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.views.draws import Box, Draws, union
@@ -33,7 +34,9 @@ from simclr_jax.data.order import epoch_and_index
 _AHEAD = 2      # batches in the making while one is in use
 _MORE_THREADS = 2       # than processors: some wait for a disk
 _UNIFORM_ROWS = 32      # small images that a thread takes at a time
-_TRANSFERS = {'uint8': np.uint8, 'bfloat16': ml_dtypes.bfloat16, 'float32': np.float32}
+_TRANSFERS = ('uint8', 'bfloat16', 'float32')
+# Images that a thread of the host form finishes at a time, up to a side and beyond it.
+_CHUNK_OF_SMALL, _SMALL_SIDE, _CHUNK = 32, 64, 8
 Batch = dict[str, np.ndarray]
 Batches = Iterator[Batch]
 
@@ -96,14 +99,18 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
     """
     views = {'view1': view1, 'view2': view2}
     check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
+    stream = functools.partial(_endless, source, seed=seed, batch_size=batch_size, start_step=start_step,
+                               shard_index=shard_index, shard_count=shard_count, num_threads=num_threads)
     if form == 'views':
-        rows = _views(seed, views, image_size, transfer)
-    elif form == 'crops':
+        finish = {name: host.make_finish(view, transfer) for name, view in views.items()}
+        chunks = stream(_float_crops(seed, views, image_size),
+                        chunk=_CHUNK_OF_SMALL if image_size <= _SMALL_SIDE else _CHUNK)
+        return _finished(chunks, finish, batch_size // shard_count, num_threads)
+    if form == 'crops':
         rows = _crops(seed, views, image_size)
     else:
         rows = _padded(seed, views, image_size, pad_to)
-    return _endless(source, rows, seed=seed, batch_size=batch_size, start_step=start_step,
-                    shard_index=shard_index, shard_count=shard_count, num_threads=num_threads)
+    return stream(rows)
 
 
 def check_form(form: str, *, image_size: int, transfer: str, pad_to: int) -> None:
@@ -127,7 +134,7 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
     def fill(batch, row, image, epoch, index):
         draws = Draws(seed, epoch, index, 0)
         box = draws.box(image.height, image.width, view.crop)
-        host_augment.crop_and_flip(image.region(box), (0, 0, *box[2:]), draws, view, batch['image'][row])
+        host.crop_and_flip(image.region(box), (0, 0, *box[2:]), draws, view, out=batch['image'][row])
 
     return _endless(source, _Form({'image': ((image_size, image_size, 3), np.float32)}, fill), seed=seed,
                     batch_size=batch_size, start_step=start_step, shard_index=shard_index,
@@ -150,11 +157,11 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     """
     def fill(batch, row, image, epoch, index):
         del epoch, index
-        box = host_augment.eval_box(image.height, image.width, crop_proportion)
-        batch['image'][row] = host_augment.eval_crop(image.region(box), image_size=image_size, proportion=1.0)
+        box = host.eval_box(image.height, image.width, crop_proportion)
+        batch['image'][row] = host.eval_crop(image.region(box), image_size=image_size, proportion=1.0)
         batch['valid'][row] = True
 
-    host_augment.eval_box(1, 1, crop_proportion)    # is it in range?
+    host.eval_box(1, 1, crop_proportion)    # is it in range?
     form = _Form({'image': ((image_size, image_size, 3), np.float32), 'valid': ((), bool)}, fill,
                  has_gaps=True)
     num_batches = -(-source.num_examples // (batch_size * shard_count))
@@ -172,20 +179,61 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
 # ---- forms -------------------------------------------------------------------------------------------
 
 
-def _views(seed: int, views: dict[str, View], image_size: int, transfer: str) -> _Form:
-    make = {name: host_augment.make_augment(view, image_size) for name, view in views.items()}
+def _float_crops(seed: int, views: dict[str, View], image_size: int) -> _Form:
+    """What `_finished` makes views of."""
+    has_noise = {name: view.noise.probability > 0 for name, view in views.items()}
 
     def fill(batch, row, image, epoch, index):
         draws, boxes = _draw_boxes(seed, views, image, epoch, index)
         region, boxes = _decode_union(image, boxes)
-        for name, box, draw in zip(views, boxes, draws):
-            out = batch[name][row]
-            if transfer == 'bfloat16':
-                out[...] = make[name](region, box, draw, np.empty(out.shape, np.float32))
-            else:
-                make[name](region, box, draw, out)
+        for (name, view), box, draw in zip(views.items(), boxes, draws):
+            host.crop_view(region, box, draw, view, out=batch[f'{name}/crop'][row])
+            batch[f'{name}/choices'][row] = host.choices(draw, view, image_size)
+            if has_noise[name]:
+                batch[f'{name}/noise'][row] = draw.normals((image_size, image_size, 3))
 
-    return _Form({name: ((image_size, image_size, 3), _TRANSFERS[transfer]) for name in views}, fill)
+    arrays, square = {}, (image_size, image_size, 3)
+    for name in views:
+        arrays |= {f'{name}/crop': (square, np.float32), f'{name}/choices': ((host.NUM_CHOICES,), np.float32),
+                   f'{name}/noise': (square if has_noise[name] else (), np.float32)}
+    return _Form(arrays, fill)
+
+
+def _finished(chunks: Batches, finish: dict[str, Callable], batch_size: int, num_threads: int) -> Batches:
+    """The views of chunks of crops, in batches: a tf.data pipeline. `next` raises what `chunks` raised."""
+    import tensorflow as tf
+
+    errors, is_left = [], threading.Event()
+
+    def elements():
+        try:
+            for chunk in chunks:
+                if is_left.is_set():
+                    return
+                yield chunk
+        except Exception as error:      # tf.data would make a text of it
+            errors.append(error)
+            raise
+
+    def views(chunk):
+        return {'label': chunk['label']} | {
+            name: function(*(chunk[f'{name}/{part}'] for part in ('crop', 'choices', 'noise')))
+            for name, function in finish.items()}
+
+    first = next(chunks)
+    chunks = itertools.chain([first], chunks)
+    dataset = tf.data.Dataset.from_generator(elements, output_signature={
+        name: tf.TensorSpec(array.shape, array.dtype) for name, array in first.items()})
+    dataset = dataset.map(views, num_parallel_calls=num_threads or _num_processors(), deterministic=True)
+    dataset = dataset.rebatch(batch_size, drop_remainder=True).prefetch(_AHEAD)
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError:
+        if not errors:
+            raise
+        raise errors[0] from None
+    finally:
+        is_left.set()
 
 
 def _crops(seed: int, views: dict[str, View], image_size: int) -> _Form:
@@ -193,7 +241,7 @@ def _crops(seed: int, views: dict[str, View], image_size: int) -> _Form:
         _, boxes = _draw_boxes(seed, views, image, epoch, index)
         region, boxes = _decode_union(image, boxes)
         for name, box in zip(('crop1', 'crop2'), boxes):
-            kernels.crop_resize(region, box, image_size, out=batch[name][row])
+            crop_resize(region, box, image_size, out=batch[name][row])
         batch['epoch'][row], batch['index'][row] = epoch, index
 
     crop = (image_size, image_size, 3), np.uint8
@@ -209,7 +257,7 @@ def _padded(seed: int, views: dict[str, View], image_size: int, pad_to: int) -> 
             batch['image'][row, :height, :width] = region
         else:
             for slot, box in enumerate(boxes):
-                crop = kernels.crop_resize(region, box, image_size,
+                crop = crop_resize(region, box, image_size,
                                            out=np.empty((image_size, image_size, 3), np.uint8))
                 left = slot * image_size
                 batch['image'][row, :image_size, left:left + image_size] = crop
@@ -239,7 +287,8 @@ def _decode_union(image: EncodedImage, boxes: list[Box]) -> tuple[np.ndarray, li
 
 
 def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_step: int, shard_index: int,
-             shard_count: int, num_threads: int) -> Batches:
+             shard_count: int, num_threads: int, chunk: int = 0) -> Batches:
+    """Batches of this shard's rows, or chunks of so many rows regardless of batches."""
     check_batch_size(source, batch_size, shard_count)
     local = batch_size // shard_count
     if isinstance(source, Streamed):
@@ -249,7 +298,10 @@ def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_s
     else:
         batches = (_rows(source, seed, step * batch_size + shard_index * local, local)
                    for step in itertools.count(start_step))
-    return _filled(source, batches, form, local, num_threads)
+    if chunk:
+        rows = itertools.chain.from_iterable(batches)
+        batches = (list(itertools.islice(rows, chunk)) for _ in itertools.count())
+    return _filled(source, batches, form, chunk or local, num_threads)
 
 
 def _rows(source: Source, seed: int, first: int, count: int) -> list[_Row]:

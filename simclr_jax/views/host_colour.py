@@ -1,53 +1,80 @@
-"""The pixel operations of a view in TensorFlow: what `kernels` runs where the compiled form is not built.
+"""What follows the crop of a view on the host, in TensorFlow: compiled once, one view after another.
 
-Images are float32 [S, S, 3] about [0, 1]. Nothing clips but `clip` and `change_colour`.
+Images are float32 [3, S, S], as in `ops`, whose formulas these are. A choice between operations is a real
+branch: only what was drawn is computed.
 
-Sources: google-research/simclr tf2/data_util.py (crop, colour, blur); deepmind-research
-byol/utils/augmentations.py (additive brightness, solarize).
+Sources: google-research/simclr tf2/data_util.py (colour, blur); deepmind-research byol/utils/augmentations.py
+(additive brightness, solarize).
 """
 
-import numpy as np
+import functools
+from typing import Callable
+
 import tensorflow as tf
+
+from simclr_jax.views.fields import JITTER_OPS, View
 
 tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
 
 
-def crop_resize(crop: np.ndarray, image_size: int) -> np.ndarray:
-    """Bicubic resize (a = -0.5, half-pixel centres, not antialiased) of uint8 [h, w, 3] to a square.
+@functools.cache
+def make_finish(view: View, dtype: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """See `host.make_finish`."""
 
-    Returns:
-        float32 [image_size, image_size, 3] in 0..255 with the overshoot of the cubic.
-    """
-    return tf.image.resize(crop, [image_size, image_size], 'bicubic').numpy()
+    def one(row):
+        image, choices, noise = row
+        image = _finish(tf.transpose(image, [2, 0, 1]), choices, noise, view)
+        image = tf.transpose(image, [1, 2, 0])
+        return tf.cast(tf.round(255.0 * image) if dtype == 'uint8' else image, dtype)
+
+    @tf.function(jit_compile=True)
+    def finish(crops, choices, noise):
+        # The static shapes are XLA's need; a view does not depend on the others of its batch.
+        return tf.map_fn(one, (crops, choices, noise), fn_output_signature=tf.TensorSpec(crops.shape[1:], dtype))
+
+    return finish
 
 
-def change_colour(image: np.ndarray, colour) -> np.ndarray:
-    """See `kernels.change_colour`; float32 [S, S, 3] in [0, 1]."""
-    amounts = np.float32([colour.multiply, colour.add, colour.contrast, colour.saturation, colour.hue])
-    kernel_size = 2 * colour.radius + 1 if colour.sigma > 0 else 1
-    changed = _changed(image, np.int32(colour.order), amounts, np.bool_(colour.is_grey),
-                       np.float32(colour.sigma), np.float32(colour.threshold), kernel_size=kernel_size,
-                       has_solarize=colour.threshold <= 1)
-    return changed.numpy()
+def _finish(image: tf.Tensor, choices: tf.Tensor, noise: tf.Tensor, view: View) -> tf.Tensor:
+    order, amounts, rest = tf.cast(choices[:4], tf.int32), choices[4:8], choices[8:]
+    grey, has_sobel, has_noise, sigma, has_solarize, top, left = tf.unstack(rest)
 
+    def maybe(operation, happens, function, image):
+        return tf.cond(happens > 0, lambda: function(image), lambda: image) if operation.probability else image
 
-@tf.function  # a graph for each size of image and kernel, with real branches
-def _changed(image, order, amounts, is_grey, sigma, threshold, *, kernel_size, has_solarize):
-    for turn in range(4):
-        image = tf.switch_case(order[turn] + 1, [
-            lambda image=image: image,
-            lambda image=image: clip(image * amounts[0] + amounts[1]),
-            # About each channel's own mean; torchvision takes the mean of the grey image for all three.
-            lambda image=image: clip(tf.image.adjust_contrast(image, amounts[2])),
-            # In HSV, at most 1; torchvision blends the image with its grey version.
-            lambda image=image: clip(tf.image.adjust_saturation(image, amounts[3])),
-            lambda image=image: clip(tf.image.adjust_hue(image, amounts[4])),
-            lambda image=image: clip(image)])
-    image = clip(tf.cond(is_grey, lambda: to_grey(image), lambda: image))
+    if view.jitter.probability:
+        image = _jitter(image, order, amounts, view.jitter.brightness_mode)
+    image = clip(maybe(view.grey, grey, to_grey, image))
+    image = maybe(view.sobel, has_sobel, sobel, image)
+    image = maybe(view.noise, has_noise, lambda image: clip(
+        image + view.noise.std * tf.transpose(noise, [2, 0, 1])), image)
+    size = image.shape[1]
+    kernel_size = view.blur.kernel_size(size)
     if kernel_size > 1:
         # Rounding can leave the weights' sum a hair above 1.
-        image = clip(gaussian_blur(image, sigma, kernel_size))
-    return solarize(image, threshold) if has_solarize else image
+        image = maybe(view.blur, sigma, lambda image: clip(gaussian_blur(image, sigma, kernel_size)), image)
+    image = maybe(view.solarize, has_solarize,
+                  lambda image: tf.where(image < view.solarize.threshold, image, 1.0 - image), image)
+    if view.cutout.probability:
+        image = _cut_out(image, top, left, round(view.cutout.size * size))
+    return image
+
+
+def _jitter(image: tf.Tensor, order: tf.Tensor, amounts: tf.Tensor, brightness_mode: str) -> tf.Tensor:
+    """The turns of `order`, each with a clip; -1 does nothing, and one past the operations clips alone."""
+    brightness, contrast, saturation, hue = tf.unstack(amounts, len(JITTER_OPS))
+
+    def turn(number, image):
+        return number + 1, tf.switch_case(order[number] + 1, [
+            lambda: image,
+            lambda: clip(image * brightness if brightness_mode == 'multiply' else image + brightness),
+            lambda: clip(adjust_contrast(image, contrast)),
+            lambda: clip(adjust_saturation(image, saturation)),
+            lambda: clip(adjust_hue(image, hue)),
+            lambda: clip(image)])
+
+    # A loop: four copies of the branches take XLA a minute to compile.
+    return tf.while_loop(lambda number, _: number < 4, turn, (0, image))[1]
 
 
 def clip(image: tf.Tensor) -> tf.Tensor:
@@ -55,22 +82,68 @@ def clip(image: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(image, 0.0, 1.0)
 
 
+def adjust_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """About each channel's own mean; torchvision takes the mean of the grey image for all three."""
+    mean = tf.reduce_mean(image, [1, 2], keepdims=True)
+    return (image - mean) * factor + mean
+
+
+def _most_and_span(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The greatest channel, its distance to the least, and that or 1 where it is 0, to divide by."""
+    red, green, blue = tf.unstack(image)
+    most = tf.maximum(red, tf.maximum(green, blue))
+    span = most - tf.minimum(red, tf.minimum(green, blue))
+    return most, span, tf.where(span > 0.0, span, 1.0)
+
+
+def adjust_saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """In HSV, at most 1; torchvision blends the image with its grey version."""
+    most, _, divisor = _most_and_span(image)
+    return most - (most - image) * tf.minimum(factor, most / divisor)
+
+
+def adjust_hue(image: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
+    """Turns the hue in HSV by `delta` of a full circle, by the closed form of `ops.adjust_hue`."""
+    red, green, blue = tf.unstack(image)
+    most, span, divisor = _most_and_span(image)
+    sixths = tf.where(most == red, green - blue, tf.where(most == green, blue - red, red - green)) / divisor
+    sixths += tf.where(most == red, 0.0, tf.where(most == green, 2.0, 4.0))
+    turned = sixths + 6.0 * delta + tf.constant([0.0, 4.0, 2.0])[:, None, None]
+    turned -= 6.0 * tf.floor(turned / 6.0)
+    return most - span + span * clip(tf.abs(turned - 3.0) - 1.0)
+
+
 def to_grey(image: tf.Tensor) -> tf.Tensor:
     """0.2989 R + 0.587 G + 0.114 B in all three channels."""
-    return tf.tile(tf.image.rgb_to_grayscale(image), [1, 1, 3])
+    red, green, blue = tf.unstack(image)
+    return tf.broadcast_to(0.2989 * red + 0.587 * green + 0.114 * blue, image.shape)
 
 
-def solarize(image: tf.Tensor, threshold: float) -> tf.Tensor:
-    """Inverts every value >= threshold, as PIL and BYOL do."""
-    return tf.where(image < threshold, image, 1.0 - image)
+def sobel(image: tf.Tensor) -> tf.Tensor:
+    """See `ops.sobel`: in [0, 1]."""
+    padded = tf.pad(image, [[0, 0], [1, 1], [1, 1]], 'REFLECT')
+    across, down = padded[..., 2:] - padded[..., :-2], padded[:, 2:] - padded[:, :-2]
+    across = across[:, :-2] + 2.0 * across[:, 1:-1] + across[:, 2:]
+    down = down[..., :-2] + 2.0 * down[..., 1:-1] + down[..., 2:]
+    return tf.sqrt((tf.square(across) + tf.square(down)) / 20.0)
 
 
-def gaussian_blur(image: tf.Tensor, sigma: float, kernel_size: int) -> tf.Tensor:
-    """Separable Gaussian blur with an odd kernel; pixels beyond the border count as zeros."""
-    radius = kernel_size // 2
-    offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
-    kernel = tf.exp(-tf.square(offsets) / (2.0 * sigma * sigma))
-    kernel = tf.tile((kernel / tf.reduce_sum(kernel))[:, None, None, None], [1, 1, 3, 1])
-    image = tf.nn.depthwise_conv2d(image[None], kernel, [1, 1, 1, 1], 'SAME')
-    kernel = tf.transpose(kernel, [1, 0, 2, 3])
-    return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], 'SAME')[0]
+def gaussian_blur(image: tf.Tensor, sigma: tf.Tensor, kernel_size: int) -> tf.Tensor:
+    """Separable Gaussian blur with an odd kernel, two products with a band; zeros beyond the border."""
+    size, radius = image.shape[1], kernel_size // 2
+
+    def weights(distance):
+        return tf.exp(-tf.square(tf.cast(distance, tf.float32)) / (2.0 * sigma * sigma))
+
+    distance = tf.abs(tf.range(size)[:, None] - tf.range(size))
+    band = tf.where(distance <= radius, weights(distance), 0.0)
+    band /= tf.reduce_sum(weights(tf.range(-radius, radius + 1)))
+    image = tf.reshape(tf.reshape(image, [3 * size, size]) @ band, [3, size, size])
+    return tf.broadcast_to(band, [3, size, size]) @ image
+
+
+def _cut_out(image: tf.Tensor, top: tf.Tensor, left: tf.Tensor, side: int) -> tf.Tensor:
+    """Zeros the square of `side` pixels at (top, left); what lies beyond the border is lost."""
+    rows, columns = (tf.range(image.shape[1], dtype=tf.float32) - begin for begin in (top, left))
+    inside = [(offset >= 0) & (offset < side) for offset in (rows, columns)]
+    return tf.where(inside[0][:, None] & inside[1], 0.0, image)

@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 
 from simclr_jax.views.fields import JITTER_ORDERS, View
-from simclr_jax.data import kernels
-from simclr_jax.views import host as host_augment
+from simclr_jax.views import host
 from simclr_jax.views.draws import Draws
 from tests import augment_oracles as oracles
 from tests.official_views import assert_same_distribution, official_views, smooth_image
@@ -19,8 +18,7 @@ def random_image(height, width):
 
 def views_of(image, view, count, image_size):
     """`count` views, of examples 0, 1, ..."""
-    return np.stack([host_augment.augment(image, Draws(0, 0, i, 0), view_of(view), image_size=image_size)
-                     for i in range(count)])
+    return host.augment(image, [Draws(0, 0, i, 0) for i in range(count)], view_of(view), image_size=image_size)
 
 
 # ---- views -------------------------------------------------------------------------------------
@@ -56,18 +54,15 @@ def reference(image, draws, view):
     return image
 
 
-@pytest.mark.parametrize('implementation', ['compiled', 'tensorflow'])
-def test_operations_run_in_the_documented_order(monkeypatch, implementation):
+def test_operations_run_in_the_documented_order():
     """Each on or off in turn, against the same operations one after another in float64."""
-    if implementation == 'tensorflow':
-        monkeypatch.setattr(kernels, 'library', lambda: None)
     image = random_image(12, 12)
     half = {op: fields | {'probability': 0.5} for op, fields in ALL_ON.items()}
     half |= {'crop': OFF, 'blur': half['blur'] | {'kernel_fraction': 0.2}}
     view = view_of(half)
-    for index in range(40):
-        result = host_augment.augment(image, Draws(3, 1, index, 0), view, image_size=12)
-        np.testing.assert_allclose(result, reference(image, Draws(3, 1, index, 0), view), atol=2e-5)
+    draws = [Draws(3, 1, index, 0) for index in range(40)]
+    for draw, result in zip(draws, host.augment(image, draws, view, image_size=12)):
+        np.testing.assert_allclose(result, reference(image, draw, view), atol=2e-5)
 
 
 @pytest.mark.parametrize('op', list(ALL_ON))
@@ -103,13 +98,14 @@ def test_a_jitter_strength_of_zero_leaves_that_one_out():
     np.testing.assert_array_equal(views, views_of(image, ALL_OFF, 5, 16))
 
 
-def test_bytes_are_the_floats_rounded():
-    image, make = random_image(20, 24), host_augment.make_augment(view_of(ALL_ON), 16)
-    for index in range(5):
-        draws = Draws(0, 0, index, 0)
-        floats, data = (make(image, (2, 3, 15, 18), draws, np.empty((16, 16, 3), dtype))
-                        for dtype in (np.float32, np.uint8))
-        np.testing.assert_array_equal(data, np.rint(255 * floats))
+def test_bytes_are_the_floats_rounded_and_a_view_does_not_depend_on_its_batch():
+    crops, noise = np.random.default_rng(0).random((2, 5, 16, 16, 3), np.float32)
+    view = view_of(ALL_ON)
+    rows = np.stack([host.choices(Draws(0, 0, index, 0), view, 16) for index in range(5)])
+    floats, data = (host.make_finish(view, dtype)(crops, rows, noise).numpy() for dtype in ('float32', 'uint8'))
+    np.testing.assert_array_equal(data, np.rint(255 * floats))
+    part = host.make_finish(view)(crops[2:4], rows[2:4], noise[2:4]).numpy()
+    np.testing.assert_array_equal(part, floats[2:4])
 
 
 def test_crop_and_flip_makes_the_same_crop_as_augment():
@@ -118,8 +114,8 @@ def test_crop_and_flip_makes_the_same_crop_as_augment():
     in_view = views_of(image, ALL_OFF | {'crop': CROP, 'flip': flip}, 20, 16)
     for index, expected in enumerate(in_view):
         draws = Draws(0, 0, index, 0)
-        alone = host_augment.crop_and_flip(image, draws.box(30, 40, view.crop), draws, view,
-                                           np.empty((16, 16, 3), np.float32))
+        alone = host.crop_and_flip(image, draws.box(30, 40, view.crop), draws, view,
+                                   out=np.empty((16, 16, 3), np.float32))
         np.testing.assert_allclose(alone, expected, atol=1e-7)
 
 
@@ -129,7 +125,7 @@ def test_odd_images_give_views_in_range(law):
     for shape in [(1, 1), (1, 500), (500, 1), (2000, 3), (7, 5)]:
         image = random_image(*shape)
         for result in (views_of(image, view, 4, 24),
-                       host_augment.eval_crop(image, image_size=24, proportion=0.875)[None]):
+                       host.eval_crop(image, image_size=24, proportion=0.875)[None]):
             assert result.shape[1:] == (24, 24, 3) and result.dtype == np.float32
             assert 0.0 <= result.min() and result.max() <= 1.0 and result.max() > 0.1
 
@@ -146,14 +142,14 @@ def test_odd_images_give_views_in_range(law):
 def test_evaluation_crop(height, width, box):
     y, x, side = box
     image = random_image(height, width)
-    view = host_augment.eval_crop(image, image_size=24, proportion=0.875)
+    view = host.eval_crop(image, image_size=24, proportion=0.875)
     expected = tf.image.resize(image[y:y + side, x:x + side], [24, 24], 'bicubic').numpy() / 255
     np.testing.assert_allclose(view, expected.clip(0, 1), atol=1e-6)
 
 
 def test_evaluation_leaves_an_image_of_the_right_size_unchanged():
     image = random_image(32, 32)
-    view = host_augment.eval_crop(image, image_size=32, proportion=1.0)
+    view = host.eval_crop(image, image_size=32, proportion=1.0)
     np.testing.assert_allclose(view, image / 255.0, atol=1e-7)
 
 
@@ -162,9 +158,9 @@ def test_evaluation_leaves_an_image_of_the_right_size_unchanged():
 
 def test_functions_of_the_user_are_for_the_device():
     with pytest.raises(ValueError, match="augment.extra needs data.augment_on='device'"):
-        host_augment.make_augment(View(extra=(lambda image, key: image,)), 4)
+        host.make_finish(View(extra=(lambda image, key: image,)))
 
 
 def test_a_wrong_proportion_is_named():
     with pytest.raises(ValueError, match='proportion must be in'):
-        host_augment.eval_crop(random_image(4, 4), image_size=4, proportion=87.5)
+        host.eval_crop(random_image(4, 4), image_size=4, proportion=87.5)
