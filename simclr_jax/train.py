@@ -39,7 +39,7 @@ from simclr_jax.config.tasks import task_configs
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 MAY_DIFFER = ('task', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
                'data.dir', 'data.download', 'data.num_threads',
-               'data.test_split', 'data.cache_dir', 'data.max_bad_share',
+               'data.test_split', 'data.range', 'data.reading', 'data.cache_dir', 'data.max_bad_share',
                'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
                'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
                'eval.encoder', 'eval.evaluators', 'eval.evaluators_every_epochs', 'shard_state')
@@ -79,8 +79,10 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     mesh = sharding.make_mesh()
     if checkpoint.has_checkpoint(workdir):
         checkpoint.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
+        config.data.update(sources.go_on(config.data, checkpoint.load_config(workdir)['data']))
     sharding.local_batch_size(config.batch_size, mesh)
     train_source, test_source = load_sources(config, source, test_source)
+    config.data.update(sources.as_read(train_source, test_source))
     check_batch_size(train_source, config.batch_size, jax.process_count())
     measurable = is_labelled(train_source) and is_labelled(test_source)
     form = choose_form(config, train_source)
@@ -227,13 +229,8 @@ def load_sources(config: ConfigDict, source: Any = None, test_source: Any = None
                  ) -> tuple[Source, Source | None]:
     """The splits to train and to measure on: what is given, or else those that the config names."""
     where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
-    if source is not None:
-        return (sources.as_source(source, 'train'),
-                None if test_source is None else sources.as_source(test_source, 'test'))
-    train_source = sources.load_source(config.data.source, config.data.train_split, **where)
-    if test_source is not None:
-        return train_source, sources.as_source(test_source, 'test')
-    return train_source, sources.load_test_source(config.data.source, config.data.test_split, **where)
+    return sources.load_pair(config.data.source, config.data.train_split, config.data.test_split, source=source,
+                             test_source=test_source, **where)
 
 
 def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, views: Any) -> ConfigDict:
@@ -334,6 +331,8 @@ def _introduce(writer, config, train_source, test_source, measurable, state, num
                 f'{train_source.num_examples:,} images, {classes}; {parameters:,} parameters; '
                 f'{num_steps:,} steps of {config.batch_size:,} on {mesh.size} '
                 f'{mesh.devices.flat[0].platform} device{"s" if mesh.size > 1 else ""}')
+    for note in dict.fromkeys(train_source.notes + (test_source.notes if test_source else [])):
+        writer.note(note)
     if not train_source.num_classes:
         writer.note('No labels: the online probe, kNN and the linear probe are off.')
     elif test_source is None:

@@ -48,7 +48,8 @@ def base_config() -> ConfigDict:
         'arguments': {},                # keywords of the latter, beside split
         'dir': '',                      # where TFDS data sets were prepared; '' = TFDS's own default
         'train_split': 'train',
-        'test_split': '',               # measured on; '' = test, validation or val if there; or 'none'
+        'test_split': '',               # measured on; 'none'; 10%: held out of training; '' = test, validation
+                                        # or val if there, else 10% if there are labels
         'download': False,              # True lets TFDS download and prepare the data set
         'augment_on': 'device',         # device: all that can be done there; host: everything there
         'pad_to': 0,                    # P > 0: files are decoded and padded to P x P on the host, and
@@ -57,6 +58,12 @@ def base_config() -> ConfigDict:
         'cache': '',                    # decoded, or resized:256 (short side): kept on disk, data/cache.py
         'cache_dir': '',                # where; needed where there is a cache
         'max_bad_share': 0.05,          # a larger share of unreadable files stops the run
+        'folders': 'auto',              # folder: classes, never splits; none, no classes; auto, data/folder.py
+        'background': 'white',          # behind transparent pixels; '' leaves them their own colour
+        'range': (),                    # low,high: the values of 16 bits and floats that become 0 and 255;
+                                        # () = the extremes of a sample, then kept here
+        'max_pixels': 178_956_970,      # a larger JPEG is read at a half or less, any other is unreadable
+        'reading': 2,                   # how data are read; runs begun before this field have 1
         'num_threads': 0,               # that decode; 0 = a few more than there are processors
     })
     config.optimizer = ConfigDict({

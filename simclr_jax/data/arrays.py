@@ -6,6 +6,8 @@ import zipfile
 import numpy as np
 
 from simclr_jax.data import shapes
+from simclr_jax.data.labels import as_classes
+from simclr_jax.data.pixels import CHANNELS, Rules, of_array, resolved
 from simclr_jax.data.source import Source, split_name, split_rows
 
 
@@ -49,38 +51,41 @@ def npz_splits(path: str) -> tuple[str, ...]:
                          f'its keys are {", ".join(arrays) or "none"}.')
 
 
-def npz_source(name: str, split: str, path: str) -> ArraySource:
-    """One split of a .npz file.
+def npz_source(name: str, split: str, path: str, *, rules: Rules = Rules(), as_numbered: bool = False
+               ) -> ArraySource:
+    """The whole of one split of a .npz file.
 
     Its keys are train_images, train_labels, test_images and test_labels, or images and labels;
-    labels may be left out. Images are uint8 [N, H, W] or [N, H, W, 1, 3 or 4].
+    labels may be left out. Images are numbers [N, H, W] or [N, H, W, 1, 3 or 4], uint8 or else scaled by
+    `rules`. `as_numbered`: label i is class i, also where there are gaps between them.
     """
     base = split_name(split)
     require_split(name, base, npz_splits(path))
     with _open(path) as arrays:
         prefix = '' if 'images' in arrays and 'train_images' not in arrays else f'{base}_'
         images = _checked_images(arrays[f'{prefix}images'], f'{prefix}images', path)
-        labels, class_names = np.full(len(images), -1, np.int32), None
+        rules, notes = resolved(rules, [None if images.dtype in (np.uint8, bool) else images])
+        source = ArraySource(name, base, of_array(images, rules), np.full(len(images), -1, np.int32), None)
+        source.rules = rules
         if f'{prefix}labels' in arrays:
-            labels = _checked_labels(arrays[f'{prefix}labels'], len(images), prefix, path)
+            labels = arrays[f'{prefix}labels']
+            if len(labels) != len(images):
+                raise ValueError(f"'{path}' has {len(images)} {prefix}images but {len(labels)} {prefix}labels.")
             # A class that one split lacks must still count in it.
-            most = max(int(arrays[key].max()) for key in ('labels', 'train_labels', 'test_labels')
-                       if key in arrays and arrays[key].size)
-            class_names = tuple(map(str, range(most + 1))) or None
-    rows = split_rows(split, len(images))
-    return ArraySource(name, split, images[rows], labels[rows], class_names)
+            known = [arrays[key].reshape(-1) for key in ('labels', 'train_labels', 'test_labels') if key in arrays]
+            source.labels, source.class_names, source.notes = as_classes(
+                labels, where=f"'{prefix}labels' of '{path}'", known=np.concatenate(known))
+            if as_numbered:
+                source.labels, source.notes = labels.reshape(-1).astype(np.int32), []
+                source.class_names = tuple(map(str, range(max(map(int, source.class_names or ())) + 1)))
+    source.notes += notes
+    return source
 
 
 def require_split(name: str, split: str, available: tuple[str, ...]) -> None:
     """Raises ValueError unless `split` is among those available."""
     if split not in available:
         raise ValueError(f"'{name}' has no split '{split}'; it has {', '.join(available)}.")
-
-
-def as_rgb(images: np.ndarray) -> np.ndarray:
-    """[..., 1, 3 or 4] channels to 3: grey is repeated, alpha dropped."""
-    channels = images.shape[-1]
-    return np.repeat(images, 3, axis=-1) if channels == 1 else images[..., :3]
 
 
 def _open(path: str) -> np.lib.npyio.NpzFile:
@@ -96,21 +101,12 @@ def _open(path: str) -> np.lib.npyio.NpzFile:
 
 
 def _checked_images(images: np.ndarray, key: str, path: str) -> np.ndarray:
-    if images.dtype != np.uint8:
-        raise ValueError(f"'{key}' of '{path}' is {images.dtype}; it must be uint8 in 0..255.")
+    """Images [N, H, W, C] of integers or floats."""
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+    if images.ndim != 4 or images.shape[-1] not in CHANNELS:
         raise ValueError(f"'{key}' of '{path}' has shape {images.shape}; it must be [N, H, W] or "
                          '[N, H, W, C] with 1, 3 or 4 channels.')
-    return as_rgb(images)
-
-
-def _checked_labels(labels: np.ndarray, num_images: int, prefix: str, path: str) -> np.ndarray:
-    if labels.dtype.kind not in 'iu' or labels.size != len(labels):
-        raise ValueError(f"'{prefix}labels' of '{path}' is {labels.dtype} of shape {labels.shape}; "
-                         'it must be integers of shape [N].')
-    if len(labels) != num_images:
-        raise ValueError(f"'{path}' has {num_images} {prefix}images but {len(labels)} "
-                         f'{prefix}labels.')
-    return labels.reshape(-1).astype(np.int32)
+    if images.dtype.kind not in 'buif':
+        raise ValueError(f"'{key}' of '{path}' is {images.dtype}; it must be integers or floats.")
+    return images

@@ -10,7 +10,7 @@ import struct
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from simclr_jax.data import pixels
 from simclr_jax.views.draws import Box
@@ -35,7 +35,7 @@ class EncodedImage:
     def __init__(self, data: bytes | np.ndarray, rules: pixels.Rules = pixels.Rules()):
         self._data, self._pixels, self._rules, size = data, data, rules, None
         if not isinstance(data, np.ndarray):
-            size = _plain_jpeg_size(data)
+            size = _plain_jpeg_size(data, rules.max_pixels)
             size = size if size and _tensorflow() else None
             self._pixels = read_image(io.BytesIO(data), rules) if size is None else None
         self.height, self.width = size or self._pixels.shape[:2]
@@ -58,12 +58,13 @@ def read_image(file: str | BinaryIO, rules: pixels.Rules = pixels.Rules()) -> np
 
     Grey is repeated, CMYK converted, depth and transparency go by `rules`; of an animation, the first frame.
 
+    A .npy file is an image too, [H, W] or [H, W, C].
+
     Raises:
-        BadImage: it is no image, is cut short, or has more pixels than Pillow takes for harmless.
+        BadImage: it is no image, is cut short, or has more pixels than `rules` allow.
     """
     try:
-        with Image.open(file) as image:
-            return pixels.of_image(ImageOps.exif_transpose(image), rules)
+        return pixels.read(file, rules)
     except UnidentifiedImageError as error:
         raise BadImage('it is no image of a known format') from error
     except Exception as error:  # Pillow meets broken files with errors of many types.
@@ -93,10 +94,10 @@ def _tensorflow():
     return tf
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+def _plain_jpeg_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
     """(height, width) of a JPEG that both decoders read alike, None of anything else.
 
-    That is: whole, grey or of three channels of 8 bits, not to be turned, of no absurd size.
+    That is: whole, grey or of three channels of 8 bits, not to be turned, of at most `max_pixels`.
     """
     if data[:2] != b'\xff\xd8' or not _is_whole(data):
         return None
@@ -109,7 +110,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
                 continue
             if marker in _PLAIN_FRAMES:
                 bits, height, width, channels = struct.unpack_from('>BHHB', data, position + 4)
-                is_plain = bits == 8 and channels in (1, 3) and 0 < height * width <= _most_pixels()
+                is_plain = bits == 8 and channels in (1, 3) and 0 < height * width <= max_pixels
                 return (height, width) if is_plain and not (is_exif and _is_turned(data)) else None
             if length < 2 or 0xC0 <= marker <= 0xDA and marker not in (0xC4, 0xC8, 0xCC):
                 return None  # another kind of frame, or pixels before any frame
@@ -131,7 +132,3 @@ def _is_turned(data: bytes) -> bool:
             return image.getexif().get(0x0112, 1) in range(2, 9)
     except Exception:  # as in read_image, which then says what is wrong
         return True
-
-
-def _most_pixels() -> float:
-    return Image.MAX_IMAGE_PIXELS or float('inf')

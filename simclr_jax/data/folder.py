@@ -1,113 +1,274 @@
-"""A directory tree of image files, labelled or not."""
+"""A directory tree of image files: its splits, its classes, and what is left out of it."""
 
+import collections
+from collections.abc import Iterator
+import dataclasses
+import functools
 import hashlib
+import importlib.util
 import io
 import os
+import unicodedata
 
 import numpy as np
+from PIL import features
 
+from simclr_jax import storage
 from simclr_jax.data.arrays import require_split
-from simclr_jax.data.source import Source, split_name, split_rows
 from simclr_jax.data.decode import BadImage, read_image
+from simclr_jax.data.pixels import Rules, depth_of, resolved
+from simclr_jax.data.source import Source, split_name
 
-_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
-_SPLIT_FOLDERS = ('train', 'test', 'val', 'validation')
+FOLDERS = ('auto', 'classes', 'none')       # what data.folders takes
+_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.jp2', '.j2k',
+             '.jpx', '.pgm', '.ppm', '.pnm', '.npy')
+_SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test', 'val': 'val', 'valid': 'val',
+           'validation': 'validation', 'unlabeled': 'unlabeled', 'unlabelled': 'unlabeled'}
+_SHOWN = 5
 
 
 class FolderSource(Source):
-    """The images below a directory, in sorted order.
+    """The whole of a split: the images below a directory, in sorted order.
 
-    First-level folders are classes when at least two of them hold images and no image lies beside
-    them; class numbers are those of the training split.
+    First-level folders are classes when at least two of them hold images; class numbers are those of the
+    training split. Images beside them, and those of a folder 'unlabeled', have no label; where more lie
+    beside than in them, none has.
+
+    Args:
+        name: of the source, for messages.
+        split: one of `folder_splits`; 'val' and 'validation' are one.
+        path: of the directory, local or remote.
+        folders: 'auto'; 'classes', first-level folders are classes and never splits; 'none', they are no classes.
+        rules: by which files become pixels.
+
+    Raises:
+        FileNotFoundError, OSError: there is no such directory, or a part of it cannot be listed.
+        ValueError: it has no such split or no image, or its layout is not understood.
     """
 
-    def __init__(self, name: str, split: str, path: str):
-        splits = folder_splits(path)
-        require_split(name, split_name(split), splits)
-        has_split_folders = bool(_split_folders(path))
-        root = os.path.join(path, split_name(split)) if has_split_folders else path
-        files = _image_files(root)
-        if not files:
-            raise ValueError(f"There are no images below '{root}' ({', '.join(_EXTENSIONS)}).")
-        class_names = _classes(files)
-        if class_names and has_split_folders:
-            class_names = _classes(_image_files(os.path.join(path, 'train'))) or class_names
-        self._root = root
-        self.labels = _labels(files, class_names, root)
-        rows = split_rows(split, len(files))
-        self.files, self.labels = files[rows], self.labels[rows]
+    def __init__(self, name: str, split: str, path: str, *, folders: str = 'auto', rules: Rules = Rules()):
+        root, splits = _layout(path, folders)
+        whole = split_name(split)
+        other = {'val': 'validation', 'validation': 'val'}.get(whole, whole)
+        if splits:
+            whole = other if whole not in splits and other in splits else whole
+            require_split(name, whole, tuple(splits))
+        else:
+            require_split(name, whole, ('train',))
+        self._root = os.path.join(root, splits[whole]) if splits else root
+        tree = _tree(self._root)
+        if not tree.files:
+            raise ValueError(f"There are no images below '{printable(self._root)}' ({', '.join(suffixes())})"
+                             f'{_counted(tree.left_out, "; there are ")}.')
+        class_names = None if folders == 'none' or whole == 'unlabeled' else _classes(tree.files)
+        if 'train' in splits and folders != 'none' and whole != 'train':
+            class_names = _classes(_tree(os.path.join(root, splits['train'])).files) or class_names
+        self.files = tree.files
+        self.labels = _labels(self.files, None if whole == 'unlabeled' else class_names, self._root)
         super().__init__(name, split, len(self.files), class_names)
-        if not any(map(self._is_readable, range(self.num_examples))):  # Say so before training.
-            raise ValueError(f"Not one of the {self.num_examples} images below '{self._root}' can be read.")
+        self.rules, notes = resolved(rules, self.sampled(self._depth))
+        self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + notes
+        errors = (self._why_unreadable(index) for index in range(self.num_examples))
+        first = next(errors)
+        if first is not None and all(error is not None for error in errors):  # Say so before training.
+            raise ValueError(f"Not one of the {self.num_examples} images below '{printable(self._root)}' can be "
+                             f'read ({self.name_of(0)}: {first}).')
 
     def load(self, index: int) -> bytes:
         """The bytes of a file. OSError: it cannot be read."""
-        with open(os.path.join(self._root, self.files[index]), 'rb') as file:
-            return file.read()
+        return storage.read_bytes(os.path.join(self._root, self.files[index]))
 
     def name_of(self, index: int) -> str:
         """The path of a file, from the root of the split."""
-        return self.files[index]
+        return printable(self.files[index])
 
     def fingerprint(self, *, with_times: bool = False) -> str:
         """Changes with the names and sizes of the files, with the labels, and, if asked for, with the times."""
         digest = hashlib.sha256(self.labels.tobytes())
         for file in self.files:
             path = os.path.join(self._root, file)
-            state = os.stat(path) if os.path.exists(path) else None      # a link may lead nowhere
-            known = state and ((state.st_size, state.st_mtime_ns) if with_times else state.st_size)
+            try:
+                known = storage.size(path)
+                known = (known, os.stat(path).st_mtime_ns) if with_times and not storage.is_remote(path) else known
+            except OSError:      # a link may lead nowhere
+                known = None
             digest.update(os.fsencode(f'{file}\0{known}\0'))
         return digest.hexdigest()
 
-    def _is_readable(self, index: int) -> bool:
+    def _why_unreadable(self, index: int) -> Exception | None:
         try:
             read_image(io.BytesIO(self.load(index)), self.rules)
         except (BadImage, OSError) as error:
             self.skip(index, error)
-        return not self.is_skipped(index)
+            return error
+        return None
+
+    def _depth(self, index: int) -> np.ndarray | None:
+        return depth_of(io.BytesIO(self.load(index)), self.rules)
 
 
-def folder_splits(path: str) -> tuple[str, ...]:
-    """The folders below `path` if they are train and other splits and nothing else, else 'train'."""
-    if not os.path.isdir(path):
-        raise FileNotFoundError(f"There is no directory '{path}'.")
-    return _split_folders(path) or ('train',)
+def printable(name: str) -> str:
+    """A file's name for messages and files: bytes that are no UTF-8 become \\xe9 and the like."""
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
-def _split_folders(path: str) -> tuple[str, ...]:
-    folders = {entry.name for entry in os.scandir(path)
-               if entry.is_dir() and not entry.name.startswith('.')}
-    are_splits = 'train' in folders and folders <= set(_SPLIT_FOLDERS)
-    return tuple(name for name in _SPLIT_FOLDERS if name in folders) if are_splits else ()
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """Of the files that are read as images here; HEIC and AVIF where a codec is installed."""
+    found = _SUFFIXES + (('.avif',) if features.check('avif') else ())
+    if importlib.util.find_spec('pillow_heif'):
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+        found += ('.heic', '.heif')
+    return found
 
 
-def _image_files(root: str) -> list[str]:
-    """Paths of the images below `root`, relative to it and sorted; hidden ones are left out."""
-    files, visited = [], set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in visited:  # A link back up would never end.
-            subfolders.clear()
-            continue
-        visited.add(os.path.realpath(folder))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
-        files += [os.path.relpath(os.path.join(folder, name), root) for name in names
-                  if name.lower().endswith(_EXTENSIONS) and not name.startswith('.')]
-    return sorted(files)
+def folder_splits(path: str, folders: str = 'auto') -> tuple[str, ...]:
+    """The splits of a directory: 'train' alone where it has no folders of such names."""
+    return tuple(_layout(path, folders)[1]) or ('train',)
+
+
+def _layout(path: str, folders: str) -> tuple[str, dict[str, str]]:
+    """(the directory that holds them, {split: name of its folder}), {} where all is one split."""
+    if folders not in FOLDERS:
+        raise ValueError(f"data.folders is {folders!r}; it takes {', '.join(map(repr, FOLDERS))}.")
+    if not storage.is_dir(path):
+        raise FileNotFoundError(f"There is no directory '{printable(path)}'.")
+    if folders == 'classes':
+        return path, {}
+    names = [entry.name for entry in _scan(path) if entry.is_dir]
+    filled = [name for name in names if _has_images(os.path.join(path, name))]
+    splits = [name for name in filled if _split_of(name)]
+    others = [name for name in filled if name not in splits]
+    empty = [name for name in names if _split_of(name) == 'train' and name not in filled]
+    fix = (f"If first-level folders are classes, set data.folders='classes'; if they are splits, name them train, "
+           f'test, val or unlabeled, and move what is none of them out of '
+           f"'{printable(path)}'.")
+    kinds = [_split_of(name) for name in splits]
+    if empty and splits:
+        raise ValueError(f"'{printable(path)}' has images in {_listed(splits)}, but none in '{empty[0]}'. {fix}")
+    if 'train' in kinds or len(set(kinds) - {'unlabeled'}) > 1 and not others:
+        if others or len(set(kinds)) < len(kinds):
+            raise ValueError(f"'{printable(path)}' holds {_listed(splits + others)}, which are not understood as "
+                             f'splits. {fix}')
+        return path, {_split_of(name): name for name in sorted(splits, key=_rank)}
+    is_wrapper = len(filled) == 1 and not any(_is_image(entry.name) for entry in _scan(path) if not entry.is_dir)
+    if is_wrapper:
+        root, found = _layout(os.path.join(path, filled[0]), folders)
+        return (root, found) if found else (path, {})
+    inner = [name for name in filled if any(_split_of(entry.name) == 'train' and entry.is_dir
+                                            for entry in _scan(os.path.join(path, name)))]
+    if inner:
+        raise ValueError(f"'{printable(path)}' holds '{printable(inner[0])}/train' beside other images. Give "
+                         f"folder:{printable(path)}/{printable(inner[0])} to use that alone. {fix}")
+    return path, {}
+
+
+def _split_of(name: str) -> str:
+    return _SPLITS.get(name.lower(), '')
+
+
+def _rank(name: str) -> int:
+    return list(_SPLITS.values()).index(_split_of(name))
+
+
+def _scan(path: str) -> Iterator[storage.Entry]:
+    """What lies in a directory and is not hidden. OSError names it."""
+    try:
+        entries = storage.scan(path)
+    except OSError as error:
+        raise OSError(f"The folder '{printable(path)}' cannot be listed ({error.strerror or error}): mend its "
+                      'permissions, or move it away.') from error
+    return (entry for entry in entries if not entry.name.startswith(('.', '__MACOSX')))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(suffixes())
+
+
+# ---- the tree ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Tree:
+    files: list[str] = dataclasses.field(default_factory=list)      # paths of images from the root, sorted
+    left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)     # by suffix
+
+
+def _tree(root: str) -> _Tree:
+    tree = _Tree()
+    for file in _walk(root):
+        if _is_image(file):
+            tree.files.append(file)
+        else:
+            tree.left_out[os.path.splitext(file)[1].lower() or 'without suffix'] += 1
+    tree.files.sort()
+    return tree
+
+
+def _has_images(root: str) -> bool:
+    return any(map(_is_image, _walk(root)))
+
+
+def _walk(root: str, inside: str = '', above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths of all files below `root`, from it; links are followed, but for one that leads back up."""
+    folder = os.path.join(root, inside) if inside else root
+    real = folder if storage.is_remote(folder) else os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in _scan(folder):
+        path = os.path.join(inside, entry.name)
+        if entry.is_dir:
+            yield from _walk(root, path, (*above, real))
+        else:
+            yield path
+
+
+# ---- classes -------------------------------------------------------------------------------------------
+
+
+def _class_of(file: str) -> str:
+    """The first-level folder of a file, in one spelling of its accents; '' for none."""
+    first, separator, _ = file.partition(os.sep)
+    return unicodedata.normalize('NFC', printable(first)) if separator and _split_of(first) != 'unlabeled' else ''
 
 
 def _classes(files: list[str]) -> tuple[str, ...] | None:
-    first = {file.split(os.sep)[0] for file in files}
-    is_flat = any(os.sep not in file for file in files)
-    return None if is_flat or len(first) < 2 else tuple(sorted(first))
+    counts = collections.Counter(map(_class_of, files))
+    loose = sum(os.sep not in file for file in files)
+    counts.pop('', None)
+    return tuple(sorted(counts)) if len(counts) > 1 and loose <= counts.total() else None
 
 
 def _labels(files: list[str], class_names: tuple[str, ...] | None, root: str) -> np.ndarray:
-    if class_names is None:
-        return np.full(len(files), -1, np.int32)
-    number = {name: label for label, name in enumerate(class_names)}
-    names = [file.split(os.sep)[0] for file in files]
+    number = {name: label for label, name in enumerate(class_names or ())} | {'': -1}
+    names = [_class_of(file) if class_names else '' for file in files]
     unknown = sorted(set(names) - set(number))
     if unknown:
-        raise ValueError(f"'{root}' has the class folder '{unknown[0]}', which the training split "
+        raise ValueError(f"'{printable(root)}' has the class folder '{unknown[0]}', which the training split "
                          'does not have.')
     return np.array([number[name] for name in names], np.int32)
+
+
+def _notes(tree: _Tree, labels: np.ndarray, class_names: tuple[str, ...] | None, where: str,
+           folders: str) -> list[str]:
+    notes = []
+    if tree.left_out:
+        notes.append(f'{where}: {sum(tree.left_out.values()):,} files are no images that can be read here and '
+                     f'are left out{_counted(tree.left_out, ": ")}.')
+    loose = int((labels < 0).sum())
+    if class_names and loose:
+        notes.append(f'{where}: {loose:,} of {len(labels):,} images lie beside the class folders, or in '
+                     "'unlabeled': they have no label.")
+    if class_names is None and folders != 'none' and len({_class_of(file) for file in tree.files} - {''}) > 1:
+        notes.append(f'{where}: more images lie beside folders than in them: no labels.')
+    return notes
+
+
+def _counted(left_out: collections.Counter, before: str) -> str:
+    shown = [f'{count:,} {suffix}' for suffix, count in left_out.most_common(_SHOWN)]
+    return before + ', '.join(shown + ['...'] * (len(left_out) > _SHOWN)) if left_out else ''
+
+
+def _listed(names: list[str]) -> str:
+    return ', '.join(f"'{printable(name)}'" for name in names[:_SHOWN]) + ', ...' * (len(names) > _SHOWN)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import inspect
+import io
 import os
 import sys
 from typing import Any, Protocol, runtime_checkable
@@ -86,7 +87,7 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
             anything, RandomAccess):
         raise ValueError(f"'{name}' is a {type(anything).__name__}, which is no source of images: give "
                          f'something with len(source) and source[i] -> {_WANTED}.')
-    return take_split(ItemSource(anything, split, name=name, rules=rules), split)
+    return take_split(ItemSource(anything, whole, name=name, rules=rules), split)
 
 
 class ItemSource(Source):
@@ -99,14 +100,26 @@ class ItemSource(Source):
         datasets = sys.modules.get('datasets')
         if datasets is not None and isinstance(items, datasets.Dataset):
             self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets, name)
+        self.rules, notes = pixels.resolved(rules, self.sampled(self._depth))
         self.load(0)        # say so at once, where it will not do
         labels = self._read_labels() if labels is None else labels
         if len(labels) != self.num_examples:
             raise ValueError(f"'{name}' has {self.num_examples} items but {len(labels)} labels.")
         self.labels, self.class_names, self.notes = as_classes(labels, class_names, f"'{name}'")
+        self.notes += notes
 
     def load(self, index: int) -> bytes | np.ndarray:
         """Image `index`, an encoded file's bytes or uint8 [H, W, 3]. OSError: it cannot be read."""
+        image = self._plain(index)
+        try:
+            return image if isinstance(image, bytes) else pixels.of_image(image, self.rules) if isinstance(
+                image, Image.Image) else pixels.of_array(image, self.rules)
+        except ValueError as error:
+            held = type(self._split(index)[0]).__name__
+            raise ValueError(f"Item {index} of '{self.name}' holds the image {held} {error}.") from error
+
+    def _plain(self, index: int) -> bytes | Image.Image | np.ndarray:
+        """Image `index` as bytes of a file, an image of Pillow, or numbers [H, W] or [H, W, C]."""
         image = self._split(index)[0]
         if isinstance(image, Mapping) and {'bytes', 'path'} <= set(image):      # Hugging Face's, undecoded
             image = image['bytes'] if image['bytes'] is not None else image['path']
@@ -115,15 +128,18 @@ class ItemSource(Source):
         if isinstance(image, str | os.PathLike):
             return storage.read_bytes(storage.as_path(image))
         if isinstance(image, Image.Image):
-            return pixels.of_image(image, self.rules)
+            return image
         array = np.asarray(image)
         if array.ndim == 3 and array.shape[-1] not in pixels.CHANNELS and array.shape[0] in pixels.CHANNELS:
             array = array.transpose(1, 2, 0)        # torch's [C, H, W]
-        try:
-            return pixels.of_array(array, self.rules)
-        except ValueError as error:
-            raise ValueError(f"Item {index} of '{self.name}' holds the image {type(image).__name__} {error}."
-                             ) from error
+        return array
+
+    def _depth(self, index: int) -> np.ndarray | None:
+        image = self._plain(index)
+        if isinstance(image, bytes):
+            return pixels.depth_of(io.BytesIO(image), self.rules)
+        array = np.asarray(image)
+        return None if array.dtype in (np.uint8, bool) else array
 
     def _split(self, index: int) -> tuple[Any, Any]:
         """(image, label or None) of an item, as they are."""

@@ -1,5 +1,6 @@
 """What may be brought as a source of images, what every source tells of itself, and split expressions."""
 
+from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
 import re
@@ -12,7 +13,7 @@ import numpy as np
 from simclr_jax.data.pixels import Rules
 
 _NAMED = 3      # of the unreadable files, in an error
-_SAMPLED = 32   # images of a fingerprint, where there are no files whose names and sizes it could take
+_SAMPLED = 64   # images of which a source is judged before it is read
 
 
 @runtime_checkable
@@ -55,6 +56,7 @@ class Source:
     uniform = False         # whether all images share one shape and lie in memory
     max_bad_share = 0.05    # of the examples, that may be unreadable; a caller may set another
     rules = Rules()         # by which files become pixels; a caller may set others
+    held_out = ''           # '10%', of a part that was cut from a training split
 
     def __post_init__(self):
         self.notes: list[str] = []    # What is to be said of the data when a run begins.
@@ -87,13 +89,17 @@ class Source:
         """
         digest = hashlib.sha256(repr((self.num_examples, self.class_names)).encode())
         digest.update(self.labels.tobytes())
+        for image in self.sampled(self.load):
+            digest.update(image if isinstance(image, bytes) else b'' if image is None else image.tobytes())
+        return digest.hexdigest()
+
+    def sampled(self, read: Callable[[int], Any]) -> Iterator[Any]:
+        """read(index) of a few examples from all over the source; None of what cannot be read."""
         for index in np.unique(np.linspace(0, self.num_examples - 1, _SAMPLED, dtype=int)).tolist():
             try:
-                image = self.load(index)
-                digest.update(image if isinstance(image, bytes) else image.tobytes())
-            except (ValueError, OSError):       # unreadable: it is skipped where it is met
-                digest.update(b'unreadable')
-        return digest.hexdigest()
+                yield read(index)
+            except Exception:       # it is skipped, and named, where it is met; Pillow's errors are many
+                yield None
 
     def skip(self, index: int, error: Exception) -> None:
         """Notes that an example cannot be read: in `skipped` and, once, in the log. From any thread."""

@@ -1,30 +1,42 @@
 """Finds a data source by its name. TensorFlow is imported for TFDS data sets only."""
 
+from collections.abc import Mapping
 from concurrent import futures
 import math
-import os
-from typing import Any, Mapping
+import re
+from typing import Any
 
 import numpy as np
+from PIL import ImageColor
 
+from simclr_jax import storage
 from simclr_jax.config import names
 from simclr_jax.data import arrays, folder, items, shapes
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.decode import BadImage, decoded
 from simclr_jax.data.items import as_source
+from simclr_jax.data.pixels import AUTO, Rules
 from simclr_jax.data.source import Source, Streamed
+from simclr_jax.data.subset import hold_out, take_split
 
-__all__ = ['as_source', 'available_splits', 'load_source', 'load_test_source', 'options']
+__all__ = ['as_source', 'available_splits', 'load_pair', 'load_source', 'load_test_source', 'options']
 
+READING = 2                 # of data.reading; runs begun before it was there have 1: see `options`
+_READING_FIELDS = ('reading', 'background', 'range', 'max_pixels', 'folders', 'arguments')
 _IN_MEMORY_BYTES = 1 << 30
 _SMALL_SIDE = 128
 _DECODED_AT_ONCE = 256      # files, before the bad ones among them are counted
+_HELD_OUT = 10              # percent, where there are labels and no split to measure on
+_TEST_SPLITS = ('test', 'validation', 'val')
+_BLACK = 16                 # an image whose pixels are all below it
+_NAMED = 3
 
 
 def load_source(name: str, split: str, *, data_dir: str | None = None, download: bool = False,
                 image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES, cache: str = '',
                 decode_once: bool = False, cache_dir: str = '', max_bad_share: float = Source.max_bad_share,
-                is_lead: bool = True, arguments: Mapping[str, Any] | None = None) -> Source:
+                is_lead: bool = True, arguments: Mapping[str, Any] | None = None, rules: Rules = Rules(range=AUTO),
+                folders: str = 'auto', reading: int = READING, source: Any = None) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
@@ -42,35 +54,161 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         max_bad_share: of the examples, that may be unreadable before a ValueError says so.
         is_lead: whether this process shows how a cache grows.
         arguments: keywords for 'package.module:Name'.
+        rules: by which pixels become RGB uint8.
+        folders: see `folder.FolderSource`.
+        reading: 1 cuts slices of folders and arrays from sorted files, and takes labels of arrays as class numbers.
+        source: what `as_source` takes, in the place of `name`.
 
     Raises:
         FileNotFoundError: the data are not there.
         ValueError: they are there and will not do, or have no such split.
     """
-    source = _load(name, split, data_dir, download, image_size, in_memory_bytes, arguments)
-    source.max_bad_share = max_bad_share
-    if decode_once and not source.uniform and not isinstance(source, Streamed):
-        source = in_memory(source, in_memory_bytes) or source
-    if cache and not source.uniform:
+    kind, path = _kind_and_path(name) if source is None else ('object', name)
+    if kind == 'shapes':
+        found = arrays.shapes_source(name, split, image_size)
+    elif kind == 'folder':
+        found = take_split(folder.FolderSource(name, split, path, folders=folders, rules=rules), split,
+                           is_sorted=reading == 1)
+    elif kind == 'arrays':
+        found = take_split(arrays.npz_source(name, split, path, rules=rules, as_numbered=reading == 1), split,
+                           is_sorted=reading == 1)
+    elif kind == 'object':
+        found = as_source(_object(name) if source is None else source, split, name=name, arguments=arguments,
+                          rules=rules)
+    else:
+        from simclr_jax.data import tfds as tfds_source
+        found = tfds_source.load(name, split, data_dir=data_dir or None, download=download,
+                                 in_memory_bytes=in_memory_bytes, rules=rules)
+    found.max_bad_share = max_bad_share
+    if decode_once and not found.uniform and not isinstance(found, Streamed):
+        found = in_memory(found, in_memory_bytes) or found
+    if cache and not found.uniform:
         from simclr_jax.data.cache import cached
-        source = cached(source, cache, os.path.expanduser(cache_dir), is_lead=is_lead)
-    return source
+        found = cached(found, cache, storage.as_path(cache_dir), is_lead=is_lead)
+    return found
 
 
-def _load(name: str, split: str, data_dir: str | None, download: bool, image_size: int, in_memory_bytes: int,
-          arguments: Mapping[str, Any] | None) -> Source:
+def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any = None, **options
+              ) -> tuple[Source, Source | None]:
+    """The split to train on and the one to measure on, None where there is none; they share no image.
+
+    Args:
+        test_split: one that must exist; 'none'; '10%', so much of each class of the training split, which then
+            has it no more; '' takes the first of test, validation and val, and, where there are labels but no
+            such split, 10 %.
+        test_source: what `as_source` takes, to measure on.
+        **options: of `load_source`.
+    """
+    train = load_source(name, train_split, **options)
+    train.notes += _look(train)
+    options |= {'rules': train.rules}
+    if test_source is not None:
+        return train, _with_classes_of(train, load_source(name, 'test', **options | {'source': test_source}))
+    percent = re.fullmatch(r'(\d+(?:\.\d+)?)%', test_split)
+    if percent:
+        return hold_out(train, float(percent[1]))
+    if options.get('source') is None:
+        test = load_test_source(name, test_split, **options)
+        if test is not None:
+            return train, _with_classes_of(train, test)
+    can_hold_out = train.num_classes and train.num_examples > 1 and not isinstance(train, Streamed)
+    if test_split != 'none' and can_hold_out and options.get('reading', READING) > 1:
+        train, test = hold_out(train, _HELD_OUT)
+        train.notes.append(f'{name} has no split to measure on: {test.num_examples:,} images, {_HELD_OUT} % of each '
+                           "class, are held out of training (data.test_split='none' trains on all).")
+        return train, test
+    return train, None
+
+
+def load_test_source(name: str, split: str, *, data_dir: str | None = None, **options) -> Source | None:
+    """The split to measure on, or None where there is none.
+
+    Args:
+        split: one that must exist; '' takes the first of test, validation and val; 'none' is None.
+        **options: of `load_source`.
+    """
+    if split == 'none':
+        return None
+    if not split:
+        available = available_splits(name, data_dir=data_dir, arguments=options.get('arguments'),
+                                     folders=options.get('folders', 'auto'))
+        split = next((known for known in _TEST_SPLITS if known in available), '')
+    return load_source(name, split, data_dir=data_dir, **options) if split else None
+
+
+def available_splits(name: str, *, data_dir: str | None = None, arguments: Mapping[str, Any] | None = None,
+                     folders: str = 'auto') -> tuple[str, ...]:
+    """The splits of a data source; the errors of `load_source` where the data are not there."""
     kind, path = _kind_and_path(name)
     if kind == 'shapes':
-        return arrays.shapes_source(name, split, image_size)
+        return tuple(shapes.DEFAULT_SIZES)
     if kind == 'folder':
-        return folder.FolderSource(name, split, path)
+        return folder.folder_splits(path, folders)
     if kind == 'arrays':
-        return arrays.npz_source(name, split, path)
+        return arrays.npz_splits(path)
     if kind == 'object':
-        return as_source(_object(name), split, name=name, arguments=arguments)
+        return items.splits_of(_object(name), arguments)
     from simclr_jax.data import tfds as tfds_source
-    return tfds_source.load(name, split, data_dir=data_dir or None, download=download,
-                            in_memory_bytes=in_memory_bytes)
+    return tfds_source.splits(name, data_dir=data_dir or None)
+
+
+def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool, begun_with: Mapping[str, Any] | None = None
+            ) -> dict[str, Any]:
+    """The keywords of `load_source` that a config's `data` block gives.
+
+    `begun_with`: the block of the run that is measured or goes on, if another: how images are read is its own.
+    One without `data.reading` was begun when transparency was dropped, 16 bits were all divided by 257, slices
+    of folders were cut from sorted files, and nothing was held out.
+    """
+    how = reading_fields(data if begun_with is None else begun_with)
+    is_own = begun_with is None or data['source'] in ('', begun_with['source'])
+    arguments = data.get('arguments') or (how['arguments'] if is_own else {})
+    return {'data_dir': data['dir'], 'download': data['download'], 'cache': data['cache'],
+            'cache_dir': data['cache_dir'], 'max_bad_share': data['max_bad_share'], 'image_size': image_size,
+            'is_lead': is_lead, 'decode_once': True, 'arguments': dict(arguments),
+            'rules': _rules(how), 'folders': how['folders'], 'reading': how['reading']}
+
+
+def go_on(data: Mapping[str, Any], begun_with: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `data` by which a run reads its images, as it began; `begun_with` is its kept block.
+
+    ValueError: `data` asks for another range, or for another part to be held out.
+    """
+    fields = reading_fields(begun_with) | {'test_split': data['test_split'] or begun_with['test_split']}
+    for field, is_fixed in (('range', bool(data['range'])), ('test_split', '%' in (
+            fields['test_split'] + begun_with['test_split']))):
+        if is_fixed and list(data[field] or begun_with[field]) != list(begun_with.get(field, ())):
+            raise ValueError(f'data.{field} is {data[field]!r}, but the run began with {begun_with.get(field, ())!r}: '
+                             'leave it as it was, or begin another --workdir.')
+    return fields | {'range': tuple(fields['range'])}
+
+
+def as_read(train: Source, test: Source | None) -> dict[str, Any]:
+    """What loading found out: the fields of a config's `data` block by which others read the same images."""
+    found = {'range': train.rules.range} if isinstance(train.rules.range, tuple) else {}
+    return found | ({'test_split': test.held_out} if test is not None and test.held_out else {})
+
+
+def reading_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `data` block that say how images are read, also of one that lacks some."""
+    before = {'reading': 1, 'background': '', 'range': (), 'max_pixels': Rules.max_pixels, 'folders': 'auto',
+              'arguments': {}}
+    return {field: data.get(field, before[field]) for field in _READING_FIELDS}
+
+
+def _rules(how: Mapping[str, Any]) -> Rules:
+    try:
+        background = ImageColor.getrgb(how['background'])[:3] if how['background'] else None
+    except ValueError as error:
+        raise ValueError(f"data.background is {how['background']!r}: it takes a colour, such as 'white' or "
+                         "'#808080', or '' to leave transparent pixels their own.") from error
+    limits = tuple(how['range'])
+    if limits and not (len(limits) == 2 and limits[0] < limits[1]):
+        raise ValueError(f'data.range is {limits}: it takes two numbers, low and high, or () for those of the '
+                         'images.')
+    if how['max_pixels'] < 1:
+        raise ValueError(f"data.max_pixels is {how['max_pixels']}: it takes 1 or more.")
+    return Rules(background, tuple(map(float, limits)) or (AUTO if how['reading'] > 1 else None), how['max_pixels'])
 
 
 def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource | None:
@@ -106,49 +244,42 @@ def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource 
     return result
 
 
-def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool) -> dict[str, Any]:
-    """The keywords of `load_source` that a config's `data` block gives."""
-    return {'data_dir': data['dir'], 'download': data['download'], 'cache': data['cache'],
-            'cache_dir': data['cache_dir'], 'max_bad_share': data['max_bad_share'], 'image_size': image_size,
-            'is_lead': is_lead, 'decode_once': True, 'arguments': dict(data.get('arguments', {}))}
+def _look(source: Source) -> list[str]:
+    """A note on images of one colour, or nearly black, among a sample: nothing can be learned from them."""
+    if isinstance(source, Streamed):
+        return []
+
+    def judge(index):
+        image = decoded(source.load(index), source.rules)
+        is_flat = (image.reshape(-1, 3) == image[0, 0]).all()
+        return source.name_of(index) if is_flat or image.max() < _BLACK else ''
+
+    judged = list(source.sampled(judge))
+    flat = [name for name in judged if name]
+    if not flat:
+        return []
+    some = ', '.join(flat[:_NAMED]) + (', ...' if len(flat) > _NAMED else '')
+    return [f'{len(flat)} of {len(judged)} images looked at are of one colour or nearly black ({some}): see '
+            'data.range and data.background if they should not be.']
 
 
-def available_splits(name: str, *, data_dir: str | None = None, arguments: Mapping[str, Any] | None = None
-                     ) -> tuple[str, ...]:
-    """The splits of a data source; the errors of `load_source` where the data are not there."""
-    kind, path = _kind_and_path(name)
-    if kind == 'shapes':
-        return tuple(shapes.DEFAULT_SIZES)
-    if kind == 'folder':
-        return folder.folder_splits(path)
-    if kind == 'arrays':
-        return arrays.npz_splits(path)
-    if kind == 'object':
-        return items.splits_of(_object(name), arguments)
-    from simclr_jax.data import tfds as tfds_source
-    return tfds_source.splits(name, data_dir=data_dir or None)
-
-
-def load_test_source(name: str, split: str, *, data_dir: str | None = None, **options) -> Source | None:
-    """The split to measure on, or None where there is none.
-
-    Args:
-        split: one that must exist; '' takes the first of test, validation and val; 'none' is None.
-        **options: of `load_source`.
-    """
-    if split == 'none':
-        return None
-    if not split:
-        available = available_splits(name, data_dir=data_dir, arguments=options.get('arguments'))
-        split = next((known for known in ('test', 'validation', 'val') if known in available), '')
-    return load_source(name, split, data_dir=data_dir, **options) if split else None
+def _with_classes_of(train: Source, test: Source) -> Source:
+    """`test` with its labels as numbers of the classes of `train`, by name."""
+    if train.class_names and test.class_names and test.class_names != train.class_names:
+        unknown = [name for name in test.class_names if name not in train.class_names]
+        if unknown:
+            raise ValueError(f"'{test.name}', split {test.split}, has the class '{unknown[0]}', which the training "
+                             'split does not have.')
+        numbers = np.array([*map(train.class_names.index, test.class_names), -1], np.int32)
+        test.labels, test.class_names = numbers[test.labels], train.class_names
+    return test
 
 
 def _kind_and_path(name: str) -> tuple[str, str]:
     kind, _, path = name.partition(':')
     if kind not in ('shapes', 'folder', 'arrays') and names.is_path(name):
         return 'object', name
-    return kind, os.path.expanduser(path)
+    return kind, storage.as_path(path)
 
 
 def _object(name: str) -> Any:

@@ -43,6 +43,9 @@ def take_split(source: Source, split: str, *, is_sorted: bool = False) -> Source
     order = np.arange(source.num_examples) if is_sorted else _even_order(labels_of(source))
     part = take_rows(source, np.sort(order[rows]), split=split)
     part.notes = list(source.notes)
+    if not is_sorted:
+        part.notes.append(f'{source.name}, {split}: images drawn at random, evenly of each class, the same in every '
+                          'run.')
     return part
 
 
@@ -65,7 +68,7 @@ def hold_out(source: Source, percent: float) -> tuple[Source, Source]:
         held_out = np.arange(1)
     train = np.setdiff1d(np.arange(len(labels)), held_out)
     parts = (take_rows(source, train), take_rows(source, held_out, split=f'{percent:g}% of {source.split}'))
-    parts[0].notes = list(source.notes)
+    parts[0].notes, parts[1].held_out = list(source.notes), f'{percent:g}%'
     if source.uniform:      # what could not be read is no row of either
         parts[0].skipped = list(source.skipped)
     return parts

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import io
 import math
 
 import numpy as np
@@ -9,16 +10,18 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.pixels import Rules, depth_of, of_array, resolved
 from simclr_jax.data.source import Source
 
 tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
 
 _PARALLEL_FILES = 16
+_SAMPLED = 64   # images of 16 bits, for the range of their values
 _SHUFFLE_BYTES = 256 << 20  # Of encoded examples, the shuffle buffer of a stream.
 
 
-def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memory_bytes: int
-         ) -> Source:
+def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memory_bytes: int,
+         rules: Rules = Rules()) -> Source:
     """A TFDS split: an `ArraySource` if its images share one shape and fit, else streamed."""
     builder = _builder(name, data_dir, download)
     try:
@@ -26,7 +29,7 @@ def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memo
     except (KeyError, ValueError) as error:
         raise ValueError(f"TFDS data set '{name}' has no split '{split}'; it has "
                          f'{", ".join(builder.info.splits)}.') from error
-    source = StreamedSource(name, split, builder, num_examples)
+    source = StreamedSource(name, split, builder, num_examples, rules)
     shape = source.image_shape
     if None in shape or num_examples * math.prod(shape[:2]) * 3 > in_memory_bytes:
         return source
@@ -37,13 +40,15 @@ def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memo
 
 
 def _in_memory(source: 'StreamedSource') -> ArraySource:
-    images = np.empty((source.num_examples, *source.image_shape[:2], 3), np.uint8)
+    images = np.empty((source.num_examples, *source.image_shape), source.image_dtype)
     labels = np.empty(source.num_examples, np.int32)
     row = 0
     for batch in source.ordered(shard_index=0, shard_count=1).batch(1024).as_numpy_iterator():
         rows = slice(row, row := row + len(batch['label']))
         images[rows], labels[rows] = batch['image'], batch['label']
-    return ArraySource(source.name, source.split, images, labels, source.class_names)
+    result = ArraySource(source.name, source.split, of_array(images, source.rules), labels, source.class_names)
+    result.rules, result.notes = source.rules, source.notes
+    return result
 
 
 def splits(name: str, *, data_dir: str | None) -> tuple[str, ...]:
@@ -62,7 +67,8 @@ class StreamedSource(Source):
     next readable one of its batch takes its place.
     """
 
-    def __init__(self, name: str, split: str, builder: tfds.core.DatasetBuilder, num_examples: int):
+    def __init__(self, name: str, split: str, builder: tfds.core.DatasetBuilder, num_examples: int,
+                 rules: Rules = Rules()):
         features = builder.info.features
         image = _first(features, tfds.features.Image, prefer='image')
         if image is None:
@@ -79,10 +85,15 @@ class StreamedSource(Source):
         if dtype not in (np.uint8, np.uint16):
             raise ValueError(f"The images of TFDS data set '{name}' are {dtype}: only uint8 and uint16 can "
                              'be read.')
-        self.image_shape = features[image].shape
+        self.image_shape, self.image_dtype = features[image].shape, dtype
         self._image, self._label, self._builder = image, label, builder
         wanted = {key: True for key in (image, label) if key}
         self._features = tfds.decode.PartialDecoding(wanted).extract_features(features)
+        if dtype != np.uint8:
+            some = self.ordered(shard_index=0, shard_count=1, is_decoded=False).take(_SAMPLED)
+            rules, self.notes = resolved(rules, (depth_of(io.BytesIO(example['image']), rules)
+                                                 for example in some.as_numpy_iterator()))
+        self.rules = resolved(rules, [])[0]
 
     def num_shard_examples(self, shard_count: int) -> int:
         """Examples per epoch of every shard; a remainder of fewer than shard_count is left out."""
@@ -120,7 +131,7 @@ class StreamedSource(Source):
     def ordered(self, *, shard_index: int, shard_count: int, is_decoded: bool = True) -> tf.data.Dataset:
         """One pass over this shard's part of all examples, in the order of the files.
 
-        Elements as in `stream`, of epoch 0; decoded, image is uint8 [H, W, 3], and an image that cannot be
+        Elements as in `stream`, of epoch 0; decoded, image is [H, W, C] as stored, and an image that cannot be
         decoded is a tf.errors.InvalidArgumentError, after which the next one follows.
         """
         files = self._files(shard_index, shard_count, even=False)
@@ -158,16 +169,16 @@ class StreamedSource(Source):
         return paths, *np.array([row[1:] for row in rows], np.int64).reshape(-1, 3).T
 
     def _decode(self, epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict:
-        return self._example(epoch, index, self._features.deserialize_example(record), _to_rgb)
+        return self._example(epoch, index, self._features.deserialize_example(record))
 
     def _parse(self, epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict:
         encoded = {self._image: tfds.decode.SkipDecoding()}
         example = self._features.deserialize_example(record, decoders=encoded)
-        return self._example(epoch, index, example, lambda image: image)
+        return self._example(epoch, index, example)
 
-    def _example(self, epoch, index, example, convert) -> dict:
+    def _example(self, epoch, index, example) -> dict:
         label = tf.cast(example[self._label], tf.int32) if self._label else tf.constant(-1)
-        return {'image': convert(example[self._image]), 'label': label, 'epoch': epoch, 'index': index}
+        return {'image': example[self._image], 'label': label, 'epoch': epoch, 'index': index}
 
 
 def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.DatasetBuilder:
@@ -203,9 +214,3 @@ def _read_records(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, number: tf.
     """(number of the example in the split, serialized example) for a range of one file."""
     records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
     return records.skip(skip).take(take).enumerate(number)
-
-
-def _to_rgb(image: tf.Tensor) -> tf.Tensor:
-    """[H, W, 1, 3 or 4] of 8 or 16 bits to uint8 [H, W, 3]."""
-    image = tf.cast(image // 257, tf.uint8) if image.dtype == tf.uint16 else image
-    return tf.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]

@@ -103,8 +103,7 @@ def load_splits(config: ConfigDict, trained: ConfigDict, what: str, *, by_name: 
     """
     data = {name: config.data[name] or trained.data[name] for name in ('source', 'train_split', 'test_split')}
     where = data_options(config, trained) | ({'decode_once': False} if by_name else {})
-    train_source = sources.load_source(data['source'], data['train_split'], **where)
-    test_source = sources.load_test_source(data['source'], data['test_split'], **where)
+    train_source, test_source = sources.load_pair(data['source'], data['train_split'], data['test_split'], **where)
     for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
         if not is_labelled(source):
             raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '
@@ -114,5 +113,6 @@ def load_splits(config: ConfigDict, trained: ConfigDict, what: str, *, by_name: 
 
 def data_options(config: ConfigDict, trained: ConfigDict) -> dict[str, Any]:
     """The keywords of `sources.load_source`: where data lie by `config`, or else by the run's own."""
-    where = sources.options(config.data, image_size=trained.augment.image_size, is_lead=sharding.is_lead())
+    where = sources.options(config.data, image_size=trained.augment.image_size, is_lead=sharding.is_lead(),
+                            begun_with=trained.data)
     return where | {'data_dir': where['data_dir'] or trained.data.dir}

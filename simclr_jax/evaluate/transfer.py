@@ -112,8 +112,7 @@ def load_data_set(name: str, config: ConfigDict, trained: ConfigDict) -> tuple[S
         FileNotFoundError, ValueError: the set will not do.
     """
     known, where = DATA_SETS.get(name.partition(':')[0], DataSet('train', '')), data_options(config, trained)
-    train_source = sources.load_source(name, known.train, **where)
-    test_source = sources.load_test_source(name, known.test, **where)
+    train_source, test_source = sources.load_pair(name, known.train, known.test, **where)
     if test_source is None:
         raise ValueError(f'transfer.sources: {name} has no split to test on beside its training split.')
     for source in (train_source, test_source):

@@ -104,8 +104,8 @@ def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, S
         share = len(original) / source.num_examples
         return Sample(chosen, how, share, features, rows, original[rows], labels)
 
-    train = read(sources.load_source(data.source, data.train_split, **where))
-    test_source = sources.load_test_source(data.source, data.test_split, **where)
+    train_source, test_source = sources.load_pair(data.source, data.train_split, data.test_split, **where)
+    train = read(train_source)
     return train, read(test_source) if test_source else train
 
 

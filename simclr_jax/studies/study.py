@@ -114,10 +114,10 @@ def _measure_layer(config: ConfigDict, path: str, layer: int) -> dict[str, float
     """What pretraining reports at its end, of another layer of the same encoder."""
     found = load_pretrained(path)
     where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
+    train_source, test_source = sources.load_pair(config.data.source, config.data.train_split,
+                                                  config.data.test_split, **where)
     encode = jax.jit(steps.make_encode(found.network, layer=layer))
-    return measure(functools.partial(encode, found.variables),
-                   train_source=sources.load_source(config.data.source, config.data.train_split, **where),
-                   test_source=sources.load_test_source(config.data.source, config.data.test_split, **where),
+    return measure(functools.partial(encode, found.variables), train_source=train_source, test_source=test_source,
                    config=config, mesh=sharding.make_mesh(), linear=config.eval.linear_at_end)
 
 

@@ -18,9 +18,7 @@ from simclr_jax.config import augment_config
 from simclr_jax.data import cache, pipeline, sources
 from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage
-from simclr_jax.views.presets import views_of
 
-VIEW = views_of(augment_config(image_size=16, strength=1.0))[0]
 SHAPES = [(300, 400), (400, 300), (256, 500), (200, 90), (1, 1), (1, 900), (301, 301), (700, 257)]
 
 
@@ -316,6 +314,9 @@ def test_a_streamed_source_gets_random_access(tmp_path, pixels):
 
 
 def test_what_is_trained_on_is_the_same_with_and_without_a_cache(tmp_path, pixels):
+    from simclr_jax.views.presets import views_of       # imports jax, which a build must not
+
+    view = views_of(augment_config(image_size=16, strength=1.0))[0]
     for number in range(8, 40):
         Image.fromarray(pixels[0][number:, :number]).save(tmp_path / f'images/{number}.png')
     (tmp_path / 'images/20.png').write_bytes(b'')
@@ -323,7 +324,7 @@ def test_what_is_trained_on_is_the_same_with_and_without_a_cache(tmp_path, pixel
     crops = []
     for given in (source, cache.cached(source, 'decoded', str(tmp_path / 'cache'))):
         batches = pipeline.train_batches(
-            given, seed=1, batch_size=20, form='crops', image_size=16, view1=VIEW, view2=VIEW)
+            given, seed=1, batch_size=20, form='crops', image_size=16, view1=view, view2=view)
         crops.append([next(batches) for _ in range(4)])
     for without, with_cache in zip(*crops):
         for name in ('crop1', 'crop2', 'label', 'epoch', 'index'):

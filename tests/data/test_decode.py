@@ -117,14 +117,13 @@ def jpeg_of_size(height, width):
 BAD = {
     'empty': b'', 'text': b'no image at all', 'start only': b'\xff\xd8', 'start and end': b'\xff\xd8\xff\xd9',
     'frame cut': KINDS['jpeg'][:KINDS['jpeg'].index(b'\xff\xc0') + 7] + b'\xff\xd9',
-    'absurdly large': jpeg_of_size(60000, 60000), 'no height': jpeg_of_size(0, 67),
+    'no height': jpeg_of_size(0, 67),
     'png cut': KINDS['png'][:-40], 'gif cut': KINDS['animated'][:200], 'webp cut': KINDS['webp'][:100],
 } | {f'{kind} without its last {n}': KINDS[kind][:-n] for kind in ('jpeg', 'progressive', 'grey', 'upright')
      for n in (1, 2, 40, len(KINDS[kind]) // 2)}
 
 
 @pytest.mark.parametrize('kind', BAD)
-@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 def test_a_broken_file_is_named_as_such_for_every_box(kind):
     """Also where the box lies above the place at which the file ends."""
     for box in ((0, 0, 1, 1), (0, 0, 8, 8), (0, 0, 45, 67)):
