@@ -59,7 +59,7 @@ def test_the_metric_is_over_classes_where_the_literature_says_so():
 
 @pytest.mark.parametrize('settings, sentence', [
     ({'labels': False}, 'has no class for each image in train.*VOC 2007'),
-    ({'test': False}, 'has no split to test on'), ('again', 'each once'), ('none', 'name one or more'),
+    ('again', 'each once'), ('none', 'name one or more'),
     ('l2', "transfer.l2 is 'x'")])
 def test_sets_that_will_not_do_are_refused_before_any_is_measured(settings, sentence, workdir, tmp_path):
     names = {'again': ('shapes', 'shapes'), 'none': ()}.get(str(settings), ('shapes',))
