@@ -63,12 +63,12 @@ class SelectiveKernel(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv(2 * self.features, 3, self.stride, name='conv')(x)
-        x = self.norm(rectify=True, name='norm')(x)
+        x = self.norm(name='norm')(x, rectify=True)
         streams = x.reshape(*x.shape[:-1], 2, self.features)  # [B, H, W, 2, C]
 
         pooled = streams.sum(3).mean((1, 2), keepdims=True)  # [B, 1, 1, C]
         pooled = self.conv(max(int(self.features * self.ratio), 32), 1, name='squeeze_conv')(pooled)
-        pooled = self.norm(rectify=True, name='squeeze_norm')(pooled)
+        pooled = self.norm(name='squeeze_norm')(pooled, rectify=True)
         mixing = self.conv(2 * self.features, 1, name='mixing_conv')(pooled)
         mixing = nn.softmax(mixing.reshape(-1, 1, 1, 2, self.features), axis=3)
         return (streams * mixing).sum(3)
@@ -89,9 +89,9 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, 3, self.stride, name='conv1')(x)
-        y = self.norm(rectify=True, name='norm1')(y)
+        y = self.norm(name='norm1')(y, rectify=True)
         y = self.conv(self.features, 3, name='conv2')(y)
-        return self.last_norm(rectify=True, name='norm2')(y, shortcut=_shortcut(self, x))
+        return self.last_norm(name='norm2')(y, shortcut=_shortcut(self, x), rectify=True)
 
 
 class BottleneckBlock(nn.Module):
@@ -109,15 +109,15 @@ class BottleneckBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, 1, name='conv1')(x)
-        y = self.norm(rectify=True, name='norm1')(y)
+        y = self.norm(name='norm1')(y, rectify=True)
         if self.sk_ratio > 0:
             y = SelectiveKernel(self.features, self.stride, self.sk_ratio, self.conv, self.norm,
                                 name='conv2')(y)
         else:
             y = self.conv(self.features, 3, self.stride, name='conv2')(y)
-            y = self.norm(rectify=True, name='norm2')(y)
+            y = self.norm(name='norm2')(y, rectify=True)
         y = self.conv(4 * self.features, 1, name='conv3')(y)
-        return self.last_norm(rectify=True, name='norm3')(y, shortcut=_shortcut(self, x))
+        return self.last_norm(name='norm3')(y, shortcut=_shortcut(self, x), rectify=True)
 
 
 def _shortcut(block, x):
@@ -232,17 +232,17 @@ class ResNet(nn.Module):
     def _stem(self, x, channels, conv, norm):
         if self.stem == 'cifar':
             x = conv(channels, 3, name='stem_conv')(x)
-            return norm(rectify=True, name='stem_norm')(x)
+            return norm(name='stem_norm')(x, rectify=True)
         if self.sk_ratio > 0:  # ResNet-D (arXiv:1812.01187)
             x = conv(channels // 2, 3, 2, name='stem_conv1')(x)
-            x = norm(rectify=True, name='stem_norm1')(x)
+            x = norm(name='stem_norm1')(x, rectify=True)
             x = conv(channels // 2, 3, name='stem_conv2')(x)
-            x = norm(rectify=True, name='stem_norm2')(x)
+            x = norm(name='stem_norm2')(x, rectify=True)
             x = conv(channels, 3, name='stem_conv3')(x)
-            x = norm(rectify=True, name='stem_norm3')(x)
+            x = norm(name='stem_norm3')(x, rectify=True)
         else:
             x = conv(channels, 7, 2, name='stem_conv')(x)
-            x = norm(rectify=True, name='stem_norm')(x)
+            x = norm(name='stem_norm')(x, rectify=True)
         return nn.max_pool(x, (3, 3), (2, 2), MAX_POOL_PADDING[self.max_pool])
 
 

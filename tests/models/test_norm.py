@@ -23,8 +23,8 @@ def variables():
             'batch_stats': {'mean': draw(-1, 1), 'var': draw(0.5, 2)}}
 
 
-def apply(module, variables, x, *shortcut):
-    y, updated = module.apply(variables, x, *shortcut, mutable=['batch_stats'])
+def apply(module, variables, x, *shortcut, **options):
+    y, updated = module.apply(variables, x, *shortcut, mutable=['batch_stats'], **options)
     return y, updated['batch_stats']
 
 
@@ -207,11 +207,10 @@ def test_gradients_are_those_of_the_definition_in_float64(form, rectify, has_sho
     of_mean, of_var = rng.normal(size=(2, groups, 24))
 
     def ours(x, scale, bias, shortcut):
-        module = BatchNorm(use_running_average=False, groups=groups, strided=strided, rectify=rectify,
-                           momentum=0.0)
+        module = BatchNorm(use_running_average=False, groups=groups, strided=strided, momentum=0.0)
         stats = {'mean': jnp.zeros(24), 'var': jnp.zeros(24)}
         y, new = apply(module, {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats}, x,
-                       *[shortcut] * has_shortcut)
+                       *[shortcut] * has_shortcut, rectify=rectify)
         # What follows the running statistics, the mean over groups, is part of the derivative too.
         of_stats = jnp.sum(new['mean'] * of_mean[0]) + jnp.sum(new['var'] * of_var[0])
         return jnp.sum(y * weights) + of_stats, y

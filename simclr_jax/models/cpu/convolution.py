@@ -4,6 +4,7 @@ XLA's convolutions on a CPU reach a quarter to two thirds of the speed of a matr
 (benchmarks/RESULTS.md).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from simclr_jax.models.cpu import loops
+from simclr_jax.models.cpu.operation import Operation, call
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 _PARTS = 8     # into which the images of a kernel's gradient are split, at most
@@ -32,17 +34,23 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1,
     """images [N, H, W, C], kernel [KH, KW, C, D] -> [N, h, w, D] of their dtype.
 
     The sums of the compiled loops run in another order than XLA's: results differ by float32 rounding.
-    They are used for float32 on one CPU device, see `loops.are_for`.
+    They are used for float32 on one CPU device, see `loops.are_for`. All derivatives are there in both forms.
 
     Args:
         stride: of both axes.
         padding: ((top, bottom), (left, right)) in pixels of zeros, or 'SAME'.
+
+    Raises:
+        ValueError: arrays of other shapes.
     """
+    if images.ndim != 4 or kernel.ndim != 4 or images.shape[3] != kernel.shape[2]:
+        raise ValueError('A convolution needs images [N, H, W, C] and a kernel [KH, KW, C, D], got '
+                         f'{images.shape} and {kernel.shape}. One image is a batch too: images[None].')
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), padding)
     window = _Window(stride, tuple((int(low), int(high)) for low, high in padding))
     if _is_compiled(images, kernel, window):
-        return _compiled(images, kernel, window)
+        return call(_Forward(window), images, kernel)[0]
     return _plain(images, kernel, window)
 
 
@@ -61,55 +69,86 @@ def _output_size(images, kernel, window):
                  for size, pads, extent in zip(images.shape[1:3], window.padding, kernel.shape[:2]))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _compiled(images, kernel, window):
-    shape = (images.shape[0], *_output_size(images, kernel, window), kernel.shape[3])
-    return lax.platform_dependent(images, kernel, cpu=_loop('forward', shape, window),
-                                  default=lambda images, kernel: _plain(images, kernel, window))
+class _Convolution(Operation):
+    """A product of images, a kernel and an output, two of which are given: linear in each of them."""
+
+    linear = ((0,), (1,))
+
+    def compiled(self, *arrays):
+        return (self._loop(*arrays),)
 
 
-def _forward(images, kernel, window):
-    return _compiled(images, kernel, window), (images, kernel)
+@dataclasses.dataclass(frozen=True)
+class _Forward(_Convolution):
+    """images [N, H, W, C], kernel [KH, KW, C, D] -> [N, h, w, D]."""
+
+    window: _Window
+
+    def plain(self, images, kernel):
+        return (_plain(images, kernel, self.window),)
+
+    def _loop(self, images, kernel):
+        shape = (images.shape[0], *_output_size(images, kernel, self.window), kernel.shape[3])
+        return _loop('forward', shape, self.window)(images, kernel)
+
+    def transpose(self, group, cotangents, arrays):
+        images, kernel = arrays
+        if group == (0,):
+            return call(_InputGradient(self.window, images.shape[1:3]), *cotangents, kernel)
+        return call(_KernelGradient(self.window, kernel.shape[:2]), images, *cotangents)
 
 
-def _backward(window, residuals, gradient):
-    images, kernel = residuals
-    return (input_gradient(gradient, kernel, images.shape[1:3], window),
-            kernel_gradient(images, gradient, kernel.shape[:2], window))
+@dataclasses.dataclass(frozen=True)
+class _InputGradient(_Convolution):
+    """gradient [N, h, w, D] of a convolution's output, kernel [KH, KW, C, D] -> that in its images [N, *size, C]."""
+
+    window: _Window
+    size: tuple[int, int]
+
+    def plain(self, gradient, kernel):
+        images = jax.ShapeDtypeStruct(self._shape(gradient, kernel), gradient.dtype)
+        return jax.linear_transpose(lambda images: _plain(images, kernel, self.window), images)(gradient)
+
+    def _loop(self, gradient, kernel):
+        return _loop('input_gradient', self._shape(gradient, kernel), self.window)(gradient, kernel)
+
+    def _shape(self, gradient, kernel):
+        return gradient.shape[0], *self.size, kernel.shape[2]
+
+    def transpose(self, group, cotangents, arrays):
+        gradient, kernel = arrays
+        if group == (0,):
+            return call(_Forward(self.window), *cotangents, kernel)
+        return call(_KernelGradient(self.window, kernel.shape[:2]), *cotangents, gradient)
 
 
-_compiled.defvjp(_forward, _backward)
+@dataclasses.dataclass(frozen=True)
+class _KernelGradient(_Convolution):
+    """images [N, H, W, C], gradient [N, h, w, D] of a convolution's output -> that in its kernel [*size, C, D]."""
 
+    window: _Window
+    size: tuple[int, int]
 
-def input_gradient(gradient: jax.Array, kernel: jax.Array, size: tuple[int, int],
-                   window: _Window) -> jax.Array:
-    """Of a convolution's output [N, h, w, D]: the gradient in its images [N, *size, C]."""
-    shape = (gradient.shape[0], *size, kernel.shape[2])
+    def plain(self, images, gradient):
+        kernel = jax.ShapeDtypeStruct(self._shape(images, gradient), images.dtype)
+        return jax.linear_transpose(lambda kernel: _plain(images, kernel, self.window), kernel)(gradient)
 
-    def plain(gradient, kernel):
-        images = jax.ShapeDtypeStruct(shape, gradient.dtype)
-        return jax.linear_transpose(lambda images: _plain(images, kernel, window), images)(gradient)[0]
-
-    return lax.platform_dependent(gradient, kernel, cpu=_loop('input_gradient', shape, window), default=plain)
-
-
-def kernel_gradient(images: jax.Array, gradient: jax.Array, size: tuple[int, int],
-                    window: _Window) -> jax.Array:
-    """Of a convolution's output [N, h, w, D]: the gradient in its kernel [*size, C, D]."""
-    shape = (*size, images.shape[3], gradient.shape[3])
-    # Each part is summed by one thread. How many there are depends on shapes alone, and so do the results.
-    parts = max(1, min(images.shape[0], _PARTS // -(-shape[3] // _LANES)))
-    partial = _loop('kernel_gradient', (parts, *shape), window)
-
-    def plain(images, gradient):
-        kernel = jax.ShapeDtypeStruct(shape, images.dtype)
-        return jax.linear_transpose(lambda kernel: _plain(images, kernel, window), kernel)(gradient)[0]
-
-    def compiled(images, gradient):
+    def _loop(self, images, gradient):
+        shape = self._shape(images, gradient)
+        # Each part is summed by one thread. How many there are depends on shapes alone, and so do the results.
+        parts = max(1, min(images.shape[0], _PARTS // -(-shape[3] // _LANES)))
+        partial = _loop('kernel_gradient', (parts, *shape), self.window)(images, gradient)
         # One by one: XLA's reduction over the first axis takes several times as long.
-        return functools.reduce(jnp.add, partial(images, gradient))
+        return functools.reduce(jnp.add, partial)
 
-    return lax.platform_dependent(images, gradient, cpu=compiled, default=plain)
+    def _shape(self, images, gradient):
+        return *self.size, images.shape[3], gradient.shape[3]
+
+    def transpose(self, group, cotangents, arrays):
+        images, gradient = arrays
+        if group == (0,):
+            return call(_InputGradient(self.window, images.shape[1:3]), gradient, *cotangents)
+        return call(_Forward(self.window), images, *cotangents)
 
 
 def _loop(name, shape, window):
