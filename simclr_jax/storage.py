@@ -60,10 +60,13 @@ def open_read(path: Path) -> Any:
     return _remote(path).open(path, 'rb') if is_remote(path) else open(path, 'rb')
 
 
-def read_bytes(path: Path) -> bytes:
-    """All of a file. OSError: it cannot be read."""
-    with open_read(path) as file:
-        return file.read()
+def read_bytes(path: Path, start: int = 0, length: int = -1) -> bytes:
+    """A file from byte `start` on, all or `length` bytes of it. OSError: it cannot be read."""
+    if is_remote(path):
+        return _remote(path).cat_file(path, start, None if length < 0 else start + length)
+    with open(path, 'rb') as file:
+        file.seek(start)
+        return file.read(length)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

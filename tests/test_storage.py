@@ -21,6 +21,7 @@ def test_what_is_written_is_found_listed_and_read(root):
     storage.write_atomically(f'{root}/c.bin', b'4')
     assert storage.scan(root) == [('a', True), ('c.bin', False)]
     assert storage.read_bytes(f'{root}/a/b.bin') == b'123' and storage.size(f'{root}/a/b.bin') == 3
+    assert storage.read_bytes(f'{root}/a/b.bin', 1, 1) == b'2'
     with storage.open_read(f'{root}/a/b.bin') as file:
         file.seek(1)
         assert file.read(1) == b'2'

@@ -38,6 +38,13 @@ class Targeted(Protocol):
 
 
 @runtime_checkable
+class Named(Protocol):
+    """A data set that names its items, for messages and results."""
+
+    names: Sequence[str]
+
+
+@runtime_checkable
 class WithClassNames(Protocol):
     """A data set that names its classes: class i is `class_names[i]`."""
 
@@ -107,6 +114,10 @@ class ItemSource(Source):
             raise ValueError(f"'{name}' has {self.num_examples} items but {len(labels)} labels.")
         self.labels, self.class_names, self.notes = as_classes(labels, class_names, f"'{name}'")
         self.notes += notes
+
+    def name_of(self, index: int) -> str:
+        """The item's own name, or its number."""
+        return self._items.names[index] if isinstance(self._items, Named) else super().name_of(index)
 
     def load(self, index: int) -> bytes | np.ndarray:
         """Image `index`, an encoded file's bytes or uint8 [H, W, 3]. OSError: it cannot be read."""

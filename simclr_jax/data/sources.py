@@ -11,12 +11,12 @@ from PIL import ImageColor
 
 from simclr_jax import storage
 from simclr_jax.config import names
-from simclr_jax.data import arrays, folder, items, shapes
+from simclr_jax.data import arrays, containers, folder, items, shapes
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.decode import BadImage, decoded
 from simclr_jax.data.items import as_source
 from simclr_jax.data.pixels import AUTO, Rules
-from simclr_jax.data.source import Source, Streamed
+from simclr_jax.data.source import Source, Streamed, split_name
 from simclr_jax.data.subset import hold_out, take_split
 
 __all__ = ['as_source', 'available_splits', 'load_pair', 'load_source', 'load_test_source', 'options']
@@ -40,7 +40,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
-        name: 'shapes' or 'shapes:N' (embedded; N training images), 'folder:PATH', 'arrays:PATH.npz',
+        name: 'shapes' or 'shapes:N' (embedded; N training images), 'folder:PATH', 'arrays:PATH.npz', 'hf:NAME' and
+            'wds:PATTERN' (data/containers.py),
             'package.module:Name' (what it makes goes through `as_source`), or a TFDS name, as 'cifar10' or
             'imagenet2012_subset/1pct:5.0.0'.
         split: a split of the source; slices such as 'train[:10%]' work everywhere.
@@ -72,9 +73,15 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     elif kind == 'arrays':
         found = take_split(arrays.npz_source(name, split, path, rules=rules, as_numbered=reading == 1), split,
                            is_sorted=reading == 1)
-    elif kind == 'object':
-        found = as_source(_object(name) if source is None else source, split, name=name, arguments=arguments,
-                          rules=rules)
+    elif kind == 'wds':
+        shards = containers.TarShards(path, split_name(split))
+        found = as_source(shards, split, name=name, rules=rules)
+        if shards.num_left_out:
+            found.notes.append(f'{name}: {shards.num_left_out:,} examples without an image are left out.')
+    elif kind in ('object', 'hf'):
+        brought = source if source is not None else _object(name) if kind == 'object' else containers.hugging_face(
+            path, cache_dir=data_dir or None, download=download)
+        found = as_source(brought, split, name=name, arguments=arguments, rules=rules)
     else:
         from simclr_jax.data import tfds as tfds_source
         found = tfds_source.load(name, split, data_dir=data_dir or None, download=download,
@@ -146,6 +153,10 @@ def available_splits(name: str, *, data_dir: str | None = None, arguments: Mappi
         return folder.folder_splits(path, folders)
     if kind == 'arrays':
         return arrays.npz_splits(path)
+    if kind == 'wds':
+        return containers.shard_splits(path)
+    if kind == 'hf':
+        return tuple(containers.hugging_face(path, cache_dir=data_dir or None))
     if kind == 'object':
         return items.splits_of(_object(name), arguments)
     from simclr_jax.data import tfds as tfds_source
@@ -277,7 +288,7 @@ def _with_classes_of(train: Source, test: Source) -> Source:
 
 def _kind_and_path(name: str) -> tuple[str, str]:
     kind, _, path = name.partition(':')
-    if kind not in ('shapes', 'folder', 'arrays') and names.is_path(name):
+    if kind not in ('shapes', 'folder', 'arrays', 'hf', 'wds') and names.is_path(name):
         return 'object', name
     return kind, storage.as_path(path)
 

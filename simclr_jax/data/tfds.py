@@ -188,8 +188,8 @@ def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.Datas
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name.split('/')[0].split(':')[0], known)
         raise ValueError(
-            f"There is no data source '{name}': give shapes, folder:PATH, arrays:PATH.npz or the "
-            f'name of a TFDS data set{", such as " + " or ".join(close) if close else ""}.'
+            f"There is no data source '{name}': give shapes, folder:PATH, arrays:PATH.npz, hf:NAME, wds:PATTERN, "
+            f'package.module:Name or the name of a TFDS data set{", such as " + " or ".join(close) if close else ""}.'
         ) from error
     except AssertionError as error:  # How TFDS says that there is no such version.
         raise ValueError(str(error)) from error

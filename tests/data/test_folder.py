@@ -108,10 +108,10 @@ def test_what_is_left_out_is_counted_by_suffix_and_said(tmp_path):
 
 @pytest.mark.parametrize('suffix, kind', [
     ('.tif', 'TIFF'), ('.TIFF', 'TIFF'), ('.jp2', 'JPEG2000'), ('.jfif', 'JPEG'), ('.jpe', 'JPEG'), ('.avif', 'AVIF'),
-    ('.ppm', 'PPM'), ('.npy', '')])
+    ('.ppm', 'PPM'), ('.npy', ''), ('.heic', 'HEIF')])
 def test_further_suffixes(tmp_path, suffix, kind):
     pixels = np.full((8, 10, 3), (200, 90, 30), np.uint8)
-    if suffix == '.avif' and '.avif' not in sources.folder.suffixes():
+    if suffix in ('.avif', '.heic') and suffix not in sources.folder.suffixes():
         pytest.skip('no codec')
     if kind:
         Image.fromarray(pixels).save(tmp_path / f'a{suffix}', kind)
