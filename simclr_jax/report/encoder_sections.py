@@ -95,7 +95,7 @@ def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, S
     settings, run = config.report, pretrained.config
     data = run.data if run.data.source else config.data         # of a file: those that it is shown on
     where = data_options(config, run) | {
-        'cache': '', 'decode_once': False,
+        'cache': '', 'decode_once': False, 'arguments': dict(data.get('arguments', {})),
         'max_bad_share': run.data.get('max_bad_share', config.data.max_bad_share)}
 
     def read(source):

@@ -30,12 +30,12 @@ _PART = 'step_ms/'            # then the part of a step
 
 
 def _encoder_words(encoder: Mapping[str, Any]) -> str:
-    """An encoder's fields in words: of ours, or the name and arguments of another."""
+    """An encoder's fields in words: of ours, or else its name and arguments."""
     if encoder.get('name', 'resnet') == 'resnet':
         return (f'ResNet-{encoder.get("depth", "?")}, width {encoder.get("width", "?")}, '
                 f'{encoder.get("stem", "?")} stem, {encoder.get("dtype", "?")}')
     arguments = ', '.join(f'{name}={value!r}' for name, value in (encoder.get('arguments') or {}).items())
-    return f'{encoder["name"]}({arguments})'
+    return f'{encoder["name"]}({arguments})' if encoder['name'] else 'an encoder that the config cannot name'
 
 
 def file_of_weights(path: str, run: Mapping[str, Any]) -> list[Block]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.config import base_config, smoke
+from simclr_jax.config import ConfigDict, base_config, smoke
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.pretrained import Pretrained
 from simclr_jax.models.network import make_network
@@ -191,6 +191,25 @@ def test_unlabelled_images_without_a_test_split(tmp_path, encoder, monkeypatch):
     assert 'There are no labels, so that none is marked' in page.text and 'itself left out' in page.text
     assert ' right' not in re.findall('<div class="cell[^"]*', page.source)
     assert 'no labels to colour them by' in page.text and 't-SNE' not in page.text
+
+
+def test_an_encoder_and_a_source_that_are_not_ours_have_every_part(tmp_path, encoder, monkeypatch):
+    config = small_config()
+    config.encoder.update({'name': 'tests.encoders:CNN', 'arguments': ConfigDict({'width': 12})})
+    config.data.update({'source': 'examples.source:Stripes', 'arguments': ConfigDict({'count': 30}),
+                        'train_split': 'train', 'test_split': 'test'})
+    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(),
+                           mean=config.augment.mean, std=config.augment.std)
+    variables = jax.device_get(network.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32),
+                                            train=False))
+    write_run(tmp_path / 'run', config)
+    theirs = encoder._replace(network=network, variables=variables, initial=variables)
+    page = make_report(tmp_path / 'run', config, theirs, monkeypatch, tsne=False)
+    assert 'tests.encoders:CNN(width=12)' in page.text and 'all 30 images' in page.text
+    assert 'horizontal' in page.text and 'The vote of the ' in page.text
+    for heading in ('Augmentations', 'Nearest neighbours', 'Map of the features', 'Similarities of views'):
+        assert f'<h2>{heading}</h2>' in page.source
+    assert not re.search('<p class="missing">No (?!floor)', page.source)
 
 
 def test_data_that_are_gone_are_said(tmp_path, encoder, monkeypatch):
