@@ -132,7 +132,8 @@ def _shortcut(block, x):
                         count_include_pad=stride > 1)
     elif stride > 1:
         # The pixels that a 1x1 kernel of this stride reads: its gradient is a product on the small map.
-        x = x[:, ::stride, ::stride]
+        # Not x[:, ::stride, ::stride]: of sizes that are not known that is a gather.
+        x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
     x = block.conv(features, 1, name='shortcut_conv')(x)
     return block.norm(name='shortcut_norm')(x)
 

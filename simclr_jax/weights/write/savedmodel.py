@@ -1,54 +1,77 @@
-"""An encoder as a TensorFlow SavedModel of TensorFlow's own operations.
+"""An encoder of any make as a TensorFlow SavedModel: its StableHLO program, its weights as tf.Variables.
 
-Not by jax2tf: that stores a StableHLO program, which a TensorFlow older than the JAX that wrote it cannot
-read (TensorFlow 2.21 refuses those of JAX 0.12), which is compiled anew for each batch size, and which TFLite
-and TensorFlow.js do not take.
+As jax2tf makes it, but for the version of StableHLO: TensorFlow 2.21 cannot read the one that JAX 0.12 writes
+(`unregistered operation 'vhlo.custom_call_v2'`), so the program is written in the first one.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from flax import traverse_util
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
 
-from simclr_jax.weights.write import graph
+from simclr_jax.models.network import Network
+from simclr_jax.training.steps import make_encode
 from simclr_jax.weights.tree import flat
+from simclr_jax.weights.write.stablehlo import export_program
+
+_STABLEHLO = '1.0.0'        # what every TensorFlow since 2.16 reads
 
 
-def write_savedmodel(directory: str | os.PathLike, variables: Mapping[str, Any], *,
-                     encoder: Mapping[str, Any], head: Mapping[str, Any],
-                     mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0),
-                     layer: int = 0) -> None:
+def write_savedmodel(directory: str | os.PathLike, network: Network, variables: Mapping[str, Any], *,
+                     image_size: int = 0, layer: int = 0) -> None:
     """Writes the SavedModel `directory`; its `serving_default` maps images to features.
 
-    'images' are float32 [batch, height, width, 3] in [0, 1], all three sizes free, normalised inside by
-    `mean` and `std`; 'features' float32 [batch, D]. The loaded object can also be called, with the same
-    result: loaded(images)['features']. Its `weights` are tf.Variables under the names that they have here.
+    'images' are float32 [batch, S, S, 3] in [0, 1], the batch free, normalised inside by the network's mean and
+    std; 'features' float32 [batch, D]. The loaded object can also be called, with the same result:
+    loaded(images)['features']. Its `weights` are tf.Variables under the names that they have here.
 
     Args:
-        variables, encoder, head, layer: see `graph.features`.
+        network, variables, layer: see `onnx.write_onnx`.
+        image_size: S; 0 for any height and width that are multiples of 32 pixels, for an encoder that can be
+            traced so.
 
     Raises:
         ValueError: no such layer.
         OSError: the files could not be written.
     """
     tf = _tensorflow()
-    module = tf.Module()
-    named = {path.split('/', 1)[1]: array for path, array in flat(variables).items()}
-    module.weights = [tf.Variable(array, dtype=tf.float32, name=name) for name, array in named.items()
-                      if layer or name.startswith('encoder/')]
-    operations = TensorFlowOperations({weight.name.removesuffix(':0'): weight for weight in module.weights})
-    constants = graph.normalization(mean, std)
+    from tensorflow.compiler.tf2xla.python import xla
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, name='images')],
-                 autograph=False)
-    def encode(images):
-        x = (images - constants[0]) / constants[1] if constants else images
-        return {'features': graph.features(operations, x, variables, encoder=encoder, head=head, layer=layer)}
+    encode = make_encode(network, layer=layer)
+    named = flat(variables)
+    paths = sorted(path for path in named if layer or path.split('/')[1] == 'encoder')
+    left_out = {path: array for path, array in named.items() if path not in paths}
 
-    module.__call__ = encode
+    def encode_with(weights, images):
+        return encode(traverse_util.unflatten_dict(left_out | dict(zip(paths, weights)), sep='/'), images)
+
+    program = export_program(encode_with, f'{image_size}, {image_size}' if image_size else '32*h, 32*w',
+                             [named[path] for path in paths])
+    with ir.Context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, program.mlir_module_serialized)
+        module = stablehlo.serialize_portable_artifact(module, _STABLEHLO)
+    saved = tf.Module()
+    saved.weights = [tf.Variable(named[path], dtype=tf.float32, name=path.split('/', 1)[1]) for path in paths]
+    kept = set(program.module_kept_var_idx)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, image_size or None, image_size or None, 3], tf.float32,
+                                                name='images')], autograph=False)
+    def serve(images):
+        arguments = [each for index, each in enumerate((*saved.weights, images)) if index in kept]
+        features, = xla.call_module(
+            arguments, version=program.calling_convention_version, module=module, Tout=[tf.float32],
+            Sout=[[None, program.out_avals[0].shape[1]]],
+            platforms=[platform.upper() for platform in program.platforms])
+        return {'features': features}
+
+    saved.__call__ = serve
     try:
-        tf.saved_model.save(module, os.fspath(directory), signatures={'serving_default': encode})
+        tf.saved_model.save(saved, os.fspath(directory), signatures={'serving_default': serve})
     except tf.errors.OpError as error:
         raise OSError(f'TensorFlow could not write {os.fspath(directory)}: {error.message}') from error
 
@@ -66,69 +89,3 @@ def _tensorflow():
 
     tf.config.set_visible_devices([], 'GPU')
     return tf
-
-
-class TensorFlowOperations:
-    """`graph.Operations` on tensors [B, H, W, C], symbolic or not.
-
-    weights: {name: tf.Variable} to be used in the place of arrays.
-    """
-
-    def __init__(self, weights: Mapping[str, Any] | None = None):
-        self.tf = _tensorflow()
-        self.weights = weights or {}
-
-    def _weight(self, name, array):
-        return self.weights.get(name, array)      # a norm without offset has zeros for it
-
-    def convolve(self, x, kernel, stride, padding, name):
-        if padding == 'same' or stride == 1:
-            padding = 'SAME'
-        else:
-            padding = [[0, 0], [padding, padding], [padding, padding], [0, 0]]
-        return self.tf.nn.conv2d(x, self._weight(f'{name}/kernel', kernel), stride, padding)
-
-    def normalize(self, x, scale, bias, mean, var, epsilon, name):
-        arrays = {'scale': scale, 'bias': bias, 'mean': mean, 'var': var}
-        scale, bias, mean, var = (self._weight(f'{name}/{part}', array) for part, array in arrays.items())
-        if x.shape.rank == 2:
-            return self.tf.nn.batch_normalization(x, mean, var, bias, scale, epsilon)
-        # Not tf.compat.v1.nn.fused_batch_norm: it raises the epsilon to 1.001e-5.
-        return self.tf.raw_ops.FusedBatchNormV3(x=x, scale=scale, offset=bias, mean=mean, variance=var,
-                                                epsilon=float(epsilon), is_training=False).y
-
-    def relu(self, x):
-        return self.tf.nn.relu(x)
-
-    def max_pool(self, x, padding):
-        if padding == 'same':
-            return self.tf.nn.max_pool2d(x, 3, 2, 'SAME')
-        pad = [padding, padding]
-        return self.tf.nn.max_pool2d(self.tf.pad(x, [[0, 0], pad, pad, [0, 0]]), 3, 2, 'VALID')  # x >= 0
-
-    def average_pool(self, x, stride):
-        if stride == 1:
-            return self.tf.nn.avg_pool2d(x, 2, 1, 'SAME')
-        return self.tf.nn.avg_pool2d(self.tf.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]]), 2, stride, 'VALID')
-
-    def mean_pixels(self, x):
-        return self.tf.reduce_mean(x, [1, 2], keepdims=True)
-
-    def flatten(self, x):
-        return self.tf.squeeze(x, [1, 2])
-
-    def multiply_matrix(self, x, kernel, bias, name):
-        x = self.tf.matmul(x, self._weight(f'{name}/kernel', kernel))
-        return x if bias is None else x + self._weight(f'{name}/bias', bias)
-
-    def halves(self, x):
-        return self.tf.split(x, 2, -1)
-
-    def add(self, x, y):
-        return x + y
-
-    def subtract(self, x, y):
-        return x - y
-
-    def blend(self, x, y, logit):
-        return y + self.tf.sigmoid(logit) * (x - y)

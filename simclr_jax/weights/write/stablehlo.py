@@ -1,30 +1,29 @@
-"""An encoder as one serialized StableHLO program with its weights inside (`jax.export`)."""
+"""An encoder of any make as one serialized StableHLO program with its weights inside (`jax.export`)."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.export
 import numpy as np
 
-from simclr_jax.models.network import make_network
+from simclr_jax.models.network import Network
 from simclr_jax.training.steps import make_encode
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _MOST_BYTES = 2 ** 31 - 2 ** 24     # a flatbuffer holds 2 GiB; the program takes some
 
 
-def write_stablehlo(path: str | os.PathLike, variables: Mapping[str, Any], *, encoder: Mapping[str, Any],
-                    head: Mapping[str, Any], image_size: int, mean: Sequence[float] = (0.0, 0.0, 0.0),
-                    std: Sequence[float] = (1.0, 1.0, 1.0), layer: int = 0) -> None:
+def write_stablehlo(path: str | os.PathLike, network: Network, variables: Mapping[str, Any], *,
+                    image_size: int, layer: int = 0) -> None:
     """Writes `path`: images float32 [b, image_size, image_size, 3] -> features [b, D] float32.
 
     The batch size is free and the program runs on CPUs, NVIDIA GPUs and TPUs. Images are in [0, 1] and
-    normalised inside. Products are of full float32 precision on all of them.
+    normalised inside by the network's mean and std.
 
     Args:
-        variables, encoder, head, layer: see `graph.features`.
+        network, variables, layer: see `onnx.write_onnx`.
 
     Raises:
         ValueError: no such layer; or more weights than such a file can hold, 2 GiB.
@@ -34,15 +33,20 @@ def write_stablehlo(path: str | os.PathLike, variables: Mapping[str, Any], *, en
     if size > _MOST_BYTES:
         raise ValueError(f'The encoder has {size / 2**30:.1f} GiB of weights and a StableHLO file holds at '
                          'most 2: export it as a savedmodel.')
-    network = make_network(encoder=dict(encoder, dtype='float32'), head=dict(head, dtype='float32'),
-                           mean=mean, std=std)
     encode = make_encode(network, layer=layer)
-    shape = jax.export.symbolic_shape(f'b, {image_size}, {image_size}, 3')
-    with jax.default_matmul_precision('highest'):
-        exported = jax.export.export(jax.jit(lambda images: encode(variables, images)), platforms=PLATFORMS)(
-            jax.ShapeDtypeStruct(shape, np.float32))
+    program = export_program(lambda images: encode(variables, images), f'{image_size}, {image_size}')
     with open(path, 'wb') as file:
-        file.write(exported.serialize())
+        file.write(program.serialize())
+
+
+def export_program(encode: Callable[..., jax.Array], sizes: str, *arguments: Any) -> jax.export.Exported:
+    """(*arguments, images [b, *sizes, 3]) -> features as a program, its products of full float32 precision.
+
+    Sizes that are not known rule out the compiled loops of `models.cpu`, and that of the batch is none.
+    """
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f'b, {sizes}, 3'), np.float32)
+    with jax.default_matmul_precision('highest'):
+        return jax.export.export(jax.jit(encode), platforms=PLATFORMS)(*arguments, images)
 
 
 def load_stablehlo(path: str | os.PathLike) -> Callable[[jax.Array], jax.Array]:
