@@ -11,7 +11,7 @@ import numpy as np
 
 import simclr_jax
 from simclr_jax.weights.header import to_header
-from simclr_jax.weights.tree import Imported, feature_width, flat
+from simclr_jax.weights.tree import Imported, feature_width, flat, is_resnet
 
 NAME = 'card.json'
 _VERSION = 1
@@ -40,7 +40,7 @@ def make_card(imported: Imported, *, layer: int, normalize_inside: bool) -> dict
     return {
         'format': 'simclr_jax export', 'version': _VERSION, 'source': imported.source,
         'encoder': said['encoder'], 'head': said['head'],
-        'feature_width': feature_width(imported.encoder), 'classes': classes,
+        'feature_width': feature_width(imported.encoder, imported.image_size), 'classes': classes,
         'graphs': {'formats': ['onnx', 'savedmodel', 'stablehlo'], 'layer': layer,
                    'normalize_inside': normalize_inside},
         'preprocessing': {
@@ -57,12 +57,15 @@ def describe_file(name: str, card: Mapping[str, Any], *, size: int,
                   difference: float | None) -> dict[str, Any]:
     """The entry of one file in card['files']; `difference` is None where it could not be measured."""
     side = card['preprocessing']['image_size']
-    graph = 'normalised inside' if card['graphs']['normalize_inside'] else 'normalised: (x - mean) / std'
+    fixed = f'[B, {side}, {side}, 3]'
+    sizes = '[B, H, W, 3]' if is_resnet(card['encoder']) else fixed
+    by_32 = f'{sizes}, H and W multiples of 32' if side % 32 == 0 and sizes != fixed else fixed
+    values = 'normalised inside' if card['graphs']['normalize_inside'] else 'normalised: (x - mean) / std'
     inputs = {
         'encoder.safetensors': 'float32 [B, 3, H, W], normalised: (x - mean) / std',
         'encoder.flax.safetensors': 'uint8, or float32 in [0, 1], [B, H, W, 3] of any size',
-        'encoder.onnx': f'float32 [B, H, W, 3], {graph}', 'savedmodel': f'float32 [B, H, W, 3], {graph}',
-        'encoder.stablehlo': f'float32 [B, {side}, {side}, 3], {graph}'}
+        'encoder.onnx': f'float32 {sizes}, {values}', 'savedmodel': f'float32 {by_32}, {values}',
+        'encoder.stablehlo': f'float32 {fixed}, {values}'}
     return {'bytes': size, 'largest_difference': difference, 'load': _LOAD[name]} | (
         {'input': inputs[name]} if name in inputs else {})
 

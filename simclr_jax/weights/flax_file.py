@@ -28,9 +28,10 @@ def write_flax(path: str | os.PathLike, imported: Imported) -> None:
         OSError: the file cannot be written.
     """
     arrays = flat(imported.variables)
-    fit(arrays, encoder=imported.encoder, head=imported.head, file=imported.source)
+    size = imported.image_size
+    fit(arrays, encoder=imported.encoder, head=imported.head, file=imported.source, image_size=size)
     if imported.classifier is not None:
-        check_classifier(imported.classifier, imported.encoder, imported.source)
+        check_classifier(imported.classifier, imported.encoder, imported.source, image_size=size)
         arrays |= {_CLASSIFIER + name: np.asarray(array) for name, array in imported.classifier.items()}
     write_tensors(path, arrays, {header.KEY: header.to_header(imported, 'flax')})
 
@@ -47,9 +48,10 @@ def read_flax(path: str | os.PathLike) -> Imported:
     classifier = {name.removeprefix(_CLASSIFIER): array for name, array in arrays.items()
                   if name.startswith(_CLASSIFIER)}
     arrays = {name: array for name, array in arrays.items() if not name.startswith(_CLASSIFIER)}
-    variables = fit(arrays, encoder=said['encoder'], head=said['head'], file=str(path))
+    size = said['image_size']
+    variables = fit(arrays, encoder=said['encoder'], head=said['head'], file=str(path), image_size=size)
     if classifier:
-        check_classifier(classifier, said['encoder'], str(path))
+        check_classifier(classifier, said['encoder'], str(path), image_size=size)
     return Imported(variables=variables, classifier=classifier or None, **header.imported_fields(said))
 
 

@@ -1,8 +1,9 @@
 """What a file of weights says of itself, as JSON in the header of a safetensors file.
 
-{'format': 1, 'layout': 'flax' or 'torch', 'encoder': every field of models.resnet.ResNet, 'head': every
-field of models.heads.ProjectionHead, 'mean', 'std', 'image_size', 'crop_proportion', 'source', 'card'}:
-see tree.Imported. Every field is written out, so that no default can change what a file means.
+{'format': 1, 'layout': 'flax' or 'torch', 'encoder': every field of models.resnet.ResNet, or name, arguments
+and the norms' settings of an encoder of another make, 'head': every field of models.heads.ProjectionHead,
+'mean', 'std', 'image_size', 'crop_proportion', 'source', 'card'}: see tree.Imported. Every field is written
+out, so that no default can change what a file means.
 """
 
 import dataclasses
@@ -14,12 +15,13 @@ from typing import Any
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.weights.tensors import read_json
-from simclr_jax.weights.tree import Imported
+from simclr_jax.weights.tree import Imported, is_resnet
 
 KEY = 'simclr_jax'      # of the metadata
 _FORMAT = 1
 _MOST_LAYERS = 100     # of a head
 # A head has the encoder's where it has none of its own, as in models.network.make_network.
+_OF_OTHERS = {'name': str, 'arguments': dict}       # of an encoder of another make
 _SHARED = ('norm_groups', 'norm_momentum', 'norm_epsilon', 'dtype')
 
 
@@ -29,7 +31,7 @@ def to_header(imported: Imported, layout: str, **more: Any) -> str:
     Raises:
         ValueError: a field is unknown, of another type, or `card` is not made of JSON values.
     """
-    encoder = _checked('encoder', {**_defaults(ResNet), **imported.encoder}, ResNet, imported.source)
+    encoder = _checked('encoder', _whole(imported.encoder), ResNet, imported.source)
     shared = {name: encoder[name] for name in _SHARED}
     head = _checked('head', {**_defaults(ProjectionHead), **shared, **imported.head}, ProjectionHead,
                     imported.source)
@@ -83,21 +85,30 @@ def _defaults(module):
             } | {'dtype': 'float32'}
 
 
+def _whole(encoder):
+    """Every field of a ResNet; of an encoder of another make those that speak for it, and for the heads."""
+    if is_resnet(encoder):
+        return {**_defaults(ResNet), **encoder}
+    return {name: encoder.get(name, _defaults(ResNet).get(name)) for name in (*_OF_OTHERS, *_SHARED)}
+
+
 def _fields(module):
     return [field for field in dataclasses.fields(module) if field.name not in ('parent', 'name')]
 
 
 def _checked(what: str, values: Mapping[str, Any], module: type, file: str) -> dict[str, Any]:
     """The fields, each known and of its default's type."""
-    known = {field.name for field in _fields(module)}
-    types = {'depth': int, **{name: type(default) for name, default in _defaults(module).items()}}
+    other = module is ResNet and not is_resnet(values)
+    known = {*_OF_OTHERS, *_SHARED} if other else {field.name for field in _fields(module)}
+    types = {'depth': int, **_OF_OTHERS}
+    types |= {name: type(default) for name, default in _defaults(module).items()}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f'{file}: {what}.{name} is unknown to this version of simclr_jax; it has '
                              f'{", ".join(sorted(known))}.')
         if not (type(value) is types[name] or types[name] is float and type(value) is int):
             raise ValueError(f'{file}: {what}.{name} is {value!r} and should be {types[name].__name__}.')
-    if module is ResNet and 'depth' not in values:
+    if module is ResNet and not other and 'depth' not in values:
         raise ValueError(f'{file}: encoder.depth is missing.')
     return dict(values)
 

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.models.network import make_network
-from simclr_jax.models.resnet import DEPTHS
+from simclr_jax.models.network import init_variables, make_network
 
 _SHOWN = 4      # names of each kind in a message
 
@@ -22,7 +21,8 @@ class Imported:
     """An encoder from a file, with all that it takes to run it as where it came from.
 
     Attributes:
-        encoder: fields of models.resnet.ResNet, dtype as a string.
+        encoder: fields of models.resnet.ResNet, dtype as a string; of an encoder of another make `name` and
+            `arguments`, as models.network.make_encoder takes them.
         head: fields of models.heads.ProjectionHead; {'mode': 'none'} where the file has none.
         variables: {'params', 'batch_stats'}, each {'encoder': ..., 'head': ...}: nested dicts of numpy
             float32 arrays, all of what the network needs (see `fit`).
@@ -46,27 +46,46 @@ class Imported:
     card: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def expected(encoder: Mapping[str, Any], head: Mapping[str, Any],
-             file: str = '') -> dict[str, tuple[int, ...]]:
+def is_resnet(encoder: Mapping[str, Any]) -> bool:
+    """Whether these are fields of models.resnet.ResNet."""
+    return encoder.get('name', 'resnet') == 'resnet'
+
+
+def expected(encoder: Mapping[str, Any], head: Mapping[str, Any], file: str = '',
+             image_size: int = 32) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all that a network needs, such as 'params/encoder/stem_conv/kernel'.
+
+    Args:
+        encoder, head: see `Imported`.
+        file: where they come from, for messages.
+        image_size: of the images, which parameters of an encoder of another make may depend on.
 
     Raises:
         ValueError: no such network: an unknown depth, stem or head mode. `file` is named in front.
     """
+    size = 32 if is_resnet(encoder) else image_size
     try:
-        return dict(_expected(json.dumps([dict(encoder), dict(head)], sort_keys=True, default=list)))
+        return _trace(json.dumps([dict(encoder), dict(head)], sort_keys=True, default=list), size)[0]
     except (ValueError, TypeError, OverflowError) as error:
         first_line = str(error).split('\n')[0]      # jax adds lines of its own
         raise ValueError(f'{file}: {first_line}' if file else first_line) from None
 
 
 @functools.lru_cache(maxsize=8)
-def _expected(fields):
+def _trace(fields: str, image_size: int) -> tuple[dict[str, tuple[int, ...]], int]:
+    """(shapes by path, number of features) of the network with these fields, as JSON."""
     encoder, head = json.loads(fields)
     network = make_network(encoder=encoder, head=head)
-    tree = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    images = jnp.zeros((1, image_size, image_size, 3))
+
+    def start():
+        variables = init_variables(network, jax.random.key(0), images)
+        return variables, network.apply(variables, images, train=False).features
+
+    tree, features = jax.eval_shape(start)
     shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep='/').items()}
-    return dict(sorted(shapes.items(), key=lambda item: not item[0].startswith('params/')))    # kernels first
+    kernels_first = sorted(shapes.items(), key=lambda item: not item[0].startswith('params/'))
+    return dict(kernels_first), features.shape[1]
 
 
 def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -76,14 +95,13 @@ def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: Mapping[str, Any], file: str,
-        name_of: Callable[[str], str] = str,
-        shape_of: Callable[[Sequence[int]], Sequence[int]] = list) -> dict[str, Any]:
+        name_of: Callable[[str], str] = str, shape_of: Callable[[Sequence[int]], Sequence[int]] = list,
+        image_size: int = 32) -> dict[str, Any]:
     """The variables of the network, each taken from `arrays`: none missing, none left over.
 
     Args:
         arrays: {path: array}, paths as in `expected`; axes in this project's order already.
-        encoder, head: see `Imported`.
-        file: where they come from, for messages.
+        encoder, head, file, image_size: see `expected`.
         name_of: a path of `expected` -> the name that it has in the file, for messages.
         shape_of: a shape here -> the shape in the file's order of axes, for messages.
 
@@ -94,7 +112,7 @@ def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: M
         ValueError: names are missing, unexpected or of another shape, dtype than float32, or hold a
             value that is not finite. One sentence names them.
     """
-    wanted = expected(encoder, head, file)
+    wanted = expected(encoder, head, file, image_size)
     missing = [name_of(path) for path in wanted if path not in arrays]
     unexpected = [name_of(path) for path in arrays if path not in wanted]
     both = {path: np.asarray(arrays[path]) for path in wanted if path in arrays}
@@ -111,7 +129,7 @@ def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: M
 
 
 def check_classifier(classifier: Mapping[str, np.ndarray], encoder: Mapping[str, Any], file: str, *,
-                     names: Mapping[str, str] | None = None) -> None:
+                     names: Mapping[str, str] | None = None, image_size: int = 32) -> None:
     """ValueError unless it is {'kernel' [D, C], 'bias' [C]}, float32 and finite, for features of width D.
 
     `names` are those that 'kernel' and 'bias' have in the file, for messages.
@@ -121,7 +139,7 @@ def check_classifier(classifier: Mapping[str, np.ndarray], encoder: Mapping[str,
     refuse(file, {'missing': [names[name] for name in names if name not in arrays],
                   'unexpected': [name for name in arrays if name not in names]})
     kernel, bias = arrays['kernel'], arrays['bias']
-    width = feature_width(encoder)
+    width = feature_width(encoder, image_size)
     fits = kernel.ndim == 2 and kernel.shape[0] == width and bias.shape == kernel.shape[1:]
     refuse(file, {'of another shape': [] if fits else [
         f'{names["kernel"]} and {names["bias"]} are no classifier of {width} features']})
@@ -131,10 +149,10 @@ def check_classifier(classifier: Mapping[str, np.ndarray], encoder: Mapping[str,
                        if array.dtype == np.float32 and not np.isfinite(array).all()]})
 
 
-def feature_width(encoder: Mapping[str, Any]) -> int:
+def feature_width(encoder: Mapping[str, Any], image_size: int = 32) -> int:
     """D, the number of features of an encoder with these fields."""
-    block, _ = DEPTHS[encoder['depth']]
-    return int(64 * encoder.get('width', 1.0)) * 8 * block.expansion
+    size = 32 if is_resnet(encoder) else image_size
+    return _trace(json.dumps([dict(encoder), {'mode': 'none'}], sort_keys=True, default=list), size)[1]
 
 
 def refuse(file: str, problems: Mapping[str, list[str]]) -> None:

@@ -1,73 +1,80 @@
 """Encoders in onnxruntime: the same features as here, for images of any number and size."""
 
+import flax.linen as nn
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 onnx = pytest.importorskip('onnx')          # both of the extra [export]
 pytest.importorskip('onnxruntime')
 
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.network import Network
 from simclr_jax.weights.write import onnx as onnx_file
 from simclr_jax.weights.write.onnx import load_onnx, write_onnx
-from tests.weights.random_weights import random_variables  # noqa: E402
-from tests.weights.tiny_encoders import (CASES, NORMALIZATION, assert_close, depth_of_bottlenecks,  # noqa: E402
-                                         own_layers, random_images)
-
-
-def fields_of(case):
-    encoder, head = CASES[case]
-    return {'encoder': encoder, 'head': head, **NORMALIZATION}
+from tests.weights.tiny_encoders import (CASES, OTHERS, assert_close, depth_of_bottlenecks,  # noqa: E402
+                                         layers_of, network_of_others, random_images, random_network)
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_every_layer_is_that_of_our_own_network(case, tmp_path):
-    fields, images = fields_of(case), random_images(2, 33, 40)
+    images = random_images(2, 33, 40)
     with depth_of_bottlenecks():
-        variables = random_variables(*CASES[case])
-        layers = own_layers(images, variables, **fields)
-        for layer, ours in enumerate(layers):
-            write_onnx(tmp_path / 'encoder.onnx', variables, **fields, layer=layer)
+        network, variables = random_network(case)
+        for layer, ours in enumerate(layers_of(network, variables, images)):
+            write_onnx(tmp_path / 'encoder.onnx', network, variables, layer=layer)
             assert_close(load_onnx(tmp_path / 'encoder.onnx')(images), ours)
 
 
+@pytest.mark.parametrize('name', OTHERS)
+def test_an_encoder_that_is_not_ours_for_any_number_of_images(name, tmp_path):
+    network, variables = network_of_others(name)
+    write_onnx(tmp_path / 'encoder.onnx', network, variables, image_size=33)
+    for count in (1, 3):
+        images = random_images(count, 33, 33)
+        assert_close(load_onnx(tmp_path / 'encoder.onnx')(images), layers_of(network, variables, images)[0])
+
+
 def test_number_and_size_of_the_images_are_free(tmp_path):
-    fields, variables = fields_of('basic'), random_variables(*CASES['basic'])
-    write_onnx(tmp_path / 'encoder.onnx', variables, **fields)
+    network, variables = random_network('as haiku')
+    write_onnx(tmp_path / 'encoder.onnx', network, variables)
     encoder = load_onnx(tmp_path / 'encoder.onnx')
-    large, small = random_images(3, 48, 32), random_images(1, 17, 17)
-    assert_close(encoder(large), own_layers(large, variables, **fields)[0])
-    assert_close(encoder(small), own_layers(small, variables, **fields)[0])
+    large, small = random_images(3, 48, 32), random_images(1, 17, 18)
+    assert_close(encoder(large), layers_of(network, variables, large)[0])
+    assert_close(encoder(small), layers_of(network, variables, small)[0])
     assert_close(encoder(large[1:2]), encoder(large)[1:2])
 
 
+def test_an_operation_that_onnx_has_not_is_named(tmp_path):
+    class Sorted(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return jnp.sort(nn.Dense(4)(images.mean((1, 2))))
+
+    network = Network(Sorted(), ProjectionHead(mode='none'))
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    with pytest.raises(ValueError, match='uses the operation sort of JAX, .* export it as a'):
+        write_onnx(tmp_path / 'encoder.onnx', network, variables, image_size=8)
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_passes_the_checker_and_says_what_goes_in_and_out(tmp_path):
-    write_onnx(tmp_path / 'encoder.onnx', random_variables(*CASES['cifar']), **fields_of('cifar'),
-               facts={'source': 'a test'})
+    write_onnx(tmp_path / 'encoder.onnx', *random_network('cifar'), metadata={'source': 'a test'})
     model = onnx.load(tmp_path / 'encoder.onnx')
     onnx.checker.check_model(model, full_check=True)
     sizes = {value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
              for value in (*model.graph.input, *model.graph.output)}
     assert sizes == {'images': ['batch', 'height', 'width', 3], 'features': ['batch', 64]}
-    assert {fact.key: fact.value for fact in model.metadata_props} == {'source': 'a test'}
+    assert {entry.key: entry.value for entry in model.metadata_props} == {'source': 'a test'}
     assert 'encoder/stem_conv/kernel' in {array.name for array in model.graph.initializer}
 
 
-def test_without_mean_and_std_the_images_go_in_as_they_are(tmp_path):
-    variables, images = random_variables(*CASES['cifar']), random_images(1, 16, 16)
-    fields = fields_of('cifar')
-    write_onnx(tmp_path / 'inside.onnx', variables, **fields)
-    write_onnx(tmp_path / 'outside.onnx', variables, encoder=fields['encoder'], head=fields['head'])
-    normalized = (images - np.float32(fields['mean'])) / np.float32(fields['std'])
-    inside, outside = (load_onnx(tmp_path / f'{name}.onnx') for name in ('inside', 'outside'))
-    assert_close(outside(normalized), inside(images))
-
-
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    fields, variables = fields_of('basic'), random_variables(*CASES['basic'])
+    network, variables = random_network('basic')
     with pytest.raises(ValueError, match='layer is 4: the head has layers 0 .features. to 3 .projection.'):
-        write_onnx(tmp_path / 'encoder.onnx', variables, **fields, layer=4)
+        write_onnx(tmp_path / 'encoder.onnx', network, variables, layer=4)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables['params']['encoder']))
     monkeypatch.setattr(onnx_file, '_MOST_BYTES', size // 2)
     with pytest.raises(ValueError, match='GiB of weights and an ONNX file holds at most 2'):
-        write_onnx(tmp_path / 'encoder.onnx', variables, **fields)
+        write_onnx(tmp_path / 'encoder.onnx', network, variables)
     assert not list(tmp_path.iterdir())

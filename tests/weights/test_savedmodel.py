@@ -1,53 +1,45 @@
-"""Encoders in TensorFlow: the same features as here, from operations of TensorFlow alone."""
+"""Encoders in TensorFlow: the same features as here, from a program that TensorFlow runs by itself."""
 
 import numpy as np
 import pytest
 
 tf = pytest.importorskip('tensorflow')      # the format is its own
 
-from simclr_jax.weights.write.graph import features
-from simclr_jax.weights.write.savedmodel import TensorFlowOperations, load_savedmodel, write_savedmodel
-from tests.weights.random_weights import random_variables  # noqa: E402
-from tests.weights.tiny_encoders import (CASES, NORMALIZATION, assert_close, depth_of_bottlenecks,  # noqa: E402
-                                         own_layers, random_images)
+from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
+from tests.weights.tiny_encoders import (OTHERS, assert_close, depth_of_bottlenecks, layers_of,  # noqa: E402
+                                         network_of_others, random_images, random_network)
 
 
-@pytest.mark.parametrize('case', CASES)
-def test_every_layer_is_that_of_our_own_network(case):
-    fields, images = dict(zip(('encoder', 'head'), CASES[case])), random_images(2, 33, 40)
-    normalized = tf.constant((images - np.float32(NORMALIZATION['mean'])) / np.float32(NORMALIZATION['std']))
+@pytest.mark.parametrize('name', ['selective kernels', *OTHERS])
+def test_features_of_any_encoder_are_those_of_our_own_network(name, tmp_path):
     with depth_of_bottlenecks():
-        variables = random_variables(*CASES[case])
-        for layer, ours in enumerate(own_layers(images, variables, **fields, **NORMALIZATION)):
-            theirs = features(TensorFlowOperations(), normalized, variables, **fields, layer=layer)
-            assert_close(theirs.numpy(), ours)
+        network, variables = network_of_others(name) if name in OTHERS else random_network(name)
+        write_savedmodel(tmp_path / 'model', network, variables, image_size=33, layer=-1)
+        for count in (2, 1):
+            images = random_images(count, 33, 33)
+            ours = layers_of(network, variables, images)[-1]
+            assert_close(load_savedmodel(tmp_path / 'model')(images), ours)
 
 
-def test_the_loaded_object_is_plain_tensorflow_for_any_number_and_size_of_images(tmp_path):
-    encoder, _ = CASES['cifar']
-    fields = {'encoder': encoder, 'head': {'mode': 'linear', 'out_dim': 8}, **NORMALIZATION}
-    variables = random_variables(encoder, fields['head'])
-    write_savedmodel(tmp_path / 'model', variables, **fields, layer=-1)
+def test_the_loaded_object_takes_images_of_any_number_and_of_sizes_that_32_divides(tmp_path):
+    network, variables = random_network('cifar')
+    write_savedmodel(tmp_path / 'model', network, variables)
     loaded = tf.saved_model.load(str(tmp_path / 'model'))
     serve = loaded.signatures['serving_default']
     assert tuple(serve.inputs[0].shape) == (None, None, None, 3)
-    assert tuple(serve.structured_outputs['features'].shape) == (None, 8)
-    for shape in ((3, 16, 16), (1, 9, 20)):
+    assert tuple(serve.structured_outputs['features'].shape) == (None, 64)
+    for shape in ((3, 32, 32), (1, 32, 64)):
         images = random_images(*shape)
-        ours = own_layers(images, variables, **fields)[-1]
-        assert_close(load_savedmodel(tmp_path / 'model')(images), ours)
+        ours = layers_of(network, variables, images)[0]
         assert_close(loaded(tf.constant(images))['features'].numpy(), ours)
-    names = {weight.name for weight in loaded.weights}
-    assert {'encoder/stem_conv/kernel:0', 'head/norm1/var:0'} <= names
-    # A program of JAX's in it would need a TensorFlow as new as that JAX.
-    library = serve.graph.as_graph_def().library
-    kinds = {node.op for function in library.function for node in function.node_def}
-    assert 'Conv2D' in kinds and 'XlaCallModule' not in kinds
+    with pytest.raises(tf.errors.InvalidArgumentError, match='32'):
+        loaded(tf.constant(random_images(1, 33, 33)))
+    weights = {weight.name: weight.numpy() for weight in loaded.weights}
+    kernel = variables['params']['encoder']['stem_conv']['kernel']
+    np.testing.assert_array_equal(weights['encoder/stem_conv/kernel:0'], kernel)
 
 
 def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path):
     (tmp_path / 'file').write_text('')
-    encoder, head = CASES['cifar']
     with pytest.raises(OSError):
-        write_savedmodel(tmp_path / 'file' / 'model', random_variables(encoder, head), encoder=encoder,
-                         head=head)
+        write_savedmodel(tmp_path / 'file' / 'model', *random_network('cifar'), image_size=8)

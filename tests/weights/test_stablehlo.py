@@ -6,39 +6,34 @@ import pytest
 
 from simclr_jax.weights.write import stablehlo
 from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
-from tests.weights.random_weights import random_variables
-from tests.weights.tiny_encoders import (CASES, NORMALIZATION, assert_close, depth_of_bottlenecks, own_layers,
-                                         random_images)
+from tests.weights.tiny_encoders import (OTHERS, assert_close, depth_of_bottlenecks, layers_of,
+                                         network_of_others, random_images, random_network)
 
 
-def test_features_of_one_and_of_three_images_are_those_of_our_own_network(tmp_path):
-    encoder, head = CASES['selective kernels']
-    fields, images = {'encoder': encoder, 'head': head, **NORMALIZATION}, random_images(3, 33, 33)
+@pytest.mark.parametrize('name', ['selective kernels', *OTHERS])
+def test_features_of_one_and_of_three_images_are_those_of_our_own_network(name, tmp_path):
+    images = random_images(3, 33, 33)
     with depth_of_bottlenecks():
-        variables = random_variables(encoder, head)
-        # A run in bfloat16 is exported in float32.
-        write_stablehlo(tmp_path / 'program', variables, image_size=33, layer=-1,
-                        **fields | {'encoder': encoder | {'dtype': 'bfloat16'}})
-        ours = own_layers(images, variables, **fields)[-1]
+        network, variables = network_of_others(name) if name in OTHERS else random_network(name)
+        write_stablehlo(tmp_path / 'program', network, variables, image_size=33, layer=-1)
+        ours = layers_of(network, variables, images)[-1]
     encode = load_stablehlo(tmp_path / 'program')
     assert_close(encode(images), ours)
     assert_close(encode(images[1:2]), np.asarray(ours)[1:2])
 
 
 def test_one_file_is_for_processors_gpus_and_tpus(tmp_path):
-    encoder, head = CASES['cifar']
-    write_stablehlo(tmp_path / 'program', random_variables(encoder, head), encoder=encoder, head=head,
-                    image_size=16)
+    write_stablehlo(tmp_path / 'program', *random_network('cifar'), image_size=16)
     exported = jax.export.deserialize(bytearray((tmp_path / 'program').read_bytes()))
     assert exported.platforms == ('cpu', 'cuda', 'tpu')
     assert str(exported.in_avals[0]) == 'float32[b,16,16,3]'
     assert 'HIGHEST' in exported.mlir_module()      # or GPUs and TPUs would round the products
+    assert 'simclr_jax_loops' not in exported.mlir_module()     # which are compiled for one processor
 
 
 def test_what_is_no_program_is_refused(tmp_path, monkeypatch):
-    encoder, head = CASES['cifar']
-    variables = random_variables(encoder, head)
-    write_stablehlo(tmp_path / 'program', variables, encoder=encoder, head=head, image_size=16)
+    network, variables = random_network('cifar')
+    write_stablehlo(tmp_path / 'program', network, variables, image_size=16)
     whole = (tmp_path / 'program').read_bytes()
     for name, data in (('cut', whole[:1000]), ('text', b'weights'), ('empty', b'')):
         (tmp_path / name).write_bytes(data)
@@ -48,5 +43,5 @@ def test_what_is_no_program_is_refused(tmp_path, monkeypatch):
         load_stablehlo(tmp_path / 'nothing')
     monkeypatch.setattr(stablehlo, '_MOST_BYTES', 1000)
     with pytest.raises(ValueError, match='a StableHLO file holds at most 2: export it as a savedmodel'):
-        write_stablehlo(tmp_path / 'large', variables, encoder=encoder, head=head, image_size=16)
+        write_stablehlo(tmp_path / 'large', network, variables, image_size=16)
     assert not (tmp_path / 'large').exists()

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 
@@ -21,7 +22,7 @@ from simclr_jax.weights import header
 from simclr_jax.weights.tensors import check_file, read_tensors, write_tensors
 from simclr_jax.weights.torch_names import (encoder_fields, encoder_from_torch, encoder_to_torch, head_places,
                                             head_to_torch)
-from simclr_jax.weights.tree import Imported, check_classifier, fit, flat, refuse
+from simclr_jax.weights.tree import Imported, check_classifier, fit, flat, is_resnet, refuse
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # torchvision.transforms
 # What a file of others does not say.
@@ -53,9 +54,13 @@ def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathli
         The paths, the encoder's first.
 
     Raises:
-        ValueError: the variables do not fit the network or are not finite; nothing is written.
+        ValueError: it is no ResNet; or the variables do not fit the network or are not finite. Nothing is
+            written.
         OSError: a file cannot be written.
     """
+    if not is_resnet(imported.encoder):
+        raise ValueError('the format torch holds ResNets alone, and the encoder is '
+                         f'{imported.encoder["name"]}: export it as flax, onnx, savedmodel or stablehlo')
     directory = pathlib.Path(directory)
     fit(flat(imported.variables), encoder=imported.encoder, head=imported.head, file=imported.source)
     if imported.classifier is not None:
@@ -208,8 +213,18 @@ def _take_classifier(arrays, encoder, file):
     return classifier, rest
 
 
+def spare_triton() -> None:
+    """Before torch is imported beside tensorflow: the LLVM of triton and that of tensorflow end the process.
+
+    Triton compiles kernels for GPUs, which nothing here does. In the other order of imports they agree.
+    """
+    if 'tensorflow' in sys.modules:
+        sys.modules.setdefault('triton', None)
+
+
 def _state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The state dict in a file of torch.save, as numpy arrays; torch is imported here alone."""
+    spare_triton()
     try:
         import torch
     except ModuleNotFoundError:

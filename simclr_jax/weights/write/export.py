@@ -16,7 +16,6 @@ from simclr_jax.runlog.writer import plain_table
 from simclr_jax.weights import card as cards
 from simclr_jax.weights.write.formats import (FORMATS, Job, largest_difference, make_job, missing_modules,
                                               why_unusable)
-from simclr_jax.weights.write.graph import head_layers
 from simclr_jax.weights.tree import Imported, flat
 
 TOLERANCE = 1e-4        # of the largest difference of features, over their root mean square
@@ -69,18 +68,18 @@ def export_encoder(directory: str, imported: Imported, *, formats: Sequence[str]
     keeps the formats that are not written now; that of another encoder is replaced as a whole.
 
     Args:
-        formats: names of `FORMATS`; () for all whose libraries are installed.
-        layer: of the graphs (onnx, savedmodel, stablehlo): 0 for h, k for head layer k, -1 for z. The other
+        formats: names of `FORMATS`; () for all that can hold the encoder and whose libraries are installed.
+        layer: of the programs (onnx, savedmodel, stablehlo): 0 for h, k for head layer k, -1 for z. The other
             two always hold the encoder and the head.
-        normalize_inside: the graphs take images in [0, 1] and normalise them; False: normalised images.
+        normalize_inside: the programs take images in [0, 1] and normalise them; False: normalised images.
 
     Returns:
         {file: {'bytes', 'largest_difference' (None: not measured), 'load', 'input'}}.
 
     Raises: see `export`.
     """
-    _check(imported, layer)
-    asked, names = bool(formats), list(formats) or list(FORMATS)
+    _check(imported)
+    asked, names = bool(formats), [name for name in FORMATS if not formats or name in formats]
     card = cards.make_card(imported, layer=layer, normalize_inside=normalize_inside)
     job = make_job(imported, layer=layer, normalize_inside=normalize_inside)
     created = not os.path.isdir(directory)
@@ -115,16 +114,12 @@ def _wanted(formats: Sequence[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _check(imported: Imported, layer: int) -> None:
-    """ValueError for weights that are not finite, or a layer that is not there."""
+def _check(imported: Imported) -> None:
+    """ValueError for weights that are not finite."""
     broken = [path for path, array in flat(imported.variables).items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(f'{imported.source} has weights that are not finite, such as {broken[0]}: nothing '
                          'was exported. Choose an earlier checkpoint (export.checkpoint).')
-    count = head_layers(imported.head)
-    if not -count - 1 <= layer <= count:
-        raise ValueError(f'export.layer is {layer}: the head has layers 0 (features) to {count} '
-                         '(projection), which is also -1.')
 
 
 class _Outcome(NamedTuple):

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simclr_jax.models.network import make_network
+from simclr_jax.models.network import Network, make_network
+from simclr_jax.models.resnet import ResNet
+from simclr_jax.weights.read.torch import spare_triton, write_torch
+from simclr_jax.weights.flax_file import read_flax, write_flax
 from simclr_jax.weights.write.onnx import load_onnx, write_onnx
 from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
 from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
@@ -25,8 +28,9 @@ class Job(NamedTuple):
     """What is exported; see `make_job`."""
 
     imported: Imported
-    layer: int                  # of the graphs, as an index from 0
+    layer: int                  # of the programs, as an index from 0
     normalize_inside: bool
+    network: Network            # ours, in float32
     run: Callable[[Mapping[str, Any], np.ndarray], Layers]      # our network: (variables, images in [0, 1])
     images: np.ndarray          # [3, S, S, 3] float32 in [0, 1], random
     ours: Layers                # what our own network makes of them
@@ -42,7 +46,11 @@ class Format(NamedTuple):
 
 
 def make_job(imported: Imported, *, layer: int, normalize_inside: bool) -> Job:
-    """The job, with our own features, which are computed in float32 whatever the run's dtype was."""
+    """The job, with our own features, which are computed in float32 whatever the run's dtype was.
+
+    Raises:
+        ValueError: the head has no such layer.
+    """
     network = make_network(encoder=dict(imported.encoder, dtype='float32'), mean=imported.mean,
                            std=imported.std, head=dict(imported.head, dtype='float32'))
     compiled = jax.jit(lambda variables, images: network.apply(variables, images, train=False).layers)
@@ -54,7 +62,10 @@ def make_job(imported: Imported, *, layer: int, normalize_inside: bool) -> Job:
     size = imported.image_size
     images = np.random.default_rng(0).random((_NUM_IMAGES, size, size, 3), np.float32)
     ours = run(imported.variables, images)
-    return Job(imported, layer % len(ours), normalize_inside, run, images, ours)
+    if not -len(ours) <= layer < len(ours):
+        raise ValueError(f'export.layer is {layer}: the head has layers 0 (features) to {len(ours) - 1} '
+                         '(projection), which is also -1.')
+    return Job(imported, layer % len(ours), normalize_inside, network, run, images, ours)
 
 
 def largest_difference(theirs: Layers, ours: Layers) -> float:
@@ -69,6 +80,8 @@ def missing_modules(modules: Sequence[str]) -> list[str]:
 
 def why_unusable(modules: Sequence[str]) -> str:
     """Why one of the modules cannot be imported; '' if all can."""
+    if 'torch' in modules:
+        spare_triton()
     for module in modules:
         try:
             importlib.import_module(module)
@@ -95,13 +108,11 @@ def _normalized(images, job):
 
 
 def _write_torch(directory, job):
-    from simclr_jax.weights.read.torch import write_torch
     write_torch(directory, job.imported)
 
 
 def _load_torch(directory, job):
     import torch
-
     from simclr_jax.weights.write import torch_model
 
     encoder, head, _ = torch_model.load(os.path.join(directory, 'encoder.safetensors'))
@@ -119,14 +130,11 @@ def _load_torch(directory, job):
 
 
 def _write_flax(directory, job):
-    from simclr_jax.weights.flax_file import write_flax
     write_flax(os.path.join(directory, 'encoder.flax.safetensors'), job.imported)
 
 
 def _load_flax(directory, job):
     """Our own network with what the file holds."""
-    from simclr_jax.weights.flax_file import read_flax
-
     back, imported = read_flax(os.path.join(directory, 'encoder.flax.safetensors')), job.imported
     for name in ('encoder', 'head', 'mean', 'std'):
         written, read = getattr(imported, name), getattr(back, name)
@@ -135,51 +143,54 @@ def _load_flax(directory, job):
     return lambda images: job.run(back.variables, images)
 
 
-# ---- graphs ------------------------------------------------------------------------------------------
+# ---- programs ----------------------------------------------------------------------------------------
 
 
-def _graph_fields(job: Job) -> dict[str, Any]:
-    imported = job.imported
-    normalization = {'mean': imported.mean, 'std': imported.std} if job.normalize_inside else {}
-    return {'encoder': imported.encoder, 'head': imported.head, 'layer': job.layer, **normalization}
+def _program(job: Job) -> dict[str, Any]:
+    """What a program is made of; the network without its normalisation where images come normalised."""
+    network = job.network if job.normalize_inside else job.network.clone(mean=(0.0,) * 3, std=(1.0,) * 3)
+    return {'network': network, 'variables': job.imported.variables, 'layer': job.layer}
 
 
-def _facts(job: Job) -> Mapping[str, str]:
-    imported = job.imported
-    facts = {'source': imported.source, 'step': imported.card.get('step', ''), 'layer': job.layer,
-             'image_size': imported.image_size, 'crop_proportion': imported.crop_proportion,
-             'mean': imported.mean, 'std': imported.std, 'normalize_inside': job.normalize_inside}
-    return {name: str(value) for name, value in facts.items()}
+def _fixed_size(job: Job, *, step: int = 1) -> int:
+    """The side of the images that a program takes; 0 = any: of a ResNet, if it is a multiple of `step`."""
+    size = job.imported.image_size
+    return 0 if isinstance(job.network.encoder, ResNet) and size % step == 0 else size
 
 
 def _write_onnx(directory, job):
-    write_onnx(os.path.join(directory, 'encoder.onnx'), job.imported.variables, facts=_facts(job),
-               **_graph_fields(job))
+    imported = job.imported
+    metadata = {'source': imported.source, 'step': imported.card.get('step', ''), 'layer': job.layer,
+                'image_size': imported.image_size, 'crop_proportion': imported.crop_proportion,
+                'mean': imported.mean, 'std': imported.std, 'normalize_inside': job.normalize_inside}
+    write_onnx(os.path.join(directory, 'encoder.onnx'), **_program(job), image_size=_fixed_size(job),
+               metadata={name: str(value) for name, value in metadata.items()})
 
 
 def _write_savedmodel(directory, job):
-    write_savedmodel(os.path.join(directory, 'savedmodel'), job.imported.variables, **_graph_fields(job))
+    write_savedmodel(os.path.join(directory, 'savedmodel'), **_program(job),
+                     image_size=_fixed_size(job, step=32))
 
 
 def _write_stablehlo(directory, job):
-    write_stablehlo(os.path.join(directory, 'encoder.stablehlo'), job.imported.variables,
-                    image_size=job.imported.image_size, **_graph_fields(job))
+    write_stablehlo(os.path.join(directory, 'encoder.stablehlo'), **_program(job),
+                    image_size=job.imported.image_size)
 
 
-def _graph_loader(file, load):
-    def load_graph(directory, job):
+def _program_loader(file, load):
+    def load_program(directory, job):
         encode = load(os.path.join(directory, file))
         return lambda images: {job.layer: np.asarray(
             encode(images if job.normalize_inside else _normalized(images, job)))}
 
-    return load_graph
+    return load_program
 
 
 FORMATS = {
     'torch': Format(_write_torch, _load_torch, ('safetensors',), ('torch', 'timm')),
     'flax': Format(_write_flax, _load_flax, ('safetensors',), ()),
-    'onnx': Format(_write_onnx, _graph_loader('encoder.onnx', load_onnx), ('onnx',), ('onnxruntime',)),
-    'savedmodel': Format(_write_savedmodel, _graph_loader('savedmodel', load_savedmodel),
-                         ('tensorflow',), ()),
-    'stablehlo': Format(_write_stablehlo, _graph_loader('encoder.stablehlo', load_stablehlo), (), ()),
+    'onnx': Format(_write_onnx, _program_loader('encoder.onnx', load_onnx), ('onnx',), ('onnxruntime',)),
+    'savedmodel': Format(_write_savedmodel, _program_loader('savedmodel', load_savedmodel), ('tensorflow',),
+                         ()),
+    'stablehlo': Format(_write_stablehlo, _program_loader('encoder.stablehlo', load_stablehlo), (), ()),
 }

@@ -9,8 +9,8 @@ import jax.export
 import numpy as np
 
 from simclr_jax.models.network import Network
-from simclr_jax.training.steps import make_encode
 from simclr_jax.weights.write.onnx_graph import Graph
+from simclr_jax.weights.write.stablehlo import encode_freely
 
 _OPSET, _IR_VERSION = 17, 8         # of 2022: what runtimes of the last years all read
 _MOST_BYTES = 2 ** 31 - 2 ** 20     # a protobuf holds 2 GiB; the nodes take some
@@ -39,7 +39,7 @@ def write_onnx(path: str | os.PathLike, network: Network, variables: Mapping[str
 
     sizes = f'{image_size}, {image_size}' if image_size else '32*height, 32*width'
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f'batch, {sizes}, 3'), np.float32)
-    traced = jax.make_jaxpr(make_encode(network, layer=layer))(variables, images)
+    traced = jax.make_jaxpr(encode_freely(network, layer))(variables, images)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
     names = {id(leaf): name.split('/', 1)[1] for leaf, name in zip(leaves, _paths(variables), strict=True)}
     graph = Graph(names)

@@ -23,13 +23,13 @@ class Tensor(NamedTuple):
 
 
 # Operations on each value by itself, as functions of (node, *inputs).
-_ELEMENTWISE = {name: functools.partial(lambda kind, node, *inputs: node(kind, *inputs), kind) for name, kind in {
-    'add': 'Add', 'add_any': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min',
-    'neg': 'Neg', 'abs': 'Abs', 'exp': 'Exp', 'log': 'Log', 'sqrt': 'Sqrt', 'tanh': 'Tanh', 'erf': 'Erf',
-    'logistic': 'Sigmoid', 'sign': 'Sign', 'floor': 'Floor', 'ceil': 'Ceil', 'sin': 'Sin', 'cos': 'Cos',
-    'pow': 'Pow', 'eq': 'Equal', 'lt': 'Less', 'le': 'LessOrEqual', 'gt': 'Greater', 'ge': 'GreaterOrEqual',
-    'and': 'And', 'or': 'Or', 'not': 'Not'}.items()}
-_ELEMENTWISE |= {
+_ELEMENTWISE = {
+    **{name: functools.partial(lambda kind, node, *inputs: node(kind, *inputs), kind) for name, kind in {
+        'add': 'Add', 'add_any': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min',
+        'neg': 'Neg', 'abs': 'Abs', 'exp': 'Exp', 'log': 'Log', 'sqrt': 'Sqrt', 'tanh': 'Tanh', 'erf': 'Erf',
+        'logistic': 'Sigmoid', 'sign': 'Sign', 'floor': 'Floor', 'ceil': 'Ceil', 'sin': 'Sin', 'cos': 'Cos',
+        'pow': 'Pow', 'eq': 'Equal', 'lt': 'Less', 'le': 'LessOrEqual', 'gt': 'Greater',
+        'ge': 'GreaterOrEqual', 'and': 'And', 'or': 'Or', 'not': 'Not'}.items()},
     'rsqrt': lambda node, x: node('Reciprocal', node('Sqrt', x)),
     'square': lambda node, x: node('Mul', x, x),
     'exp2': lambda node, x: node('Exp', node('Mul', x, np.float32(math.log(2)))),
@@ -46,8 +46,8 @@ _REDUCTIONS = {'reduce_max': 'ReduceMax', 'reduce_min': 'ReduceMin', 'reduce_pro
 
 
 def _unknown(what):
-    return ValueError(f'the encoder {what}, which is not written as ONNX here: export it as a savedmodel or as '
-                      'stablehlo')
+    return ValueError(f'the encoder {what}, which is not written as ONNX here: export it as a savedmodel '
+                      'or as stablehlo')
 
 
 class Graph:
@@ -91,7 +91,7 @@ class Graph:
                 isinstance(size, int) for shape in shapes for size in shape) and name != 'dim_as_value':
             with jax.ensure_compile_time_eval():
                 results = equation.primitive.bind(*inputs, **params)
-            return [np.asarray(each) for each in (results if equation.primitive.multiple_results else [results])]
+            return list(map(np.asarray, results if equation.primitive.multiple_results else [results]))
         if name in _ELEMENTWISE:
             return [self.elementwise(equation, inputs)]
         method = getattr(self, f'op_{name}', None)
@@ -228,11 +228,11 @@ class Graph:
 
     def op_transpose(self, equation, x):
         return Tensor(self.node('Transpose', self.whole(x), perm=list(equation.params['permutation'])),
-                       _plain(equation))
+                      _plain(equation))
 
     def op_concatenate(self, equation, *values):
         return Tensor(self.node('Concat', *map(self.whole, values), axis=equation.params['dimension']),
-                       _plain(equation))
+                      _plain(equation))
 
     def op_slice(self, equation, x):
         params, shape = equation.params, equation.invars[0].aval.shape
@@ -242,7 +242,7 @@ class Graph:
                if (start, limit, stride) != (0, size, 1)}
         starts, ends, steps = np.array(list(cut.values()), np.int64).T
         return Tensor(self.node('Slice', self.whole(x), starts, ends, np.array([*cut], np.int64), steps),
-                       _plain(equation))
+                      _plain(equation))
 
     def op_tile(self, equation, x):
         return Tensor(self.node('Tile', self.whole(x), self.shape(equation.params['reps'])), _plain(equation))
@@ -293,7 +293,8 @@ class Graph:
     def op_argmax(self, equation, x):
         axis, = equation.params['axes']
         index = self.node('ArgMax', self.whole(x), axis=axis, keepdims=0)
-        return Tensor(self.node('Cast', index, to=_onnx_type(equation.params['index_dtype'])), _plain(equation))
+        index = self.node('Cast', index, to=_onnx_type(equation.params['index_dtype']))
+        return Tensor(index, _plain(equation))
 
     def op_dot_general(self, equation, x, y):
         (x_sum, y_sum), (x_batch, y_batch) = equation.params['dimension_numbers']
@@ -307,14 +308,15 @@ class Graph:
             return Tensor(self.node('MatMul', self.whole(x), self.whole(y)), _plain(equation))
         out = [x_axes[axis] for axis in x_batch] + [
             letter for letter in x_axes + y_axes if (letter in x_axes) != (letter in y_axes)]
-        equation_text = f'{"".join(x_axes)},{"".join(y_axes)}->{"".join(out)}'
-        return Tensor(self.node('Einsum', self.whole(x), self.whole(y), equation=equation_text), _plain(equation))
+        product = self.node('Einsum', self.whole(x), self.whole(y),
+                            equation=f'{"".join(x_axes)},{"".join(y_axes)}->{"".join(out)}')
+        return Tensor(product, _plain(equation))
 
     def op_conv_general_dilated(self, equation, x, kernel):
         params, numbers = equation.params, equation.params['dimension_numbers']
         if params['batch_group_count'] != 1 or set(params['lhs_dilation']) != {1}:
             raise _unknown('has a transposed convolution')
-        x = self.ordered(x, tuple(numbers.lhs_spec)) if isinstance(x, Tensor) else x.transpose(numbers.lhs_spec)
+        x = self.ordered(x, tuple(numbers.lhs_spec))
         sizes = [equation.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:]]
         if isinstance(kernel, np.ndarray):
             kernel = self.constant(kernel.transpose(numbers.rhs_spec), like=kernel)
@@ -336,17 +338,17 @@ class Graph:
 
     def pool(self, kind, equation, x, **attributes):
         params = equation.params
-        windows, strides, padding = (params[name] for name in ('window_dimensions', 'window_strides', 'padding'))
+        windows, strides = params['window_dimensions'], params['window_strides']
+        padding, dilations = params['padding'], {*params['base_dilation'], *params['window_dilation']}
         spatial = [axis for axis, each in enumerate(zip(windows, strides)) if each != (1, 1)]
         others = [axis for axis in range(len(windows)) if axis not in spatial]
-        if len(others) != 2 or any(each != 1 for name in ('base_dilation', 'window_dilation')
-                                   for each in params[name]) or any(padding[axis] != (0, 0) for axis in others):
+        if len(others) != 2 or dilations != {1} or any(padding[axis] != (0, 0) for axis in others):
             raise _unknown('pools other than over the pixels of maps')
         sizes, steps, pads = ([values[axis] for axis in spatial] for values in (windows, strides, padding))
         attributes |= _padding(pads, sizes, steps if kind == 'MaxPool' else None)
         order = (*others, *spatial)
-        return Tensor(self.node(kind, self.ordered(x, order), kernel_shape=sizes, strides=steps, **attributes),
-                       order)
+        x = self.ordered(x, order)
+        return Tensor(self.node(kind, x, kernel_shape=sizes, strides=steps, **attributes), order)
 
 
 def _plain(equation):
@@ -359,11 +361,11 @@ def _of_one_image(sizes):
 
 
 def _padding(pads, sizes, strides):
-    """Attributes; where the padding is that of SAME, it is said so, which holds for other sizes of images too."""
+    """Attributes; the padding of SAME by its name, which is right for other sizes of images too."""
     pads = [tuple(map(int, each)) for each in pads]
-    if strides:
+    if strides and max(strides) > 1:
         totals = [max(size - stride, 0) for size, stride in zip(sizes, strides)]
-        if any(stride > 1 for stride in strides) and pads == [(total // 2, total - total // 2) for total in totals]:
+        if pads == [(total // 2, total - total // 2) for total in totals]:
             return {'auto_pad': 'SAME_UPPER'}
     return {'pads': [low for low, _ in pads] + [high for _, high in pads]}
 

@@ -15,19 +15,18 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 
 from simclr_jax.models.network import Network
-from simclr_jax.training.steps import make_encode
 from simclr_jax.weights.tree import flat
-from simclr_jax.weights.write.stablehlo import export_program
+from simclr_jax.weights.write.stablehlo import encode_freely, export_program
 
-_STABLEHLO = '1.0.0'        # what every TensorFlow since 2.16 reads
+_STABLEHLO = '1.0.0'
 
 
 def write_savedmodel(directory: str | os.PathLike, network: Network, variables: Mapping[str, Any], *,
                      image_size: int = 0, layer: int = 0) -> None:
     """Writes the SavedModel `directory`; its `serving_default` maps images to features.
 
-    'images' are float32 [batch, S, S, 3] in [0, 1], the batch free, normalised inside by the network's mean and
-    std; 'features' float32 [batch, D]. The loaded object can also be called, with the same result:
+    'images' are float32 [batch, S, S, 3] in [0, 1], the batch free, normalised inside by the network's mean
+    and std; 'features' float32 [batch, D]. The loaded object can also be called, with the same result:
     loaded(images)['features']. Its `weights` are tf.Variables under the names that they have here.
 
     Args:
@@ -42,7 +41,7 @@ def write_savedmodel(directory: str | os.PathLike, network: Network, variables: 
     tf = _tensorflow()
     from tensorflow.compiler.tf2xla.python import xla
 
-    encode = make_encode(network, layer=layer)
+    encode = encode_freely(network, layer)
     named = flat(variables)
     paths = sorted(path for path in named if layer or path.split('/')[1] == 'encoder')
     left_out = {path: array for path, array in named.items() if path not in paths}

@@ -33,10 +33,29 @@ def write_stablehlo(path: str | os.PathLike, network: Network, variables: Mappin
     if size > _MOST_BYTES:
         raise ValueError(f'The encoder has {size / 2**30:.1f} GiB of weights and a StableHLO file holds at '
                          'most 2: export it as a savedmodel.')
-    encode = make_encode(network, layer=layer)
+    encode = encode_freely(network, layer)
     program = export_program(lambda images: encode(variables, images), f'{image_size}, {image_size}')
     with open(path, 'wb') as file:
         file.write(program.serialize())
+
+
+def encode_freely(network: Network, layer: int) -> Callable[[Any, jax.Array], jax.Array]:
+    """(variables, images [b, S, S, 3]) -> features, to be traced with a batch whose size is not known.
+
+    An encoder that needs a number there, as `len(images)`, is traced for one image, and mapped over them.
+    """
+    encode = make_encode(network, layer=layer)
+
+    def encode_batch(variables, images):
+        try:
+            return encode(variables, images)
+        except Exception as error:      # of many kinds, as the encoder meets a size that is no number
+            try:
+                return jax.vmap(lambda image: encode(variables, image[None])[0])(images)
+            except Exception:
+                raise error from None
+
+    return encode_batch
 
 
 def export_program(encode: Callable[..., jax.Array], sizes: str, *arguments: Any) -> jax.export.Exported:

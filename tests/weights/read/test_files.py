@@ -53,7 +53,7 @@ def test_features_and_config_are_those_of_the_file(tmp_path, imported):
         np.testing.assert_allclose(encoder(images, layer=number), layer, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('options', [{'which': 'best'}, {'encoder': 'target'}])
+@pytest.mark.parametrize('options', [{'which': 'best'}, {'network': 'target'}])
 def test_a_file_has_no_steps_and_no_target(tmp_path, imported, options):
     write_flax(tmp_path / 'encoder.flax.safetensors', imported)
     with pytest.raises(ValueError, match='one network and no steps'):

@@ -1,7 +1,10 @@
 """The task `export`: every file proves itself, and what fails leaves nothing behind."""
 
+import importlib.util
 import json
 import resource
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,6 +16,8 @@ from simclr_jax.training import checkpoint
 from simclr_jax.config import base_config, smoke
 from simclr_jax.evaluate.pretrained import load_pretrained  # noqa: E402
 from simclr_jax.training.state import TrainState
+from simclr_jax.models.network import init_variables, make_network
+from simclr_jax.weights.tree import Imported
 from simclr_jax.weights.write import formats
 from simclr_jax.weights.write.export import export, export_encoder
 from simclr_jax.weights.write.stablehlo import load_stablehlo
@@ -86,21 +91,51 @@ def test_a_workdir_as_files_that_agree_with_it(workdir, tmp_path, capsys):
     assert back.config.encoder.dtype == 'bfloat16' and back.step == 3
 
 
-def test_files_for_torch_and_tensorflow_prove_themselves_too(imported, tmp_path):
-    pytest.importorskip('tensorflow')       # a run on arrays needs none, and this file neither but here
-    import tests.weights.torch_setup  # noqa: F401
+BOTH = """
+import sys
+import tensorflow       # as a run that reads by tf.data has it; the triton of torch would end the process
+from simclr_jax.weights.write.export import export_encoder
+from tests.weights.write.test_export import ENCODER, HEAD, random_imported
+imported = random_imported(ENCODER, HEAD, image_size=16)
+export_encoder(sys.argv[1], imported, formats=('savedmodel', 'torch'), layer=-1)
+"""
+
+
+def test_torch_and_tensorflow_are_for_one_process_and_prove_themselves(tmp_path):
+    for module in ('tensorflow', 'torch', 'timm'):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f'{module} is not installed')
     directory = tmp_path / 'export'
     (directory / 'savedmodel').mkdir(parents=True)
     (directory / 'savedmodel' / 'old.pb').write_text('')
-    files = export_encoder(str(directory), imported, formats=('torch', 'savedmodel'), layer=-1)
+    subprocess.run([sys.executable, '-c', BOTH, str(directory)], check=True, timeout=300)
     assert listing(directory) == ['card.json', 'encoder.safetensors', 'head.safetensors', 'savedmodel',
                                   'torch_model.py']
+    files = json.loads((directory / 'card.json').read_text())['files']
     assert 0 < files['head.safetensors']['largest_difference'] < 1e-5
     assert 0 < files['savedmodel']['largest_difference'] < 1e-5
     assert 'old.pb' not in listing(directory / 'savedmodel')
 
 
-def test_graphs_may_take_normalised_images(imported, tmp_path):
+def test_an_encoder_that_is_not_ours_in_every_format_but_torch(tmp_path, capsys):
+    encoder = {'name': 'tests.weights.tiny_encoders:ViT', 'arguments': {}, 'dtype': 'float32'}
+    network = make_network(encoder=encoder, head=HEAD)
+    variables = jax.device_get(init_variables(network, jax.random.key(0), np.zeros((1, 33, 33, 3))))
+    imported = Imported(encoder=encoder, head=HEAD, variables=variables, mean=(0.1, 0.2, 0.3),
+                        std=(0.5, 0.6, 0.7), image_size=33, crop_proportion=1.0, source='a test')
+    files = export_encoder(str(tmp_path / 'a'), imported, formats=('flax', 'onnx', 'stablehlo'))
+    assert all(entry['largest_difference'] <= 1e-5 for entry in files.values())
+    assert '33, 33, 3' in files['encoder.onnx']['input']
+    back = load_pretrained(str(tmp_path / 'a'))
+    assert_same_arrays(back.variables, variables)
+    assert back.config.encoder.name == 'tests.weights.tiny_encoders:ViT'
+    with pytest.raises(ValueError, match='Not exported: torch: the format torch holds ResNets alone, and the '
+                                         'encoder is tests.weights.tiny_encoders:ViT: export it as flax'):
+        export_encoder(str(tmp_path / 'b'), imported, formats=('torch',))
+    assert not (tmp_path / 'b').exists()
+
+
+def test_programs_may_take_normalised_images(imported, tmp_path):
     files = export_encoder(str(tmp_path), imported, formats=('onnx',), layer=1, normalize_inside=False)
     images = random_images(2, 16, 16)
     ours = own_layers(images, imported.variables, encoder=ENCODER, head=HEAD, mean=imported.mean,
