@@ -3,8 +3,8 @@
     python -m simclr_jax.main --config=configs/folder.py --config.data.source=folder:/path/to/images \
         --workdir=DIR
 
-Any tree of JPEG, PNG, BMP, GIF and WebP files of any size. First-level folders, if there are two or
-more, become labels; folders named train and test (or val, validation) become splits; neither is needed.
+Any tree of image files of any size. First-level folders, if there are two or more, become labels; folders
+named train and test (or val, validation) become splits; neither is needed (docs/data.md).
 Hardware: one GPU of 24 GB or more; for less, `:batch=128`. Time: by the size of the folder; the
 progress line says. Result: that of Lightly's run of this shape (ResNet-50, batch 256, 100 epochs,
 square-root scaling) on ImageNet is 63.2 % linear, against 57.5 in the paper with linear scaling.
