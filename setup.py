@@ -22,7 +22,7 @@ def loops():
 
 
 setuptools.setup(
-    # The crop of the input path. Where there is no C compiler, tensorflow does the work.
+    # The crop of the input path. Where there is no C compiler, numpy does the work.
     ext_modules=[setuptools.Extension(
         'simclr_jax.data._crop', ['simclr_jax/data/_crop.c'], optional=True,
         # Equal results on every processor; nothing reads errno or floating-point exceptions.

@@ -115,3 +115,14 @@ def test_blur_is_a_gaussian_with_zeros_beyond_the_border(radius, sigma):
 def test_sobel_is_the_length_of_the_gradient():
     image = oracles.random_image(7, 7)
     np.testing.assert_allclose(on_pixels(host_colour.sobel, image), oracles.sobel(image), atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [31, 32, 33, 70])
+def test_blur_of_larger_images_is_a_product_with_a_band_on_each_side(size):
+    image, radius, sigma = oracles.random_image(size, size), 5, 1.3
+    distance = np.subtract.outer(np.arange(size), np.arange(size))
+    band = np.where(abs(distance) <= radius, np.exp(-distance ** 2 / (2 * sigma ** 2)), 0)
+    band /= np.exp(-np.arange(-radius, radius + 1) ** 2 / (2 * sigma ** 2)).sum()
+    expected = np.einsum('ij,jkc,lk->ilc', band, image, band)
+    result = on_pixels(host_colour.gaussian_blur, image, sigma, 2 * radius + 1)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
