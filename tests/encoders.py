@@ -36,7 +36,8 @@ class CNN(nn.Module):
         for number in range(2):
             x = nn.Conv(self.width * 2 ** number, (3, 3), strides=1 + number, use_bias=False, dtype=self.dtype,
                         name=f'conv{number}')(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name=f'norm{number}')(x))
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, use_fast_variance=False, dtype=self.dtype,
+                                     name=f'norm{number}')(x))
         return x.mean((1, 2))
 
     def stage_of(self, module):

@@ -112,12 +112,12 @@ def check_encoder(module: Any) -> nn.Module:
 def encode(module: nn.Module, images: jax.Array, train: bool) -> jax.Array:
     """Images [B, H, W, 3] -> features [B, D] float32, whatever the encoder; ValueError for another output."""
     features = module(images, train=train)
-    if not isinstance(features, jax.Array) or features.shape[:-1] != images.shape[:1]:
+    if not isinstance(features, jax.Array | np.ndarray) or features.shape[:-1] != images.shape[:1]:
         found = jax.tree.map(lambda leaf: list(np.shape(leaf)), features)
         raise ValueError(f'The encoder {name_of(module)} returns {found} for {images.shape[0]} images: features '
                          '[B, D] are needed, one vector an image. Take the mean over the pixels of a map, or '
                          'one of several outputs, in a module around it.')
-    return features.astype(jnp.float32)
+    return jnp.asarray(features, jnp.float32)
 
 
 def _field_names(module: Any) -> set[str]:

@@ -1,0 +1,301 @@
+"""Encoders that are not ours (tests/encoders.py) pretrain with every method and go through every task."""
+
+import functools
+import json
+import shutil
+
+import flax.linen as nn
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from flax.nnx import bridge
+from PIL import Image
+
+import simclr_jax
+from simclr_jax.config import base_config, smoke, use_method
+from simclr_jax.data.shapes import make_shapes
+from simclr_jax.evaluate.embed import embed, read_features
+from simclr_jax.evaluate.finetune import finetune
+from simclr_jax.evaluate.knn_task import knn
+from simclr_jax.evaluate.linear import linear
+from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.evaluate.search import search
+from simclr_jax.models.network import describe_encoder, forward_train, init_variables, make_encoder, make_network
+from simclr_jax.report.report import report
+from simclr_jax.runtime import sharding
+from simclr_jax.train import build, pretrain
+from simclr_jax.weights.write.export import export
+from simclr_jax.weights.write.stablehlo import load_stablehlo
+from tests.encoders import CNN, ENCODERS, NnxCNN, ViT
+from tests.evaluate.runs import task_config
+
+METHODS = ('simclr', 'moco_v2', 'moco_v3', 'byol')
+BATCH, SIZE, STEPS = 32, 8, 2
+
+
+def make_config(method, **overrides):
+    config = smoke(base_config())
+    use_method(config, method, num_layers=2, hidden_width=16, out_dim=8)
+    if 'queue_size' in config.method:
+        config.method.queue_size = 64 if config.method.queue_size else 0
+    config.encoder.norm_groups = 4 if method == 'moco_v2' else 1
+    config.batch_size, config.augment.image_size = BATCH, SIZE
+    config.optimizer.update({'learning_rate': 0.2, 'scaling': 'none'})
+    config.schedule.warmup_epochs = 0.0
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@functools.cache
+def batches():
+    images, labels = make_shapes('train', SIZE, STEPS * BATCH)
+    noise = np.random.default_rng(0).normal(size=(2, *images.shape)).astype(np.float32)
+    view1, view2 = images / np.float32(255) + 0.1 * noise
+    return [{'view1': view1[rows], 'view2': view2[rows], 'label': labels[rows]}
+            for rows in (slice(step * BATCH, (step + 1) * BATCH) for step in range(STEPS))]
+
+
+@functools.cache
+def train(encoder, method, num_devices, **overrides):
+    """(losses, the first state, the last state) of a run of two steps, on the host."""
+    mesh = sharding.make_mesh(jax.devices()[:num_devices])
+    _, init_state, train_step, shardings = build(
+        make_config(method, **overrides), mesh, num_examples=STEPS * BATCH, num_classes=10, num_steps=STEPS,
+        encoder=ENCODERS[encoder])
+    state = jax.jit(init_state, out_shardings=shardings)()
+    start = jax.device_get(state)
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    losses = []
+    for batch in batches():
+        state, metrics = step(state, sharding.put_batch(mesh, batch))
+        losses.append(float(metrics['loss']))
+    return losses, start, jax.device_get(state)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('overrides', [{}, {'shard_state': True}], ids=['plain', 'shard_state'])
+def test_eight_devices_make_the_run_of_one(method, overrides):
+    one, eight = train('cnn', method, 1), train('cnn', method, 8, **overrides)
+    jax.tree.map_with_path(
+        lambda path, a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=str(path)), one, eight)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('encoder', ['vit', 'nnx'])
+def test_every_encoder_trains_with_every_method_in_chunks_and_with_a_split_state(encoder, method):
+    losses, start, end = train(encoder, method, 8, encoder_chunks=2, shard_state=True)
+    assert np.isfinite(losses).all()
+    before, after = (jax.tree.leaves(state.params['encoder']) for state in (start, end))
+    assert all((a != b).any() for a, b in zip(before, after) if a.size > 16)      # small ones may rest at a bias
+    statistics = [jax.tree.leaves(state.batch_stats.get('encoder', {})) for state in (start, end)]
+    assert bool(statistics[0]) == (encoder == 'nnx')
+    assert all((a != b).any() for a, b in zip(*statistics))
+
+
+# ---- one pass in training mode -----------------------------------------------------------------------
+
+
+def one_pass(encoder, images, *, key=None, **settings):
+    network = make_network(encoder={}, module=encoder, head={'mode': 'none'}, **settings)
+    variables = init_variables(network, jax.random.key(0), images)
+    return forward_train(network, variables['params'], variables['batch_stats'], images, key=key)
+
+
+def some_images(count=8):
+    return np.random.default_rng(1).random((count, SIZE, SIZE, 3), np.float32)
+
+
+@pytest.mark.parametrize('encoder', ['cnn', 'nnx'])
+@pytest.mark.parametrize('strided', [False, True])
+def test_groups_of_rows_are_passes_of_their_own(encoder, strided):
+    """norm_groups of an encoder that knows nothing of them: as one pass for each group."""
+    images = some_images()
+    network = make_network(encoder={}, module=ENCODERS[encoder], head={'mode': 'none'})
+    variables = init_variables(network, jax.random.key(0), images)
+    forward = functools.partial(forward_train, params=variables['params'], batch_stats=variables['batch_stats'])
+    grouped, statistics = forward(network.clone(norm_groups=2, norm_strided=strided), images=images)
+    rows = (np.arange(8) % 2 if strided else np.arange(8) // 4)
+    for group in (0, 1):
+        alone, _ = forward(network, images=images[rows == group])
+        np.testing.assert_allclose(grouped.features[rows == group], alone.features, rtol=1e-4, atol=1e-5)
+    means = [forward(network, images=images[rows == group])[1] for group in (0, 1)]
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-4, atol=1e-6),
+                 statistics, *means)
+    with pytest.raises(ValueError, match='batch of 8 rows does not divide into norm_groups=3'):
+        forward(network.clone(norm_groups=3), images=images)
+
+
+@pytest.mark.parametrize('encoder', [ViT(dropout=0.5), bridge.to_linen(NnxCNN, width=8, dropout=0.5)])
+@pytest.mark.parametrize('chunks', [1, 2])
+def test_dropout_follows_the_key_of_the_step(encoder, chunks):
+    first, again, other = (one_pass(encoder, some_images(), key=jax.random.key(seed), encoder_chunks=chunks)[0]
+                           for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.features, again.features)
+    assert (first.features != other.features).any()
+    same = one_pass(encoder, np.repeat(some_images(1), 8, 0), key=jax.random.key(1), encoder_chunks=chunks)[0]
+    assert len(np.unique(np.asarray(same.features), axis=0)) == 8               # chunks draw anew
+
+
+class Odd(nn.Module):
+    output: str = 'map'
+
+    @nn.compact
+    def __call__(self, images, train):
+        if self.output == 'collection':
+            self.variable('cache', 'seen', lambda: 0)
+        return {'map': images, 'tuple': (images.mean((1, 2)), images), 'scalar': images.mean()}.get(
+            self.output, images.mean((1, 2)))
+
+
+class Deterministic(nn.Module):
+    def __call__(self, images, deterministic):
+        return images.mean((1, 2))
+
+
+@pytest.mark.parametrize('encoder, sentence', [
+    (Odd('map'), r'Odd returns \[8, 8, 8, 3\] for 8 images: features \[B, D\]'),
+    (Odd('tuple'), r'Odd returns \(\[8, 3\], \[8, 8, 8, 3\]\)'), (Odd('scalar'), r'Odd returns \[\]'),
+    (Odd('collection'), "Odd keeps variables in the collection 'cache'"),
+    (Deterministic(), 'has no argument `train`'), (ViT, 'it takes a Flax module'),
+    (NnxCNN(rngs=nnx.Rngs(0)), 'give flax.nnx.bridge.to_linen'), (len, 'it takes a Flax module')])
+def test_what_is_no_encoder_is_told_in_a_sentence(encoder, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        one_pass(encoder, some_images())
+
+
+# ---- by name -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('encoder', [
+    ViT(width=8, dropout=0.1), CNN(dtype=jax.numpy.bfloat16), bridge.to_linen(NnxCNN, width=4),
+    simclr_jax.ResNet(depth=18, width=0.5)])
+def test_a_config_builds_the_encoder_again(encoder):
+    fields = json.loads(json.dumps(describe_encoder(encoder)))
+    again = make_encoder({'dtype': 'float32', **fields})
+    same = [jax.eval_shape(functools.partial(init_variables, make_network(
+        encoder={}, module=module, head={'mode': 'none'})), jax.random.key(0), some_images())
+        for module in (encoder, again)]
+    assert type(again) is type(encoder) and same[0] == same[1]
+    assert describe_encoder(again) == describe_encoder(encoder)
+
+
+def test_dtype_is_an_argument_where_the_encoder_takes_it():
+    assert make_encoder({'name': 'tests.encoders:CNN', 'dtype': 'bfloat16'}).dtype == jax.numpy.bfloat16
+    stated = {'name': 'tests.encoders:CNN', 'arguments': {'dtype': 'float32'}, 'dtype': 'bfloat16'}
+    assert make_encoder(stated).dtype == 'float32'
+    assert make_encoder({'name': 'tests.encoders:ViT', 'arguments': {'width': 8}, 'dtype': 'bfloat16'}) == ViT(8)
+
+
+@pytest.mark.parametrize('fields, sentence', [
+    ({'name': 'tests.encoders:Nothing'}, 'encoder.name is .* has no Nothing'),
+    ({'name': 'tests.encoders:ENCODERS'}, 'is no class of Flax modules'), ({'name': 'os:system'}, 'no class of Flax'),
+    ({'name': 'tests.encoders:ViT', 'arguments': {'depth': 3}}, 'encoder.arguments do not fit tests.encoders:ViT'),
+    ({'name': 'tests.encoders:NnxCNN', 'arguments': {'depth': 3}}, 'encoder.arguments do not fit'),
+    ({'name': ''}, 'encoder.name is empty: .* Give it again as encoder='),
+    ({'name': 'vit'}, "encoder.name is 'vit'"), ({'depth': 18, 'arguments': {'width': 2}}, 'encoder.arguments are for')])
+def test_a_name_or_arguments_that_will_not_do_are_told_in_a_sentence(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_encoder(fields)
+
+
+# ---- every task --------------------------------------------------------------------------------------
+
+RUNS = {'cnn': 'byol', 'vit': 'moco_v2'}        # with BatchNorm and a target; without any statistics
+
+
+@pytest.fixture(scope='module', params=RUNS)
+def run(request, tmp_path_factory):
+    """(encoder, the workdir of its run of four steps with a checkpoint every two)."""
+    workdir = str(tmp_path_factory.mktemp(request.param))
+    pretrain(run_config(request.param), workdir, encoder=ENCODERS[request.param])
+    return ENCODERS[request.param], workdir
+
+
+def run_config(name):
+    config = make_config(RUNS[name])
+    config.num_train_steps, config.checkpoint.every_epochs = 4, 0.5
+    config.data.update({'train_split': 'train[:128]', 'test_split': 'test[:64]'})
+    return config
+
+
+def last_state(workdir):
+    return ocp.PyTreeCheckpointer().restore(f'{workdir}/checkpoints/4/state')
+
+
+def test_a_run_that_goes_on_ends_as_the_straight_one(run, tmp_path):
+    encoder, workdir = run
+    shutil.copytree(workdir, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '4')
+    name = next(name for name, module in ENCODERS.items() if module is encoder)
+    pretrain(run_config(name), str(tmp_path / 'run'), encoder=encoder)
+    jax.tree.map(np.testing.assert_array_equal, last_state(tmp_path / 'run'), last_state(workdir))
+
+
+def test_the_encoder_is_loaded_with_the_layers_that_it_has(run):
+    encoder, workdir = run
+    loaded = simclr_jax.load_encoder(workdir)
+    assert loaded.layers == ('features', *(['block'] if isinstance(encoder, ViT) else []), 'projection')
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 10, 3), dtype=np.uint8)
+    assert {layer: len(loaded(images, layer=layer)) for layer in loaded.layers} == dict.fromkeys(loaded.layers, 3)
+    given = simclr_jax.load_encoder(workdir, encoder=encoder)
+    np.testing.assert_array_equal(given(images), loaded(images))
+    if isinstance(encoder, ViT):
+        with pytest.raises(ValueError, match="dtype is 'bfloat16': the encoder ViT has no field dtype"):
+            simclr_jax.load_encoder(workdir, dtype='bfloat16')
+    else:
+        np.testing.assert_allclose(simclr_jax.load_encoder(workdir, dtype='bfloat16')(images), loaded(images), atol=0.05)
+
+
+def test_it_goes_through_the_evaluations(run, tmp_path):
+    _, workdir = run
+    sgd = {'batch_size': 64, 'num_epochs': 1.0, 'pixel_floor': False}
+    for task, settings in ((knn, {'k': (5,)}), (linear, sgd), (linear, {'solver': 'lbfgs', 'l2': '1'})):
+        assert set(task(task_config(task.__name__, workdir, **settings), str(tmp_path))) >= {'random', 'pretrained'}
+
+
+def test_fine_tuning_freezes_what_it_can_and_its_file_is_an_encoder(run, tmp_path):
+    encoder, workdir = run
+    settings = {'batch_size': 64, 'num_epochs': 1.0, 'optimizer': 'sgd', 'learning_rate': 0.1, 'scaling': 'none',
+                'init': 'pretrained'}
+    before = load_pretrained(workdir).variables
+    for from_block in (-1, 0, 4):
+        config = task_config('finetune', workdir, from_block=from_block, **settings)
+        if from_block == 0 and isinstance(encoder, ViT):
+            with pytest.raises(ValueError, match='finetune.from_block is 0: the encoder ViT has no stages'):
+                finetune(config, str(tmp_path))
+            continue
+        finetune(config, str(tmp_path))
+        after = load_pretrained(f'{tmp_path}/finetuned.safetensors').variables
+        for kind in ('params', 'batch_stats'):
+            moved = {name: any(map(np.any, jax.tree.leaves(jax.tree.map(np.not_equal, tree, after[kind]['encoder'][name]))))
+                     for name, tree in before[kind].get('encoder', {}).items()}
+            frozen = {name for name in moved if from_block == 4 or from_block == 0 and name.endswith('0')}
+            assert {name for name, has in moved.items() if not has} == frozen
+
+
+def test_features_go_to_a_file_and_are_searched(run, tmp_path):
+    _, workdir = run
+    config = task_config('embed', workdir, file='features.npz')
+    config.data.update({'source': 'shapes', 'train_split': 'test[:20]'})
+    embed(config, str(tmp_path))
+    assert len(read_features(f'{tmp_path}/features.npz').features) == 20
+    Image.fromarray(make_shapes('test', SIZE, num_examples=20)[0][3]).save(tmp_path / '3.png')
+    rows = search(task_config('search', '', query=(f'{tmp_path}/3.png',), k=2), str(tmp_path))
+    assert rows[0]['index'] == 3
+
+
+def test_it_is_exported_as_a_program(run, tmp_path):
+    _, workdir = run
+    export(task_config('export', workdir, formats=('stablehlo',), dir=str(tmp_path)), str(tmp_path))
+    encode = load_stablehlo(tmp_path / 'encoder.stablehlo')
+    images = some_images(3)
+    np.testing.assert_allclose(encode(images), simclr_jax.load_encoder(workdir)(images), rtol=1e-4, atol=1e-5)
+
+
+def test_it_has_a_report(run, tmp_path):
+    _, workdir = run
+    config = task_config('report', workdir, max_images=40, tsne=False)
+    page = open(report(config, str(tmp_path)), encoding='utf-8').read()
+    assert 'Nearest neighbours' in page and 'ResNet' not in page
