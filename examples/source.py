@@ -2,7 +2,7 @@
 
     python examples/source.py WORKDIR
 
-In a config: `data.source = 'examples.source:Stripes'`, with `data.arguments = {'count': 64}` for its keywords.
+In a config: `data.source = 'examples.source:Stripes'`, with `data.arguments = {'count': 64}` if need be.
 """
 
 import sys

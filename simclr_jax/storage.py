@@ -5,8 +5,8 @@ Local paths take the system's calls directly, so that a data set of small files 
 
 import os
 import shutil
-from typing import Any, NamedTuple
 import uuid
+from typing import Any, NamedTuple
 
 Path = str | os.PathLike
 
@@ -122,7 +122,7 @@ def sync_dir(path: Path) -> None:
 
 
 def _remote(path: Path) -> Any:
-    """The file system of a remote path. OSError: what reaches it is not installed, or there is no such one."""
+    """The file system of a remote path. OSError: its package is not installed, or there is no such one."""
     import fsspec
 
     protocol = os.fspath(path).split('://')[0]

@@ -7,7 +7,7 @@ import numpy as np
 
 from simclr_jax.data import shapes
 from simclr_jax.data.labels import as_classes
-from simclr_jax.data.pixels import CHANNELS, Rules, of_array, resolved
+from simclr_jax.data.pixels import CHANNELS, DEFAULT, Rules, of_array, resolved
 from simclr_jax.data.source import Source, split_name, split_rows
 
 
@@ -51,7 +51,7 @@ def npz_splits(path: str) -> tuple[str, ...]:
                          f'its keys are {", ".join(arrays) or "none"}.')
 
 
-def npz_source(name: str, split: str, path: str, *, rules: Rules = Rules(), as_numbered: bool = False
+def npz_source(name: str, split: str, path: str, *, rules: Rules = DEFAULT, as_numbered: bool = False
                ) -> ArraySource:
     """The whole of one split of a .npz file.
 
@@ -70,9 +70,11 @@ def npz_source(name: str, split: str, path: str, *, rules: Rules = Rules(), as_n
         if f'{prefix}labels' in arrays:
             labels = arrays[f'{prefix}labels']
             if len(labels) != len(images):
-                raise ValueError(f"'{path}' has {len(images)} {prefix}images but {len(labels)} {prefix}labels.")
+                raise ValueError(f"'{path}' has {len(images)} {prefix}images but {len(labels)} "
+                                 f'{prefix}labels.')
             # A class that one split lacks must still count in it.
-            known = [arrays[key].reshape(-1) for key in ('labels', 'train_labels', 'test_labels') if key in arrays]
+            keys = [key for key in ('labels', 'train_labels', 'test_labels') if key in arrays]
+            known = [arrays[key].reshape(-1) for key in keys]
             source.labels, source.class_names, source.notes = as_classes(
                 labels, where=f"'{prefix}labels' of '{path}'", known=np.concatenate(known))
             if as_numbered:

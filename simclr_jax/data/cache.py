@@ -5,8 +5,6 @@ is one image: height and width (uint32, little-endian), then its pixels, uint8 [
 compressed: zstd takes 7 % off photographs and makes reading five times slower.
 """
 
-from collections.abc import Iterator
-from concurrent import futures
 import contextlib
 import dataclasses
 import functools
@@ -17,12 +15,14 @@ import os
 import re
 import shutil
 import struct
-from typing import Any
 import uuid
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
 
-from absl import logging
 import filelock
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from simclr_jax import storage
@@ -215,8 +215,8 @@ def _build(source: Source, short_side: int, folder: str, expected: dict[str, Any
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, RuntimeError | OSError):       # ArrayRecord raises the former
-            raise OSError(f"The cache file '{path}' cannot be written ({error}): make room, or choose another "
-                          'data.cache_dir.') from error
+            raise OSError(f"The cache file '{path}' cannot be written ({error}): make room, or choose "
+                          'another data.cache_dir.') from error
         raise
     return content
 

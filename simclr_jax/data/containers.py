@@ -1,6 +1,6 @@
 """Images in containers: Hugging Face data sets (of the hub, or Parquet files) and WebDataset's tar shards.
 
-Both become random access: the order is the uniform permutation of every such source, and a run resumes exactly.
+Both are read at random: the order is the uniform permutation of every such source, and a run resumes exactly.
 """
 
 import collections
@@ -21,8 +21,8 @@ def hugging_face(path: str, *, cache_dir: str | None = None, download: bool = Fa
     """The splits of 'hf:PATH' as a dictionary of `datasets.Dataset`.
 
     Args:
-        path: a name of the hub, with a configuration after a colon ('cifar10', 'user/name:small'), a local directory
-            whose files name their splits, or a pattern of Parquet files, which are the split 'train'.
+        path: a name of the hub, with a configuration after a colon ('cifar10', 'user/name:small'), a local
+            directory whose files name their splits, or a pattern of Parquet files, which are split 'train'.
         cache_dir: where `datasets` keeps what it prepares; None is its own default.
         download: whether a network may be used.
 
@@ -47,8 +47,8 @@ def hugging_face(path: str, *, cache_dir: str | None = None, download: bool = Fa
         kind, fix = ValueError, '.'
         if not download and not name.endswith('.parquet') and not os.path.exists(name):
             kind, fix = FileNotFoundError, ': --config.data.download=true lets datasets fetch it.'
-        raise kind(f"The data set 'hf:{path}' cannot be loaded ({str(error).splitlines()[0].rstrip('.')}){fix}"
-                   ) from error
+        why = str(error).splitlines()[0].rstrip('.')
+        raise kind(f"The data set 'hf:{path}' cannot be loaded ({why}){fix}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
 
@@ -57,7 +57,7 @@ class TarShards:
     """The examples of tar shards, 'NAME.jpg' and 'NAME.cls' or 'NAME.json' side by side, at random access.
 
     Args:
-        pattern: of paths, local or remote: '{000..041}' counts, '*' stands for anything; '{split}' is `split`.
+        pattern: of paths, local or remote: '{000..041}' counts, '*' is anything, '{split}' is `split`.
 
     Raises:
         FileNotFoundError: no shard is there.
@@ -93,8 +93,8 @@ class TarShards:
                         examples[os.path.join(folder, name)][f'.{suffix.lower()}'] = (
                             member.offset_data, member.size)
         except tarfile.TarError as error:
-            raise ValueError(f"The shard '{printable(path)}' cannot be read ({error}): it must be a tar file, "
-                             'whole and not compressed.') from error
+            raise ValueError(f"The shard '{printable(path)}' cannot be read ({error}): it must be a tar "
+                             'file, whole and not compressed.') from error
         for name, members in examples.items():
             image = next((suffix for suffix in members if suffix.endswith(suffixes())), None)
             if image is None:

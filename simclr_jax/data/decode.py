@@ -32,7 +32,7 @@ class EncodedImage:
         rules: by which pixels become RGB uint8.
     """
 
-    def __init__(self, data: bytes | np.ndarray, rules: pixels.Rules = pixels.Rules()):
+    def __init__(self, data: bytes | np.ndarray, rules: pixels.Rules = pixels.DEFAULT):
         self._data, self._pixels, self._rules, size = data, data, rules, None
         if not isinstance(data, np.ndarray):
             size = _plain_jpeg_size(data, rules.max_pixels)
@@ -49,11 +49,11 @@ class EncodedImage:
             try:
                 return _decode_jpeg(self._data, wide)[:, margin:margin + width]
             except _tensorflow().errors.OpError:
-                self._pixels = read_image(io.BytesIO(self._data), self._rules)     # the last word on what can be read
+                self._pixels = read_image(io.BytesIO(self._data), self._rules)    # the last word
         return self._pixels[top:top + height, left:left + width]
 
 
-def read_image(file: str | BinaryIO, rules: pixels.Rules = pixels.Rules()) -> np.ndarray:
+def read_image(file: str | BinaryIO, rules: pixels.Rules = pixels.DEFAULT) -> np.ndarray:
     """Decodes a whole image file to RGB uint8 [H, W, 3], upright by its EXIF orientation.
 
     Grey is repeated, CMYK converted, depth and transparency go by `rules`; of an animation, the first frame.
@@ -71,7 +71,7 @@ def read_image(file: str | BinaryIO, rules: pixels.Rules = pixels.Rules()) -> np
         raise BadImage(str(error)) from error
 
 
-def decoded(image: bytes | np.ndarray, rules: pixels.Rules = pixels.Rules()) -> np.ndarray:
+def decoded(image: bytes | np.ndarray, rules: pixels.Rules = pixels.DEFAULT) -> np.ndarray:
     """What a source's `load` gives, as uint8 [H, W, 3]. BadImage: it cannot be decoded."""
     return read_image(io.BytesIO(image), rules) if isinstance(image, bytes) else image
 

@@ -1,7 +1,6 @@
 """A directory tree of image files: its splits, its classes, and what is left out of it."""
 
 import collections
-from collections.abc import Iterator
 import dataclasses
 import functools
 import hashlib
@@ -9,6 +8,7 @@ import importlib.util
 import io
 import os
 import unicodedata
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import features
@@ -16,14 +16,14 @@ from PIL import features
 from simclr_jax import storage
 from simclr_jax.data.arrays import require_split
 from simclr_jax.data.decode import BadImage, read_image
-from simclr_jax.data.pixels import Rules, depth_of, resolved
+from simclr_jax.data.pixels import DEFAULT, Rules, depth_of, resolved
 from simclr_jax.data.source import Source, split_name
 
 FOLDERS = ('auto', 'classes', 'none')       # what data.folders takes
-_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.jp2', '.j2k',
-             '.jpx', '.pgm', '.ppm', '.pnm', '.npy')
-_SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test', 'val': 'val', 'valid': 'val',
-           'validation': 'validation', 'unlabeled': 'unlabeled', 'unlabelled': 'unlabeled'}
+_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.bmp', '.gif', '.webp', '.tif', '.tiff',
+             '.jp2', '.j2k', '.jpx', '.pgm', '.ppm', '.pnm', '.npy')
+_SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test', 'val': 'val',
+           'valid': 'val', 'validation': 'validation', 'unlabeled': 'unlabeled', 'unlabelled': 'unlabeled'}
 _SHOWN = 5
 
 
@@ -38,7 +38,7 @@ class FolderSource(Source):
         name: of the source, for messages.
         split: one of `folder_splits`; 'val' and 'validation' are one.
         path: of the directory, local or remote.
-        folders: 'auto'; 'classes', first-level folders are classes and never splits; 'none', they are no classes.
+        folders: 'auto'; 'classes', first-level folders are classes and never splits; 'none', they are none.
         rules: by which files become pixels.
 
     Raises:
@@ -46,7 +46,7 @@ class FolderSource(Source):
         ValueError: it has no such split or no image, or its layout is not understood.
     """
 
-    def __init__(self, name: str, split: str, path: str, *, folders: str = 'auto', rules: Rules = Rules()):
+    def __init__(self, name: str, split: str, path: str, *, folders: str = 'auto', rules: Rules = DEFAULT):
         root, splits = _layout(path, folders)
         whole = split_name(split)
         other = {'val': 'validation', 'validation': 'val'}.get(whole, whole)
@@ -71,8 +71,8 @@ class FolderSource(Source):
         errors = (self._why_unreadable(index) for index in range(self.num_examples))
         first = next(errors)
         if first is not None and all(error is not None for error in errors):  # Say so before training.
-            raise ValueError(f"Not one of the {self.num_examples} images below '{printable(self._root)}' can be "
-                             f'read ({self.name_of(0)}: {first}).')
+            raise ValueError(f"Not one of the {self.num_examples} images below '{printable(self._root)}' can "
+                             f'be read ({self.name_of(0)}: {first}).')
 
     def load(self, index: int) -> bytes:
         """The bytes of a file. OSError: it cannot be read."""
@@ -83,13 +83,14 @@ class FolderSource(Source):
         return printable(self.files[index])
 
     def fingerprint(self, *, with_times: bool = False) -> str:
-        """Changes with the names and sizes of the files, with the labels, and, if asked for, with the times."""
+        """Changes with the names and sizes of the files, the labels, and, if asked for, the times."""
         digest = hashlib.sha256(self.labels.tobytes())
         for file in self.files:
             path = os.path.join(self._root, file)
             try:
                 known = storage.size(path)
-                known = (known, os.stat(path).st_mtime_ns) if with_times and not storage.is_remote(path) else known
+                if with_times and not storage.is_remote(path):
+                    known = known, os.stat(path).st_mtime_ns
             except OSError:      # a link may lead nowhere
                 known = None
             digest.update(os.fsencode(f'{file}\0{known}\0'))
@@ -108,7 +109,7 @@ class FolderSource(Source):
 
 
 def printable(name: str) -> str:
-    """A file's name for messages and files: bytes that are no UTF-8 become \\xe9 and the like."""
+    r"""A file's name for messages and files: bytes that are no UTF-8 become \xe9 and the like."""
     return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
@@ -141,19 +142,20 @@ def _layout(path: str, folders: str) -> tuple[str, dict[str, str]]:
     splits = [name for name in filled if _split_of(name)]
     others = [name for name in filled if name not in splits]
     empty = [name for name in names if _split_of(name) == 'train' and name not in filled]
-    fix = (f"If first-level folders are classes, set data.folders='classes'; if they are splits, name them train, "
-           f'test, val or unlabeled, and move what is none of them out of '
+    fix = (f"If first-level folders are classes, set data.folders='classes'; if they are splits, name them "
+           f'train, test, val or unlabeled, and move what is none of them out of '
            f"'{printable(path)}'.")
     kinds = [_split_of(name) for name in splits]
     if empty and splits:
-        raise ValueError(f"'{printable(path)}' has images in {_listed(splits)}, but none in '{empty[0]}'. {fix}")
+        raise ValueError(f"'{printable(path)}' has images in {_listed(splits)}, but none in '{empty[0]}'. "
+                         f'{fix}')
     if 'train' in kinds or len(set(kinds) - {'unlabeled'}) > 1 and not others:
         if others or len(set(kinds)) < len(kinds):
-            raise ValueError(f"'{printable(path)}' holds {_listed(splits + others)}, which are not understood as "
-                             f'splits. {fix}')
+            raise ValueError(f"'{printable(path)}' holds {_listed(splits + others)}, which are not "
+                             f'understood as splits. {fix}')
         return path, {_split_of(name): name for name in sorted(splits, key=_rank)}
-    is_wrapper = len(filled) == 1 and not any(_is_image(entry.name) for entry in _scan(path) if not entry.is_dir)
-    if is_wrapper:
+    is_loose = any(_is_image(entry.name) for entry in _scan(path) if not entry.is_dir)
+    if len(filled) == 1 and not is_loose:       # a wrapper
         root, found = _layout(os.path.join(path, filled[0]), folders)
         return (root, found) if found else (path, {})
     inner = [name for name in filled if any(_split_of(entry.name) == 'train' and entry.is_dir
@@ -177,8 +179,8 @@ def _scan(path: str) -> Iterator[storage.Entry]:
     try:
         entries = storage.scan(path)
     except OSError as error:
-        raise OSError(f"The folder '{printable(path)}' cannot be listed ({error.strerror or error}): mend its "
-                      'permissions, or move it away.') from error
+        raise OSError(f"The folder '{printable(path)}' cannot be listed ({error.strerror or error}): mend "
+                      'its permissions, or move it away.') from error
     return (entry for entry in entries if not entry.name.startswith(('.', '__MACOSX')))
 
 
@@ -230,7 +232,8 @@ def _walk(root: str, inside: str = '', above: tuple[str, ...] = ()) -> Iterator[
 def _class_of(file: str) -> str:
     """The first-level folder of a file, in one spelling of its accents; '' for none."""
     first, separator, _ = file.partition(os.sep)
-    return unicodedata.normalize('NFC', printable(first)) if separator and _split_of(first) != 'unlabeled' else ''
+    has_label = separator and _split_of(first) != 'unlabeled'
+    return unicodedata.normalize('NFC', printable(first)) if has_label else ''
 
 
 def _classes(files: list[str]) -> tuple[str, ...] | None:
@@ -254,8 +257,8 @@ def _notes(tree: _Tree, labels: np.ndarray, class_names: tuple[str, ...] | None,
            folders: str) -> list[str]:
     notes = []
     if tree.left_out:
-        notes.append(f'{where}: {sum(tree.left_out.values()):,} files are no images that can be read here and '
-                     f'are left out{_counted(tree.left_out, ": ")}.')
+        notes.append(f'{where}: {sum(tree.left_out.values()):,} files are no images that can be read here '
+                     f'and are left out{_counted(tree.left_out, ": ")}.')
     loose = int((labels < 0).sum())
     if class_names and loose:
         notes.append(f'{where}: {loose:,} of {len(labels):,} images lie beside the class folders, or in '

@@ -1,11 +1,11 @@
 """Sources that a user brings: lists, torch and Hugging Face data sets, grain's, all by length and items."""
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent import futures
 import inspect
 import io
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,8 +18,8 @@ from simclr_jax.data.labels import as_classes
 from simclr_jax.data.source import RandomAccess, Source, Streamed, split_name
 from simclr_jax.data.subset import take_split
 
-_WANTED = ("{'image': ..., 'label': int (optional)} or (image, label), the image as uint8 [H, W] or [H, W, C], a "
-           "PIL image, an encoded file's bytes, or a path")
+_WANTED = ("{'image': ..., 'label': int (optional)} or (image, label), the image as uint8 [H, W] or [H, W, "
+           "C], a PIL image, an encoded file's bytes, or a path")
 _AT_ONCE = 256      # items that threads read for their labels
 
 
@@ -59,14 +59,14 @@ class WithClasses(Protocol):
 
 
 def as_source(anything: Any, split: str = 'train', *, name: str = '',
-              arguments: Mapping[str, Any] | None = None, rules: pixels.Rules = pixels.Rules()) -> Source:
+              arguments: Mapping[str, Any] | None = None, rules: pixels.Rules = pixels.DEFAULT) -> Source:
     """What a user brings, as a source.
 
     Args:
-        anything: a `Source`; a list, a torch or Hugging Face data set, a source of grain, or whatever else has
-            a length and items; a dictionary of such by split; or a class or function that makes one,
+        anything: a `Source`; a list, a torch or Hugging Face data set, a source of grain, or whatever else
+            has a length and items; a dictionary of such by split; or a class or function that makes one,
             called with `split=` if it takes that, and `arguments`. An item is {'image', 'label'}, a pair
-            (image, label) or an image alone. An image is integers or floats [H, W] or [H, W, C] with 1, 3 or 4
+            (image, label) or an image alone. An image is integers or floats [H, W] or [H, W, C] of 1, 3 or 4
             channels, a PIL image, the bytes of an encoded file, or a path. A label is an integer or a
             string; None or -1 is no label. Items are read by several threads at once.
         split: which is asked for; 'train[:80%]' takes a part (see `source.take_split`).
@@ -90,8 +90,7 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
     elif whole != 'train' and is_one_split:
         raise ValueError(f"'{name}' takes no argument split, so that it has the split 'train' alone: "
                          f"'{whole}' was asked for.")
-    if isinstance(anything, Streamed) or isinstance(anything, str | bytes) or not isinstance(
-            anything, RandomAccess):
+    if isinstance(anything, Streamed | str | bytes) or not isinstance(anything, RandomAccess):
         raise ValueError(f"'{name}' is a {type(anything).__name__}, which is no source of images: give "
                          f'something with len(source) and source[i] -> {_WANTED}.')
     return take_split(ItemSource(anything, whole, name=name, rules=rules), split)
@@ -166,13 +165,13 @@ class ItemSource(Source):
             if image not in item and {'bytes', 'path'} <= set(item):
                 return item, None
             if image not in item:
-                raise ValueError(f"Item {index} of '{self.name}' has the keys {', '.join(map(str, item))}: wanted "
-                                 f'is {_WANTED}.')
+                raise ValueError(f"Item {index} of '{self.name}' has the keys {', '.join(map(str, item))}: "
+                                 f'wanted is {_WANTED}.')
             return item[image], item.get(label)
         if isinstance(item, tuple | list):
             if not 1 <= len(item) <= 2:
-                raise ValueError(f"Item {index} of '{self.name}' is a {type(item).__name__} of {len(item)}: wanted "
-                                 f'is {_WANTED}.')
+                raise ValueError(f"Item {index} of '{self.name}' is a {type(item).__name__} of {len(item)}: "
+                                 f'wanted is {_WANTED}.')
             return item[0], item[1] if len(item) == 2 else None
         return item, None
 
@@ -202,7 +201,7 @@ def splits_of(anything: Any, arguments: Mapping[str, Any] | None = None) -> tupl
 
 def _makes(anything: Any) -> bool:
     """Whether it is a class or a function that is to be called."""
-    return isinstance(anything, type) or isinstance(anything, Callable) and not isinstance(anything, RandomAccess)
+    return isinstance(anything, type) or callable(anything) and not isinstance(anything, RandomAccess)
 
 
 def _takes_split(make: Callable) -> bool:
@@ -217,8 +216,8 @@ def _called(make: Callable, split: str, arguments: Mapping[str, Any], name: str)
     except Exception as error:
         given = ', '.join(f'{key}={value!r}' for key, value in keywords.items())
         fix = ": data.test_split='none' asks for no split to measure on" if split == 'test' else ''
-        raise ValueError(f"data.source '{name}' cannot be made with ({given}): {type(error).__name__}: {error}{fix}."
-                         ) from error
+        raise ValueError(f"data.source '{name}' cannot be made with ({given}): {type(error).__name__}: "
+                         f'{error}{fix}.') from error
 
 
 def _name_of(anything: Any) -> str:
@@ -227,7 +226,9 @@ def _name_of(anything: Any) -> str:
 
 
 def _told_labels(items: Any) -> Sequence | None:
-    return items.labels if isinstance(items, Labelled) else items.targets if isinstance(items, Targeted) else None
+    if isinstance(items, Labelled):
+        return items.labels
+    return items.targets if isinstance(items, Targeted) else None
 
 
 def _told_classes(items: Any) -> Sequence[str] | None:
@@ -238,7 +239,7 @@ def _told_classes(items: Any) -> Sequence[str] | None:
 
 def _of_hugging_face(items: Any, datasets: Any, name: str
                      ) -> tuple[Any, tuple[str, str], Sequence | None, Sequence[str] | None]:
-    """(items with undecoded images, keys of image and label, labels, class names), by the types of features."""
+    """(items of undecoded images, keys of image and label, labels, class names), by the features' types."""
     def first(kind, prefer):
         keys = [key for key, feature in items.features.items() if type(feature) is kind]
         return prefer if prefer in keys else min(keys, default=None)

@@ -23,7 +23,8 @@ def as_classes(labels: Any, class_names: Sequence[str] | None = None, where: str
     Raises:
         ValueError: labels below -1 or beyond `class_names`, or neither integers nor strings.
     """
-    values, everyone = _plain(labels, where), np.concatenate([_plain(list(known), where), _plain(labels, where)])
+    values = _plain(labels, where)
+    everyone = np.concatenate([_plain(list(known), where), values])
     notes, is_text = [], values.dtype.kind == 'U' or everyone.dtype.kind == 'U'
     if is_text:
         values, everyone = values.astype(str), everyone.astype(str)
@@ -38,8 +39,8 @@ def as_classes(labels: Any, class_names: Sequence[str] | None = None, where: str
         return np.full(len(values), _NONE, np.int32), None, notes
     if class_names is not None and not is_text:
         if classes[-1] >= len(class_names):
-            raise ValueError(f'{where} has the label {classes[-1]}, but names {len(class_names)} classes: labels '
-                             f'are 0 to {len(class_names) - 1}.')
+            raise ValueError(f'{where} has the label {classes[-1]}, but names {len(class_names)} classes: '
+                             f'labels are 0 to {len(class_names) - 1}.')
         return values.astype(np.int32), tuple(map(str, class_names)), notes
     if not is_text and not np.array_equal(classes, np.arange(len(classes))):
         notes.append(f'The labels of {where} are {_some(classes)}: they become the classes 0 to '
@@ -56,8 +57,8 @@ def _plain(labels: Any, where: str) -> np.ndarray:
         labels = np.array([empty if label is None else label for label in found] or np.zeros(0, int))
     labels = np.asarray(labels)
     if labels.dtype.kind not in 'iubU' or labels.size != len(labels):
-        raise ValueError(f'{where} has labels of {labels.dtype}, shape {list(labels.shape)}: wanted is an integer or '
-                         'a string for each image.')
+        raise ValueError(f'{where} has labels of {labels.dtype}, shape {list(labels.shape)}: wanted is an '
+                         'integer or a string for each image.')
     labels = labels.reshape(-1)
     return labels if labels.dtype.kind == 'U' else labels.astype(np.int64)
 

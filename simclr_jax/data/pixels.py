@@ -1,9 +1,9 @@
-"""What an image file or an array holds -> RGB uint8: depth, transparency, channels and size, by one set of rules."""
+"""What a file or an array holds -> RGB uint8: depth, transparency, channels and size, by one set of rules."""
 
-from collections.abc import Iterable
 import dataclasses
 import io
 import os
+from collections.abc import Iterable
 from typing import BinaryIO
 
 import numpy as np
@@ -23,9 +23,9 @@ class Rules:
 
     Attributes:
         background: the colour, 0..255, that stands behind transparent pixels; None takes their own colour.
-        range: (low, high), which become 0 and 255 where pixels are not of 8 bits; AUTO takes the extremes of a
-            sample (see `resolved`); None all that 16 bits hold, [0, 1] of floats whose values lie there, and
-            [0, 255] of others.
+        range: (low, high), which become 0 and 255 where pixels are not of 8 bits; AUTO takes the extremes of
+            a sample (see `resolved`); None all that 16 bits hold, [0, 1] of floats whose values lie there,
+            and [0, 255] of others.
         max_pixels: of a larger image a JPEG is read at a half, a quarter or an eighth; any other is refused.
     """
 
@@ -34,7 +34,10 @@ class Rules:
     max_pixels: int = 178_956_970       # where Pillow's own check begins to refuse
 
 
-def read(file: str | BinaryIO, rules: Rules = Rules()) -> np.ndarray:
+DEFAULT, OF_A_SAMPLE = Rules(), Rules(range=AUTO)
+
+
+def read(file: str | BinaryIO, rules: Rules = DEFAULT) -> np.ndarray:
     """A whole image file or .npy file as uint8 [H, W, 3], upright by its EXIF orientation.
 
     Of an animation, the first frame. Raises whatever Pillow raises, ValueError for what `rules` forbid.
@@ -48,7 +51,7 @@ def read(file: str | BinaryIO, rules: Rules = Rules()) -> np.ndarray:
             _turned(deep, image), rules)
 
 
-def of_image(image: Image.Image, rules: Rules = Rules()) -> np.ndarray:
+def of_image(image: Image.Image, rules: Rules = DEFAULT) -> np.ndarray:
     """An image of Pillow, of any mode, as uint8 [H, W, 3]."""
     if image.mode.startswith('I') or image.mode == 'F':     # Pillow would clip them to 8 bits, not scale them
         return of_array(np.asarray(image), rules)
@@ -57,15 +60,15 @@ def of_image(image: Image.Image, rules: Rules = Rules()) -> np.ndarray:
     return np.array(image.convert('RGB'))
 
 
-def of_array(array: np.ndarray, rules: Rules = Rules()) -> np.ndarray:
+def of_array(array: np.ndarray, rules: Rules = DEFAULT) -> np.ndarray:
     """uint8 [..., H, W, 3] of numbers [..., H, W, C] with C = 1, 3 or 4, or [H, W].
 
     ValueError: another shape, or what is neither integers nor floats.
     """
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim < 3 or array.shape[-1] not in CHANNELS or array.dtype.kind not in 'buif':
-        raise ValueError(f'{array.dtype} {list(array.shape)}: an image is [H, W] or [H, W, C] of C = 1, 3 or 4 '
-                         'channels, of integers or floats')
+        raise ValueError(f'{array.dtype} {list(array.shape)}: an image is [H, W] or [H, W, C] of C = 1, 3 or '
+                         '4 channels, of integers or floats')
     colour, alpha = _eight_bits(array[..., :3], rules.range), array[..., 3:]
     if alpha.shape[-1] and rules.background is not None:
         colour = _over(colour, _eight_bits(alpha, None), rules.background)
@@ -83,13 +86,13 @@ def resolved(rules: Rules, sample: Iterable[np.ndarray | None]) -> tuple[Rules, 
     if not deep:
         return dataclasses.replace(rules, range=None), []
     low, high = (float(limit) for limit in (min(map(np.nanmin, deep)), max(map(np.nanmax, deep))))
-    found = f'{np.dtype(deep[0].dtype).name} images: {low:g} to {high:g}, the extremes of {len(deep):,} of them, '
-    return dataclasses.replace(rules, range=(low, high if high > low else low + 1)), [
-        f'{found}become 0 to 255 (data.range).']
+    note = (f'{np.dtype(deep[0].dtype).name} images: {low:g} to {high:g}, the extremes of {len(deep):,} of '
+            'them, become 0 to 255 (data.range).')
+    return dataclasses.replace(rules, range=(low, high if high > low else low + 1)), [note]
 
 
 def depth_of(file: str | BinaryIO, rules: Rules) -> np.ndarray | None:
-    """The numbers of an image of more than 8 bits, [H, W] or [H, W, C]; None of any other, which is not decoded."""
+    """The numbers of an image of more than 8 bits, [H, W] or [H, W, C]; None of others, not decoded."""
     array = _npy(file)
     if array is not None:
         return None if array.dtype in (np.uint8, bool) else array
@@ -142,8 +145,8 @@ def _deep(image: Image.Image, file: str | BinaryIO) -> np.ndarray | None:
     if not isinstance(file, str | os.PathLike):
         file = io.BytesIO(file.getbuffer())
     with Image.open(file) as again:
-        again.tile = [tile._replace(args=(low_bytes, *tile.args[1:]) if isinstance(tile.args, tuple) else low_bytes)
-                      for tile in again.tile]
+        again.tile = [tile._replace(args=(low_bytes, *tile.args[1:])
+                                    if isinstance(tile.args, tuple) else low_bytes) for tile in again.tile]
         low = np.asarray(again).astype(np.uint16)
     if low_bytes == 'RGBA':     # grey and alpha, each of two bytes, high first
         grey, alpha = low[..., 0] << 8 | low[..., 1], low[..., 2] << 8 | low[..., 3]
@@ -153,7 +156,8 @@ def _deep(image: Image.Image, file: str | BinaryIO) -> np.ndarray | None:
 
 def _turned(array: np.ndarray, image: Image.Image) -> np.ndarray:
     """`array` upright by the EXIF orientation of `image`."""
-    turns = {2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
+    turns = {2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True),
+             8: (1, False)}
     quarters, is_mirrored = turns.get(image.getexif().get(0x0112, 1), (0, False))
     array = array[:, ::-1] if is_mirrored else array
     return np.rot90(array, quarters)
@@ -167,7 +171,7 @@ def _eight_bits(values: np.ndarray, limits: tuple[float, float] | None) -> np.nd
     if not isinstance(limits, tuple) and values.dtype.kind in 'ui':
         return np.clip(values // 257, 0, 255).astype(np.uint8)
     if not isinstance(limits, tuple):
-        limits = (0.0, 1.0) if 0 <= np.nanmin(values) and np.nanmax(values) <= 1 else (0.0, 255.0)
+        limits = (0.0, 1.0) if np.nanmin(values) >= 0 and np.nanmax(values) <= 1 else (0.0, 255.0)
     low, high = limits
     scaled = (np.nan_to_num(values.astype(np.float64), nan=low) - low) * (255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)

@@ -1,9 +1,9 @@
 """How far a long pass over images is: a bar on a terminal, a line a minute elsewhere."""
 
-from collections.abc import Callable, Iterator
 import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

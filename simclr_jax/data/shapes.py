@@ -102,7 +102,7 @@ def _coverage(name: str, angle: np.ndarray, diameter: np.ndarray, place: np.ndar
     return np.clip(0.5 - distance * unit * size, 0, 1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _normalisation(name: str) -> tuple[float, float]:
     """(scale to the area of a disc of diameter 1, radius about the origin before scaling)."""
     points = 4 * _pixel_centres(512)

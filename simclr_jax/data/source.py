@@ -1,14 +1,14 @@
 """What may be brought as a source of images, what every source tells of itself, and split expressions."""
 
-from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
 import re
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from absl import logging
 import numpy as np
+from absl import logging
 
 from simclr_jax.data.pixels import Rules
 
@@ -18,7 +18,7 @@ _SAMPLED = 64   # images of which a source is judged before it is read
 
 @runtime_checkable
 class RandomAccess(Protocol):
-    """`len(source)`, and `source[i]` -> {'image': ..., 'label': int (optional)}: grain's random-access protocol.
+    """`len(source)` and `source[i]` -> {'image': ..., 'label': int (optional)}: grain's random access.
 
     What an image may be, and which other items are taken: `items.as_source`.
     """

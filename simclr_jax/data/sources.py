@@ -1,9 +1,9 @@
 """Finds a data source by its name. TensorFlow is imported for TFDS data sets only."""
 
-from collections.abc import Mapping
-from concurrent import futures
 import math
 import re
+from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from simclr_jax.data import arrays, containers, folder, items, shapes
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.decode import BadImage, decoded
 from simclr_jax.data.items import as_source
-from simclr_jax.data.pixels import AUTO, Rules
+from simclr_jax.data.pixels import AUTO, OF_A_SAMPLE, Rules
 from simclr_jax.data.source import Source, Streamed, split_name
 from simclr_jax.data.subset import hold_out, take_split
 
@@ -35,15 +35,14 @@ _NAMED = 3
 def load_source(name: str, split: str, *, data_dir: str | None = None, download: bool = False,
                 image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES, cache: str = '',
                 decode_once: bool = False, cache_dir: str = '', max_bad_share: float = Source.max_bad_share,
-                is_lead: bool = True, arguments: Mapping[str, Any] | None = None, rules: Rules = Rules(range=AUTO),
+                is_lead: bool = True, arguments: Mapping[str, Any] | None = None, rules: Rules = OF_A_SAMPLE,
                 folders: str = 'auto', reading: int = READING, source: Any = None) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
-        name: 'shapes' or 'shapes:N' (embedded; N training images), 'folder:PATH', 'arrays:PATH.npz', 'hf:NAME' and
-            'wds:PATTERN' (data/containers.py),
-            'package.module:Name' (what it makes goes through `as_source`), or a TFDS name, as 'cifar10' or
-            'imagenet2012_subset/1pct:5.0.0'.
+        name: 'shapes' or 'shapes:N' (embedded; N training images), 'folder:PATH', 'arrays:PATH.npz',
+            'hf:NAME' and 'wds:PATTERN' (data/containers.py), 'package.module:Name' (what it makes goes
+            through `as_source`), or a TFDS name, as 'cifar10' or 'imagenet2012_subset/1pct:5.0.0'.
         split: a split of the source; slices such as 'train[:10%]' work everywhere.
         data_dir: where TFDS data sets were prepared; None or '' is TFDS's own default.
         download: let TFDS download and prepare the data set. Without it nothing touches a network.
@@ -57,8 +56,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         arguments: keywords for 'package.module:Name'.
         rules: by which pixels become RGB uint8.
         folders: see `folder.FolderSource`.
-        reading: 1 cuts slices of folders and arrays from sorted files, and takes labels of arrays as class numbers.
-        source: what `as_source` takes, in the place of `name`.
+        reading: 1 cuts slices of folders and arrays from sorted files, and takes labels of arrays as class
+        numbers. source: what `as_source` takes, in the place of `name`.
 
     Raises:
         FileNotFoundError: the data are not there.
@@ -79,9 +78,10 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         if shards.num_left_out:
             found.notes.append(f'{name}: {shards.num_left_out:,} examples without an image are left out.')
     elif kind in ('object', 'hf'):
-        brought = source if source is not None else _object(name) if kind == 'object' else containers.hugging_face(
-            path, cache_dir=data_dir or None, download=download)
-        found = as_source(brought, split, name=name, arguments=arguments, rules=rules)
+        if kind == 'hf':
+            source = containers.hugging_face(path, cache_dir=data_dir or None, download=download)
+        found = as_source(_object(name) if source is None else source, split, name=name, arguments=arguments,
+                          rules=rules)
     else:
         from simclr_jax.data import tfds as tfds_source
         found = tfds_source.load(name, split, data_dir=data_dir or None, download=download,
@@ -100,9 +100,9 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
     """The split to train on and the one to measure on, None where there is none; they share no image.
 
     Args:
-        test_split: one that must exist; 'none'; '10%', so much of each class of the training split, which then
-            has it no more; '' takes the first of test, validation and val, and, where there are labels but no
-            such split, 10 %.
+        test_split: one that must exist; 'none'; '10%', so much of each class of the training split, which
+            then has it no more; '' takes the first of test, validation and val, and, where there are labels
+            but no such split, 10 %.
         test_source: what `as_source` takes, to measure on.
         **options: of `load_source`.
     """
@@ -121,8 +121,8 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
     can_hold_out = train.num_classes and train.num_examples > 1 and not isinstance(train, Streamed)
     if test_split != 'none' and can_hold_out and options.get('reading', READING) > 1:
         train, test = hold_out(train, _HELD_OUT)
-        train.notes.append(f'{name} has no split to measure on: {test.num_examples:,} images, {_HELD_OUT} % of each '
-                           "class, are held out of training (data.test_split='none' trains on all).")
+        train.notes.append(f'{name} has no split to measure on: {test.num_examples:,} images, {_HELD_OUT} % '
+                           "of each class, are held out of training (data.test_split='none' trains on all).")
         return train, test
     return train, None
 
@@ -163,13 +163,13 @@ def available_splits(name: str, *, data_dir: str | None = None, arguments: Mappi
     return tfds_source.splits(name, data_dir=data_dir or None)
 
 
-def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool, begun_with: Mapping[str, Any] | None = None
-            ) -> dict[str, Any]:
+def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool,
+            begun_with: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The keywords of `load_source` that a config's `data` block gives.
 
-    `begun_with`: the block of the run that is measured or goes on, if another: how images are read is its own.
-    One without `data.reading` was begun when transparency was dropped, 16 bits were all divided by 257, slices
-    of folders were cut from sorted files, and nothing was held out.
+    `begun_with`: the block of the run that is measured or goes on, if another: how images are read is its
+    own. One without `data.reading` was begun when transparency was dropped, 16 bits were all divided by 257,
+    slices of folders were cut from sorted files, and nothing was held out.
     """
     how = reading_fields(data if begun_with is None else begun_with)
     is_own = begun_with is None or data['source'] in ('', begun_with['source'])
@@ -189,8 +189,8 @@ def go_on(data: Mapping[str, Any], begun_with: Mapping[str, Any]) -> dict[str, A
     for field, is_fixed in (('range', bool(data['range'])), ('test_split', '%' in (
             fields['test_split'] + begun_with['test_split']))):
         if is_fixed and list(data[field] or begun_with[field]) != list(begun_with.get(field, ())):
-            raise ValueError(f'data.{field} is {data[field]!r}, but the run began with {begun_with.get(field, ())!r}: '
-                             'leave it as it was, or begin another --workdir.')
+            raise ValueError(f'data.{field} is {data[field]!r}, but the run began with '
+                             f'{begun_with.get(field, ())!r}: leave it as it was, or begin another workdir.')
     return fields | {'range': tuple(fields['range'])}
 
 
@@ -215,11 +215,12 @@ def _rules(how: Mapping[str, Any]) -> Rules:
                          "'#808080', or '' to leave transparent pixels their own.") from error
     limits = tuple(how['range'])
     if limits and not (len(limits) == 2 and limits[0] < limits[1]):
-        raise ValueError(f'data.range is {limits}: it takes two numbers, low and high, or () for those of the '
-                         'images.')
+        raise ValueError(f'data.range is {limits}: it takes two numbers, low and high, or () for those of '
+                         'the images.')
     if how['max_pixels'] < 1:
         raise ValueError(f"data.max_pixels is {how['max_pixels']}: it takes 1 or more.")
-    return Rules(background, tuple(map(float, limits)) or (AUTO if how['reading'] > 1 else None), how['max_pixels'])
+    unless_given = AUTO if how['reading'] > 1 else None
+    return Rules(background, tuple(map(float, limits)) or unless_given, how['max_pixels'])
 
 
 def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource | None:
@@ -279,8 +280,8 @@ def _with_classes_of(train: Source, test: Source) -> Source:
     if train.class_names and test.class_names and test.class_names != train.class_names:
         unknown = [name for name in test.class_names if name not in train.class_names]
         if unknown:
-            raise ValueError(f"'{test.name}', split {test.split}, has the class '{unknown[0]}', which the training "
-                             'split does not have.')
+            raise ValueError(f"'{test.name}', split {test.split}, has the class '{unknown[0]}', which the "
+                             'training split does not have.')
         numbers = np.array([*map(train.class_names.index, test.class_names), -1], np.int32)
         test.labels, test.class_names = numbers[test.labels], train.class_names
     return test

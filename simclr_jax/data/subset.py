@@ -11,7 +11,7 @@ _SLICES, _HELD_OUT = 0x511CE, 0x4E1D    # seeds: the parts of a data set are the
 
 
 def take_rows(source: Source, rows: np.ndarray, *, split: str = '') -> Source:
-    """The examples `rows` [n] of `source`, in that order; it keeps name and classes, and its split but for `split`.
+    """The examples `rows` [n] of `source`, in that order; it keeps name, classes and, unless given, split.
 
     ValueError for a source that is streamed.
     """
@@ -44,8 +44,8 @@ def take_split(source: Source, split: str, *, is_sorted: bool = False) -> Source
     part = take_rows(source, np.sort(order[rows]), split=split)
     part.notes = list(source.notes)
     if not is_sorted:
-        part.notes.append(f'{source.name}, {split}: images drawn at random, evenly of each class, the same in every '
-                          'run.')
+        part.notes.append(f'{source.name}, {split}: images drawn at random, evenly of each class, the same '
+                          'in every run.')
     return part
 
 
@@ -56,8 +56,8 @@ def hold_out(source: Source, percent: float) -> tuple[Source, Source]:
     """
     labels = labels_of(source)
     if not 0 < percent < 100 or len(labels) < 2:
-        raise ValueError(f"data.test_split is '{percent:g}%': of the {len(labels)} images of '{source.name}' that "
-                         'leaves nothing to train on, or nothing to measure on.')
+        raise ValueError(f"data.test_split is '{percent:g}%': of the {len(labels)} images of '{source.name}' "
+                         'that leaves nothing to train on, or nothing to measure on.')
     rng, held_out = np.random.default_rng(_HELD_OUT), []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.pixels import Rules, depth_of, of_array, resolved
+from simclr_jax.data.pixels import DEFAULT, Rules, depth_of, of_array, resolved
 from simclr_jax.data.source import Source
 
 tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
@@ -21,7 +21,7 @@ _SHUFFLE_BYTES = 256 << 20  # Of encoded examples, the shuffle buffer of a strea
 
 
 def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memory_bytes: int,
-         rules: Rules = Rules()) -> Source:
+         rules: Rules = DEFAULT) -> Source:
     """A TFDS split: an `ArraySource` if its images share one shape and fit, else streamed."""
     builder = _builder(name, data_dir, download)
     try:
@@ -46,7 +46,8 @@ def _in_memory(source: 'StreamedSource') -> ArraySource:
     for batch in source.ordered(shard_index=0, shard_count=1).batch(1024).as_numpy_iterator():
         rows = slice(row, row := row + len(batch['label']))
         images[rows], labels[rows] = batch['image'], batch['label']
-    result = ArraySource(source.name, source.split, of_array(images, source.rules), labels, source.class_names)
+    result = ArraySource(source.name, source.split, of_array(images, source.rules), labels,
+                         source.class_names)
     result.rules, result.notes = source.rules, source.notes
     return result
 
@@ -68,7 +69,7 @@ class StreamedSource(Source):
     """
 
     def __init__(self, name: str, split: str, builder: tfds.core.DatasetBuilder, num_examples: int,
-                 rules: Rules = Rules()):
+                 rules: Rules = DEFAULT):
         features = builder.info.features
         image = _first(features, tfds.features.Image, prefer='image')
         if image is None:
@@ -131,8 +132,8 @@ class StreamedSource(Source):
     def ordered(self, *, shard_index: int, shard_count: int, is_decoded: bool = True) -> tf.data.Dataset:
         """One pass over this shard's part of all examples, in the order of the files.
 
-        Elements as in `stream`, of epoch 0; decoded, image is [H, W, C] as stored, and an image that cannot be
-        decoded is a tf.errors.InvalidArgumentError, after which the next one follows.
+        Elements as in `stream`, of epoch 0; decoded, image is [H, W, C] as stored, and an image that cannot
+        be decoded is a tf.errors.InvalidArgumentError, after which the next one follows.
         """
         files = self._files(shard_index, shard_count, even=False)
         records = tf.data.Dataset.from_tensor_slices(files).flat_map(_read_records)
@@ -188,8 +189,9 @@ def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.Datas
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name.split('/')[0].split(':')[0], known)
         raise ValueError(
-            f"There is no data source '{name}': give shapes, folder:PATH, arrays:PATH.npz, hf:NAME, wds:PATTERN, "
-            f'package.module:Name or the name of a TFDS data set{", such as " + " or ".join(close) if close else ""}.'
+            f"There is no data source '{name}': give shapes, folder:PATH, arrays:PATH.npz, hf:NAME, "
+            'wds:PATTERN, package.module:Name or the name of a TFDS data set'
+            f'{", such as " + " or ".join(close) if close else ""}.'
         ) from error
     except AssertionError as error:  # How TFDS says that there is no such version.
         raise ValueError(str(error)) from error

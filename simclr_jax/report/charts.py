@@ -31,6 +31,11 @@ _STYLE = {
 }
 
 
+def literal(name: str) -> str:
+    """A name that a user gave, for matplotlib, which takes what stands between dollars for mathematics."""
+    return name.replace('$', r'\$')
+
+
 @matplotlib.rc_context(_STYLE)
 def lines(series: Mapping[str, tuple[Any, Any]], *, x_label: str, y_label: str, title: str = '',
           log_x: bool = False, log_y: bool = False, markers: bool = False,
@@ -78,6 +83,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Any], *, y_label: str, titl
         series: {name: values [G]}; NaN leaves a bar out.
         errors: {name: (below, above) [2, G]} of error bars, in the unit of the values.
     """
+    groups = [*map(literal, groups)]
     figure, axes = _start(title, (max(4.4, 1.2 + 0.28 * len(groups) * (len(series) + 1)), 3.0))
     axes.grid(axis='x', visible=False)
     width = 0.8 / len(series)
@@ -101,6 +107,7 @@ def heatmaps(panels: Mapping[str, Any], rows: Sequence[str], columns: Sequence[s
     The numbers stand in the cells where there are at most 15 columns. panels: {title: values}; unit: what
     the colour bars are labelled with.
     """
+    rows, columns = [*map(literal, rows)], [*map(literal, columns)]
     has_numbers = len(columns) <= 15
     side = 0.46 if has_numbers else max(0.06, 3.6 / len(columns))
     size = max(len(panels) * (2.0 + side * len(columns)), 3.6), 1.4 + side * len(rows)
@@ -149,7 +156,7 @@ def scatter(points: np.ndarray, labels: np.ndarray | None = None, class_names: S
         mark = MARKERS[max(label, 0) // len(PALETTE) % len(MARKERS)]
         axes.scatter(*chosen.T, s=8, marker=mark, linewidths=0, alpha=0.75,
                      color='#777777' if label < 0 else PALETTE[label % len(PALETTE)],
-                     label='no label' if label < 0 else class_names[label])
+                     label='no label' if label < 0 else literal(class_names[label]))
     axes.set(xlabel=x_label, ylabel=y_label)
     if 1 < len(np.unique(labels)) <= 20:
         figure.legend(loc='outside lower left', ncols=3, markerscale=1.6)

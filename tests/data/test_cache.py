@@ -1,6 +1,5 @@
 """The disk cache: the same pixels as the source, and never a cache that is not whole."""
 
-from concurrent import futures
 import hashlib
 import json
 import os
@@ -9,15 +8,16 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent import futures
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from simclr_jax.config import augment_config
 from simclr_jax.data import cache, pipeline, sources
-from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage
+from simclr_jax.data.source import Source
 
 SHAPES = [(300, 400), (400, 300), (256, 500), (200, 90), (1, 1), (1, 900), (301, 301), (700, 257)]
 
@@ -314,7 +314,7 @@ def test_a_streamed_source_gets_random_access(tmp_path, pixels):
 
 
 def test_what_is_trained_on_is_the_same_with_and_without_a_cache(tmp_path, pixels):
-    from simclr_jax.views.presets import views_of       # imports jax, which a build must not
+    from simclr_jax.views.presets import views_of  # imports jax, which a build must not
 
     view = views_of(augment_config(image_size=16, strength=1.0))[0]
     for number in range(8, 40):

@@ -1,4 +1,4 @@
-"""Hugging Face data sets and WebDataset's shards: the images and labels that were put in, in an order that resumes."""
+"""Hugging Face data sets and WebDataset's shards: the images and labels put in, in an order that resumes."""
 
 import io
 import itertools
@@ -7,8 +7,8 @@ import socket
 import tarfile
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from simclr_jax import storage
 from simclr_jax.data import pipeline
@@ -44,11 +44,13 @@ def shards(root, split='train', rows=range(12), label='cls'):
             files[f'./{row:05}.png'] = png(IMAGES[row])
             files[f'./{row:05}.{label}'] = str(row % 2).encode() if label == 'cls' else json.dumps(
                 {'label': 'ab'[row % 2]}).encode()
-        storage.write_atomically(f'{root}/{split}-{number:03}.tar', tar(files | {f'./{number}x.txt': b'no image'}))
+        files[f'./{number}x.txt'] = b'no image'
+        storage.write_atomically(f'{root}/{split}-{number:03}.tar', tar(files))
 
 
 def assert_holds(source, rows, classes=('0', '1')):
-    found = {int(image.astype(int).sum()): label for image, label in zip(in_memory(source).images, source.labels)}
+    images = in_memory(source).images
+    found = {int(image.astype(int).sum()): label for image, label in zip(images, source.labels)}
     assert found == {int(IMAGES[row].astype(int).sum()): row % 2 for row in rows}
     assert len(source) == len(rows) and source.class_names == classes
 
@@ -113,7 +115,8 @@ def test_parquet_files_and_folders_of_them(tmp_path):
     train, test = load_pair(f'hf:{tmp_path}', 'train', '', **options)
     assert_holds(train, range(8), ('x', 'y'))
     assert_holds(test, range(8, 12), ('x', 'y'))
-    assert_holds(load_source(f'hf:{tmp_path}/data/test-*.parquet', 'train', **options), range(8, 12), ('x', 'y'))
+    files = load_source(f'hf:{tmp_path}/data/test-*.parquet', 'train', **options)
+    assert_holds(files, range(8, 12), ('x', 'y'))
     with pytest.raises(ValueError, match="has no split 'val'; it has train, test"):
         load_source(f'hf:{tmp_path}', 'val', **options)
 

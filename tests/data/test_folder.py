@@ -1,4 +1,4 @@
-"""Folders as people have them: which splits, which classes, what is left out and said, and what is refused."""
+"""Folders as people have them: splits, classes, what is left out and said, and what is refused."""
 
 import io
 import os
@@ -6,8 +6,8 @@ import pathlib
 import tempfile
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from simclr_jax.data import sources
 from simclr_jax.data.sources import available_splits, load_pair, load_source
@@ -44,8 +44,8 @@ def test_split_folders_by_any_of_their_names(tmp_path, names, found):
 
 
 @pytest.mark.parametrize('beside', [
-    ('empty',), ('__MACOSX/train/a/1.png',), ('annotations/a.xml',), ('logs/x.txt', 'logs/deep'), ('.cache/a.png',),
-    ('readme.txt', 'stray.png')])
+    ('empty',), ('__MACOSX/train/a/1.png',), ('annotations/a.xml',), ('logs/x.txt', 'logs/deep'),
+    ('.cache/a.png',), ('readme.txt', 'stray.png')])
 def test_what_lies_beside_split_folders_is_no_class(tmp_path, beside):
     write(tmp_path, *SPLITS, *beside)
     train, test = load_pair(f'folder:{tmp_path}', 'train', '')
@@ -68,7 +68,7 @@ def test_a_wrapper_around_train_and_test_is_looked_through(tmp_path, wrapper):
 
 
 @pytest.mark.parametrize('files, sentence', [
-    (['train/1.png', 'cat/1.png', 'dog/1.png'], "holds 'train', 'cat', 'dog', which are not understood as splits"),
+    (['train/1.png', 'cat/1.png', 'dog/1.png'], "holds 'train', 'cat', 'dog', which are not understood"),
     (['one/train/1.png', 'two/train/1.png'], "holds 'one/train' beside other images. Give folder:.*/one"),
     (['set/train/1.png', 'stray.png'], "holds 'set/train' beside other images"),
     (['train/empty', 'test/1.png', 'val/1.png'], "has images in 'test', 'val', but none in 'train'"),
@@ -100,15 +100,16 @@ def test_a_stray_image_has_no_label_and_the_others_keep_theirs(tmp_path):
 def test_what_is_left_out_is_counted_by_suffix_and_said(tmp_path):
     write(tmp_path, 'a.png', 'b.jpg', *(f'{i}.dcm' for i in range(4)), 'x.txt', 'Y.TXT', 'cut.psd')
     note, = load_source(f'folder:{tmp_path}', 'train').notes
-    assert note.endswith('7 files are no images that can be read here and are left out: 4 .dcm, 2 .txt, 1 .psd.')
+    assert note.endswith('7 files are no images that can be read here and are left out: 4 .dcm, 2 .txt, '
+                         '1 .psd.')
     write(tmp_path / 'none', 'a.dcm')
     with pytest.raises(ValueError, match='no images below .*; there are 1 .dcm'):
         load_source(f'folder:{tmp_path}/none', 'train')
 
 
 @pytest.mark.parametrize('suffix, kind', [
-    ('.tif', 'TIFF'), ('.TIFF', 'TIFF'), ('.jp2', 'JPEG2000'), ('.jfif', 'JPEG'), ('.jpe', 'JPEG'), ('.avif', 'AVIF'),
-    ('.ppm', 'PPM'), ('.npy', ''), ('.heic', 'HEIF')])
+    ('.tif', 'TIFF'), ('.TIFF', 'TIFF'), ('.jp2', 'JPEG2000'), ('.jfif', 'JPEG'), ('.jpe', 'JPEG'),
+    ('.avif', 'AVIF'), ('.ppm', 'PPM'), ('.npy', ''), ('.heic', 'HEIF')])
 def test_further_suffixes(tmp_path, suffix, kind):
     pixels = np.full((8, 10, 3), (200, 90, 30), np.uint8)
     if suffix in ('.avif', '.heic') and suffix not in sources.folder.suffixes():
@@ -123,8 +124,8 @@ def test_further_suffixes(tmp_path, suffix, kind):
 
 def test_arrays_of_other_channels_end_in_one_sentence(tmp_path):
     np.save(tmp_path / 'a.npy', np.zeros((4, 4, 7), np.uint16))
-    with pytest.raises(ValueError, match=r'Not one of the 1 images .* can be read \(a.npy: uint16 \[4, 4, 7\]: an image '
-                                         r'is \[H, W\] or \[H, W, C\] of C = 1, 3 or 4'):
+    with pytest.raises(ValueError, match=r'Not one of the 1 images .* can be read \(a.npy: uint16 \[4, 4, 7\]'
+                                         r': an image is \[H, W\] or \[H, W, C\] of C = 1, 3 or 4'):
         load_source(f'folder:{tmp_path}', 'train')
 
 
@@ -167,7 +168,7 @@ def test_a_folder_that_cannot_be_listed_is_named():
         if os.geteuid() == 0:       # who may read everything
             os.seteuid(65534)
         try:
-            with pytest.raises(OSError, match="The folder '.*/b' cannot be listed .Permission denied.: mend its"):
+            with pytest.raises(OSError, match="The folder '.*/b' cannot be listed .Permission denied.: mend"):
                 load_source(f'folder:{root}', 'train')
         finally:
             os.seteuid(os.getuid())

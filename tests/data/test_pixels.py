@@ -6,8 +6,8 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from simclr_jax.config import base_config
 from simclr_jax.data import pixels, sources
@@ -26,7 +26,8 @@ def png16(array):
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
     header = struct.pack('>IIBBBBB', width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    chunks = chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + chunks
 
 
 def encoded(image, kind, **options):
@@ -74,7 +75,8 @@ def test_deep_images_are_turned_upright_as_others_are():
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        eight = read_image(io.BytesIO(encoded(Image.fromarray((array // 257).astype(np.uint8)), 'TIFF', exif=exif)))
+        reduced = Image.fromarray((array // 257).astype(np.uint8))
+        eight = read_image(io.BytesIO(encoded(reduced, 'TIFF', exif=exif)))
         deep = read_image(io.BytesIO(encoded(Image.fromarray(array), 'TIFF', exif=exif)))
         np.testing.assert_array_equal(deep, eight)
 
@@ -87,8 +89,8 @@ def test_the_range_is_that_of_the_data_set_and_is_kept_and_said(tmp_path):
     train = sources.load_source(f'folder:{tmp_path}', 'train')
     assert train.rules.range == (0, 4095)
     assert 'uint16 images: 0 to 4095, the extremes of 4 of them, become 0 to 255 (data.range).' in train.notes
-    np.testing.assert_allclose(read_image(io.BytesIO(train.load(3)), train.rules)[..., 0], arrays[3] / 4095 * 255,
-                               atol=0.5)
+    image = read_image(io.BytesIO(train.load(3)), train.rules)
+    np.testing.assert_allclose(image[..., 0], arrays[3] / 4095 * 255, atol=0.5)
     assert sources.as_read(train, None) == {'range': (0, 4095)}
     np.savez(tmp_path / 'a.npz', train_images=np.stack(arrays), test_images=np.stack(arrays[3:]))
     train, test = sources.load_pair(f'arrays:{tmp_path}/a.npz', 'train', '')
@@ -103,8 +105,8 @@ def test_eight_bits_stay_as_they_are_whatever_the_range():
 
 
 @pytest.mark.parametrize('background', ['white', '#102030'])
-@pytest.mark.parametrize('kind, mode', [('PNG', 'RGBA'), ('PNG', 'LA'), ('PNG', 'P'), ('WEBP', 'RGBA'), ('GIF', 'P'),
-                                        ('TIFF', 'RGBA'), ('npy', '')])
+@pytest.mark.parametrize('kind, mode', [('PNG', 'RGBA'), ('PNG', 'LA'), ('PNG', 'P'), ('WEBP', 'RGBA'),
+                                        ('GIF', 'P'), ('TIFF', 'RGBA'), ('npy', '')])
 def test_transparent_pixels_show_the_background(tmp_path, kind, mode, background):
     """Black ink on nothing: black where the ink is, the background elsewhere."""
     ink = np.zeros((8, 8, 4), np.uint8)
@@ -119,7 +121,8 @@ def test_transparent_pixels_show_the_background(tmp_path, kind, mode, background
         Image.fromarray(ink).convert(mode).save(
             tmp_path / f'a.{kind.lower()}', **({'lossless': True} if kind == 'WEBP' else {}))
     data = base_config().data.to_dict() | {'background': background}
-    source = sources.load_source(f'folder:{tmp_path}', 'train', **sources.options(data, image_size=8, is_lead=True))
+    options = sources.options(data, image_size=8, is_lead=True)
+    source = sources.load_source(f'folder:{tmp_path}', 'train', **options)
     colour = {'white': (255,) * 3, '#102030': (16, 32, 48)}[background]
     expected = np.where(ink[..., 3:] == 255, 0, np.array(colour))
     np.testing.assert_array_equal(source.images[0], expected)
@@ -158,8 +161,9 @@ def test_a_larger_jpeg_is_read_reduced_and_anything_else_is_refused_without_a_wa
 
 
 def test_images_of_one_colour_or_nearly_black_are_counted_and_named(tmp_path):
-    for name, array in (('black', np.zeros((8, 8))), ('dark', RNG.integers(0, 9, (8, 8))), ('flat', np.full((8, 8), 90)),
-                        ('fine', RNG.integers(0, 256, (8, 8)))):
+    for name, array in (('black', np.zeros((8, 8))), ('dark', RNG.integers(0, 9, (8, 8))),
+                        ('flat', np.full((8, 8), 90)), ('fine', RNG.integers(0, 256, (8, 8)))):
         Image.fromarray(array.astype(np.uint8)).save(tmp_path / f'{name}.png')
     train, _ = sources.load_pair(f'folder:{tmp_path}', 'train', 'none')
-    assert '3 of 4 images looked at are of one colour or nearly black (black.png, dark.png, flat.png)' in train.notes[0]
+    assert ('3 of 4 images looked at are of one colour or nearly black (black.png, dark.png, flat.png)'
+            in train.notes[0])

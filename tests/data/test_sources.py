@@ -66,7 +66,8 @@ def test_arrays_of_any_channels_become_rgb(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (6, 5, 7, *channels), np.uint8)
     np.savez(tmp_path / 'a.npz', images=images)
     source = load_source(f'arrays:{tmp_path}/a.npz', 'train')
-    expected = images if channels == (3,) else np.broadcast_to(images.reshape(6, 5, 7, -1)[..., :1], (6, 5, 7, 3))
+    grey = np.broadcast_to(images.reshape(6, 5, 7, -1)[..., :1], (6, 5, 7, 3))
+    expected = images if channels == (3,) else grey
     if channels == (4,):        # over white
         alpha = images[..., 3:] / 255
         expected = images[..., :3] * alpha + 255 * (1 - alpha)
@@ -152,8 +153,8 @@ def test_first_level_folders_are_classes(tmp_path):
     assert source.labels.tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize('files', [('a.png', 'b.png', 'e.png', 'cat/b.png', 'dog/c.png'), ('cat/b.png', 'cat/c.png'),
-                                   ('a.png', 'b.png')])
+@pytest.mark.parametrize('files', [('a.png', 'b.png', 'e.png', 'cat/b.png', 'dog/c.png'),
+                                   ('cat/b.png', 'cat/c.png'), ('a.png', 'b.png')])
 def test_most_images_beside_folders_or_a_single_folder_mean_no_labels(tmp_path, files):
     for file in files:
         _write(tmp_path / file)

@@ -46,7 +46,7 @@ def test_which_images_are_drawn_never_changes():
 def test_a_part_is_held_out_of_each_class():
     train, test = hold_out(numbered(), 10)
     assert sorted(numbers(train) + numbers(test)) == list(range(161))
-    assert np.bincount(test.labels, minlength=4).tolist() == [10, 5, 1, 0]      # a class of one cannot give one
+    assert np.bincount(test.labels, minlength=4).tolist() == [10, 5, 1, 0]      # one of one cannot be had
     assert np.bincount(hold_out(numbered(), 50)[1].labels, minlength=4).tolist() == [50, 25, 5, 0]
     assert np.bincount(hold_out(numbered(), 0.5)[1].labels).tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="data.test_split is '100%'"):
@@ -98,7 +98,8 @@ def test_a_run_that_was_begun_before_reads_its_data_as_it_did(tmp_path):
 def test_a_run_goes_on_with_the_part_that_it_held_out_and_the_range_that_it_found():
     data = base_config().data.to_dict()
     begun = data | {'test_split': '10%', 'range': [0, 4095]}
-    assert sources.go_on(data, begun)['test_split'] == '10%' and sources.go_on(data, begun)['range'] == (0, 4095)
+    fields = sources.go_on(data, begun)
+    assert fields['test_split'] == '10%' and fields['range'] == (0, 4095)
     with pytest.raises(ValueError, match="data.test_split is 'none', but the run began with '10%'"):
         sources.go_on(data | {'test_split': 'none'}, begun)
     with pytest.raises(ValueError, match=r'data.range is \(0, 255\), but the run began with \[0, 4095\]'):
@@ -122,7 +123,8 @@ def test_labels_of_arrays_become_classes(tmp_path, labels, found, note):
 def test_classes_are_those_of_both_splits_and_labels_below_minus_one_are_refused(tmp_path):
     images = np.zeros((2, 2, 2), np.uint8)
     name = f'arrays:{tmp_path}/a.npz'
-    np.savez(tmp_path / 'a.npz', train_images=images, train_labels=[1, 2], test_images=images, test_labels=[3, 1])
+    np.savez(tmp_path / 'a.npz', train_images=images, train_labels=[1, 2], test_images=images,
+             test_labels=[3, 1])
     train, test = load_pair(name, 'train', '')
     assert train.class_names == test.class_names == ('1', '2', '3') and test.labels.tolist() == [2, 0]
     np.savez(tmp_path / 'a.npz', images=images, labels=[0, -2])

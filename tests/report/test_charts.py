@@ -1,6 +1,7 @@
 """Charts: what is drawn is what was given; files are whole."""
 
 import csv
+import io
 
 import numpy as np
 
@@ -95,3 +96,13 @@ def test_what_is_not_there_is_an_empty_cell(tmp_path):
     path = tmp_path / 'table.csv'
     write_csv(str(path), ['name', 'value'], [['a, "b"', float('nan')], ['c', None], ['d', 0]])
     assert list(csv.reader(path.open())) == [['name', 'value'], ['a, "b"', ''], ['c', ''], ['d', '0']]
+
+
+def test_dollars_in_names_are_no_mathematics():
+    names = ['US$', 'a$b$c', r'$\frac{$', 'plain']
+    for figure in (charts.heatmaps({'': np.eye(4)}, names, names, x_label='x', y_label='y', unit='u'),
+                   charts.scatter(np.random.default_rng(0).random((8, 2)), np.arange(8) % 4, names, x_label='x',
+                                  y_label='y')):
+        figure.savefig(io.BytesIO())
+    heatmap = charts.heatmaps({'': np.eye(4)}, names, names, x_label='x', y_label='y', unit='u')
+    assert [tick.get_text().replace(r'\$', '$') for tick in heatmap.axes[0].get_yticklabels()] == names
