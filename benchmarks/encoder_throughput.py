@@ -28,7 +28,7 @@ import simclr_jax  # noqa: E402
 from simclr_jax.config import base_config
 from simclr_jax.training.steps import make_encode
 from simclr_jax.weights.flax_file import write_flax  # noqa: E402
-from simclr_jax.weights.read.torch import write_torch
+from simclr_jax.weights.write.torch import write_torch
 from tests.weights.random_weights import random_imported  # noqa: E402
 
 

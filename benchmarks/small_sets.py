@@ -145,7 +145,7 @@ def train_lightly(data, epochs, seed, workdir):
     from lightly.transforms.utils import IMAGENET_NORMALIZE
 
     from simclr_jax.models.network import make_network
-    from simclr_jax.weights.read.torch import write_torch
+    from simclr_jax.weights.write.torch import write_torch
     from simclr_jax.weights.tree import Imported
     from simclr_jax.weights.write import torch_model
     torch.manual_seed(seed)

@@ -88,7 +88,8 @@ def near_batch(old, updated):
 
 def compare(name, fields, images, directory):
     from simclr_jax.models.network import make_network
-    from simclr_jax.weights.read import torch as torch_files
+    from simclr_jax.weights.read.torch import read_torch
+    from simclr_jax.weights.write.torch import write_torch
     from simclr_jax.weights.write import torch_model
     from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
     from simclr_jax.weights.tree import flat
@@ -105,7 +106,7 @@ def compare(name, fields, images, directory):
     _, _, updated = jax.device_get(run(imported.variables, images))
     imported = dataclasses.replace(imported, variables={
         **imported.variables, 'batch_stats': near_batch(imported.variables['batch_stats'], updated)})
-    torch_files.write_torch(directory, imported)
+    write_torch(directory, imported)
     output, trained, updated = jax.device_get(run(imported.variables, images))
     encoder, head, _ = torch_model.load(directory / 'encoder.safetensors')
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -128,7 +129,7 @@ def compare(name, fields, images, directory):
     ours |= {f'1.{key}': value for key, value in head_to_torch(HEAD, variables).items()}
     row['training: statistics'] = statistics_difference(
         both, before, {key: value for key, value in ours.items() if 'running_' in key})
-    back = flat(torch_files.read_torch(directory / 'encoder.safetensors').variables)
+    back = flat(read_torch(directory / 'encoder.safetensors').variables)
     row['back bit for bit'] = all(np.array_equal(back.pop(path), array)
                                   for path, array in flat(imported.variables).items()) and not back
     return row

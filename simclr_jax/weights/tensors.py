@@ -6,6 +6,7 @@ import pathlib
 import stat
 from collections.abc import Mapping
 
+import ml_dtypes  # noqa: F401  (numpy knows bfloat16 by it)
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -43,20 +44,21 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All arrays of a safetensors file, float32, and the metadata in its header.
+    """All arrays of a safetensors file, floats of 32 or 16 bits, and the metadata in its header.
 
     Torch's counters of batches (`*.num_batches_tracked`) stay as they are.
 
     Raises:
         FileNotFoundError, ValueError: as `check_file`; or it is no safetensors file, is cut short, or
-            holds another type than float32.
+            holds another type.
     """
     path = check_file(path)
     with _open(path) as file:
         names = list(file.keys())
         dtypes = {name: file.get_slice(name).get_dtype() for name in names}
-        refuse(str(path), {'not float32': [f'{name} {dtype}' for name, dtype in dtypes.items()
-                                           if dtype != ('I64' if name.endswith(_COUNTERS) else 'F32')]})
+        refuse(str(path), {'not float32': [
+            f'{name} {dtype}' for name, dtype in dtypes.items()
+            if dtype not in (('I64',) if name.endswith(_COUNTERS) else ('F32', 'F16', 'BF16'))]})
         return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
 
 

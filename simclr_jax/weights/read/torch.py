@@ -1,98 +1,60 @@
-"""Files of PyTorch: this project's exports, ResNets of torchvision and timm, MoCo v1 and v2; and the export.
+"""Files of PyTorch: this project's exports, and ResNets as torchvision, timm and other programs save them.
 
-An export is encoder.safetensors, head.safetensors where there is a head, and torch_model.py, which rebuilds
-both in PyTorch and needs timm and nothing of this project. Each safetensors file says in its header what it
-takes to run it (header.py); `torch_model.save` keeps that, so that an encoder trained on in PyTorch comes
-back. A file of others does not say. torchvision's conventions are assumed, and the card says so.
+An export says in its header what it takes to run it (header.py), and `torch_model.save` keeps that, so that
+an encoder trained on in PyTorch comes back. A file of others does not say. torchvision's conventions are
+assumed, and the card says so.
 """
 
-import hashlib
 import os
 import pathlib
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
-from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 from simclr_jax.weights import header
-from simclr_jax.weights.tensors import check_file, read_tensors, write_tensors
-from simclr_jax.weights.torch_names import (encoder_fields, encoder_from_torch, encoder_to_torch, head_places,
-                                            head_to_torch)
-from simclr_jax.weights.tree import Imported, check_classifier, fit, flat, is_resnet, refuse
+from simclr_jax.weights.tensors import check_file, read_tensors
+from simclr_jax.weights.torch_names import encoder_fields, encoder_from_torch
+from simclr_jax.weights.tree import Imported, check_classifier, refuse
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # torchvision.transforms
 # What a file of others does not say.
 _TORCHVISION = {'max_pool': 'torch', 'conv_padding': 'symmetric', 'norm_epsilon': 1e-5, 'norm_momentum': 0.9,
                 'dtype': 'float32'}
 _ASSUMED = (*_TORCHVISION, 'mean', 'std', 'image_size', 'crop_proportion')
-_QUERY, _KEY = 'module.encoder_q.', 'module.encoder_k.'     # facebookresearch/moco moco/builder.py
 _COUNTERS = ('num_batches_tracked', 'queue_ptr')      # int64
-_QUEUE = ('module.queue', 'module.queue_ptr')
-# Names of other libraries that are not read: (a name starts with, what wrote it).
-_OTHERS = (('module.base_encoder.', 'MoCo v3'), ('base_encoder.', 'MoCo v3'),
-           ('encoder_q.', 'a MoCo of others'), ('encoder.', 'solo-learn or others'),
-           ('backbone.', 'solo-learn, Lightly or DINO'))
-
-
-def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathlib.Path]:
-    """Writes encoder.safetensors, head.safetensors (if there is a head) and torch_model.py into `directory`.
-
-    encoder.safetensors has the names of timm's and torchvision's ResNets and loads there strictly: fc is
-    the classifier, and without one the torch side has none (timm: num_classes=0; torchvision: model.fc =
-    torch.nn.Identity()). In PyTorch:
-
-        from torch_model import load
-        encoder, head, card = load('encoder.safetensors')       # head is None where there is none
-
-    Each file is written whole or not at all, the encoder last.
-
-    Returns:
-        The paths, the encoder's first.
-
-    Raises:
-        ValueError: it is no ResNet; or the variables do not fit the network or are not finite. Nothing is
-            written.
-        OSError: a file cannot be written.
-    """
-    if not is_resnet(imported.encoder):
-        raise ValueError('the format torch holds ResNets alone, and the encoder is '
-                         f'{imported.encoder["name"]}: export it as flax, onnx, savedmodel or stablehlo')
-    directory = pathlib.Path(directory)
-    fit(flat(imported.variables), encoder=imported.encoder, head=imported.head, file=imported.source)
-    if imported.classifier is not None:
-        check_classifier(imported.classifier, imported.encoder, imported.source)
-    arrays = encoder_to_torch(imported.encoder, imported.variables, imported.classifier)
-    block, sizes = DEPTHS[imported.encoder['depth']]
-    torch_fields = {
-        'blocks': list(sizes), 'bottleneck': block is BottleneckBlock,
-        'channels': int(64 * imported.encoder.get('width', 1.0)),
-        'num_classes': len(arrays['fc.bias']) if 'fc.bias' in arrays else 0,
-        'head': [[layer, list(shape)] for layer, shape in _head_shapes(imported)],
-        'pair': _digest(arrays)}
-    metadata = {'format': 'pt', header.KEY: header.to_header(imported, 'torch', torch=torch_fields)}
-    encoder_path, head_path = directory / 'encoder.safetensors', directory / 'head.safetensors'
-    written = [encoder_path]
-    if torch_fields['head']:
-        write_tensors(head_path, head_to_torch(imported.head, imported.variables), metadata)
-        written.append(head_path)
-    else:
-        head_path.unlink(missing_ok=True)       # of an earlier export
-    written.append(_copy_loader(directory))
-    write_tensors(encoder_path, arrays, metadata)
-    return written
+# Where the ResNet stands in files of other programs, and the head that it was trained with.
+_HEADS = {
+    '': '',
+    'encoder_q.': 'encoder_q.fc.',          # facebookresearch/moco moco/builder.py
+    'base_encoder.': 'base_encoder.fc.',    # facebookresearch/moco-v3 moco/builder.py
+    'backbone.': 'projector.',              # solo-learn, mmpretrain, Lightly, DINO, sthalles/SimCLR
+    'encoder.': 'projector.',               # Spijkervet/SimCLR, lightning-bolts, early solo-learn
+}
+# What stands beside it and is left: first parts of names.
+_BESIDE = ('encoder_k', 'queue', 'queue_ptr', 'momentum_encoder', 'predictor', 'projector', 'classifier',
+           'momentum_backbone', 'momentum_projector', 'momentum_classifier', 'data_preprocessor', 'neck',
+           'head', 'projection_head', 'prediction_head', 'backbone_momentum', 'projection_head_momentum',
+           'prototypes', 'non_linear_evaluator', 'projection')
+# torchvision's ResNet without fc as an nn.Sequential of its children, as Lightly's examples have it.
+_CHILDREN = {'0': 'conv1', '1': 'bn1', '4': 'layer1', '5': 'layer2', '6': 'layer3', '7': 'layer4'}
+_FIRST_BLOCK = re.compile(r'((?:.*\.)?)(?:layer1|4)\.0\.conv1\.(?:conv\.)?weight')
 
 
 def read_torch(path: str | os.PathLike, image_size: int = 0) -> Imported:
     """An encoder, and its head if it has one, from a file of PyTorch; nothing in it is executed.
 
     Known: .safetensors and what torch.load(weights_only=True) reads; a state dict itself or under
-    'state_dict' or 'model', with or without 'module.'; MoCo v1 and v2, of which the query encoder is
-    taken and the key encoder and the queue are left. fc becomes `classifier`, MoCo's becomes the head.
-    An export's head is read from head.safetensors beside it, where that is there.
+    'state_dict', 'model' or 'teacher' (DINO), with or without 'module.' in front of all names; a ResNet
+    with the names of torchvision and timm, itself or under encoder_q. (MoCo, whose key encoder and queue are
+    left), base_encoder. (MoCo v3), backbone. (solo-learn, mmpretrain, Lightly, DINO, sthalles/SimCLR) or
+    encoder. (Spijkervet/SimCLR). fc becomes `classifier`; a projector of one linear layer, or two with a ReLU
+    between, becomes the head; card['ignored'] names what is left. Half precision becomes float32, and
+    card['stored_as'] says so. An export's head is read from head.safetensors beside it, if it is there.
 
     Args:
         image_size: overrides the side that images are resized to; 0 = what the file says, or 224 (32 and no
@@ -100,18 +62,18 @@ def read_torch(path: str | os.PathLike, image_size: int = 0) -> Imported:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: torch is needed and not installed; the file is damaged, holds more than tensors or other
-            than float32, or does not fit a network: the sentence names what is missing, unexpected or of
-            another shape.
+        ValueError: torch is needed and not installed; the file is damaged, holds more than tensors, other
+            types than floats of 16 or 32 bits, or several ResNets, or does not fit a network: the sentence
+            names what is missing, unexpected or of another shape.
     """
     path = check_file(path)
     if path.suffix.lower() == '.safetensors':
         arrays, metadata = read_tensors(path)
         if header.KEY in metadata:
-            return _from_export(path, arrays, metadata[header.KEY], image_size)
+            return _from_export(path, _widened(arrays)[0], metadata[header.KEY], image_size)
     else:
         arrays = _state_dict(path)
-    return _from_others(str(path), arrays, image_size)
+    return _from_others(str(path), *_widened(arrays), image_size)
 
 
 def _from_export(path, arrays, text, image_size):
@@ -122,6 +84,7 @@ def _from_export(path, arrays, text, image_size):
     head_arrays, head_path = {}, path.with_name('head.safetensors')
     if fields['head'].get('mode') != 'none' and head_path != path and head_path.exists():
         head_arrays, metadata = read_tensors(head_path)
+        head_arrays, _ = _widened(head_arrays)
         of_head = header.from_header(metadata.get(header.KEY, '{}'), str(head_path), layout='torch')
         if not isinstance(of_head.get('torch'), dict) or of_head['torch'].get('pair') != pair:
             raise ValueError(f'{head_path} and {path} are of two exports: put the head of this encoder '
@@ -138,64 +101,128 @@ def _from_export(path, arrays, text, image_size):
     return Imported(variables=variables, classifier=classifier, **fields)
 
 
-def _from_others(file, arrays, image_size):
+def _widened(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """({name: float32}, the types of 16 bits that were there)."""
+    halves = {name: array.dtype.name for name, array in arrays.items()
+              if array.dtype.name in ('float16', 'bfloat16')}
+    wide = {name: array.astype(np.float32) if name in halves else array for name, array in arrays.items()}
+    return wide, sorted(set(halves.values()))
+
+
+def _from_others(file, arrays, halves, image_size):
     """A file that says nothing of its conventions."""
-    arrays, head_arrays, kind, ignored = _unwrap(file, arrays)
-    prefix = {'MoCo': _QUERY}.get(kind, '')
+    found = _unwrap(file, arrays)
+    arrays = found.encoder
     encoder = {**encoder_fields(arrays, file), **_TORCHVISION}
     if encoder['sk_ratio'] > 0:
         raise ValueError(f'{file} is a ResNet-D and does not say whose: timm\'s shortcuts average other '
                          'pixels than SimCLR\'s. Save an export of this project by torch_model.save, which '
                          'keeps its header.')
-    head, classifier = {'mode': 'none'}, None
-    if kind == 'MoCo':
-        head = _moco_head(head_arrays, file)
-        version = 2 if head['mode'] == 'nonlinear' else 1
-    else:
-        classifier, arrays = _take_classifier(arrays, encoder, file)
-    variables = encoder_from_torch(arrays, head_arrays, encoder=encoder, head=head, file=file, prefix=prefix,
-                                   head_prefix=f'{_QUERY}fc.')
     small = encoder['stem'] == 'cifar'
+    if small and 'classifier' in found.beside and found.prefix:
+        raise ValueError(f'{file} is of solo-learn, whose first convolution of 3x3 pixels pads by two of '
+                         'them; here it is padded by one: the features would be others.')
+    head, classifier, head_arrays = _projector(found, file), None, found.head
+    if head['mode'] == 'none':
+        head_arrays = {}
+        classifier, arrays = _take_classifier(arrays, encoder, file)
+    variables = encoder_from_torch(arrays, head_arrays, encoder=encoder, head=head, file=file,
+                                   prefix=found.name(''), head_prefix=found.head_prefix)
     name = f'ResNet-{encoder["depth"]}' + f' {encoder["width"]:g}x' * (encoder['width'] != 1)
+    version = {'encoder_q.': 1 + (head['mode'] == 'nonlinear'), 'base_encoder.': 3}.get(found.prefix)
+    assumed = [name for name in _ASSUMED
+               if name not in ('mean', 'std') or 'data_preprocessor' not in found.beside]
+    ignored = sorted(found.outer + part + '.*' * dotted for part, dotted in found.beside.items())
     return Imported(
-        encoder=encoder, head=head, variables=variables, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        encoder=encoder, head=head, variables=variables, mean=found.mean, std=found.std,
         image_size=image_size or (32 if small else 224), crop_proportion=1.0 if small else 0.875,
-        source=f'MoCo v{version} {name}' if kind == 'MoCo' else f'torch {name}', classifier=classifier,
-        card={'file': os.path.basename(file), 'assumed': list(_ASSUMED), 'ignored': ignored})
+        source=f'MoCo v{version} {name}' if version else f'torch {name}', classifier=classifier,
+        card={'file': os.path.basename(file), 'assumed': assumed, 'ignored': ignored}
+        | ({'stored_as': halves} if halves else {}))
 
 
-def _unwrap(file: str, arrays: Mapping[str, np.ndarray]) -> tuple[dict, dict, str, list[str]]:
-    """(encoder's arrays, MoCo's head's, 'MoCo' or '', names left out), without prefixes."""
-    if any(name.startswith(_QUERY) for name in arrays):
-        known = [name for name in arrays if name.startswith(_KEY) or name in _QUEUE]
-        rest = {name: array for name, array in arrays.items() if name not in known}
-        refuse(file, {'unexpected': [name for name in rest if not name.startswith(_QUERY)]})
-        rest = {name.removeprefix(_QUERY): array for name, array in rest.items()}
-        head = {name.removeprefix('fc.'): array for name, array in rest.items() if name.startswith('fc.')}
-        if set(head) == {'weight', 'bias'}:     # MoCo v1: one layer, no Sequential
-            head = {f'0.{name}': array for name, array in head.items()}
-        ignored = sorted({_KEY + '*' if name.startswith(_KEY) else name for name in known})
-        rest = {name: array for name, array in rest.items() if not name.startswith('fc.')}
-        return rest, head, 'MoCo', ignored
-    for start, writer in _OTHERS:
-        if any(name.startswith(start) for name in arrays):
-            raise ValueError(f'{file} has names of {writer} ({start}*), which are not read here: rename its '
-                             'ResNet to the names of torchvision (conv1.weight, ...) first.')
-    if all(name.startswith('module.') for name in arrays):
-        arrays = {name.removeprefix('module.'): array for name, array in arrays.items()}
-    return dict(arrays), {}, '', []
+class _Found(NamedTuple):
+    """The parts of a state dict."""
+
+    encoder: dict[str, np.ndarray]          # names of torchvision
+    head: dict[str, np.ndarray]             # names within its nn.Sequential
+    outer: str                              # 'module.' or '', in front of all names
+    prefix: str                             # of the encoder, a key of _HEADS
+    head_prefix: str
+    beside: dict[str, bool]                 # what is left: first part of a name -> whether more follows
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def name(self, name: str) -> str:
+        """The name of the encoder's in the file."""
+        return self.outer + self.prefix + name
 
 
-def _moco_head(arrays, file):
-    """Fields of MoCo's head: biases, no norms; v1 has one layer, v2 two with a ReLU between."""
-    places = {'0.weight', '0.bias'} | ({'2.weight', '2.bias'} if '2.weight' in arrays else set())
-    names = {name: f'{_QUERY}fc.{name}' for name in sorted(places | set(arrays))}
+def _unwrap(file: str, arrays: Mapping[str, np.ndarray]) -> _Found:
+    """The one ResNet in a state dict, without prefixes, and its head; ValueError where there are several."""
+    outer = 'module.' if all(name.startswith('module.') for name in arrays) else ''
+    arrays = {name.removeprefix(outer): array for name, array in arrays.items()}
+    prefixes = {match[1] for match in map(_FIRST_BLOCK.fullmatch, arrays) if match}
+    prefixes = sorted(prefix for prefix in prefixes if prefix.split('.')[0] not in _BESIDE)
+    if len(prefixes) > 1:
+        raise ValueError(f'{file} holds several ResNets, under {" and ".join(map(repr, prefixes))}: save the '
+                         'one that is meant by itself.')
+    prefix = prefixes[0] if prefixes else ''
+    if prefix not in _HEADS:
+        raise ValueError(f'{file} has its ResNet under {outer + prefix}, a name that is not known here: '
+                         'rename it to the names of torchvision (conv1.weight, ...) first.')
+    encoder, beside = _parted(arrays, prefix)
+    head_prefix = f'{prefix}fc.' if 'fc.0.weight' in encoder else _HEADS[prefix]     # sthalles/SimCLR
+    inner = head_prefix.removeprefix(prefix)
+    if not prefix:
+        head, beside = {}, {}
+    elif head_prefix.startswith(prefix):
+        head, encoder = _parted(encoder, inner)
+    else:
+        head, _ = _parted(beside, head_prefix)
+    if '4.0.conv1.weight' in encoder:
+        parts = {name: name.split('.', 1) for name in encoder}
+        encoder = {'.'.join([_CHILDREN.get(first, first), *rest]): encoder[name]
+                   for name, (first, *rest) in parts.items()}
+    refuse(file, {'unexpected': [outer + name for name in beside if name.split('.')[0] not in _BESIDE]})
+    statistics = []
+    for what, default in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
+        array = beside.get(f'data_preprocessor.{what}', np.zeros(0))        # mmpretrain: of pixels up to 255
+        statistics.append(tuple((array.ravel() / 255).tolist()) if array.size == 3 else default)
+    parts = {name.split('.')[0]: '.' in name for name in beside}
+    return _Found(encoder, head, outer, prefix, outer + head_prefix, parts, *statistics)
+
+
+def _parted(arrays, prefix):
+    """(what is under `prefix`, without it; the rest)"""
+    return ({name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)},
+            {name: array for name, array in arrays.items() if not name.startswith(prefix)})
+
+
+def _projector(found: _Found, file: str) -> dict[str, Any]:
+    """Fields of a head without norms: one layer, or two with a ReLU between; mode 'none' for any other.
+
+    It is taken out of what is left; MoCo's is always such.
+    """
+    arrays = found.head
+    if set(arrays) == {'weight', 'bias'}:       # MoCo v1: one layer, no Sequential
+        arrays.update({f'0.{name}': arrays.pop(name) for name in ('weight', 'bias')})
+    layers = ('0', '2') if '2.weight' in arrays else ('0',)
+    moco = found.prefix == 'encoder_q.'
+    biased = moco or '0.bias' in arrays
+    places = {f'{layer}.{leaf}' for layer in layers for leaf in ('weight', 'bias')[:1 + biased]}
+    if not moco and set(arrays) != places:
+        if arrays:
+            found.beside[found.head_prefix.removeprefix(found.outer).rstrip('.')] = True
+        return {'mode': 'none'}
+    found.beside.pop('projector', None)
+    names = {name: found.head_prefix + name for name in sorted(places | set(arrays))}
     refuse(file, {'missing': [names[name] for name in names if name not in arrays],
                   'unexpected': [names[name] for name in names if name not in places],
                   'of another shape': [f'{names[name]} {list(arrays[name].shape)}' for name in names
                                        if name in arrays and arrays[name].ndim != 2 - name.endswith('bias')]})
-    plain = {'norm': False, 'final_norm': False, 'bias': True, 'final_bias': True}
-    if len(places) == 2:
+    plain = {'norm': False, 'final_norm': False, 'bias': biased, 'final_bias': biased}
+    if len(layers) == 1:
         return {'mode': 'linear', 'out_dim': len(arrays['0.weight']), **plain}
     return {'mode': 'nonlinear', 'num_layers': 2, 'hidden_width': len(arrays['0.weight']),
             'out_dim': len(arrays['2.weight']), **plain}
@@ -240,6 +267,8 @@ def _state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
                              'executed.') from None
         raise ValueError(f'{path} is no whole file of torch.save that holds tensors alone '
                          f'({type(error).__name__}).') from None
+    if isinstance(held, dict) and 'student' in held and isinstance(held.get('teacher'), dict):
+        held = held['teacher']      # DINO: what its own evaluation reads
     for key in ('state_dict', 'model'):
         if isinstance(held, dict) and isinstance(held.get(key), dict):
             held = held[key]
@@ -249,36 +278,10 @@ def _state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     others = [f'{name} ({type(value).__name__})' for name, value in held.items()
               if not (isinstance(name, str) and isinstance(value, torch.Tensor)
                       and value.layout is torch.strided and not value.is_meta and not value.is_quantized)]
+    floats = (torch.float32, torch.float16, torch.bfloat16)
     dtypes = [f'{name} {str(value.dtype).removeprefix("torch.")}' for name, value in held.items()
-              if isinstance(value, torch.Tensor) and value.dtype is not torch.float32
+              if isinstance(value, torch.Tensor) and value.dtype not in floats
               and not str(name).endswith(_COUNTERS)]
     refuse(str(path), {'no tensors': others, 'not float32': dtypes})
-    return {name: value.detach().numpy() for name, value in held.items()}
-
-
-def _head_shapes(imported):
-    """[(layer, shape of its kernel or scale)] of the head, in order."""
-    params = imported.variables['params'].get('head', {})
-    return [(layer, np.shape(params[layer]['kernel' if layer.startswith('dense') else 'scale']))
-            for layer in head_places(imported.head)]
-
-
-def _copy_loader(directory):
-    """Puts torch_model.py into the directory: the file that a user of PyTorch loads the export with."""
-    target = directory / 'torch_model.py'
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    try:
-        shutil.copyfile(pathlib.Path(__file__).parents[1] / 'write' / 'torch_model.py', temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
-
-
-def _digest(arrays):
-    """Tells which encoder and head were written together."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
-    return digest.hexdigest()[:16]
+    return {name: value.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            if value.dtype is torch.bfloat16 else value.detach().numpy() for name, value in held.items()}

@@ -11,8 +11,9 @@ import numpy as np
 
 from simclr_jax.models.network import Network, make_network
 from simclr_jax.models.resnet import ResNet
-from simclr_jax.weights.read.torch import spare_triton, write_torch
+from simclr_jax.weights.read.torch import spare_triton
 from simclr_jax.weights.flax_file import read_flax, write_flax
+from simclr_jax.weights.write.torch import write_torch
 from simclr_jax.weights.write.onnx import load_onnx, write_onnx
 from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
 from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo

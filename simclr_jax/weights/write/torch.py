@@ -1,0 +1,94 @@
+"""An encoder as files for PyTorch: encoder.safetensors, head.safetensors if it has a head, torch_model.py.
+
+The last rebuilds both in PyTorch and needs timm and nothing of this project. Each safetensors file says in
+its header what it takes to run it (header.py).
+"""
+
+import hashlib
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
+from simclr_jax.weights import header
+from simclr_jax.weights.tensors import write_tensors
+from simclr_jax.weights.torch_names import encoder_to_torch, head_places, head_to_torch
+from simclr_jax.weights.tree import Imported, check_classifier, fit, flat, is_resnet
+
+
+def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathlib.Path]:
+    """Writes encoder.safetensors, head.safetensors (if there is a head) and torch_model.py into `directory`.
+
+    encoder.safetensors has the names of timm's and torchvision's ResNets and loads there strictly: fc is
+    the classifier, and without one the torch side has none (timm: num_classes=0; torchvision: model.fc =
+    torch.nn.Identity()). In PyTorch:
+
+        from torch_model import load
+        encoder, head, card = load('encoder.safetensors')       # head is None where there is none
+
+    Each file is written whole or not at all, the encoder last.
+
+    Returns:
+        The paths, the encoder's first.
+
+    Raises:
+        ValueError: it is no ResNet; or the variables do not fit the network or are not finite. Nothing is
+            written.
+        OSError: a file cannot be written.
+    """
+    if not is_resnet(imported.encoder):
+        raise ValueError('the format torch holds ResNets alone, and the encoder is '
+                         f'{imported.encoder["name"]}: export it as flax, onnx, savedmodel or stablehlo')
+    directory = pathlib.Path(directory)
+    fit(flat(imported.variables), encoder=imported.encoder, head=imported.head, file=imported.source)
+    if imported.classifier is not None:
+        check_classifier(imported.classifier, imported.encoder, imported.source)
+    arrays = encoder_to_torch(imported.encoder, imported.variables, imported.classifier)
+    block, sizes = DEPTHS[imported.encoder['depth']]
+    torch_fields = {
+        'blocks': list(sizes), 'bottleneck': block is BottleneckBlock,
+        'channels': int(64 * imported.encoder.get('width', 1.0)),
+        'num_classes': len(arrays['fc.bias']) if 'fc.bias' in arrays else 0,
+        'head': [[layer, list(shape)] for layer, shape in _head_shapes(imported)],
+        'pair': _digest(arrays)}
+    metadata = {'format': 'pt', header.KEY: header.to_header(imported, 'torch', torch=torch_fields)}
+    encoder_path, head_path = directory / 'encoder.safetensors', directory / 'head.safetensors'
+    written = [encoder_path]
+    if torch_fields['head']:
+        write_tensors(head_path, head_to_torch(imported.head, imported.variables), metadata)
+        written.append(head_path)
+    else:
+        head_path.unlink(missing_ok=True)       # of an earlier export
+    written.append(_copy_loader(directory))
+    write_tensors(encoder_path, arrays, metadata)
+    return written
+
+
+def _head_shapes(imported):
+    """[(layer, shape of its kernel or scale)] of the head, in order."""
+    params = imported.variables['params'].get('head', {})
+    return [(layer, np.shape(params[layer]['kernel' if layer.startswith('dense') else 'scale']))
+            for layer in head_places(imported.head)]
+
+
+def _copy_loader(directory):
+    """Puts torch_model.py into the directory: the file that a user of PyTorch loads the export with."""
+    target = directory / 'torch_model.py'
+    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    try:
+        shutil.copyfile(pathlib.Path(__file__).with_name('torch_model.py'), temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _digest(arrays):
+    """Tells which encoder and head were written together."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()[:16]
