@@ -16,8 +16,8 @@ from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import preprocessing_of
 from simclr_jax.evaluate.knn import nearest_neighbours
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
-from simclr_jax.runlog.writer import plain_table
 from simclr_jax.report.tables import write_csv
+from simclr_jax.runlog.progress import plain_table
 
 
 class QueryFiles(Source):

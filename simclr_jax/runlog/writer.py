@@ -1,76 +1,72 @@
-"""What a run tells: a live display, metrics.jsonl, TensorBoard events and log.txt."""
+"""What a run tells, and to whom: each writer gets every row, every note and every image.
 
-from collections.abc import Iterator, Sequence
+A writer is anything with the three methods of `Writer`. metrics.jsonl, log.txt, TensorBoard events and the
+display are always there; `log.writers` and `pretrain(writers=...)` add others.
+"""
+
+from collections.abc import Callable, Sequence
 import contextlib
-import json
-import math
+import importlib
+import importlib.util
 import os
-import pathlib
-import socket
-import sys
-import time
-from typing import Any, Callable, TextIO
+from typing import Any, Protocol, TextIO
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-# Not tensorboard.summary.Writer: that imports tensorflow wherever it is installed.
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
+import numpy as np
 
-# What the display shows of a row, in this order; a row with none of these is shown whole.
-_LABELS = {
-    'loss': 'loss',
-    'contrastive_accuracy': 'accuracy',
-    'probe_accuracy': 'probe',
-    'feature_rank': 'rank',
-    'knn_accuracy': 'kNN',
-    'knn_floor': 'floor',
-    'learning_rate': 'lr',
-    'input_wait_share': 'input wait',
-}
+from simclr_jax.runlog.jsonl import JsonLines
+from simclr_jax.runlog.progress import Throughput, describe_row, make_display, plain_table
+
+# Those that a config names by a word: the module, and what is to be installed.
+_BY_WORD = {'wandb': ('WandB', 'wandb'), 'mlflow': ('MLflow', 'mlflow'),
+            'tensorboard': ('TensorBoard', 'tensorboard')}
 
 
-class Throughput:
-    """Steps per second between two calls, without the time spent in pause().
+class Writer(Protocol):
+    """Where a run's numbers go. `close()`, if there is one, is called at the end."""
 
-    The first call after `start_step` only starts the clock: the steps before it paid for
-    compilation.
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """A row: what was measured at `step`, NaN and infinities among it."""
+
+    def note(self, text: str) -> None:
+        """A sentence to the reader."""
+
+    def image(self, name: str, array: np.ndarray) -> None:
+        """An image, uint8 [H, W, 3], of the step of the last row."""
+
+
+def make_writer(name: str, resolve: Callable[[str, str], Any], **arguments) -> Writer:
+    """The writer that `log.writers` names: 'wandb', 'mlflow', or a class of the user's.
+
+    Args:
+        name: a word, or 'package.module:Name', which is called as Name(workdir, start_step=..., config=...).
+        resolve: `config.names.resolve`.
+        **arguments: workdir, start_step, and config, a flat dict.
+
+    Raises:
+        ValueError: there is no such writer, or what it needs is not installed.
     """
-
-    def __init__(self, start_step: int = 0, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
-        self._step = start_step
-        self._since = None
-        self._paused = 0.0
-
-    def __call__(self, step: int) -> float | None:
-        """The rate since the last call; None on the first one, and when no step was done."""
-        if step <= self._step:
-            return None
-        now = self._clock()
-        seconds = 0.0 if self._since is None else now - self._since - self._paused
-        rate = (step - self._step) / seconds if seconds > 0 else None
-        self._step, self._since, self._paused = step, now, 0.0
-        return rate
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leaves the time spent inside (an evaluation, say) out of the rate."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._paused += self._clock() - start
+    workdir = arguments.pop('workdir')
+    if name not in _BY_WORD:
+        return resolve(name, 'log.writers')(workdir, **arguments)
+    class_name, extra = _BY_WORD[name]
+    if name == 'tensorboard':
+        arguments.pop('config')
+    try:
+        return getattr(importlib.import_module(f'simclr_jax.runlog.{name}'), class_name)(workdir, **arguments)
+    except ImportError as error:
+        raise ValueError(f"log.writers names {name!r}, which is not installed ({error}): "
+                         f"pip install 'simclr_jax[{extra}]'.") from error
 
 
 class MetricWriter:
-    """The only output of a training loop.
+    """The only output of a training loop: it hands all on to the writers of a run.
 
-    Every row goes to workdir/metrics.jsonl, to TensorBoard events under workdir/tensorboard, and
-    to the display: a progress bar on a terminal, one plain line a row elsewhere. A run that
-    resumes at `start_step` first removes the rows after it, so that no step is told twice.
+    Every row goes to workdir/metrics.jsonl, to TensorBoard events under workdir/tensorboard (where
+    tensorboardX is installed), to the display, and to the writers that are given. A run that resumes at
+    `start_step` first removes the rows after it, so that no step is told twice. One of the given writers
+    that raises an error gets nothing more, which is said once, and the run goes on; that the run's own
+    files cannot be written (OSError) ends it.
 
     Args:
         workdir: directory of the run, made when missing.
@@ -79,73 +75,72 @@ class MetricWriter:
         batch_size: global batch, to tell images per second.
         is_lead: False on all processes but one: these write and print nothing.
         stream: where the display goes; default sys.stdout.
-        writers: further ones that every row and note goes to.
+        writers: further ones, or functions of nothing that make one, called on the lead process alone.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, total_steps: int, start_step: int = 0,
                  batch_size: int | None = None, is_lead: bool = True,
-                 stream: TextIO | None = None, writers: Sequence[Any] = ()):
-        self._writers = tuple(writers) if is_lead else ()
+                 stream: TextIO | None = None, writers: Sequence[Writer | Callable[[], Writer]] = ()):
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._throughput = Throughput(start_step)
         self._open = is_lead
         if not is_lead:
             return
-        workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        _drop_rows_after(workdir / 'metrics.jsonl', start_step)
-        self._rows = open(workdir / 'metrics.jsonl', 'a')
-        self._log = open(workdir / 'log.txt', 'a')
-        self._events = _Events(workdir / 'tensorboard', start_step)
-        console = Console(file=stream or sys.stdout, markup=False, highlight=False, emoji=False)
-        display = _Bar if console.is_terminal and not console.is_dumb_terminal else _Lines
-        self._display = display(console, start_step, total_steps)
+        os.makedirs(workdir, exist_ok=True)
+        self._given = [writer if hasattr(writer, 'write') else writer() for writer in writers]
+        self._files = JsonLines(workdir, start_step=start_step)
+        if importlib.util.find_spec('tensorboardX'):
+            from simclr_jax.runlog.tensorboard import TensorBoard
+            self._given.append(TensorBoard(workdir, start_step=start_step))
+        self._display = make_display(stream, start_step, total_steps)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Writes one row.
 
         Args:
             step: the step the row belongs to.
-            metrics: {name: float or scalar jax array}. Here the arrays are waited for, so hand
-                over those of the step before and the devices stay busy. NaN and infinities become
-                null in metrics.jsonl. 'images_per_second' is added when it is known.
+            metrics: {name: float or scalar jax array}; uint8 arrays [H, W, 3] go to `image`. Here the
+                arrays are waited for, so hand over those of the step before and the devices stay busy.
+                'images_per_second' is added when it is known.
         """
         if not self._open:
             return
         # device_get rather than float(): it is allowed under jax.transfer_guard('disallow').
-        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = jax.device_get(metrics)
+        images = {name: value for name, value in values.items() if np.ndim(value) == 3}
+        row = {name: float(value) for name, value in values.items() if name not in images}
         steps_per_second = self._throughput(step)
         if steps_per_second and self._batch_size:
             row['images_per_second'] = self._batch_size * steps_per_second
-        now = time.time()
-        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        line = {'step': step, 'time': round(now, 3), **finite}
-        self._rows.write(json.dumps(line, allow_nan=False) + '\n')
-        self._rows.flush()
-        self._events.write(step, now, row)
-        for writer in self._writers:
-            writer.write(step, row)
-        parts = _describe(row)
-        if steps_per_second:
-            parts['ETA'] = 'ETA ' + _duration((self._total_steps - step) / steps_per_second)
-        self._display.row(step, parts)
+        if row:
+            self._files.write(step, row)
+            self._display.row(step, describe_row(row, self._total_steps - step, steps_per_second))
+            self._hand_on('write', step, row)
+        for name, array in images.items():
+            self.image(name, array)
 
     def note(self, text: str) -> None:
         """Tells the user one line, and keeps it in workdir/log.txt."""
         if self._open:
-            self._keep(text)
+            self._files.note(text)
             self._display.note(text)
-            for writer in self._writers:
-                writer.note(text)
+            self._hand_on('note', text)
+
+    def image(self, name: str, array: np.ndarray) -> None:
+        """An image, uint8 [H, W, 3], for the writers that keep images."""
+        if self._open:
+            self._hand_on('image', name, array)
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Shows a table, and keeps it in workdir/log.txt; floats are cut to four digits."""
         if self._open:
             cells = [[f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row]
                      for row in rows]
-            self._keep(plain_table(title, columns, cells))
+            text = plain_table(title, columns, cells)
+            self._files.note(text)
             self._display.table(title, columns, cells)
+            self._hand_on('note', text)
 
     def pause(self) -> contextlib.AbstractContextManager[None]:
         """`with writer.pause():` leaves the time inside out of the throughput and the ETA."""
@@ -154,11 +149,10 @@ class MetricWriter:
     def close(self) -> None:
         """Ends the display and closes the files; a second call does nothing."""
         if self._open:
+            self._hand_on('close')
             self._open = False
             self._display.close()
-            self._events.close()
-            self._rows.close()
-            self._log.close()
+            self._files.close()
 
     def __enter__(self) -> 'MetricWriter':
         return self
@@ -166,137 +160,11 @@ class MetricWriter:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _keep(self, text: str) -> None:
-        self._log.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {text}\n')
-        self._log.flush()
-
-
-class _Events:
-    """A TensorBoard event file of scalars."""
-
-    def __init__(self, directory: pathlib.Path, start_step: int):
-        directory.mkdir(exist_ok=True)
-        # TensorBoard reads a directory's files in the order of their names.
-        name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}'
-        self._file = open(directory / name, 'wb')
-        self._records = RecordWriter(self._file)
-        now = time.time()
-        self._add(Event(wall_time=now, file_version='brain.Event:2'))
-        # A session start makes TensorBoard forget what earlier files say from this step on.
-        self._add(Event(wall_time=now, step=start_step + 1 if start_step else 0,
-                        session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, step: int, now: float, row: dict[str, float]) -> None:
-        event = Event(wall_time=now, step=step)
-        for name, value in row.items():
-            event.summary.value.add(tag=name, simple_value=value)
-        self._add(event)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _add(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
-        self._file.flush()
-
-
-class _Lines:
-    """The display of a log: a line a row."""
-
-    def __init__(self, console: Console, start_step: int, total_steps: int):
-        self._stream = console.file
-        self._total_steps = total_steps
-        if start_step:
-            self.note(f'resumed at step {start_step:,}/{total_steps:,}')
-
-    def row(self, step: int, parts: dict[str, str]) -> None:
-        self.note('  '.join([f'step {step:,}/{self._total_steps:,}', *parts.values()]))
-
-    def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
-
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        self.note(plain_table(title, columns, rows))
-
-    def close(self) -> None:
-        self._stream.flush()
-
-
-class _Bar:
-    """The display of a terminal: a progress bar that stays below the notes."""
-
-    def __init__(self, console: Console, start_step: int, total_steps: int):
-        self._parts = {}
-        self._progress = Progress(
-            TextColumn('step {task.completed:,.0f}/{task.total:,.0f}', markup=False),
-            BarColumn(bar_width=20),
-            TextColumn('{task.description}', markup=False),
-            console=console, auto_refresh=False)
-        self._task = self._progress.add_task('', completed=start_step, total=total_steps)
-        self._progress.start()
-
-    def row(self, step: int, parts: dict[str, str]) -> None:
-        self._parts |= parts
-        self._progress.update(self._task, completed=step, refresh=True,
-                              description='  '.join(self._parts.values()))
-
-    def note(self, text: str) -> None:
-        self._progress.console.print(text, soft_wrap=True)
-
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        table = Table(*columns, title=title, title_justify='left')
-        for row in rows:
-            table.add_row(*row)
-        self._progress.console.print(table)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-def _drop_rows_after(path: pathlib.Path, start_step: int) -> None:
-    """Rewrites metrics.jsonl without later rows, and without a line that a kill cut short."""
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True) if start_step else []
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(''.join(line for line in lines if _row_step(line) <= start_step))
-    os.replace(temporary, path)
-
-
-def _row_step(line: str) -> float:
-    try:
-        return json.loads(line)['step'] if line.endswith('\n') else math.inf
-    except json.JSONDecodeError:
-        return math.inf
-
-
-def _describe(row: dict[str, float]) -> dict[str, str]:
-    """{name: 'label value'} of what the display shows of a row."""
-    labels = {name: label for name, label in _LABELS.items() if name in row}
-    rate = row.get('images_per_second')
-    names = labels or {name: name for name in row if name != 'images_per_second'}
-    parts = {name: f'{label} {row[name]:.4g}' for name, label in names.items() if name != 'input_wait_share'}
-    if row.get('input_wait_share', 0.0) >= 0.01:
-        parts['input_wait_share'] = f'input wait {100 * row["input_wait_share"]:.0f} %'
-    if rate is not None:
-        parts['images_per_second'] = f'{rate:,.{0 if rate >= 10 else 2}f} images/s'
-    return parts
-
-
-def _duration(seconds: float) -> str:
-    """'45 s', '7 min', '1 h 23 min', '2 d 3 h'."""
-    if seconds < 60:
-        return f'{seconds:.0f} s'
-    minutes = round(seconds / 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f'{days} d {hours} h'
-    return f'{hours} h {minutes} min' if hours else f'{minutes} min'
-
-
-def plain_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(columns, *rows)]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-             for line in [columns, ['-' * width for width in widths], *rows]]
-    return '\n'.join([title, *lines])
+    def _hand_on(self, method: str, *arguments: Any) -> None:
+        for writer in list(self._given):
+            try:
+                getattr(writer, method, lambda *arguments: None)(*arguments)
+            except Exception as error:      # whatever it is: a run of days does not end for a log
+                self._given.remove(writer)
+                self.note(f'{type(writer).__name__}.{method} failed, so it is told nothing more; the run goes '
+                          f'on: {type(error).__name__}: {error}')

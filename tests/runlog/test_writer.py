@@ -12,7 +12,8 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from simclr_jax.runlog.writer import MetricWriter, Throughput
+from simclr_jax.runlog.progress import Throughput
+from simclr_jax.runlog.writer import MetricWriter
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 

@@ -1,0 +1,55 @@
+"""metrics.jsonl, a row a line, and log.txt, what was said and when."""
+
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+
+class JsonLines:
+    """Rows as JSON in workdir/metrics.jsonl, on disk as soon as they are written, and notes in log.txt.
+
+    NaN and infinities become null. Rows after `start_step`, and a line that a kill cut short, are removed
+    first, so that no step is written twice.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0):
+        path = pathlib.Path(workdir) / 'metrics.jsonl'
+        _drop_rows_after(path, start_step)
+        self._rows = open(path, 'a')
+        self._log = open(path.with_name('log.txt'), 'a')
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = {'step': step, 'time': round(time.time(), 3), **finite}
+        self._rows.write(json.dumps(line, allow_nan=False) + '\n')
+        self._rows.flush()
+
+    def note(self, text: str) -> None:
+        self._log.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {text}\n')
+        self._log.flush()
+
+    def image(self, name: str, array: Any) -> None:
+        """Lines of JSON hold no images."""
+
+    def close(self) -> None:
+        self._rows.close()
+        self._log.close()
+
+
+def _drop_rows_after(path: pathlib.Path, start_step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True) if start_step else []
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(''.join(line for line in lines if _row_step(line) <= start_step))
+    os.replace(temporary, path)
+
+
+def _row_step(line: str) -> float:
+    try:
+        return json.loads(line)['step'] if line.endswith('\n') else math.inf
+    except json.JSONDecodeError:
+        return math.inf

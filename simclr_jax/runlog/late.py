@@ -1,0 +1,83 @@
+"""Each step's metrics, read while the next step runs, so that the devices never wait for a print."""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import math
+import time
+
+import jax
+import numpy as np
+
+from simclr_jax.runlog.writer import MetricWriter
+
+
+class LateLog:
+    """Hands a step's metrics to the writer one step later, and stops a run whose loss is not finite.
+
+    Args:
+        writer: of the rows.
+        every_steps: which steps have a row.
+        waited: () -> seconds for which the loop has waited for batches so far.
+        layers: the paths of the parameters that the metric 'trust_ratios' [L] is of.
+        judge: (step, row) -> a sentence to note, or ''.
+        advice: () -> what to do about a loss that is not finite: the end of a sentence.
+    """
+
+    def __init__(self, writer: MetricWriter, *, every_steps: int, waited: Callable[[], float],
+                 layers: Sequence[str], judge: Callable[[int, dict], str], advice: Callable[[], str]):
+        self._writer, self._every_steps, self._waited = writer, every_steps, waited
+        self._layers, self._judge, self._advice = layers, judge, advice
+        self._pending = None
+        self._once = {}
+
+    def restart(self, step: int) -> None:
+        """Counts from `step` on how long the devices wait for input: before the loop, and after a pause."""
+        self._since = self._clocks(step)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time inside out of the throughput and out of the share of waiting."""
+        self.flush()
+        started = time.perf_counter()
+        with self._writer.pause():
+            yield
+        self._since[1] += time.perf_counter() - started
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Adds what was measured once to the next row."""
+        self._once |= metrics
+
+    def due(self, step: int) -> bool:
+        """Whether the metrics of `step` will be written."""
+        return step % self._every_steps == 0
+
+    def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self.flush()
+        self._pending = step, metrics, self._clocks(step)
+
+    def flush(self) -> None:
+        """Writes what is due; FloatingPointError if the loss was not finite."""
+        if self._pending is None:
+            return
+        (step, metrics, ended), self._pending = self._pending, None
+        loss, norm = jax.device_get((metrics['loss'], metrics['gradient_norm']))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(f'The loss is {loss} and the gradient norm {norm} at step {step}. '
+                                     + self._advice())
+        if self.due(step):
+            metrics = jax.device_get(metrics)
+            ratios = metrics.pop('trust_ratios', ())
+            metrics |= {f'trust_ratio/{layer}': ratio for layer, ratio in zip(self._layers, ratios)}
+            self._writer.write(step, metrics | self._waits(ended) | self._once)
+            self._once = {}
+            sentence = self._judge(step, metrics)
+            if sentence:
+                self._writer.note(sentence)
+
+    def _clocks(self, step: int) -> np.ndarray:
+        return np.array([step, time.perf_counter(), self._waited()])
+
+    def _waits(self, ended: np.ndarray) -> dict[str, float]:
+        """For how long a step of this row waited for its batch, and which share of its time that was."""
+        (steps_made, seconds, waited), self._since = ended - self._since, ended
+        return {'input_wait_ms': 1000 * waited / steps_made, 'input_wait_share': waited / seconds}

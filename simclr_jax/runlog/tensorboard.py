@@ -1,0 +1,49 @@
+"""TensorBoard events, by tensorboardX: neither tensorflow nor tensorboard is needed to write them."""
+
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+
+class TensorBoard:
+    """Scalars and images as events in workdir/tensorboard.
+
+    A new file begins with a session start, which makes TensorBoard forget what earlier files say of the
+    steps after `start_step`. ImportError without tensorboardX.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0):
+        self._step = start_step
+        # TensorBoard reads a directory's files in the order of their names, which hold whole seconds.
+        self._events = _summary_writer()(
+            str(pathlib.Path(workdir) / 'tensorboard'), purge_step=start_step + 1 if start_step else 0,
+            flush_secs=10, filename_suffix=f'.{time.time_ns()}.{os.getpid()}')
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._step = step
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def note(self, text: str) -> None:
+        """Notes are for log.txt."""
+
+    def image(self, name: str, array: Any) -> None:
+        self._events.add_image(name, array, self._step, dataformats='HWC')
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def _summary_writer() -> type:
+    # tensorboardX imports torch where that is installed: seconds of every start, for tensors of torch.
+    without_torch = 'torch' not in sys.modules
+    if without_torch:
+        sys.modules['torch'] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if without_torch:
+            del sys.modules['torch']
+    return SummaryWriter
