@@ -44,23 +44,27 @@ def unit_rows(rows: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
 
 
 def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable[dict],
-                     mesh: jax.sharding.Mesh, preprocessing: str = '') -> Features:
+                     mesh: jax.sharding.Mesh, preprocessing: str = '', *, at_most: int) -> Features:
     """Runs `encode` over `batches` and gathers the valid, labelled rows on every process.
 
     Args:
         encode: images [B, H, W, 3] sharded over `mesh` -> features [B, D] float32.
         batches: of inputs.eval_batches: 'image', 'label', 'valid', the local rows of each process.
         preprocessing: of these images, goes with the features.
+        at_most: rows that there may be: room for them is made once, and nothing is copied later.
     """
-    features, labels = [], []
+    features, labels, count = None, np.zeros(at_most, np.int32), 0
     for batch in batches:
         batch = sharding.put_batch(mesh, batch)
         rows = (encode(batch['image']), batch['label'], batch['valid'])
         encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
         known = valid & (label >= 0)
-        features.append(np.asarray(encoded, np.float32)[known])
-        labels.append(np.asarray(label)[known])
-    return Features(np.concatenate(features), np.concatenate(labels), preprocessing)
+        if features is None:
+            features = np.empty((at_most, encoded.shape[1]), np.float32)
+        into = slice(count, count + known.sum())
+        features[into], labels[into] = np.asarray(encoded, np.float32)[known], np.asarray(label)[known]
+        count = into.stop
+    return Features(features[:count], labels[:count], preprocessing)
 
 
 def raw_pixels(images: jax.Array) -> jax.Array:

@@ -1,5 +1,4 @@
-"""Frozen encoders: their features of centre crops, proof that they stay as they are, and what a run
-reports of itself."""
+"""Frozen encoders: their features of centre crops, and what a run reports of itself."""
 
 import contextlib
 import functools
@@ -11,13 +10,15 @@ import numpy as np
 
 from simclr_jax.data import batches as inputs
 from simclr_jax.config import ConfigDict
+from simclr_jax.data.subset import take_rows
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.evaluate.features import Features, describe_preprocessing, extract_features, take
-from simclr_jax.evaluate.knn import knn_accuracy
+from simclr_jax.evaluate.knn import knn_accuracies, knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy
 from simclr_jax.evaluate.subsets import heldout_rows
 
 Encode = Callable[[jax.Array], jax.Array]
+_LARGE_SET = 0x1A26E    # tells this draw from others of the same seed
 _HELD_OUT = 2000        # training images at most that checkpoints are chosen on
 
 
@@ -36,12 +37,14 @@ def fingerprint(variables: Any) -> str:
 def unchanged(encode: Encode) -> Iterator[None]:
     """Around every evaluation of a frozen encoder: RuntimeError if the encoder is another one after it.
 
-    Looks at the arrays that `encode`, a functools.partial, holds: the variables of the network.
+    Arrays of jax cannot change: those that `encode`, a functools.partial, holds must be the same ones.
     """
-    variables = getattr(encode, 'args', ())
-    before = fingerprint(variables)
+    def identities():
+        return [id(leaf) for leaf in jax.tree.leaves(getattr(encode, 'args', ()))]
+
+    before = identities()
     yield
-    if fingerprint(variables) != before:
+    if identities() != before:
         raise RuntimeError('The encoder changed during its evaluation: the result would not be one of a '
                            'frozen encoder.')
 
@@ -72,7 +75,8 @@ def labelled_features(encode: Encode, source: Source, config: ConfigDict,
         source, batch_size=rounds * mesh.size // jax.process_count(), image_size=size,
         crop_proportion=proportion, num_threads=config.data.num_threads)
     crops = functools.partial(inputs.centre_crops, image_size=size, proportion=proportion)
-    return extract_features(lambda images: encode(crops(images)), batches, mesh, preprocessing_of(config))
+    return extract_features(lambda images: encode(crops(images)), batches, mesh, preprocessing_of(config),
+                            at_most=source.num_examples)
 
 
 def is_labelled(source: Source | None) -> bool:
@@ -98,9 +102,8 @@ def measure(encode: Encode, train_source: Source, test_source: Source, config: C
 
     The classifiers see the training split's features and labels alone.
     """
-    with unchanged(encode):
-        train = labelled_features(encode, train_source, config, mesh)
-        test = labelled_features(encode, test_source, config, mesh)
+    train = labelled_features(encode, train_source, config, mesh)
+    test = labelled_features(encode, test_source, config, mesh)
     num_classes = train_source.num_classes
     results = {'knn_accuracy': knn_accuracy(train, test, num_classes=num_classes, k=config.eval.knn_k,
                                             temperature=config.eval.knn_temperature)}
@@ -114,11 +117,27 @@ def measure_heldout(encode: Encode, train_source: Source, config: ConfigDict,
     """`knn_accuracy` on a tenth of the training split, at most 2,000 images, by the rest of it.
 
     What checkpoints are compared and chosen by: no test image is looked at. The held-out images
-    follow from config.seed; the encoder has seen them in training, without their labels.
+    follow from config.seed; the encoder has seen them in training, without their labels. Of more than
+    `eval.knn_max_images` a random part stands for all (see `of_large_set`).
     """
-    with unchanged(encode):
-        train = labelled_features(encode, train_source, config, mesh)
-    bank, queries = (take(train, rows) for rows in heldout_rows(len(train.labels), config.seed,
-                                                                at_most=_HELD_OUT))
-    return {'knn_accuracy': knn_accuracy(bank, queries, num_classes=train_source.num_classes,
-                                         k=config.eval.knn_k, temperature=config.eval.knn_temperature)}
+    train = labelled_features(encode, of_large_set(train_source, config), config, mesh)
+    held_out = heldout_rows(len(train.labels), config.seed, at_most=_HELD_OUT)[1]
+    k = config.eval.knn_k
+    return {'knn_accuracy': knn_accuracies(
+        train, take(train, held_out), num_classes=train_source.num_classes, ks=[k],
+        temperature=config.eval.knn_temperature, without=held_out)[k]}
+
+
+def of_large_set(source: Source, config: ConfigDict) -> Source:
+    """`source`, or `eval.knn_max_images` of its labelled images, drawn by config.seed, where it has more.
+
+    0 stands for all. A source that is streamed is taken whole: single images cannot be chosen of it.
+    """
+    limit = config.eval.get('knn_max_images', 0)
+    if not limit or isinstance(source, Streamed):
+        return source
+    labelled = np.flatnonzero(source.labels >= 0)
+    if len(labelled) <= limit:
+        return source
+    chosen = np.random.default_rng([config.seed, _LARGE_SET]).choice(labelled, limit, replace=False)
+    return take_rows(source, np.sort(chosen))

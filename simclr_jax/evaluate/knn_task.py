@@ -6,7 +6,7 @@ import flax.linen as nn
 
 from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
-from simclr_jax.evaluate.knn import knn_accuracy
+from simclr_jax.evaluate.knn import knn_accuracies
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import load_splits, load_subject
 from simclr_jax.runlog.writer import MetricWriter
@@ -39,8 +39,8 @@ def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -
         for name, encode in subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                              note=writer.note).items():
             train, test = subject.features(encode, train_source, test_source)
-            found = knn_accuracy(train, test, num_classes=train_source.num_classes, k=settings.k,
-                                 temperature=settings.temperature)
+            found = knn_accuracies(train, test, num_classes=train_source.num_classes, ks=settings.k,
+                                   temperature=settings.temperature)
             results[name] = {f'knn_accuracy_k{k}': share for k, share in found.items()}
         report_results(
             writer, workdir, f'kNN of {subject.pretrained.source} on {test_source.name}, '

@@ -1,0 +1,96 @@
+"""What is measured of an encoder while it trains: evaluators, those of a user and those of every run.
+
+An evaluator is called as `evaluator(encode, step)` and returns {name: scalar, or an image uint8 [H, W, 3]}.
+`encode` takes images [B, H, W, 3], float in [0, 1] or uint8, to features [B, D] float32, and has the `state`
+after the step and the `batch` of it. Attributes that an evaluator may have:
+
+    every_epochs    how often it is called (0: only at the end); else eval.evaluators_every_epochs
+    every_steps     instead: its measures go into the log's rows; arrays of the device are read there later
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import inspect
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from simclr_jax.config import ConfigDict, names
+from simclr_jax.data.source import Source
+from simclr_jax.evaluate.frozen import measure_heldout
+from simclr_jax.training.state import TrainState
+
+Measures = Mapping[str, float | jax.Array | np.ndarray]
+
+
+class Evaluator(Protocol):
+    """See above."""
+
+    def __call__(self, encode: 'StepEncoder', step: int) -> Measures: ...
+
+
+class StepEncoder(NamedTuple):
+    """The encoder after a step, and what else the step leaves to be looked at."""
+
+    encode: Callable[[Any, jax.Array], jax.Array]   # (variables, images) -> features
+    state: TrainState
+    batch: Mapping[str, jax.Array]                  # as it came to the devices, see data/batches.py
+    network: str = 'online'                         # or 'target'
+
+    def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
+        return self.encode(self.state.variables(self.network), images)
+
+
+class Run(NamedTuple):
+    """What an evaluator that a config names may know of its run."""
+
+    config: ConfigDict
+    workdir: str
+    mesh: jax.sharding.Mesh
+    train_source: Source
+    test_source: Source | None
+
+
+class HeldOutKnn:
+    """`knn_accuracy` on held-out training images, what checkpoints are chosen by, and `knn_floor` beside it."""
+
+    def __init__(self, run: Run, floor: float):
+        self.every_epochs = run.config.eval.knn_every_epochs
+        self._run, self._floor = run, floor
+
+    def __call__(self, encode: StepEncoder, step: int) -> Measures:
+        return measure_heldout(encode, self._run.train_source, self._run.config, self._run.mesh) | {
+            'knn_floor': self._floor}
+
+
+class Health:
+    """The health of the representation on the views of the step (evaluate/health.py)."""
+
+    def __init__(self, measure: Callable[[TrainState, Mapping], Measures], every_steps: int):
+        self._measure, self.every_steps = measure, every_steps
+
+    def __call__(self, encode: StepEncoder, step: int) -> Measures:
+        return self._measure(encode.state, encode.batch)
+
+
+def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator]:
+    """Those that `eval.evaluators` names, and those that are given.
+
+    A name is that of a function (encode, step), or of a class, which is called with the `Run`, or with
+    nothing where it takes no argument.
+
+    Raises:
+        ValueError: no such name, or nothing that can be called.
+    """
+    found = []
+    for name in run.config.eval.evaluators:
+        evaluator = names.resolve(name, 'eval.evaluators')
+        if inspect.isclass(evaluator):
+            evaluator = evaluator(run) if inspect.signature(evaluator).parameters else evaluator()
+        found.append(evaluator)
+    found += given
+    for evaluator in found:
+        if not callable(evaluator):
+            raise ValueError(f'The evaluator {evaluator!r} cannot be called: it is a function (encode, step) -> '
+                             'metrics.')
+    return found
