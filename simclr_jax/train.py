@@ -4,11 +4,9 @@ The step number is the only clock: the batch, its views, the learning rate and e
 are functions of (seed, step), so that to resume is to restore the state and start at its step.
 """
 
-from collections.abc import Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import dataclasses
 import functools
-import math
 import time
 from typing import Any, Callable
 
@@ -22,17 +20,21 @@ from simclr_jax.training import checkpoint, optimizers as optim, schedules, step
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
 from simclr_jax.config import names
-from simclr_jax.config import ConfigDict, check_profile_steps
+from simclr_jax.config import ConfigDict, check_profile_steps, flatten
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import raw_pixels
-from simclr_jax.evaluate.frozen import is_labelled, measure, measure_heldout, num_labelled
+from simclr_jax.evaluate.evaluators import (Health, HeldOutKnn, Run, StepEncoder, make_evaluators,
+                                            split_by_schedule)
+from simclr_jax.evaluate.floors import Floors
+from simclr_jax.evaluate.frozen import is_labelled, measure, num_labelled, of_large_set
 from simclr_jax.evaluate.health import CollapseWatch, make_health
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.methods import make_method
-from simclr_jax.runlog.writer import MetricWriter
+from simclr_jax.runlog.late import LateLog
+from simclr_jax.runlog.writer import MetricWriter, make_writer
 from simclr_jax.models.network import Network, describe_encoder, make_network
 from simclr_jax.config.tasks import task_configs
 
@@ -42,7 +44,8 @@ MAY_DIFFER = ('task', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *ta
                'data.test_split', 'data.range', 'data.reading', 'data.cache_dir', 'data.max_bad_share',
                'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
                'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
-               'eval.encoder', 'eval.evaluators', 'eval.evaluators_every_epochs', 'shard_state')
+               'eval.encoder', 'eval.evaluators', 'eval.evaluators_every_epochs',
+              'eval.knn_max_images', 'shard_state')
 
 
 def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: Any = None,
@@ -84,12 +87,14 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     train_source, test_source = load_sources(config, source, test_source)
     config.data.update(sources.as_read(train_source, test_source))
     check_batch_size(train_source, config.batch_size, jax.process_count())
-    measurable = is_labelled(train_source) and is_labelled(test_source)
     form = choose_form(config, train_source)
-    epoch = train_source.num_examples / config.batch_size                        # in steps
+    steps_per_epoch = train_source.num_examples / config.batch_size
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
     check_profile_steps(config.profile_steps, num_steps)
+    run = Run(config, workdir, mesh, train_source, test_source,
+              is_measurable=is_labelled(train_source) and is_labelled(test_source))
+    evaluators = make_evaluators(run, evaluators)
 
     # Network, method, optimiser, state.
     network, init_state, train_step, state_shardings = build(
@@ -99,10 +104,9 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     train_step = jax.jit(train_step, out_shardings=(state_shardings, sharding.replicated(mesh)),
                          donate_argnums=0)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
-    health = jax.jit(_make_health(network, config, form, mesh))
     state = init_state()
-    measured_network = config.eval.encoder
-    jax.eval_shape(encode, state.variables(measured_network), _blank_image(config))  # is there such a layer?
+    encode_state = functools.partial(StepEncoder, encode, network=config.eval.encoder)
+    jax.eval_shape(encode_state(state, {}), _blank_image(config))      # is there such a layer?
 
     # Start, or go on.
     checkpointer = checkpoint.Checkpointer(
@@ -113,33 +117,33 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     batches = make_batches(config, train_source, form, mesh, start_step=start)
     checkpoint.save_config(workdir, config.to_dict())
     checkpoint.save_versions(workdir)
-    writer = MetricWriter(workdir, total_steps=num_steps, start_step=start,
-                          batch_size=config.batch_size, is_lead=sharding.is_lead(), writers=writers)
+    writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
+                          is_lead=sharding.is_lead(),
+                          writers=[*_named_writers(config, workdir, start), *writers])
 
     profiler = profile.StepProfiler(
         writer, workdir, steps=config.profile_steps, breakdown=config.log.step_breakdown, start=start,
         num_steps=num_steps, is_lead=sharding.is_lead(), waited=lambda: batches.waited)
+    log = LateLog(writer, every_steps=config.log.every_steps, waited=lambda: batches.waited,
+                  layers=_adapted_layers(config, state.params), judge=CollapseWatch(),
+                  advice=checkpointer.last_good)
 
     with checkpointer, writer, batches, profiler:
-        _introduce(writer, config, train_source, test_source, measurable, state, num_steps, mesh)
-        log = _LateLog(writer, checkpointer, batches, config.log.every_steps,
-                       _adapted_layers(config, state.params))
-        due = functools.partial(_due, steps_per_epoch=epoch, num_steps=num_steps)
-        evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
-                                     config=config, mesh=mesh)
-        # What checkpoints are compared by: the test split is for the report alone.
-        select = functools.partial(measure_heldout, train_source=train_source, config=config, mesh=mesh)
+        _introduce(writer, run, state, num_steps)
 
-        # The floor: what the same measurement says before any training.
+        # Evaluators, and the floors: what the same measurements say before any training.
         results = {}
-        if measurable:
-            if config.eval.pixel_floor:
-                results['raw pixels'] = evaluate(raw_pixels, linear=False)
-            random = init_state().variables(measured_network)
-            results['random'] = evaluate(functools.partial(encode, random),
-                                         linear=config.eval.linear_at_end)
-            floor = select(functools.partial(encode, random))['knn_accuracy']
-            writer.note(f'kNN of the random encoder: {floor:.4f} on held-out training images, the floor')
+        if run.is_measurable:
+            evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
+                                         config=config, mesh=mesh)
+            results, heldout_floor = _measure_floors(
+                run, evaluate, lambda: functools.partial(encode, init_state().variables(config.eval.encoder)))
+            writer.note(f'kNN of the random encoder: {heldout_floor:.4f} on held-out training images, the floor')
+            evaluators = [HeldOutKnn(run, heldout_floor), *evaluators]
+        evaluators = [Health(jax.jit(_make_health(network, config, form, mesh)), config.log.every_steps),
+                      *evaluators]
+        of_rows, of_epochs = split_by_schedule(evaluators, config.eval.evaluators_every_epochs)
+        due = functools.partial(_due, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
 
         # Train.
         log.restart(start)
@@ -152,24 +156,21 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
                     with log.pause():
                         log.add(profiler.report(
                             lambda: train_step.lower(state, batch).compile().as_text()))
-                if log.due(step):
-                    metrics |= health(state, batch)
+                for evaluator, every_steps in of_rows:
+                    if step % every_steps == 0 and log.due(step):
+                        metrics |= evaluator(encode_state(state, batch), step)
                 log(step, metrics)
                 interrupted, measured = interruption.arrived(step), {}
-                if measurable and due(step, config.eval.knn_every_epochs) and not interrupted:
+                called = [evaluator for evaluator, every_epochs in of_epochs
+                          if due(step, every_epochs) and not interrupted]
+                if called:
                     log.flush()
                     with writer.pause(), jax.transfer_guard('allow'):
-                        measured = select(functools.partial(encode, state.variables(measured_network)))
-                    writer.write(step, measured | {'knn_floor': floor})
+                        for evaluator in called:
+                            measured |= evaluator(encode_state(state, batch), step)
+                    writer.write(step, measured)
                     log.restart(step)
-                if evaluators and due(step, config.eval.evaluators_every_epochs) and not interrupted:
-                    log.flush()
-                    with writer.pause(), jax.transfer_guard('allow'):
-                        encode_now = functools.partial(encode, state.variables(measured_network))
-                        for evaluator in evaluators:
-                            writer.write(step, evaluator(encode_now, step))
-                    log.restart(step)
-                if measured or interrupted or due(step, config.checkpoint.every_epochs):
+                if 'knn_accuracy' in measured or interrupted or due(step, config.checkpoint.every_epochs):
                     log.flush()
                     checkpointer.save(state, measured)
                 if interrupted:
@@ -179,17 +180,17 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
 
         # Report.
         _tell_skipped(writer, train_source, test_source)
-        if not measurable:
+        if not run.is_measurable:
             return {}
         started = time.time()
-        results['pretrained'] = evaluate(functools.partial(encode, state.variables(measured_network)),
-                                         linear=config.eval.linear_at_end)
+        results['pretrained'] = evaluate(
+            functools.partial(encode, state.variables(config.eval.encoder)), linear=config.eval.linear_at_end)
         num_test = num_labelled(test_source)
         report_results(
             writer, workdir, f'{test_source.name}, {test_source.split}: {num_test:,} images, step '
             f'{num_steps:,}', results, is_lead=sharding.is_lead(), evaluation='frozen',
             num_test=num_test, num_train=num_labelled(train_source), pretrained=workdir,
-            step=num_steps, network=measured_network, data=test_source.name,
+            step=num_steps, network=config.eval.encoder, data=test_source.name,
             train_split=train_source.split, split=test_source.split,
             seconds=round(time.time() - started, 1), protocol=config.eval.to_dict())
         return results
@@ -323,8 +324,32 @@ def _due(step: int, every_epochs: float, *, steps_per_epoch: float, num_steps: i
     return step == num_steps or every_epochs > 0 and step % every_steps == 0
 
 
-def _introduce(writer, config, train_source, test_source, measurable, state, num_steps, mesh) -> None:
+def _named_writers(config: ConfigDict, workdir: str, start: int) -> list[Callable]:
+    """Of each writer that the config names, a function that makes it; ValueError for a name that is none."""
+    return [functools.partial(make_writer, name, names.resolve, workdir=workdir, start_step=start,
+                              config=flatten(config.to_dict())) for name in config.log.writers]
+
+
+def _measure_floors(run: Run, evaluate: Callable, random_encoder: Callable) -> tuple[dict[str, dict], float]:
+    """({'raw pixels' if asked for, 'random': measures}, kNN of the random encoder on held-out images)."""
+    settings = run.config.eval
+    floors = Floors(run.workdir, {
+        'eval': {name: settings[name] for name in ('encoder', 'layer', 'crop_proportion', 'knn_k',
+                                                   'knn_temperature', 'knn_max_images', 'linear_at_end')},
+        'data': [[source.name, source.split, source.fingerprint()]
+                 for source in (run.train_source, run.test_source)]}, is_lead=sharding.is_lead())
+    results = {}
+    if settings.pixel_floor:
+        results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(raw_pixels, linear=False))
+    random = dict(floors.get('random', lambda: evaluate(random_encoder(), linear=settings.linear_at_end,
+                                                        held_out=True)))
+    heldout_floor = random.pop('heldout_knn_accuracy')
+    return results | {'random': random}, heldout_floor
+
+
+def _introduce(writer: MetricWriter, run: Run, state: Any, num_steps: int) -> None:
     """Says what is about to happen, and what cannot be measured."""
+    config, mesh, train_source, test_source = run.config, run.mesh, run.train_source, run.test_source
     classes = f'{train_source.num_classes} classes' if train_source.num_classes else 'no labels'
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     writer.note(f'{config.method.name} on {train_source.name}, {train_source.split}: '
@@ -337,8 +362,13 @@ def _introduce(writer, config, train_source, test_source, measurable, state, num
         writer.note('No labels: the online probe, kNN and the linear probe are off.')
     elif test_source is None:
         writer.note('No split to measure on: kNN and the linear probe are off.')
-    elif not measurable:
+    elif not run.is_measurable:
         writer.note(f'No labels in {test_source.split}: kNN and the linear probe are off.')
+    elif of_large_set(train_source, config) is not train_source:
+        writer.note(f'The kNN of the log looks at {config.eval.knn_max_images:,} images drawn from the training '
+                    'split (eval.knn_max_images); that of the report at all.')
+    for note in dict.fromkeys(note for source in (train_source, test_source) if source for note in source.notes):
+        writer.note(note)
 
 
 def _tell_skipped(writer: MetricWriter, *measured) -> None:
@@ -347,67 +377,3 @@ def _tell_skipped(writer: MetricWriter, *measured) -> None:
         more = ', ...' if len(skipped) > 10 else ''
         writer.note(f'{len(skipped)} files could not be read and were skipped: '
                     f'{", ".join(skipped[:10])}{more}')
-
-
-class _LateLog:
-    """Reads each step's metrics while the next step runs, so that the devices never wait for a print."""
-
-    def __init__(self, writer: MetricWriter, checkpointer: checkpoint.Checkpointer,
-                 batches: inputs.InMemory | inputs.Prefetch, every_steps: int, layers: list[str]):
-        self._writer, self._checkpointer, self._every_steps = writer, checkpointer, every_steps
-        self._batches, self._layers = batches, layers
-        self._pending = None
-        self._once = {}
-        self._watch = CollapseWatch()
-
-    def restart(self, step: int) -> None:
-        """Counts from `step` on how long the devices wait for input: before the loop, and after a pause."""
-        self._since = self._clocks(step)
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leaves the time inside out of the throughput and out of the share of waiting."""
-        self.flush()
-        started = time.perf_counter()
-        with self._writer.pause():
-            yield
-        self._since[1] += time.perf_counter() - started
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """Adds what was measured once to the next row."""
-        self._once |= metrics
-
-    def due(self, step: int) -> bool:
-        """Whether the metrics of `step` will be written."""
-        return step % self._every_steps == 0
-
-    def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self.flush()
-        self._pending = step, metrics, self._clocks(step)
-
-    def flush(self) -> None:
-        """Writes what is due; FloatingPointError if the loss was not finite."""
-        if self._pending is None:
-            return
-        (step, metrics, ended), self._pending = self._pending, None
-        loss, norm = jax.device_get((metrics['loss'], metrics['gradient_norm']))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(f'The loss is {loss} and the gradient norm {norm} at step {step}. '
-                                     + self._checkpointer.last_good())
-        if self.due(step):
-            metrics = jax.device_get(metrics)
-            ratios = metrics.pop('trust_ratios', ())
-            metrics |= {f'trust_ratio/{layer}': ratio for layer, ratio in zip(self._layers, ratios)}
-            self._writer.write(step, metrics | self._waits(ended) | self._once)
-            self._once = {}
-            sentence = self._watch(step, metrics)
-            if sentence:
-                self._writer.note(sentence)
-
-    def _clocks(self, step: int) -> np.ndarray:
-        return np.array([step, time.perf_counter(), self._batches.waited])
-
-    def _waits(self, ended: np.ndarray) -> dict[str, float]:
-        """For how long a step of this row waited for its batch, and which share of its time that was."""
-        (steps_made, seconds, waited), self._since = ended - self._since, ended
-        return {'input_wait_ms': 1000 * waited / steps_made, 'input_wait_share': waited / seconds}

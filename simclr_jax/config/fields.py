@@ -91,6 +91,7 @@ def base_config() -> ConfigDict:
         'evaluators': (),               # of your own: ('package.module:Name', ...), docs/extending.md
         'evaluators_every_epochs': 1.0,     # 0 = only at the end
         'knn_k': 200,                   # Wu et al. 2018, sec. 3.4
+        'knn_max_images': 100_000,      # of the kNN in the log: a random part of larger sets; 0 = all
         'knn_temperature': 0.07,        # Wu et al. 2018, sec. 3.4
         'linear_at_end': True,          # the linear probe on the same features, beside the last kNN
         'pixel_floor': False,           # kNN of the raw pixels beside them; for sets that fit in memory

@@ -49,6 +49,7 @@ class Run(NamedTuple):
     mesh: jax.sharding.Mesh
     train_source: Source
     test_source: Source | None
+    is_measurable: bool         # whether both splits have labels
 
 
 class HeldOutKnn:
@@ -94,3 +95,12 @@ def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator
             raise ValueError(f'The evaluator {evaluator!r} cannot be called: it is a function (encode, step) -> '
                              'metrics.')
     return found
+
+
+def split_by_schedule(evaluators: Sequence[Evaluator], default_every_epochs: float
+                      ) -> tuple[list[tuple[Evaluator, int]], list[tuple[Evaluator, float]]]:
+    """([(evaluator of rows, every so many steps)], [(evaluator, every so many epochs)])."""
+    of_rows = [(each, each.every_steps) for each in evaluators if hasattr(each, 'every_steps')]
+    of_epochs = [(each, getattr(each, 'every_epochs', default_every_epochs)) for each in evaluators
+                 if not hasattr(each, 'every_steps')]
+    return of_rows, of_epochs

@@ -97,10 +97,11 @@ def num_labelled(source: Source) -> int:
 
 
 def measure(encode: Encode, train_source: Source, test_source: Source, config: ConfigDict,
-            mesh: jax.sharding.Mesh, *, linear: bool) -> dict[str, float]:
+            mesh: jax.sharding.Mesh, *, linear: bool, held_out: bool = False) -> dict[str, float]:
     """`knn_accuracy` and, if `linear`, `linear_accuracy`: top-1 on the test split, in [0, 1].
 
-    The classifiers see the training split's features and labels alone.
+    The classifiers see the training split's features and labels alone. `held_out` adds
+    `heldout_knn_accuracy`, what `measure_heldout` calls knn_accuracy.
     """
     train = labelled_features(encode, train_source, config, mesh)
     test = labelled_features(encode, test_source, config, mesh)
@@ -109,6 +110,10 @@ def measure(encode: Encode, train_source: Source, test_source: Source, config: C
                                             temperature=config.eval.knn_temperature)}
     if linear:
         results['linear_accuracy'] = logistic_accuracy(train, test, num_classes=num_classes)
+    if held_out:
+        results['heldout_knn_accuracy'] = (
+            _heldout_accuracy(train, config, num_classes) if of_large_set(train_source, config) is train_source
+            else measure_heldout(encode, train_source, config, mesh)['knn_accuracy'])
     return results
 
 
@@ -121,11 +126,14 @@ def measure_heldout(encode: Encode, train_source: Source, config: ConfigDict,
     `eval.knn_max_images` a random part stands for all (see `of_large_set`).
     """
     train = labelled_features(encode, of_large_set(train_source, config), config, mesh)
+    return {'knn_accuracy': _heldout_accuracy(train, config, train_source.num_classes)}
+
+
+def _heldout_accuracy(train: Features, config: ConfigDict, num_classes: int) -> float:
     held_out = heldout_rows(len(train.labels), config.seed, at_most=_HELD_OUT)[1]
     k = config.eval.knn_k
-    return {'knn_accuracy': knn_accuracies(
-        train, take(train, held_out), num_classes=train_source.num_classes, ks=[k],
-        temperature=config.eval.knn_temperature, without=held_out)[k]}
+    return knn_accuracies(train, take(train, held_out), num_classes=num_classes, ks=[k],
+                          temperature=config.eval.knn_temperature, without=held_out)[k]
 
 
 def of_large_set(source: Source, config: ConfigDict) -> Source:

@@ -6,6 +6,7 @@ directory that unlike machines share is safe. Whoever may write to it may run co
 
 import os
 import pathlib
+import shutil
 import tempfile
 
 import jax
@@ -20,7 +21,7 @@ def use_compile_cache(choice: str = '') -> str:
 
     Args:
         choice: a directory; 'off' for none; '' for that of jax's own settings (JAX_COMPILATION_CACHE_DIR),
-            else `default_directory()`, where the programs longest unused make room for new ones.
+            else `default_directory()`, where jax lets the programs longest unused make room for new ones.
 
     Returns:
         '', or a sentence on why nothing is kept: a directory that cannot be written to is no error.
@@ -37,34 +38,18 @@ def use_compile_cache(choice: str = '') -> str:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
-        if not choice:
-            remove_oldest(directory, _MAX_BYTES)
     except (OSError, RuntimeError) as error:
         return f'Compiled programs are not kept, so that every start compiles them: {error}'
     jax.config.update('jax_compilation_cache_dir', str(directory))
+    if not choice:
+        jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
+        # What earlier versions kept has no times of use, without which jax cannot make room.
+        shutil.rmtree(directory.with_name('compiled'), ignore_errors=True)
     return ''
 
 
 def default_directory() -> pathlib.Path:
-    """$XDG_CACHE_HOME/simclr_jax/compiled, or ~/.cache/...; RuntimeError without a home."""
+    """$XDG_CACHE_HOME/simclr_jax/programs, or ~/.cache/...; RuntimeError without a home."""
     cache = os.environ.get('XDG_CACHE_HOME', '')        # a relative one is to be ignored, says the standard
     root = pathlib.Path(cache) if os.path.isabs(cache) else pathlib.Path.home() / '.cache'
-    return root / 'simclr_jax' / 'compiled'
-
-
-def remove_oldest(directory: pathlib.Path, max_bytes: int) -> None:
-    """Removes files of `directory`, those longest unused first, until `max_bytes` are left at most."""
-    files = []
-    for path in directory.iterdir():
-        try:
-            status = path.stat()
-        except FileNotFoundError:                       # another process was faster
-            continue
-        if path.is_file():
-            files.append((max(status.st_atime, status.st_mtime), status.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= max_bytes:
-            return
-        path.unlink(missing_ok=True)
-        total -= size
+    return root / 'simclr_jax' / 'programs'

@@ -83,7 +83,7 @@ class Checkpointer:
 
         Args:
             state: its leaves are arrays on any devices, sharded or replicated.
-            metrics: {name: scalar}. They are kept beside the checkpoint when they hold a finite
+            metrics: {name: scalar}; arrays are left out. They are kept beside the checkpoint when they hold a finite
                 `best_metric`; a checkpoint without it never counts as a best one.
 
         Returns:
@@ -211,7 +211,8 @@ class Checkpointer:
         return metrics.get(self._best_metric, -math.inf)
 
     def _finite_metrics(self, metrics: dict[str, Any] | None) -> dict[str, float] | None:
-        values = {name: float(value) for name, value in (metrics or {}).items()}
+        values = {name: float(value) for name, value in (metrics or {}).items()
+                  if np.ndim(value) == 0}
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         return values if self._best_metric in values else None
 

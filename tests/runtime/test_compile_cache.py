@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from simclr_jax.runtime.compile_cache import default_directory, remove_oldest, use_compile_cache
+from simclr_jax.runtime.compile_cache import default_directory, use_compile_cache
 
 FIELDS = ('jax_compilation_cache_dir', 'jax_enable_compilation_cache',
-          'jax_persistent_cache_min_compile_time_secs')
+          'jax_compilation_cache_max_size', 'jax_persistent_cache_min_compile_time_secs')
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,7 @@ def settings(monkeypatch, tmp_path):
     monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', raising=False)
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
     jax.config.update('jax_compilation_cache_dir', None)
+    jax.config.update('jax_compilation_cache_max_size', -1)
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -29,13 +30,13 @@ def settings(monkeypatch, tmp_path):
 
 
 def test_the_default_is_where_the_user_keeps_caches(tmp_path, monkeypatch):
-    home = tmp_path / 'home' / '.cache' / 'simclr_jax' / 'compiled'
+    home = tmp_path / 'home' / '.cache' / 'simclr_jax' / 'programs'
     assert use_compile_cache() == '' and jax.config.jax_compilation_cache_dir == str(home)
     assert home.is_dir() and home.stat().st_mode & 0o077 == 0   # whoever writes there runs code as the user
     monkeypatch.setenv('XDG_CACHE_HOME', 'relative')
     assert default_directory() == home
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
-    assert default_directory() == tmp_path / 'xdg' / 'simclr_jax' / 'compiled'
+    assert default_directory() == tmp_path / 'xdg' / 'simclr_jax' / 'programs'
 
 
 def test_jaxs_own_setting_comes_before_the_default_and_the_field_before_both(tmp_path, monkeypatch):
@@ -74,16 +75,14 @@ def test_a_user_without_a_home_is_one_warning(monkeypatch):
     assert use_compile_cache().endswith('compiles them: Could not determine home directory.')
 
 
-def test_those_longest_unused_make_room(tmp_path):
-    for number, age in enumerate((50, 10, 40, 30, 20)):
-        path = tmp_path / f'{number}-cache'
-        path.write_bytes(b'x' * 10)
-        os.utime(path, (1e9 - age, 1e9 - 100))          # read after it was written
-    (tmp_path / 'directory').mkdir()
-    remove_oldest(tmp_path, 50)
-    assert len(list(tmp_path.glob('*-cache'))) == 5
-    remove_oldest(tmp_path, 25)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['1-cache', '4-cache', 'directory']
+def test_only_the_default_directory_has_a_limit_and_it_takes_the_place_of_the_former_one(tmp_path):
+    former = tmp_path / 'home' / '.cache' / 'simclr_jax' / 'compiled'
+    former.mkdir(parents=True)
+    (former / 'a-cache').write_bytes(b'x')
+    assert use_compile_cache(str(tmp_path / 'mine')) == ''
+    assert jax.config.jax_compilation_cache_max_size == -1 and former.exists()
+    assert use_compile_cache() == '' and not former.exists()
+    assert jax.config.jax_compilation_cache_max_size == 4 << 30
 
 
 def test_a_second_start_finds_its_programs(tmp_path):
