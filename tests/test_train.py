@@ -141,9 +141,9 @@ def measured_runs(tmp_path_factory):
     for method, encoder in (('simclr', 'online'), ('byol', 'target')):
         workdir, seen = tmp_path_factory.mktemp(method), []
 
-        def measure(encode, *, seen=seen, **_):
+        def measure(encode, *, seen=seen, held_out=False, **_):
             seen.append(jax.device_get(encode.args[0]))
-            return {'knn_accuracy': 0.5}
+            return {'knn_accuracy': 0.5} | ({'heldout_knn_accuracy': 0.5} if held_out else {})
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, 'measure', measure)

@@ -56,7 +56,7 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
                           + cosine_regression(prediction2, goal1)).mean()
             probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
         total = regression + probe_loss
-        metrics = {'loss': total, 'regression_loss': regression, **probe_metrics}
+        metrics = {'loss': regression, 'regression_loss': regression, **probe_metrics}
         return total, Aux(batch_stats, metrics, carry=target_stats)
 
     def after_update(method_state, params, aux, step):

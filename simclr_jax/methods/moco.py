@@ -94,7 +94,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
             probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
         total = contrastive + probe_loss
         carry = {'batch_stats': target_stats} | ({'keys': keys} if queue_size else {})
-        return total, Aux(batch_stats, {'loss': total, **metrics, **probe_metrics}, carry)
+        return total, Aux(batch_stats, {'loss': contrastive, **metrics, **probe_metrics}, carry)
 
     def after_update(method_state, params, aux, step):
         # The original does this at the beginning of the next step, with that step's momentum.

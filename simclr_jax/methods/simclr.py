@@ -60,9 +60,9 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
         with jax.named_scope('loss'):
             contrastive, metrics = contrast(z1, z2)
             probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
-        total = loss_weight * contrastive + probe_loss
-        metrics = {'loss': total, 'contrastive_loss': contrastive, **metrics, **probe_metrics}
-        return total, Aux(batch_stats, metrics)
+        weighted = loss_weight * contrastive
+        metrics = {'loss': weighted, 'contrastive_loss': contrastive, **metrics, **probe_metrics}
+        return weighted + probe_loss, Aux(batch_stats, metrics)
 
     def after_update(method_state, params, aux, step):
         del params, aux, step

@@ -54,6 +54,7 @@ class Network(nn.Module):
         num_classes: width of the probe; 0 for no probe.
         probe_layer: the layer that the probe reads: 0 = features, k = output of head layer k,
             -1 = projection. No gradient flows through it, so the probe never trains the encoder.
+            It sees its columns with mean 0 and variance 1 over the batch, whatever the encoder's scale.
         mean, std: of the pixels in [0, 1], per channel.
         encoder_chunks: how many parts `forward_train` cuts a batch into for the encoder.
         norm_groups, norm_strided: of an encoder without such fields of its own, see `forward_train`.
@@ -98,7 +99,7 @@ class Network(nn.Module):
         if not -len(layers) <= self.probe_layer < len(layers):
             raise ValueError(f'probe_layer={self.probe_layer} does not exist: the head has layers '
                              f'0 (features) to {len(layers) - 1} (projection)')
-        return Output(layers, prediction, self.probe(jax.lax.stop_gradient(layers[self.probe_layer])))
+        return Output(layers, prediction, self.probe(_standardised(layers[self.probe_layer])))
 
 
 def init_variables(network: Network, key: jax.Array, images: jax.Array) -> dict[str, Any]:
@@ -124,6 +125,12 @@ def _streams(key: jax.Array | None) -> dict[str, jax.Array] | None:
     A stream that is not there falls back to 'params' in linen, and to 'default' in a bridged nnx module.
     """
     return None if key is None else {'params': key, 'default': key}
+
+
+def _standardised(layer: jax.Array) -> jax.Array:
+    """Rows [M, D] as the probe sees them: columns of mean 0 and variance 1, and no gradient."""
+    layer = jax.lax.stop_gradient(layer)
+    return (layer - layer.mean(0)) * jax.lax.rsqrt(layer.var(0) + 1e-6)
 
 
 def forward_train(network: Network, params: Any, batch_stats: Any, images: jax.Array, *,

@@ -41,14 +41,13 @@ def make_optimizer(
 
     Excluded parameters get neither weight decay nor LARS's trust ratio. They are all scales and
     biases (at most one axis) and everything whose path, such as 'probe/kernel', matches a regex
-    of `exclude`: the online probe by default, which LARS then trains as plain momentum SGD.
+    of `exclude`. The online probe is not trained by this, see steps.py.
 
     Args:
         nesterov: Nesterov instead of classic momentum, for 'lars' and 'sgd'.
         weight_decay: of every parameter that is not excluded.
         weight_decay_groups: (path regex, decay) pairs; the first that matches a parameter
-            overrides both `weight_decay` and the exclusion from it. The official code decays
-            the probe's kernel through the loss; (('^probe/kernel$', 1e-4),) does the same.
+            overrides both `weight_decay` and the exclusion from it.
         exclude: path regexes; they may match nothing.
 
     Raises:

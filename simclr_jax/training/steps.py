@@ -59,7 +59,10 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         (loss, aux), gradients = jax.value_and_grad(method.loss, has_aux=True)(
             state.params, state.batch_stats, state.method_state, views, key)
         with jax.named_scope('optimizer'):
+            gradients, of_probe = _split_probe(gradients)
             updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
+            if of_probe:
+                updates = updates | _probe_updates(of_probe)
             params = optax.apply_updates(state.params, updates)
             metrics = {'loss': loss, **aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate,
                        **measure(state.params, gradients)}
@@ -69,6 +72,25 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         return state, metrics
 
     return train_step
+
+
+def _split_probe(gradients: dict) -> tuple[dict, dict]:
+    """The gradients with zeros for the online probe, whose place in the optimiser's state stays; and the probe's."""
+    if not (isinstance(gradients, dict) and 'probe' in gradients):
+        return gradients, {}
+    of_probe = {'probe': gradients['probe']}
+    return gradients | jax.tree.map(jnp.zeros_like, of_probe), of_probe
+
+
+def _probe_updates(gradients: dict) -> dict:
+    """Gradient descent with a step that no data and no encoder can make unstable.
+
+    The Hessian of softmax regression is at most half the mean squared length of its inputs (Boehning 1992),
+    which for D standardised features and a bias is D + 1: a step of 2 / (D + 1) never raises the loss of the
+    batch. The official code trains the probe with the optimiser and the rate of all else (tf2/run.py).
+    """
+    rate = 2 / (gradients['probe']['kernel'].shape[0] + 1)
+    return jax.tree.map(lambda gradient: -rate * gradient, gradients)
 
 
 def make_encode(network, *, layer: int = 0) -> Callable[[dict, jax.Array], jax.Array]:
