@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -170,11 +171,10 @@ def _lock(path: str, is_lead: bool) -> Iterator[None]:
 
 def _array_record() -> Any:
     try:
-        from array_record.python import array_record_module
+        return importlib.import_module('array_record.python.array_record_module')
     except ImportError as error:
         raise ValueError('data.cache needs the package array_record: pip install array_record, or set '
                          f"data.cache to '' ({error}).") from error
-    return array_record_module
 
 
 # ---- building ------------------------------------------------------------------------------------------

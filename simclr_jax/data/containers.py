@@ -32,15 +32,16 @@ def hugging_face(path: str, *, cache_dir: str | None = None, download: bool = Fa
     """
     try:
         import datasets
+        from datasets import config as settings
     except ImportError as error:
         raise ValueError(f"'hf:{path}' needs the package datasets: pip install 'simclr_jax[hf]'.") from error
     name, _, configuration = path.partition(':')
     if name.endswith('.parquet'):
-        arguments = {'path': 'parquet', 'data_files': name}
+        arguments: dict[str, Any] = {'path': 'parquet', 'data_files': name}
     else:
         arguments = {'path': name, 'name': configuration or None}
-    was_offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = was_offline or not download
+    was_offline = settings.HF_HUB_OFFLINE
+    settings.HF_HUB_OFFLINE = was_offline or not download
     try:
         return datasets.load_dataset(**arguments, cache_dir=cache_dir)
     except (OSError, ValueError, ConnectionError, RuntimeError) as error:
@@ -50,7 +51,7 @@ def hugging_face(path: str, *, cache_dir: str | None = None, download: bool = Fa
         why = str(error).splitlines()[0].rstrip('.')
         raise kind(f"The data set 'hf:{path}' cannot be loaded ({why}){fix}") from error
     finally:
-        datasets.config.HF_HUB_OFFLINE = was_offline
+        settings.HF_HUB_OFFLINE = was_offline
 
 
 class TarShards:

@@ -143,7 +143,8 @@ def _deep(image: Image.Image, file: str | BinaryIO) -> np.ndarray | None:
     if low_bytes is None:
         return None
     if not isinstance(file, str | os.PathLike):
-        file = io.BytesIO(file.getbuffer())
+        file.seek(0)
+        file = io.BytesIO(file.read())
     with Image.open(file) as again:
         again.tile = [tile._replace(args=(low_bytes, *tile.args[1:])
                                     if isinstance(tile.args, tuple) else low_bytes) for tile in again.tile]
@@ -163,7 +164,7 @@ def _turned(array: np.ndarray, image: Image.Image) -> np.ndarray:
     return np.rot90(array, quarters)
 
 
-def _eight_bits(values: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
+def _eight_bits(values: np.ndarray, limits: tuple[float, float] | str | None) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     if values.dtype == bool:

@@ -1,6 +1,5 @@
 """What may be brought as a source of images, what every source tells of itself, and split expressions."""
 
-import dataclasses
 import hashlib
 import re
 import threading
@@ -39,7 +38,6 @@ class Streamed(Protocol):
         """One pass over this shard's examples, likewise, of epoch 0."""
 
 
-@dataclasses.dataclass
 class Source:
     """One split of a data set; label -1 means none.
 
@@ -48,17 +46,16 @@ class Source:
     `name_of(index)` names it. `Streamed` ones have `stream` and `ordered` instead.
     """
 
-    name: str
-    split: str
-    num_examples: int
-    class_names: tuple[str, ...] | None  # None when unlabelled.
-
+    labels: np.ndarray
+    images: np.ndarray
     uniform = False         # whether all images share one shape and lie in memory
     max_bad_share = 0.05    # of the examples, that may be unreadable; a caller may set another
     rules = Rules()         # by which files become pixels; a caller may set others
-    held_out = ''           # '10%', of a part that was cut from a training split
+    held_out: str = ''      # '10%', of a part that was cut from a training split
 
-    def __post_init__(self):
+    def __init__(self, name: str, split: str, num_examples: int, class_names: tuple[str, ...] | None):
+        self.name, self.split, self.num_examples = name, split, num_examples
+        self.class_names = class_names      # None when unlabelled
         self.notes: list[str] = []    # What is to be said of the data when a run begins.
         self.skipped: list[str] = []  # Names of those found unreadable so far.
         self._skipped_rows: set[int] = set()
@@ -72,6 +69,10 @@ class Source:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{'image', 'label'} of an example of random access: what a user's own source gives too."""
         return {'image': self.load(index), 'label': int(self.labels[index])}
+
+    def load(self, index: int) -> bytes | np.ndarray:
+        """An encoded file's bytes or pixels uint8 [H, W, 3]. OSError: it cannot be read."""
+        raise NotImplementedError(f'{type(self).__name__} has no random access.')
 
     @property
     def num_classes(self) -> int:
@@ -141,4 +142,4 @@ def _parse(split: str) -> tuple[str, str | None, str | None]:
     match = re.fullmatch(r'(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?', split)
     if not match:
         raise ValueError(f"Split '{split}' is not of the form name, name[a:b] or name[a%:b%].")
-    return match.groups()
+    return match[1], match[2], match[3]

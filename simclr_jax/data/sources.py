@@ -213,14 +213,14 @@ def _rules(how: Mapping[str, Any]) -> Rules:
     except ValueError as error:
         raise ValueError(f"data.background is {how['background']!r}: it takes a colour, such as 'white' or "
                          "'#808080', or '' to leave transparent pixels their own.") from error
-    limits = tuple(how['range'])
+    limits = tuple(map(float, how['range']))
     if limits and not (len(limits) == 2 and limits[0] < limits[1]):
         raise ValueError(f'data.range is {limits}: it takes two numbers, low and high, or () for those of '
                          'the images.')
     if how['max_pixels'] < 1:
         raise ValueError(f"data.max_pixels is {how['max_pixels']}: it takes 1 or more.")
     unless_given = AUTO if how['reading'] > 1 else None
-    return Rules(background, tuple(map(float, limits)) or unless_given, how['max_pixels'])
+    return Rules(background, (limits[0], limits[1]) if limits else unless_given, how['max_pixels'])
 
 
 def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource | None:

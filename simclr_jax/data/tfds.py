@@ -4,6 +4,8 @@ import difflib
 import hashlib
 import io
 import math
+import os
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -68,7 +70,7 @@ class StreamedSource(Source):
     next readable one of its batch takes its place.
     """
 
-    def __init__(self, name: str, split: str, builder: tfds.core.DatasetBuilder, num_examples: int,
+    def __init__(self, name: str, split: str, builder: Any, num_examples: int,
                  rules: Rules = DEFAULT):
         features = builder.info.features
         image = _first(features, tfds.features.Image, prefer='image')
@@ -89,10 +91,10 @@ class StreamedSource(Source):
         self.image_shape, self.image_dtype = features[image].shape, dtype
         self._image, self._label, self._builder = image, label, builder
         wanted = {key: True for key in (image, label) if key}
-        self._features = tfds.decode.PartialDecoding(wanted).extract_features(features)
+        self._features: Any = tfds.decode.PartialDecoding(wanted).extract_features(features)
         if dtype != np.uint8:
             some = self.ordered(shard_index=0, shard_count=1, is_decoded=False).take(_SAMPLED)
-            rules, self.notes = resolved(rules, (depth_of(io.BytesIO(example['image']), rules)
+            rules, self.notes = resolved(rules, (depth_of(io.BytesIO(bytes(example['image'])), rules)
                                                  for example in some.as_numpy_iterator()))
         self.rules = resolved(rules, [])[0]
 
@@ -115,7 +117,8 @@ class StreamedSource(Source):
 
         def examples_of(epoch):
             tf.random.set_seed(1)  # Of this graph alone: a user's global seed must not change the order.
-            file_order = tf.random.experimental.stateless_shuffle(
+            shuffle = tf.random.experimental.stateless_shuffle      # pyright: ignore
+            file_order = shuffle(
                 tf.range(len(files[0])), seed=tf.stack([tf.constant(seed, tf.int64), epoch]))
             shuffled = [tf.gather(column, file_order) for column in files]
             records = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
@@ -147,11 +150,12 @@ class StreamedSource(Source):
         digest = hashlib.sha256(str(self._builder.info.full_name).encode())
         for file in self._builder.info.splits[self.split].file_instructions:
             size = tf.io.gfile.stat(str(file.filename)).length
-            digest.update(f'{file.filename}\0{size}\0{file.skip}\0{file.take}\0'.encode())
+            name = os.path.basename(str(file.filename))
+            digest.update(f'{name}\0{size}\0{file.skip}\0{file.take}\0'.encode())
         return digest.hexdigest()
 
     def _files(self, shard_index: int, shard_count: int, *, even: bool
-               ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+               ) -> tuple[np.ndarray, ...]:
         """(path, records to skip, records to take, number of the first taken) of a shard's files.
 
         An even shard has N // shard_count examples, any other may have one more.
@@ -169,10 +173,10 @@ class StreamedSource(Source):
         paths = np.array([row[0] for row in rows], str)
         return paths, *np.array([row[1:] for row in rows], np.int64).reshape(-1, 3).T
 
-    def _decode(self, epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict:
+    def _decode(self, epoch: Any, index: tf.Tensor, record: tf.Tensor) -> dict:
         return self._example(epoch, index, self._features.deserialize_example(record))
 
-    def _parse(self, epoch: tf.Tensor, index: tf.Tensor, record: tf.Tensor) -> dict:
+    def _parse(self, epoch: Any, index: tf.Tensor, record: tf.Tensor) -> dict:
         encoded = {self._image: tfds.decode.SkipDecoding()}
         example = self._features.deserialize_example(record, decoders=encoded)
         return self._example(epoch, index, example)
@@ -182,7 +186,7 @@ class StreamedSource(Source):
         return {'image': example[self._image], 'label': label, 'epoch': epoch, 'index': index}
 
 
-def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: str | None, download: bool) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
@@ -211,8 +215,8 @@ def _first(features: tfds.features.FeaturesDict, kind: type, prefer: str) -> str
     return prefer if prefer in keys else min(keys, default=None)
 
 
-def _read_records(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, number: tf.Tensor
-                  ) -> tf.data.Dataset:
-    """(number of the example in the split, serialized example) for a range of one file."""
+def _read_records(*row: tf.Tensor) -> tf.data.Dataset:
+    """(number of the example in the split, serialized example) for a row of `StreamedSource._files`."""
+    path, skip, take, number = row
     records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
     return records.skip(skip).take(take).enumerate(number)

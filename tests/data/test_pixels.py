@@ -140,7 +140,7 @@ def test_half_transparency_is_a_mixture_in_files_and_in_arrays():
 def test_what_is_no_colour_or_range_is_named():
     data = base_config().data.to_dict()
     for change, sentence in (({'background': 'whit'}, "data.background is 'whit': it takes a colour"),
-                             ({'range': (5, 5)}, r'data.range is \(5, 5\): it takes two numbers'),
+                             ({'range': (5, 5)}, r'data.range is \(5.0, 5.0\): it takes two numbers'),
                              ({'max_pixels': 0}, 'data.max_pixels is 0')):
         with pytest.raises(ValueError, match=sentence):
             sources.options(data | change, image_size=8, is_lead=True)

@@ -299,6 +299,9 @@ def test_the_fingerprint_of_a_tfds_split_tells_its_records_apart(tmp_path):
              for name, split in (('tiny', 'train'), ('tiny', 'train'), ('tiny', 'train[1:]'),
                                  ('other', 'train'))]
     assert known[0] == known[1] and len(set(known)) == 3
+    tmp_path.rename(moved := tmp_path.with_name(f'{tmp_path.name}_moved'))
+    again = load_source('tiny', 'train', data_dir=str(moved), in_memory_bytes=0)
+    assert again.fingerprint() == known[0]
 
 
 def test_tfds_that_cannot_be_used(tmp_path):
