@@ -241,7 +241,7 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
         if encoder is not None:
             config.encoder.update(describe_encoder(encoder))
         if source is not None:
-            config.data.source = names.name_of(source if callable(source) else type(source))
+            config.data.source = names.name_of(source) if sources.makes(source) else ''
         if method is not None:
             config.method = ConfigDict({'name': names.name_of(getattr(method, 'func', method))})
         if views is not None:

@@ -78,8 +78,8 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
     """
     name = name or _name_of(anything)
     whole = split_name(split)
-    is_one_split = _makes(anything) and not _takes_split(anything)
-    if _makes(anything):
+    is_one_split = makes(anything) and not _takes_split(anything)
+    if makes(anything):
         anything = _called(anything, whole, arguments or {}, name)
     if isinstance(anything, Source):
         return anything
@@ -192,14 +192,14 @@ class ItemSource(Source):
 
 def splits_of(anything: Any, arguments: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """The splits that `as_source` can be asked for; what takes a `split` is taken to have train and test."""
-    if _makes(anything):
+    if makes(anything):
         if _takes_split(anything):
             return ('train', 'test')
         anything = _called(anything, 'train', arguments or {}, _name_of(anything))
     return tuple(anything) if isinstance(anything, Mapping) else ('train',)
 
 
-def _makes(anything: Any) -> bool:
+def makes(anything: Any) -> bool:
     """Whether it is a class or a function that is to be called."""
     return isinstance(anything, type) or callable(anything) and not isinstance(anything, RandomAccess)
 

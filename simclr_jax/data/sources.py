@@ -14,12 +14,13 @@ from simclr_jax.config import names
 from simclr_jax.data import arrays, containers, folder, items, shapes
 from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.decode import BadImage, decoded
-from simclr_jax.data.items import as_source
+from simclr_jax.data.items import as_source, makes
 from simclr_jax.data.pixels import AUTO, OF_A_SAMPLE, Rules
 from simclr_jax.data.source import Source, Streamed, split_name
 from simclr_jax.data.subset import hold_out, take_split
 
-__all__ = ['as_source', 'available_splits', 'load_pair', 'load_source', 'load_test_source', 'options']
+__all__ = ['as_read', 'as_source', 'available_splits', 'go_on', 'load_pair', 'load_source',
+           'load_test_source', 'makes', 'options']
 
 READING = 2                 # of data.reading; runs begun before it was there have 1: see `options`
 _READING_FIELDS = ('reading', 'background', 'range', 'max_pixels', 'folders', 'arguments')
@@ -63,6 +64,9 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         FileNotFoundError: the data are not there.
         ValueError: they are there and will not do, or have no such split.
     """
+    if source is None and not name:
+        raise ValueError('The images of the run were given as an object, which has no name to find it by: '
+                         "give data.source, such as folder:PATH or 'package.module:Name'.")
     kind, path = _kind_and_path(name) if source is None else ('object', name)
     if kind == 'shapes':
         found = arrays.shapes_source(name, split, image_size)
@@ -114,15 +118,15 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
     percent = re.fullmatch(r'(\d+(?:\.\d+)?)%', test_split)
     if percent:
         return hold_out(train, float(percent[1]))
-    if options.get('source') is None:
-        test = load_test_source(name, test_split, **options)
-        if test is not None:
-            return train, _with_classes_of(train, test)
+    test = load_test_source(name, test_split, **options)
+    if test is not None:
+        return train, _with_classes_of(train, test)
     can_hold_out = train.num_classes and train.num_examples > 1 and not isinstance(train, Streamed)
     if test_split != 'none' and can_hold_out and options.get('reading', READING) > 1:
         train, test = hold_out(train, _HELD_OUT)
-        train.notes.append(f'{name} has no split to measure on: {test.num_examples:,} images, {_HELD_OUT} % '
-                           "of each class, are held out of training (data.test_split='none' trains on all).")
+        train.notes.append(f'{train.name} has no split to measure on: {test.num_examples:,} images, '
+                           f'{_HELD_OUT} % of each class, are held out of training '
+                           "(data.test_split='none' trains on all).")
         return train, test
     return train, None
 
@@ -138,14 +142,16 @@ def load_test_source(name: str, split: str, *, data_dir: str | None = None, **op
         return None
     if not split:
         available = available_splits(name, data_dir=data_dir, arguments=options.get('arguments'),
-                                     folders=options.get('folders', 'auto'))
+                                     folders=options.get('folders', 'auto'), source=options.get('source'))
         split = next((known for known in _TEST_SPLITS if known in available), '')
     return load_source(name, split, data_dir=data_dir, **options) if split else None
 
 
 def available_splits(name: str, *, data_dir: str | None = None, arguments: Mapping[str, Any] | None = None,
-                     folders: str = 'auto') -> tuple[str, ...]:
+                     folders: str = 'auto', source: Any = None) -> tuple[str, ...]:
     """The splits of a data source; the errors of `load_source` where the data are not there."""
+    if source is not None:
+        return items.splits_of(source, arguments)
     kind, path = _kind_and_path(name)
     if kind == 'shapes':
         return tuple(shapes.DEFAULT_SIZES)

@@ -147,6 +147,22 @@ def test_a_source_by_its_name_is_called_with_its_split_and_arguments():
         sources.load_source(alone, 'train', arguments={'size': 2})
 
 
+def test_what_is_given_to_python_has_its_test_split_too():
+    def pair(source, **options):
+        return sources.load_pair('', 'train', '', source=source, **options)
+
+    train, test = pair(of_split, arguments={'size': 4})
+    assert len(train) == len(test) == 4 and test.split == 'test'
+    train, test = pair({'train': of_split('', 6), 'val': of_split('', 2)})
+    assert len(train) == 6 and len(test) == 2 and test.split == 'val'
+    train, test = pair(of_split('', 6))
+    assert len(train) == 4 and len(test) == 2 and test.held_out == '10%'       # one of each class
+    train, test = pair(of_split('', 6), test_source=of_split('', 3))
+    assert len(train) == 6 and len(test) == 3
+    with pytest.raises(ValueError, match='given as an object, which has no name to find it by'):
+        sources.load_source('', 'train')
+
+
 @pytest.mark.parametrize('anything, sentence', [
     (iter([1]), 'is a list_iterator, which is no source of images: give something with len.source.'),
     (3, 'is a int, which is no source of images'), ([], 'holds no images'),
