@@ -116,14 +116,14 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
     except ImportError as error:
         print(f'No search.html and search.png: they need {error.name}, pip install simclr_jax[report].')
         return
-    data, blocks, pictures = metadata['data'], [], {}
+    data, missing, pictures = metadata['data'], '', {}
     trained = pretrained.config
     try:
         pictures = images.pictures(
             data['source'], data['split'], sorted({row['index'] for row in rows}),
             {'data_dir': data['dir'], 'image_size': trained.augment.image_size})
     except (ValueError, OSError) as error:
-        blocks.append(page.text(f'The images themselves could not be read: {error}', 'missing'))
+        missing = str(error)
     groups = [
         (query, page.Cell(read_image(query), ('query',), alt=f'query {query}'),
          [page.Cell(pictures.get(row['index']),
@@ -135,11 +135,12 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
         f'The images of {data["source"]}, {data["split"]}, nearest to {len(queries)} '
         f'quer{"y" if len(queries) == 1 else "ies"}, by the cosine of their features: rank, cosine, name and '
         'label.',
-        {'': [*blocks, {'kind': 'queries', 'rows': groups}], 'Encoder and preprocessing': [page.pairs({
-            'encoder': f'{pretrained.source}, {pretrained.encoder} network, '
-                       f'layer {metadata["encoder"]["layer"]}',
-            'preprocessing': preprocessing_of(trained),
-            'features': f'{data["num_examples"]:,} images, {len(data["skipped"]):,} of them unreadable'})]},
+        {'Nearest': {'kind': 'search', 'missing': missing, 'groups': groups},
+         'Encoder and preprocessing': {'kind': 'pairs', 'pairs': {
+             'encoder': f'{pretrained.source}, {pretrained.encoder} network, '
+                        f'layer {metadata["encoder"]["layer"]}',
+             'preprocessing': preprocessing_of(trained),
+             'features': f'{data["num_examples"]:,} images, {len(data["skipped"]):,} of them unreadable'}}},
         footer=f'simclr_jax {metadata["simclr_jax"]}, {time.strftime("%Y-%m-%d %H:%M")}')
     storage.write_atomically(os.path.join(workdir, 'search.html'), text.encode())
     sheet = charts.image_sheet([[cell, *found] for _, cell, found in groups])

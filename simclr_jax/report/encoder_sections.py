@@ -14,7 +14,7 @@ from simclr_jax.evaluate.embed import encode_source
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.evaluate.subject import data_options
 from simclr_jax.report import analysis, charts, images, page
-from simclr_jax.report.page import Block, Cell, Figures
+from simclr_jax.report.page import Cell, Figures, Section
 from simclr_jax.runtime import sharding
 from simclr_jax.views.fields import OPS, View
 from simclr_jax.views.presets import views_of
@@ -53,8 +53,8 @@ class Sample(NamedTuple):
 
 
 def sections(figures: Figures, config: ConfigDict, path: str, pretrained: Pretrained | None
-             ) -> dict[str, list[Block]]:
-    """{heading: blocks} of `pretrained`; None = the encoder of the workdir `path`.
+             ) -> dict[str, Section]:
+    """{heading: section} of `pretrained`; None = the encoder of the workdir `path`.
 
     A part that cannot be made is the sentence that says why.
     """
@@ -63,8 +63,8 @@ def sections(figures: Figures, config: ConfigDict, path: str, pretrained: Pretra
         pretrained = pretrained or load_pretrained(path, settings.checkpoint, settings.encoder)
         train, test = _read_samples(config, pretrained)
     except (ValueError, OSError) as error:
-        return {'Views, neighbours and maps': [page.missing(
-            'augmentations, neighbours, map, similarities and confusion matrix', error)]}
+        return {'Views, neighbours and maps': page.absent(
+            'augmentations, neighbours, map, similarities and confusion matrix', error)}
     run = pretrained.config
     makers = {
         ('Augmentations', 'Similarities of views'): lambda: views_and_similarities(
@@ -73,18 +73,17 @@ def sections(figures: Figures, config: ConfigDict, path: str, pretrained: Pretra
             sequence=run.augment.get('sequence', ())),
         ('Nearest neighbours', 'Confusion'): lambda: nearest_and_confusion(
             figures, train, test, temperature=run.eval.knn_temperature, num_queries=settings.num_queries,
-            k=max(5, round(run.eval.knn_k * train.share)), seed=seed),      # the same share of the images
+            k=max(5, round(run.eval.knn_k * train.share)), seed=seed,       # the same share of the images
+            encoder=f'{pretrained.source}, {pretrained.encoder} network, layer {settings.layer}'),
         ('Map of the features',): lambda: [maps(figures, test, seed=seed, with_tsne=settings.tsne)]}
-    made = {'Encoder': [page.text(f'Encoder: {pretrained.source}, {pretrained.encoder} network, '
-                                  f'layer {settings.layer}.', 'note')]}
+    made = {}
     for headings, make in makers.items():
         try:
             made.update(zip(headings, make()))
         except (ValueError, OSError) as error:
-            made.update(dict.fromkeys(headings, [page.missing(' and '.join(headings).lower(), error)]))
-    return {'Augmentations': made['Augmentations'],
-            'Nearest neighbours': made['Encoder'] + made['Nearest neighbours'],
-            **{name: made[name] for name in ('Map of the features', 'Similarities of views', 'Confusion')}}
+            made.update(dict.fromkeys(headings, page.absent(' and '.join(headings).lower(), error)))
+    return {name: made[name] for name in ('Augmentations', 'Nearest neighbours', 'Map of the features',
+                                          'Similarities of views', 'Confusion')}
 
 
 def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, Sample]:
@@ -119,7 +118,7 @@ def _one_device() -> jax.sharding.Mesh:
 
 def views_and_similarities(figures: Figures, pretrained: Pretrained, source: Source, *,
                            run_views: dict[str, View], image_size: int, seed: int,
-                           sequence: Sequence[str] = ()) -> tuple[list[Block], list[Block]]:
+                           sequence: Sequence[str] = ()) -> tuple[Section, Section]:
     """The gallery of the views, and the similarities of views: two parts, from the same views.
 
     run_views: {'view1', 'view2'}; sequence: see `batches.make_prepare`.
@@ -134,25 +133,21 @@ def views_and_similarities(figures: Figures, pretrained: Pretrained, source: Sou
             _similarities(figures, pretrained, view1, view2))
 
 
-def _gallery(figures, shown, used) -> list[Block]:
+def _gallery(figures, shown, used) -> Section:
     names = [' '.join([name, ' / '.join(f'{share:g}' for share in dict.fromkeys(used.get(name, ())))]).strip()
              for name in shown]
     rows = [[Cell(column[number], alt=f'image {number + 1}: {name}') for name, column in shown.items()]
             for number in range(len(shown['original']))]
-    files = figures.add_images('augmentations', rows, ['operation', 'probability_view1', 'probability_view2'],
-                               [[name, *shares] for name, shares in used.items()],
-                               heads=[name.replace(' ', '\n', 1) for name in names])
-    off = [name for name in OPS if name not in used]
-    return [page.text(
-        'Training images (their central squares), two views of each as the run makes them, and each '
-        'operation of the run alone. The number is its probability in the run, of view 1 / view 2 where they '
-        f'differ; here it always runs. Off in this run: {", ".join(off) or "none"}.', 'note'),
-        {'kind': 'images', 'columns': names, 'rows': rows, 'caption': 'Augmentations'}, files]
+    sheet = charts.image_sheet(rows, heads=[name.replace(' ', '\n', 1) for name in names])
+    added = figures.add('augmentations', sheet, ['operation', 'probability_view1', 'probability_view2'],
+                        [[name, *shares] for name, shares in used.items()])
+    return {'kind': 'augmentations', 'columns': names, 'rows': rows, 'files': added['files'],
+            'off': [name for name in OPS if name not in used]}
 
 
-def _similarities(figures, pretrained, view1, view2) -> list[Block]:
+def _similarities(figures, pretrained, view1, view2) -> Section:
     both = [images.outputs(pretrained.network, pretrained.variables, view) for view in (view1, view2)]
-    parts, medians = [], []
+    drawn, medians = [], []
     for name, title, of_view1, of_view2 in zip(('features', 'projections'), ('Features h', 'Projections z'),
                                                *both):
         positive, negative = analysis.view_similarities(of_view1, of_view2)
@@ -161,22 +156,18 @@ def _similarities(figures, pretrained, view1, view2) -> list[Block]:
         edges = np.round(np.linspace(-1, 1, 101), 2)
         counts = [np.histogram(values, edges)[0] for values in (positive, negative)]
         medians.append(f'{name} {np.median(positive):.3f} against {np.median(negative):.3f}')
-        parts.append(figures.add(
+        drawn.append(figures.add(
             f'similarities_{name}', figure, ['from', 'to', 'same_image', 'different_images'],
             list(zip(edges[:-1], edges[1:], *counts)),
             alt=f'Histogram of the cosines of {name}: of two views of one image, and of different images'))
-    return [page.text(
-        f'Cosine similarity of two views of the same image (positive pairs) and of different images '
-        f'(negatives), for {len(view1):,} training images. The further apart, the better the views of an '
-        f'image are told from all others. Medians: {"; ".join(medians)}.', 'note'),
-        {'kind': 'side by side', 'blocks': parts}]
+    return {'kind': 'similarities', 'count': f'{len(view1):,}', 'medians': medians, 'figures': drawn}
 
 
 # ---- neighbours --------------------------------------------------------------------------------------
 
 
 def nearest_and_confusion(figures: Figures, train: Sample, test: Sample, *, k: int, temperature: float,
-                          num_queries: int, seed: int) -> tuple[list[Block], list[Block]]:
+                          num_queries: int, seed: int, encoder: str) -> tuple[Section, Section]:
     """The sheet of neighbours, and the confusion matrix of the vote of the k nearest: two parts.
 
     Where `test` is `train` itself, an image is not its own neighbour.
@@ -184,14 +175,14 @@ def nearest_and_confusion(figures: Figures, train: Sample, test: Sample, *, k: i
     searched = None if test is train else test.features
     cosines, rows = analysis.neighbours(train.features, searched, k=_NEAREST)
     queries = np.sort(np.random.default_rng(seed).permutation(len(test.features))[:num_queries])
-    nearest = _nearest(figures, train, test, queries, cosines, rows, seed)
+    nearest = _nearest(figures, train, test, queries, cosines, rows) | {'seed': seed, 'encoder': encoder}
     if not (train.is_labelled and test.is_labelled):
-        return nearest, [page.missing('confusion matrix', 'the images have no labels.')]
+        return nearest, page.absent('confusion matrix', 'the images have no labels.')
     predictions = analysis.vote(train.features, train.labels, searched, k=k, temperature=temperature)
     return nearest, _confusion(figures, train, test, predictions, min(k, len(train.labels)))
 
 
-def _nearest(figures, train, test, queries, cosines, rows, seed) -> list[Block]:
+def _nearest(figures, train, test, queries, cosines, rows) -> Section:
     is_judged = train.is_labelled and test.is_labelled
     groups, table = [], []
     for query in queries:
@@ -201,54 +192,42 @@ def _nearest(figures, train, test, queries, cosines, rows, seed) -> list[Block]:
             found.append(train.cell(row, f'{cosine:.3f}', alt=f'neighbour {rank}', is_right=right))
             table.append([int(test.original[query]), rank, int(train.original[row]), float(cosine), right])
         groups.append(('', test.cell(query, 'query', alt='query'), found))
-    files = figures.add_images('neighbours', [[query, *found] for _, query, found in groups],
-                               ['query', 'rank', 'neighbour', 'cosine', 'same_class'], table)
-    marks = 'There are no labels, so that none is marked right or wrong.'
-    if is_judged:
-        share = np.mean([row[-1] for row in table])
-        marks = ('A neighbour of the same class has a whole blue border and a tick, one of another class a '
-                 f'dashed orange border and a cross; {100 * share:.0f} % of those shown are right.')
-    return [page.text(
-        f'{len(queries)} images chosen at random (seed {seed}) from {test}, each with its {rows.shape[1]} '
-        f'nearest by cosine among {train}{", itself left out" if test is train else ""}. {marks}', 'note'),
-        {'kind': 'queries', 'rows': groups}, files]
+    sheet = charts.image_sheet([[query, *found] for _, query, found in groups])
+    added = figures.add('neighbours', sheet, ['query', 'rank', 'neighbour', 'cosine', 'same_class'], table)
+    share = f'{100 * np.mean([row[-1] for row in table]):.0f}' if is_judged else None
+    return {'kind': 'nearest', 'train': train, 'test': test, 'is_same': test is train, 'groups': groups,
+            'count': rows.shape[1], 'share': share, 'files': added['files']}
 
 
-def _confusion(figures, train, test, predictions, k) -> list[Block]:
+def _confusion(figures, train, test, predictions, k) -> Section:
     names = train.class_names
     counts = confusion_matrix(test.labels, predictions, labels=range(len(names)))
     table = ['true', *names], [[name, *row] for name, row in zip(names, counts.tolist())]
-    accuracy = (predictions == test.labels).mean()
-    words = f'The vote of the {k} nearest of {train}, for {test}: {100 * accuracy:.1f} % are right.'
-    if train.share < 1 or test.share < 1:
-        words += ' The images are a sample: this is no substitute for the evaluation above.'
-    blocks = [page.text(words, 'note')]
     totals = np.maximum(counts.sum(1), 1)
-    if len(names) <= 100:
-        ticks = names if len(names) <= 30 else [''] * len(names)
-        figure = charts.heatmaps({'': 100 * counts / totals[:, None]}, ticks, ticks, y_label='true class',
-                                 x_label='predicted class', unit='share of the true class (%)',
-                                 cell_format='.0f')
-        blocks.append(figures.add(
-            'confusion', figure, *table, dense=True,
-            caption='' if ticks == names else f'{len(names)} classes in order; their names are in the CSV.',
-            alt='Confusion matrix: rows are true classes, columns predicted ones, in percent of the row'))
-    else:
-        blocks += [page.text(f'{len(names)} classes are too many to draw: the counts are in the CSV.',
-                             'missing'), figures.add_csv('confusion', *table)]
-    confused = [[names[true], names[predicted], count, f'{100 * count / totals[true]:.0f} %']
-                for true, predicted, count in analysis.most_confused(counts, 8)]
-    return blocks + ([page.table(['true class', 'taken for', 'images', 'of the class'], confused,
-                                 numeric=(2, 3), caption='Most frequent confusions')] if confused else [])
+    section = {
+        'kind': 'confusion', 'k': k, 'train': train, 'test': test, 'figure': None,
+        'is_sample': train.share < 1 or test.share < 1,
+        'accuracy': f'{100 * (predictions == test.labels).mean():.1f}',
+        'confused': [[names[true], names[predicted], count, f'{100 * count / totals[true]:.0f} %']
+                     for true, predicted, count in analysis.most_confused(counts, 8)]}
+    if len(names) > 100:
+        return section | {'files': figures.add_csv('confusion', *table)}
+    ticks = names if len(names) <= 30 else [''] * len(names)
+    figure = charts.heatmaps({'': 100 * counts / totals[:, None]}, ticks, ticks, y_label='true class',
+                             x_label='predicted class', unit='share of the true class (%)', cell_format='.0f')
+    return section | {'figure': figures.add(
+        'confusion', figure, *table, dense=True,
+        caption='' if ticks == names else f'{len(names)} classes in order; their names are in the CSV.',
+        alt='Confusion matrix: rows are true classes, columns predicted ones, in percent of the row')}
 
 
 # ---- maps --------------------------------------------------------------------------------------------
 
 
-def maps(figures: Figures, sample: Sample, *, seed: int, with_tsne: bool) -> list[Block]:
+def maps(figures: Figures, sample: Sample, *, seed: int, with_tsne: bool) -> Section:
     """The features in two dimensions: their principal components, and t-SNE; thumbnails on request."""
     if len(sample.features) < 4:
-        return [page.text('There are too few images for a map.', 'missing')]
+        return page.absent('map', 'there are too few images.')
     names = sample.class_names
     points, share = analysis.pca(sample.features)
     plans = [('pca', 'Principal components', points,
@@ -264,17 +243,11 @@ def maps(figures: Figures, sample: Sample, *, seed: int, with_tsne: bool) -> lis
         list(zip(*points.T.tolist(), sample.labels.tolist(), sample.original.tolist())),
         alt=f'{title} of the features{", coloured by class" if names else ""}')
         for name, title, points, (x_label, y_label) in plans]
-    words = [f'The features of {sample}. Principal components keep the large distances'
-             + ('; t-SNE keeps who is near to whom, and its axes, sizes and gaps between groups mean nothing.'
-                if with_tsne else '.'),
-             '' if names else 'There are no labels to colour them by.',
-             f'{len(names)} classes share colours and marks: no legend.' if len(names) > 20 else '']
-    return [page.text(' '.join(filter(None, words)), 'note'), {'kind': 'side by side', 'blocks': drawn},
-            page.on_request('The same map with thumbnails of the images',
-                            _map_with_images(figures, sample, plans[-1], seed))]
+    return {'kind': 'maps', 'sample': sample, 'num_classes': len(names), 'figures': drawn,
+            'thumbnails': _map_with_images(figures, sample, plans[-1], seed)}
 
 
-def _map_with_images(figures, sample, plan, seed) -> Block:
+def _map_with_images(figures, sample, plan, seed) -> dict:
     name, title, points, (x_label, y_label) = plan
     few = np.random.default_rng(seed).permutation(len(points))[:_THUMBNAILS]
     pictures = {row: images.picture(sample.source, int(sample.rows[row])) for row in few.tolist()}

@@ -1,8 +1,6 @@
-"""A page that holds all it shows, from page.html: a section is a list of blocks, and each block a dict.
+"""A page that holds all it shows, from page.html, which has the words and escapes all text.
 
-The template escapes all text. Blocks by their 'kind', which page.html draws: text (look: '', 'note',
-'warning', or 'missing' for a sentence in the place of what is not there), heading, lines, links, pairs,
-table, figure, queries, images; 'side by side' and 'on request' hold other blocks.
+Python gives it the numbers, rows and figures of each section: a dict whose 'kind' says how it is drawn.
 """
 
 import base64
@@ -21,7 +19,7 @@ from simclr_jax import storage
 from simclr_jax.report import charts
 from simclr_jax.report.tables import write_csv
 
-Block = dict[str, Any]
+Section = dict[str, Any]
 _PIXELS_PER_INCH = 100      # on the page; the file has twice as many
 _LARGE = 64                 # pixels a side, from which a thumbnail is a JPEG
 
@@ -35,47 +33,13 @@ class Cell(NamedTuple):
     alt: str = ''                   # what it shows, for those who cannot see it
 
 
-def text(words: str, look: str = '') -> Block:
-    return {'kind': 'text', 'text': words, 'look': look}
-
-
-def missing(what: str, why: Any) -> Block:
+def absent(what: str, why: Any) -> Section:
     """The sentence in the place of a part that could not be made."""
-    return text(f'No {what}: {why}', 'missing')
+    return {'kind': 'absent', 'what': what, 'why': why}
 
 
-def heading(words: str) -> Block:
-    return {'kind': 'heading', 'text': words}
-
-
-def lines(words: str) -> Block:
-    """Text as it stands, line by line."""
-    return {'kind': 'lines', 'text': words}
-
-
-def pairs(values: Mapping[str, Any]) -> Block:
-    """Names and values, one pair a line; without those that are ''."""
-    return {'kind': 'pairs', 'pairs': {name: value for name, value in values.items() if value != ''}}
-
-
-def side_by_side(blocks: Sequence[Block]) -> Block:
-    """Two in a row where there is room, else one below the other."""
-    return {'kind': 'side by side', 'blocks': blocks}
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numeric: Sequence[int] = (),
-          soft: Sequence[int] = (), caption: str = '') -> Block:
-    """A table that scrolls in its own box. numeric: columns set right; soft: rows in grey."""
-    return {'kind': 'table', 'columns': columns, 'rows': rows, 'numeric': numeric, 'soft': soft,
-            'caption': caption}
-
-
-def on_request(summary: str, *blocks: Block) -> Block:
-    return {'kind': 'on request', 'summary': summary, 'blocks': blocks}
-
-
-def render(title: str, lead: str, sections: Mapping[str, Sequence[Block]], *, footer: str = '') -> str:
-    """The whole page of {heading: blocks}; a heading of '' is not shown."""
+def render(title: str, lead: str, sections: Mapping[str, Section], *, footer: str = '') -> str:
+    """The whole page of {heading: section}; the other arguments are text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(thumbnail=thumbnail, data_uri=data_uri)
     template = importlib.resources.files('simclr_jax.report').joinpath('page.html').read_text()
@@ -104,25 +68,18 @@ class Figures:
         self._directory = os.path.join(workdir, 'report')
 
     def add(self, name: str, figure: Figure, columns: Sequence[str], rows: Sequence[Sequence[Any]], *,
-            alt: str, caption: str = '', dense: bool = False) -> Block:
-        """`columns` and `rows`: the numbers that were drawn. dense: not to be shrunk to a phone's width."""
-        png = self._add_png(name, figure)
-        return {'kind': 'figure', 'png': png, 'alt': alt, 'caption': caption, 'dense': dense,
-                'width': round(_PIXELS_PER_INCH * figure.get_figwidth()),
-                'files': [f'report/{name}.png', *self.add_csv(name, columns, rows)['files']]}
+            alt: str = '', caption: str = '', dense: bool = False) -> dict[str, Any]:
+        """A figure for the page. `columns` and `rows`: the numbers that were drawn.
 
-    def add_images(self, name: str, rows: Sequence[Sequence[Cell]], columns: Sequence[str],
-                   table_rows: Sequence[Sequence[Any]], heads: Sequence[str] = ()) -> Block:
-        """A sheet of images, which the page shows in another form: links to its files alone."""
-        self._add_png(name, charts.image_sheet(rows, heads))
-        self.add_csv(name, columns, table_rows)
-        return {'kind': 'links', 'files': [f'report/{name}.png', f'report/{name}.csv']}
-
-    def add_csv(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Block:
-        write_csv(os.path.join(self._directory, f'{name}.csv'), columns, rows)
-        return {'kind': 'links', 'files': [f'report/{name}.csv']}
-
-    def _add_png(self, name: str, figure: Figure) -> bytes:
+        alt: what it shows, for those who cannot see it; dense: not to be shrunk to a phone's width.
+        """
         png = charts.as_png(figure)
         storage.write_atomically(os.path.join(self._directory, f'{name}.png'), png)
-        return png
+        return {'png': png, 'alt': alt, 'caption': caption, 'dense': dense,
+                'width': round(_PIXELS_PER_INCH * figure.get_figwidth()),
+                'files': [f'report/{name}.png', *self.add_csv(name, columns, rows)]}
+
+    def add_csv(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+        """The address of the table on the page."""
+        write_csv(os.path.join(self._directory, f'{name}.csv'), columns, rows)
+        return [f'report/{name}.csv']

@@ -51,7 +51,7 @@ def report(config: ConfigDict, workdir: str) -> str:
     if is_run:
         sections['Configuration'] = run_sections.configuration(run, config)
         if notes:
-            sections['Notes of the run'] = [page.on_request('log.txt', page.lines(notes))]
+            sections['Notes of the run'] = {'kind': 'notes', 'text': notes}
     text = page.render(
         f'{name} on {(run.get("data") or {}).get("source") or config.data.source or "unknown data"}',
         f'Report of {path}', sections,

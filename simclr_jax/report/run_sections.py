@@ -11,7 +11,7 @@ from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.config.tasks import task_configs
 from simclr_jax.report import charts, page
 from simclr_jax.report import workdir as records
-from simclr_jax.report.page import Block, Figures
+from simclr_jax.report.page import Figures, Section
 
 # Title, metrics, y label: what is drawn together. What is left is drawn alone, on request.
 _CURVES = (
@@ -38,19 +38,17 @@ def _encoder_words(encoder: Mapping[str, Any]) -> str:
     return f'{encoder["name"]}({arguments})' if encoder['name'] else 'an encoder that the config cannot name'
 
 
-def file_of_weights(path: str, run: Mapping[str, Any]) -> list[Block]:
+def file_of_weights(path: str, run: Mapping[str, Any]) -> Section:
     augment = run['augment']
-    return [page.pairs({
+    return {'kind': 'file of weights', 'pairs': {
         'file': path, 'encoder': _encoder_words(run['encoder']),
         'padding': ', '.join(f'{name} {run["encoder"][name]}' for name in ('conv_padding', 'max_pool')
                              if name in run['encoder']),
         'images': f'{augment["image_size"]} px, central {run["eval"]["crop_proportion"]:g}',
-        'mean, std': f'{tuple(augment["mean"])}, {tuple(augment["std"])}',
-    }), page.text('A file of weights holds no curves. The views below are those of its recipe, if it has '
-                  'one, or else those of the official SimCLR code.', 'missing')]
+        'mean, std': f'{tuple(augment["mean"])}, {tuple(augment["std"])}'}}
 
 
-def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> list[Block]:
+def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> Section:
     data, versions = run.get('data', {}), records.read_versions(workdir)
     steps = max((row['step'] for row in rows if 'step' in row), default=None)
     pairs = {
@@ -68,20 +66,13 @@ def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> list[Block]:
     known = collections.defaultdict(lambda: '?', versions)
     for name in ('devices', 'versions'):
         pairs[name] = pairs[name].format_map(known) if versions else ''
-    blocks = [page.pairs(pairs)]
-    if not rows:
-        blocks.append(page.text('No metrics.jsonl: how far the run came is not known.', 'missing'))
-    if not versions:
-        blocks.append(page.text('No versions.json: devices and versions are not known.', 'missing'))
-    return blocks
+    return {'kind': 'run', 'pairs': pairs, 'has_metrics': bool(rows), 'has_versions': bool(versions)}
 
 
-def curves(figures: Figures, rows: list[dict], notes: str) -> list[Block]:
+def curves(figures: Figures, rows: list[dict], notes: str) -> Section:
     names = records.metric_names(rows)
     if not names:
-        return [page.text('No metrics were written: there are no curves.', 'missing')]
-    blocks = [page.text(line.split('  ', 1)[-1], 'warning') for line in notes.splitlines()
-              if 'Collapse at step' in line or 'has spread again' in line]
+        return page.absent('curves', 'no metrics were written.')
     limits = 0, 1.02 * max(row['step'] for row in rows if 'step' in row)
 
     def curve(title, names, y_label):
@@ -99,21 +90,16 @@ def curves(figures: Figures, rows: list[dict], notes: str) -> list[Block]:
     grouped = {name for _, group, _ in groups for name in group}
     left = [name for name in names if name not in grouped and 'input_wait' not in name
             and not name.startswith((_RATIO, _PART))]
-    parts = [curve(*group) for group in groups if group[1]]
+    drawn = [curve(*group) for group in groups if group[1]]
     if ratios:
-        parts.append(_trust_ratios(figures, rows, ratios, limits))
-    blocks.append(page.side_by_side(parts))
-    if 'knn_accuracy' not in names:
-        blocks.append(page.text('No kNN accuracy was measured in training: the data have no labels or no '
-                                'split to measure on, or the run ended before its first evaluation.',
-                                'missing'))
-    if left:
-        alone = [curve(_words(name), [name], _words(name)) for name in left]
-        blocks.append(page.on_request(f'{len(left)} more measures', page.side_by_side(alone)))
-    return blocks
+        drawn.append(_trust_ratios(figures, rows, ratios, limits))
+    return {'kind': 'curves', 'figures': drawn, 'has_knn': 'knn_accuracy' in names,
+            'more': [curve(_words(name), [name], _words(name)) for name in left],
+            'warnings': [line.split('  ', 1)[-1] for line in notes.splitlines()
+                         if 'Collapse at step' in line or 'has spread again' in line]}
 
 
-def _trust_ratios(figures, rows: list[dict], names: list[str], limits: tuple[float, float]) -> Block:
+def _trust_ratios(figures, rows: list[dict], names: list[str], limits: tuple[float, float]) -> dict[str, Any]:
     found = {name.removeprefix(_RATIO): records.column(rows, name) for name in names}
     steps = next(iter(found.values()))[0]
     alike = np.array([values for at, values in found.values() if np.array_equal(at, steps)])     # [L, P]
@@ -130,44 +116,32 @@ def _long_table(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[list
     return [[name, int(step), value] for name, column in found.items() for step, value in zip(*column)]
 
 
-def evaluation(figures: Figures, directories: Iterable[str]) -> list[Block]:
+def evaluation(figures: Figures, directories: Iterable[str]) -> Section:
     rows = records.evaluation_rows([row for directory in directories
                                     for row in records.read_rows(directory, 'results.jsonl')])
     if not rows:
-        return [page.text('No results.jsonl: nothing was evaluated. The data may have no labels, or the run '
-                          'has not ended.', 'missing')]
+        return page.absent('results.jsonl', 'nothing was evaluated. The data may have no labels, or the run '
+                           'has not ended.')
     rows.sort(key=lambda row: (row['evaluation'], row['data'], row['measure'], str(row['step'])))
     kept = ('evaluation', 'measure', 'encoder', 'value', 'data', 'split', 'step', 'num_train', 'num_test')
     numbers = [[*(row[name] for name in kept), *(row['interval'] or (None, None))] for row in rows]
     files = figures.add_csv('evaluation', [*kept, 'low', 'high'], numbers)
-    floors = [number for number, row in enumerate(rows) if row['is_floor']]
-    blocks = [page.table(
-        ('measure', 'encoder', '%', '95 % interval', 'data', 'test images', 'training images', 'step',
-         'evaluation'),
-        [[row['measure'], row['encoder'], f'{100 * row["value"]:.1f}', _interval(row['interval']),
-          ', '.join(filter(None, [row['data'], row['split']])), _count(row['num_test']),
-          _count(row['num_train']), _count(row['step']), row['evaluation']] for row in rows],
-        numeric=(2, 3, 5, 6, 7), soft=floors),
-        page.text('Rows in grey are floors: the same measurement of the randomly initialised encoder, and of '
-                  'raw pixels. Intervals are over the test set.', 'note'), files]
-    if not floors:
-        blocks.append(page.text('No floor was measured beside these numbers.', 'missing'))
-    if not all(row['interval'] for row in rows):
-        blocks.append(page.text('Some of these results were written without an interval.', 'missing'))
-    return blocks
+    columns = ('measure', 'encoder', '%', '95 % interval', 'data', 'test images', 'training images', 'step',
+               'evaluation')
+    return {'kind': 'evaluation', 'columns': columns, 'files': files,
+            'rows': [[row['measure'], row['encoder'], f'{100 * row["value"]:.1f}', _interval(row['interval']),
+                      ', '.join(filter(None, [row['data'], row['split']])), _count(row['num_test']),
+                      _count(row['num_train']), _count(row['step']), row['evaluation']] for row in rows],
+            'floors': [number for number, row in enumerate(rows) if row['is_floor']],
+            'has_intervals': all(row['interval'] for row in rows)}
 
 
-def configuration(run: Mapping[str, Any], given: ConfigDict) -> list[Block]:
-    blocks = [page.text('A workdir keeps values, not the name of a recipe. The run is compared with the '
-                        'recipe that this report was asked for with (--config), and with the defaults of '
-                        'simclr_jax/config/, which are those of the official SimCLR code.', 'note')]
-    for name, column, other in (('recipe', 'recipe', given), ('defaults', 'default', base_config())):
-        rows = [[field, *("''" if value == '' else value for value in values)] for field, *values
-                in records.differences(run, other.to_dict(), ignore=tuple(task_configs()))]
-        blocks += [page.heading(f'Deviations from the {name}'),
-                   page.table(('field', 'this run', column), rows, caption=f'Where the run left the {name}')
-                   if rows else page.text(f'None: every field is as in the {name}.')]
-    return blocks + [page.on_request('Every field', page.lines(records.as_lines(run)))]
+def configuration(run: Mapping[str, Any], given: ConfigDict) -> Section:
+    differences = [
+        (name, column, [[field, *("''" if value == '' else value for value in values)] for field, *values
+                        in records.differences(run, other.to_dict(), ignore=tuple(task_configs()))])
+        for name, column, other in (('recipe', 'recipe', given), ('defaults', 'default', base_config()))]
+    return {'kind': 'configuration', 'differences': differences, 'fields': records.as_lines(run)}
 
 
 def _words(name: str) -> str:

@@ -168,7 +168,7 @@ def test_a_directory_with_a_config_alone_is_a_page_of_sentences(tmp_path):
     config = small_config()
     (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
     page = Page(report(config, str(tmp_path)))
-    for sentence in ('No metrics.jsonl', 'No versions.json', 'there are no curves', 'No results.jsonl',
+    for sentence in ('No metrics.jsonl', 'No versions.json', 'No curves: no metrics', 'No results.jsonl',
                      'no checkpoint in', 'every field is as in the recipe'):
         assert sentence in page.text
     assert not page.loads and 'Notes of the run' not in page.text
