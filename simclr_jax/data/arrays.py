@@ -1,10 +1,11 @@
 """Images that lie in memory as one array: the embedded shapes, .npz files, small TFDS sets."""
 
-import os
+import io
 import zipfile
 
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.data import shapes
 from simclr_jax.data.labels import as_classes
 from simclr_jax.data.pixels import CHANNELS, DEFAULT, Rules, of_array, resolved
@@ -91,10 +92,11 @@ def require_split(name: str, split: str, available: tuple[str, ...]) -> None:
 
 
 def _open(path: str) -> np.lib.npyio.NpzFile:
-    if not os.path.isfile(path):
+    if not storage.exists(path) or storage.is_dir(path):
         raise FileNotFoundError(f"There is no file '{path}'.")
     try:
-        arrays = np.load(path, allow_pickle=False)
+        file = io.BytesIO(storage.read_bytes(path)) if storage.is_remote(path) else path
+        arrays = np.load(file, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile):
         arrays = None
     if not isinstance(arrays, np.lib.npyio.NpzFile):

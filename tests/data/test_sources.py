@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from simclr_jax import storage
 from simclr_jax.data.decode import read_image
 from simclr_jax.data.sources import available_splits, load_source, load_test_source
 
@@ -102,6 +103,15 @@ def test_arrays_that_will_not_do(tmp_path, arrays, message):
     np.savez(tmp_path / 'a.npz', **arrays)
     with pytest.raises(ValueError, match=message):
         load_source(f'arrays:{tmp_path}/a.npz', 'train')
+
+
+def test_arrays_on_an_object_store(tmp_path):
+    buffer = io.BytesIO()
+    np.savez(buffer, images=np.arange(12).reshape(3, 2, 2).astype(np.uint8))
+    path = f'memory://{tmp_path}/a.npz'
+    storage.write_atomically(path, buffer.getvalue())
+    assert load_source(f'arrays:{path}', 'train').images[..., 0].ravel().tolist() == list(range(12))
+    storage.remove(path)
 
 
 def test_missing_array_file_is_named():
