@@ -96,7 +96,7 @@ class CachedSource(Source):
     def __init__(self, source: Source, folder: str, content: dict[str, Any]):
         super().__init__(source.name, source.split, source.num_examples, source.class_names)
         self.labels = np.array(content['labels'], np.int32)
-        self.max_bad_share, self.notes = source.max_bad_share, list(source.notes)
+        self.max_bad_share, self.rules, self.notes = source.max_bad_share, source.rules, list(source.notes)
         self.skipped = [name for _, name in content['unreadable']]
         self._skipped_rows = {index for index, _ in content['unreadable']}
         self._source, self._path = source, os.path.join(folder, content['file'])

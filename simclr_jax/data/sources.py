@@ -1,5 +1,6 @@
 """Finds a data source by its name. TensorFlow is imported for TFDS data sets only."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -112,7 +113,7 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
     """
     train = load_source(name, train_split, **options)
     train.notes += _look(train)
-    options |= {'rules': train.rules}
+    options |= {'rules': dataclasses.replace(options.get('rules', OF_A_SAMPLE), range=train.rules.range)}
     if test_source is not None:
         return train, _with_classes_of(train, load_source(name, 'test', **options | {'source': test_source}))
     percent = re.fullmatch(r'(\d+(?:\.\d+)?)%', test_split)

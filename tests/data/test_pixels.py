@@ -167,3 +167,19 @@ def test_images_of_one_colour_or_nearly_black_are_counted_and_named(tmp_path):
     train, _ = sources.load_pair(f'folder:{tmp_path}', 'train', 'none')
     assert ('3 of 4 images looked at are of one colour or nearly black (black.png, dark.png, flat.png)'
             in train.notes[0])
+
+
+def test_a_cache_keeps_the_rules_by_which_it_was_made(tmp_path):
+    """Train and test are read alike, and another background is another cache."""
+    ink = np.zeros((9, 9, 4), np.uint8)
+    for split in ('train', 'test'):
+        (tmp_path / 'images' / split).mkdir(parents=True)
+        Image.fromarray(ink).save(tmp_path / 'images' / split / 'a.png')
+        Image.fromarray(twelve_bits(1)[..., 0] // 2).save(tmp_path / 'images' / split / 'b.png')
+    for background, value in (('red', (255, 0, 0)), ('#000010', (0, 0, 16))):
+        data = base_config().data.to_dict() | {
+            'background': background, 'cache': 'decoded', 'cache_dir': str(tmp_path / 'cache')}
+        where = sources.options(data, image_size=8, is_lead=False) | {'decode_once': False}
+        train, test = sources.load_pair(f'folder:{tmp_path}/images', 'train', '', **where)
+        assert (train.load(0) == value).all() and (test.load(0) == value).all()
+        assert train.rules.range == test.rules.range and isinstance(train.rules.range, tuple)
