@@ -27,7 +27,6 @@ def main():
     parser.add_argument('--topology', default='v5e:2x4')
     parser.add_argument('--batch', type=int, default=512)
     arguments = parser.parse_args()
-    from simclr_jax.data import batches as inputs
     from simclr_jax.inspect import plan
     from simclr_jax.runtime import sharding
     config = runpy.run_path(str(ROOT / 'configs/imagenet.py'))['get_config'](f'batch={arguments.batch}')
@@ -42,10 +41,9 @@ def main():
         step = plan.inspect_step(config, mesh, chip, quick=True)
         rows[name] = {'flops': step['xla_flops'], 'bytes': step['bytes_accessed'],
                       'temporaries': step['memory']['temporaries']}
-    from simclr_jax.train import make_prepare
-    batch = inputs.abstract_batch('crops', batch_size=arguments.batch, image_size=config.augment.image_size,
-                                  pad_to=0, mesh=mesh)
-    alone = jax.jit(make_prepare(config, 'crops', mesh)).lower(batch, 0).compile()
+    from simclr_jax.train import make_inputs
+    inputs = make_inputs(config, form='crops')
+    alone = jax.jit(inputs.make_prepare(mesh)).lower(inputs.abstract_batch(mesh), 0).compile()
     cost = alone.cost_analysis()
     rows['crops to views alone, four times'] = {
         'flops': TURNS * cost['flops'], 'bytes': TURNS * cost['bytes accessed'],

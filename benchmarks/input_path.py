@@ -176,7 +176,7 @@ def our_device_batches(folder):
     """What the training step does first: its rows of the data set on the device, and both views."""
     import jax
 
-    from simclr_jax.data import batches as inputs
+    from simclr_jax.data.batches import Inputs
     from simclr_jax.runtime import sharding
     from simclr_jax.data.arrays import ArraySource
 
@@ -184,11 +184,11 @@ def our_device_batches(folder):
     source = ArraySource('arrays', 'train', images, np.full(len(images), -1, np.int32), None)
 
     mesh = sharding.make_mesh()
-    prepare = jax.jit(inputs.make_prepare('memory', view1=view1, view2=view2, image_size=32, seed=0,
-                                          batch_size=BATCH['32'], mesh=mesh))
+    inputs = Inputs('memory', view1, view2, 32, 0, BATCH['32'])
+    prepare = jax.jit(inputs.make_prepare(mesh))
 
     def batches():
-        with inputs.InMemory(source, mesh, seed=0, batch_size=BATCH['32'], start_step=0) as memory:
+        with inputs.batches(source, mesh) as memory:
             for step, data in enumerate(memory):
                 views = jax.block_until_ready(prepare(data, step))
                 yield views['view1'], views['view2']

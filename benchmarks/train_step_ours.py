@@ -3,6 +3,7 @@
 The contender "plain" does without our compiled loops for a CPU: the plain Flax form, as XLA makes it.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -26,7 +27,6 @@ from jax.extend.core import ClosedJaxpr                 # noqa: E402
 
 from simclr_jax import train
 from simclr_jax import config as recipes
-from simclr_jax.data import batches as inputs
 from simclr_jax.inspect import hlo as facts
 from simclr_jax.runtime import sharding
 from simclr_jax.training import steps
@@ -69,9 +69,10 @@ class Training:
             num_examples = self.train_source.num_examples
         # A quarter of a step more, so that no rounding of epochs moves the last step of the warm-up.
         self.config.schedule.warmup_epochs = (spec['warmup'] + 0.25) * spec['batch'] / num_examples
+        self.inputs = train.make_inputs(self.config, form='memory' if spec['augmented'] else 'views')
         network, self.init_state, self.train_step, self.shardings = train.build(
             self.config, self.mesh, num_examples=num_examples, num_classes=10, num_steps=spec['max_steps'],
-            form='memory' if spec['augmented'] else 'views')
+            inputs=self.inputs)
         self.encode = jax.jit(steps.make_encode(network))
         self.train_step = jax.jit(self.train_step, donate_argnums=0,
                                   out_shardings=(self.shardings, sharding.replicated(self.mesh)))
@@ -79,8 +80,7 @@ class Training:
     def start(self):
         """Data, state, and the first step."""
         if hasattr(self, 'train_source'):
-            self.batches = inputs.InMemory(self.train_source, self.mesh, seed=0, batch_size=self.batch_size,
-                                           start_step=0)
+            self.batches = self.inputs.batches(self.train_source, self.mesh)
         else:
             views = np.random.default_rng(0).random(
                 (2, self.batch_size, *2 * [self.config.augment.image_size], 3), np.float32)
@@ -194,8 +194,7 @@ def convolutions(jaxpr):
 def trace(spec):
     """{'flops' of a step, 'convolutions' of the encoder}, of the plain form."""
     training = Training(spec | {'augmented': False})
-    batch = inputs.abstract_batch('views', batch_size=spec['batch'], image_size=spec['size'], pad_to=0,
-                                  transfer='float32', mesh=training.mesh)
+    batch = dataclasses.replace(training.inputs, transfer='float32').abstract_batch(training.mesh)
     step = training.train_step.trace(jax.eval_shape(training.init_state), batch)
     network = make_network(encoder=training.config.encoder.to_dict(), head={'mode': 'none'})
     images = jnp.zeros((2 * spec['batch'], spec['size'], spec['size'], 3))

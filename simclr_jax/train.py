@@ -13,7 +13,6 @@ from typing import Any, Callable
 import jax
 import numpy as np
 
-from simclr_jax.data import batches as inputs
 from simclr_jax.inspect import profile
 from simclr_jax.runtime import sharding
 from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps
@@ -23,6 +22,7 @@ from simclr_jax.config import names
 from simclr_jax.config import ConfigDict, check_profile_steps, flatten
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
+from simclr_jax.data.batches import Inputs, choose_form
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.evaluators import (Health, HeldOutKnn, Run, StepEncoder, make_evaluators,
@@ -87,7 +87,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     train_source, test_source = load_sources(config, source, test_source)
     config.data.update(sources.as_read(train_source, test_source))
     check_batch_size(train_source, config.batch_size, jax.process_count())
-    form = choose_form(config, train_source)
+    inputs = make_inputs(config, train_source)
     steps_per_epoch = train_source.num_examples / config.batch_size
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
@@ -99,7 +99,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     # Network, method, optimiser, state.
     network, init_state, train_step, state_shardings = build(
         config, mesh, num_examples=train_source.num_examples, num_classes=train_source.num_classes,
-        num_steps=num_steps, form=form, encoder=encoder, method=method)
+        num_steps=num_steps, inputs=inputs, encoder=encoder, method=method)
     init_state = steps.jit_once(init_state, out_shardings=state_shardings)
     train_step = jax.jit(train_step, out_shardings=(state_shardings, sharding.replicated(mesh)),
                          donate_argnums=0)
@@ -114,7 +114,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     if checkpointer.latest_step() is not None:
         state = checkpointer.restore(state)
     start = int(state.step)
-    batches = make_batches(config, train_source, form, mesh, start_step=start)
+    batches = inputs.batches(train_source, mesh, start_step=start)
     checkpoint.save_config(workdir, config.to_dict())
     checkpoint.save_versions(workdir)
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
@@ -140,7 +140,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
                 run, evaluate, lambda: functools.partial(encode, init_state().variables(config.eval.encoder)))
             writer.note(f'kNN of the random encoder: {heldout_floor:.4f} on held-out training images, the floor')
             evaluators = [HeldOutKnn(run, heldout_floor), *evaluators]
-        evaluators = [Health(jax.jit(_make_health(network, config, form, mesh)), config.log.every_steps),
+        evaluators = [Health(jax.jit(_make_health(network, inputs, mesh)), config.log.every_steps),
                       *evaluators]
         of_rows, of_epochs = split_by_schedule(evaluators, config.eval.evaluators_every_epochs)
         due = functools.partial(_due, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
@@ -197,13 +197,14 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num_classes: int,
-          num_steps: int, form: str = 'views', encoder: Any = None, method: Callable | None = None) -> tuple[Network, Callable, Callable, Any]:
+          num_steps: int, inputs: Inputs | None = None, encoder: Any = None, method: Callable | None = None
+          ) -> tuple[Network, Callable, Callable, Any]:
     """What a run computes, for the caller to compile: nothing is allocated here.
 
     Args:
         mesh: of the devices that will run it, at hand or not.
         num_examples, num_classes, num_steps: of the training split, and of the run.
-        form: of the batches, see inputs.py.
+        inputs: of the run; None: its batches are views that were made elsewhere.
         encoder, method: in the place of the config's, see `pretrain`.
 
     Returns:
@@ -220,7 +221,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
     init_state = steps.make_init_state(method, optimizer, seed=config.seed,
                                        image_size=config.augment.image_size)
     train_step = steps.make_train_step(method, optimizer, learning_rate, seed=config.seed,
-                                       prepare=make_prepare(config, form, mesh),
+                                       prepare=(inputs or make_inputs(config, form='views')).make_prepare(mesh),
                                        measure=_make_measure(config))
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
     return network, init_state, train_step, shardings
@@ -268,34 +269,18 @@ def _adapted_layers(config: ConfigDict, params: Any) -> list[str]:
     return optim.make_trust_ratios(**_optimizer_settings(config))[1](params)
 
 
-def _views(config: ConfigDict) -> dict[str, View]:
-    return dict(zip(('view1', 'view2'), views_of(config.augment)))
+def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str = '') -> Inputs:
+    """How the batches of a run are made; without a source or a form, as of one that is read from files."""
+    view1, view2 = views_of(config.augment)
+    size, reading = config.augment.image_size, {'transfer': config.data.transfer, 'pad_to': config.data.pad_to}
+    form = form or choose_form(config.data.augment_on, image_size=size, source=source, **reading)
+    return Inputs(form, view1, view2, size, config.seed, config.batch_size, tuple(config.augment.sequence),
+                  num_threads=config.data.num_threads, **reading)
 
 
-def choose_form(config: ConfigDict, source: Source | None = None) -> str:
-    """The form of a run's batches (see inputs.py); without a source, that of one read from files."""
-    return inputs.choose_form(config.data.augment_on, image_size=config.augment.image_size, source=source,
-                              pad_to=config.data.pad_to, transfer=config.data.transfer)
-
-
-def make_batches(config: ConfigDict, source: Source, form: str, mesh: jax.sharding.Mesh, *,
-                 start_step: int = 0) -> inputs.InMemory | inputs.Prefetch:
-    """The batches of a run on its devices, from step `start_step` on: a context manager."""
-    return inputs.train_batches(
-        source, form, mesh, seed=config.seed, batch_size=config.batch_size, start_step=start_step,
-        image_size=config.augment.image_size, **_views(config), num_threads=config.data.num_threads,
-        transfer=config.data.transfer, pad_to=config.data.pad_to)
-
-
-def make_prepare(config: ConfigDict, form: str, mesh: jax.sharding.Mesh) -> Callable:
-    """What the step of a run does with a batch before its method sees it (see inputs.py)."""
-    return inputs.make_prepare(form, **_views(config), image_size=config.augment.image_size, seed=config.seed,
-                               batch_size=config.batch_size, mesh=mesh, sequence=config.augment.sequence)
-
-
-def _make_health(network: Network, config: ConfigDict, form: str, mesh: jax.sharding.Mesh) -> Callable:
+def _make_health(network: Network, inputs: Inputs, mesh: jax.sharding.Mesh) -> Callable:
     """(the state after a step, the batch of that step) -> its health on the views of that step."""
-    prepare, measure_health = make_prepare(config, form, mesh), make_health(network)
+    prepare, measure_health = inputs.make_prepare(mesh), make_health(network)
 
     def health(state, batch):
         views = prepare(batch, state.step - 1)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.data import batches as inputs
+from simclr_jax.data.batches import Inputs
 from simclr_jax.runtime import sharding
 from simclr_jax.config import augment_config
 from simclr_jax.views.device import augment, augment_in_sequence
@@ -78,13 +78,12 @@ def test_a_sequence_of_what_is_no_operation_is_refused(sequence):
 def test_one_branch_is_the_crop_itself_the_other_is_made_of_it():
     mesh, rows = sharding.make_mesh(jax.devices()[:1]), 4
     crops = np.random.default_rng(1).integers(0, 256, (2, rows, SIZE, SIZE, 3), np.uint8)
-    prepare = jax.jit(inputs.make_prepare('crops', view1=operations(), view2=operations(rotate=1.0), seed=0,
-                                          image_size=SIZE, batch_size=rows, mesh=mesh, sequence=('rotate',)))
+    inputs = Inputs('crops', operations(), operations(rotate=1.0), SIZE, 0, rows, sequence=('rotate',))
+    prepare = jax.jit(inputs.make_prepare(mesh))
     batch = prepare({'crop1': crops[0], 'crop2': crops[1], 'label': np.zeros(rows, np.int32),
                      'epoch': np.zeros(rows, np.int32), 'index': np.arange(rows, dtype=np.int32)}, 0)
     np.testing.assert_allclose(batch['view1'], crops[0] / np.float32(255), atol=1e-6)
     for one, two in zip(batch['view1'], batch['view2']):
         assert any(np.allclose(np.rot90(one, k), two, atol=1e-6) for k in (1, 2, 3))
     with pytest.raises(ValueError, match="augment_on='device'"):
-        inputs.make_prepare('views', view1=operations(), view2=operations(), seed=0, image_size=SIZE,
-                            batch_size=rows, mesh=mesh, sequence=('rotate',))
+        Inputs('views', operations(), operations(), SIZE, 0, rows, sequence=('rotate',))

@@ -1,6 +1,6 @@
 """The way of a batch from the host to the two views that a method sees.
 
-A batch arrives in one of four forms, and `make_prepare` says what the training step does with it:
+A batch arrives in one of four forms, and `Inputs.make_prepare` says what the training step does with it:
 
     views    both views, made on the host
     crops    a crop for each view, resized and uint8; all that follows a crop happens on the device
@@ -11,6 +11,7 @@ A batch arrives in one of four forms, and `make_prepare` says what the training 
 Every view is a function of (seed, epoch, example) alone.
 """
 
+import dataclasses
 import functools
 import queue
 import threading
@@ -21,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.runtime import sharding
-from simclr_jax.views import device as device_augment, host
 from simclr_jax.data import memory, pipeline
 from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.source import Source
 from simclr_jax.data.order import permutation
+from simclr_jax.data.source import Source
+from simclr_jax.runtime import sharding
+from simclr_jax.views import device, host
 from simclr_jax.views.fields import View
 
 _MEMORY_BYTES = 4 << 30         # of every device, at most, for a data set that lies there
@@ -56,79 +57,133 @@ def choose_form(augment_on: str, *, image_size: int, pad_to: int = 0, transfer: 
     return form
 
 
-def make_prepare(form: str, *, view1: View, view2: View, image_size: int, seed: int, batch_size: int,
-                 mesh: jax.sharding.Mesh, sequence: Sequence[str] = ()) -> Callable[[dict, jax.Array], dict]:
-    """(batch, step) -> {'view1', 'view2': float32 [B, S, S, 3] in [0, 1], 'label': int32 [B]}.
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """How the batches of a run come to be, and what its step makes of them.
 
-    For the training step to call: pure, and sharded over `mesh` as the batch is.
-
-    Args:
-        form: of the batch, see above.
+    Attributes:
+        form: of a batch, see above.
         view1, view2: what becomes of an image.
+        image_size: S, side of the views.
+        seed: of the order and of the views.
         batch_size: global, B.
         sequence: if there is one, view 2 is made of view 1 by these operations of `view2`, in this order
-            (see `device_augment.augment_in_sequence`): of the same crop, therefore.
+            (see `device.augment_in_sequence`): of the same crop, therefore.
+        transfer, pad_to, num_threads: see `data.pipeline.train_batches`.
 
     Raises:
-        ValueError: a sequence for views that were made on the host, or beside functions of the user's.
+        ValueError: a sequence, or functions of the user's, for views that are made on the host; or both.
     """
-    if sequence and form == 'views':
-        raise ValueError("augment.sequence needs data.augment_on='device'.")
-    if form == 'views':
-        for view in (view1, view2):
-            host.check_view(view)
-    if sequence and view2.extra:
-        raise ValueError('augment.sequence names all that makes view 2: it does not go with augment.extra.')
 
-    def keys_of(epoch, index):          # [B], int32 -> keys [B, 2]
-        root = jax.random.fold_in(jax.random.key(seed), _VIEWS)
-        keys = jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i))(epoch, index)
-        return jax.vmap(lambda key: jax.vmap(lambda view: jax.random.fold_in(key, view))(jnp.arange(2)))(keys)
+    form: str
+    view1: View
+    view2: View
+    image_size: int
+    seed: int
+    batch_size: int
+    sequence: Sequence[str] = ()
+    transfer: str = 'uint8'
+    pad_to: int = 0
+    num_threads: int = 0
 
-    def both(function, arguments, batch):       # function(*one view's arguments, key, view=view)
-        """The two views; compiled once where they are made alike."""
-        keys = keys_of(batch['epoch'], batch['index'])
-        over_batch = functools.partial(
-            device_augment.over_batch, lone_cpu=mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu')
-        if sequence:
-            first = over_batch(functools.partial(function, view=view1))(
-                *(argument[:, 0] for argument in arguments), keys[:, 0])
-            views = first, over_batch(functools.partial(
-                device_augment.augment_in_sequence, sequence=sequence, view=view2))(first, keys[:, 1])
-        elif view1 == view2:
-            views = over_batch(functools.partial(function, view=view1))(*arguments, keys)
-            views = views[:, 0], views[:, 1]
+    def __post_init__(self):
+        if self.sequence and self.form == 'views':
+            raise ValueError("augment.sequence needs data.augment_on='device'.")
+        if self.form == 'views':
+            for view in (self.view1, self.view2):
+                host.check_view(view)
+        if self.sequence and self.view2.extra:
+            raise ValueError('augment.sequence names all that makes view 2: it does not go with augment.extra.')
+
+    def batches(self, source: Source, mesh: jax.sharding.Mesh, start_step: int = 0) -> 'InMemory | Prefetch':
+        """Endless global batches of `source` on the devices of `mesh`, from step `start_step` on.
+
+        A context manager: on leaving it, threads end. Errors are those of `data.pipeline.train_batches`.
+        """
+        memory.check_batch_size(source, self.batch_size, jax.process_count())
+        if self.form == 'memory':
+            return InMemory(source, mesh, seed=self.seed, batch_size=self.batch_size, start_step=start_step)
+        batches = pipeline.train_batches(
+            source, seed=self.seed, batch_size=self.batch_size, form=self.form, view1=self.view1,
+            view2=self.view2, image_size=self.image_size, start_step=start_step,
+            shard_index=jax.process_index(), shard_count=jax.process_count(), num_threads=self.num_threads,
+            transfer=self.transfer, pad_to=self.pad_to)
+        return Prefetch(batches, functools.partial(sharding.put_batch, mesh))
+
+    def abstract_batch(self, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch of any form but 'memory', as shapes: to compile for."""
+        def rows(shape, dtype):
+            return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding.batch_sharding(mesh))
+
+        square, padded = (self.image_size, self.image_size, 3), (self.pad_to, self.pad_to, 3)
+        position = {'epoch': rows((), jnp.int32), 'index': rows((), jnp.int32)}
+        view, crop, box = rows(square, jnp.dtype(self.transfer)), rows(square, jnp.uint8), rows((4,), jnp.int32)
+        return {'label': rows((), jnp.int32)} | {
+            'views': {'view1': view, 'view2': view},
+            'crops': {'crop1': crop, 'crop2': crop} | position,
+            'padded': {'image': rows(padded, jnp.uint8), 'box1': box, 'box2': box} | position}[self.form]
+
+    def make_prepare(self, mesh: jax.sharding.Mesh) -> Callable[[dict, jax.Array], dict]:
+        """(batch, step) -> {'view1', 'view2': float32 [B, S, S, 3] in [0, 1], 'label': int32 [B]}.
+
+        For the training step to call: pure, and sharded over `mesh` as the batch is.
+        """
+        resized = {'image_size': self.image_size}
+
+        def from_views(batch, step):
+            del step
+            return {name: value if name == 'label' else as_floats(value) for name, value in batch.items()}
+
+        def from_crops(batch, step):
+            del step
+            crops = jnp.stack([batch['crop1'], batch['crop2']], axis=1)         # [B, 2, S, S, 3]
+            return self._both(device.augment_crop, (crops,), batch, mesh)
+
+        def from_padded(batch, step):
+            del step
+            boxes = jnp.stack([batch['box1'], batch['box2']], axis=1)           # [B, 2, 4]
+            images = jnp.stack([batch['image']] * 2, axis=1)                    # [B, 2, P, P, 3]
+            return self._both(functools.partial(device.augment_box, **resized), (images, boxes), batch, mesh)
+
+        def from_memory(data, step):
+            rows = data['first'] + (step - data['base']) * self.batch_size + jnp.arange(self.batch_size)
+            rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+            index = data['order'][rows]
+            batch = {'label': data['labels'][index], 'index': index,
+                     'epoch': data['epoch'] + (rows >= len(data['images']))}
+            images = jnp.stack([data['images'][index]] * 2, axis=1)             # [B, 2, H, W, 3]
+            return self._both(functools.partial(device.augment, **resized), (images,), batch, mesh)
+
+        return {'views': from_views, 'crops': from_crops, 'padded': from_padded, 'memory': from_memory}[self.form]
+
+    def _both(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, mesh: jax.sharding.Mesh
+              ) -> dict[str, jax.Array]:
+        """The two views by function(*one view's arguments, key, view=view); compiled once where made alike."""
+        keys = _keys(self.seed, batch['epoch'], batch['index'])
+        lone_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
+
+        def apply(function, view, *arguments, **options):
+            return device.over_batch(functools.partial(function, view=view, **options), lone_cpu=lone_cpu)(*arguments)
+
+        def of_slot(slot):
+            return *(argument[:, slot] for argument in arguments), keys[:, slot]
+
+        if self.sequence:
+            view1 = apply(function, self.view1, *of_slot(0))
+            view2 = apply(device.augment_in_sequence, self.view2, view1, keys[:, 1], sequence=self.sequence)
+        elif self.view1 == self.view2:
+            views = apply(function, self.view1, *arguments, keys)
+            view1, view2 = views[:, 0], views[:, 1]
         else:
-            views = tuple(over_batch(functools.partial(function, view=view))(
-                *(argument[:, slot] for argument in arguments), keys[:, slot])
-                for slot, view in enumerate((view1, view2)))
-        return {'view1': views[0], 'view2': views[1], 'label': batch['label']}
+            view1, view2 = apply(function, self.view1, *of_slot(0)), apply(function, self.view2, *of_slot(1))
+        return {'view1': view1, 'view2': view2, 'label': batch['label']}
 
-    def from_views(batch, step):
-        del step
-        return {name: value if name == 'label' else as_floats(value) for name, value in batch.items()}
 
-    def from_crops(batch, step):
-        del step
-        crops = jnp.stack([batch['crop1'], batch['crop2']], axis=1)         # [B, 2, S, S, 3]
-        return both(device_augment.augment_crop, (crops,), batch)
-
-    def from_padded(batch, step):
-        del step
-        boxes = jnp.stack([batch['box1'], batch['box2']], axis=1)           # [B, 2, 4]
-        images = jnp.stack([batch['image']] * 2, axis=1)                    # [B, 2, P, P, 3]
-        return both(functools.partial(device_augment.augment_box, image_size=image_size), (images, boxes), batch)
-
-    def from_memory(data, step):
-        rows = data['first'] + (step - data['base']) * batch_size + jnp.arange(batch_size)
-        rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
-        index = data['order'][rows]
-        batch = {'label': data['labels'][index], 'index': index,
-                 'epoch': data['epoch'] + (rows >= len(data['images']))}
-        images = jnp.stack([data['images'][index]] * 2, axis=1)             # [B, 2, H, W, 3]
-        return both(functools.partial(device_augment.augment, image_size=image_size), (images,), batch)
-
-    return {'views': from_views, 'crops': from_crops, 'padded': from_padded, 'memory': from_memory}[form]
+def _keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
+    """Keys [B, 2] of both views of examples, epoch and index int32 [B]."""
+    root = jax.random.fold_in(jax.random.key(seed), _VIEWS)
+    keys = jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i))(epoch, index)
+    return jax.vmap(lambda key: jax.vmap(lambda view: jax.random.fold_in(key, view))(jnp.arange(2)))(keys)
 
 
 def as_floats(images: jax.Array) -> jax.Array:
@@ -136,40 +191,7 @@ def as_floats(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images.astype(jnp.float32)
 
 
-def abstract_batch(form: str, *, batch_size: int, image_size: int, pad_to: int, mesh: jax.sharding.Mesh,
-                   transfer: str = 'uint8') -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of any form but 'memory', as shapes: to compile for."""
-    def rows(shape, dtype):
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding.batch_sharding(mesh))
-
-    square = image_size, image_size, 3
-    position = {'epoch': rows((), jnp.int32), 'index': rows((), jnp.int32)}
-    return {'label': rows((), jnp.int32)} | {
-        'views': {'view1': rows(square, jnp.dtype(transfer)), 'view2': rows(square, jnp.dtype(transfer))},
-        'crops': {'crop1': rows(square, jnp.uint8), 'crop2': rows(square, jnp.uint8)} | position,
-        'padded': {'image': rows((pad_to, pad_to, 3), jnp.uint8), 'box1': rows((4,), jnp.int32),
-                   'box2': rows((4,), jnp.int32)} | position}[form]
-
-
 # ---- batches on the devices --------------------------------------------------------------------------
-
-
-def train_batches(source: Source, form: str, mesh: jax.sharding.Mesh, *, seed: int, batch_size: int,
-                  view1: View, view2: View, image_size: int, start_step: int = 0, num_threads: int = 0,
-                  transfer: str = 'uint8', pad_to: int = 0) -> 'InMemory | Prefetch':
-    """Endless global batches on the devices of `mesh`, in `form`, from step `start_step` on.
-
-    A context manager: on leaving it, threads end. Arguments and errors are those of
-    `data.pipeline.train_batches`.
-    """
-    memory.check_batch_size(source, batch_size, jax.process_count())
-    if form == 'memory':
-        return InMemory(source, mesh, seed=seed, batch_size=batch_size, start_step=start_step)
-    batches = pipeline.train_batches(
-        source, seed=seed, batch_size=batch_size, form=form, view1=view1, view2=view2,
-        image_size=image_size, start_step=start_step, shard_index=jax.process_index(),
-        shard_count=jax.process_count(), num_threads=num_threads, transfer=transfer, pad_to=pad_to)
-    return Prefetch(batches, functools.partial(sharding.put_batch, mesh))
 
 
 class InMemory:
@@ -286,8 +308,8 @@ def centre_crops(images: jax.Array, *, image_size: int, proportion: float) -> ja
     """Images of `eval_batches` as float32 [B, S, S, 3] in [0, 1]."""
     if images.dtype != jnp.uint8:
         return images
-    return device_augment.over_batch(functools.partial(
-        device_augment.eval_crop, image_size=image_size, proportion=proportion))(images)
+    return device.over_batch(functools.partial(
+        device.eval_crop, image_size=image_size, proportion=proportion))(images)
 
 
 def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int, view: View,
@@ -307,12 +329,12 @@ def make_crops_and_flips(*, seed: int, image_size: int, view: View) -> Callable[
     """A batch of `probe_batches` -> float32 [B, S, S, 3] in [0, 1], cropped and flipped at random."""
     def one(image, epoch, index):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), index)
-        return device_augment.augment(image, key, view, image_size=image_size)
+        return device.augment(image, key, view, image_size=image_size)
 
     @jax.jit
     def crops_and_flips(batch):
         if batch['image'].dtype != jnp.uint8:
             return batch['image']
-        return device_augment.over_batch(one)(batch['image'], batch['epoch'], batch['index'])
+        return device.over_batch(one)(batch['image'], batch['epoch'], batch['index'])
 
     return crops_and_flips

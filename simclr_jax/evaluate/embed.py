@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import simclr_jax
-from simclr_jax.data import batches as inputs
+from simclr_jax.data import batches
 from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
@@ -93,10 +93,10 @@ def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: j
     indices = np.full(source.num_examples, -1, np.int64)
     labels = np.full(source.num_examples, -1, np.int32)
     count = 0
-    for batch in inputs.eval_batches(source, batch_size=batch_size // jax.process_count(), image_size=size,
+    for batch in batches.eval_batches(source, batch_size=batch_size // jax.process_count(), image_size=size,
                                      crop_proportion=proportion, num_threads=num_threads):
         batch = sharding.put_batch(mesh, batch)
-        images = inputs.centre_crops(batch['image'], image_size=size, proportion=proportion)
+        images = batches.centre_crops(batch['image'], image_size=size, proportion=proportion)
         rows = (encode(variables, images), batch['label'], batch['valid'])
         encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
         if features is None:        # one array from the start: a large set fills the memory once, not twice

@@ -49,7 +49,7 @@ def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable
 
     Args:
         encode: images [B, H, W, 3] sharded over `mesh` -> features [B, D] float32.
-        batches: of inputs.eval_batches: 'image', 'label', 'valid', the local rows of each process.
+        batches: of batches.eval_batches: 'image', 'label', 'valid', the local rows of each process.
         preprocessing: of these images, goes with the features.
         at_most: rows that there may be: room for them is made once, and nothing is copied later.
     """

@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator
 import jax
 import numpy as np
 
-from simclr_jax.data import batches as inputs
+from simclr_jax.data import batches
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.subset import take_rows
 from simclr_jax.data.source import Source, Streamed
@@ -71,11 +71,11 @@ def labelled_features(encode: Encode, source: Source, config: ConfigDict,
     # Padding is dropped, so a batch that the devices can share costs nothing but a little memory.
     rounds = -(-config.eval.batch_size // mesh.size)
     size, proportion = config.augment.image_size, config.eval.crop_proportion
-    batches = inputs.eval_batches(
+    found = batches.eval_batches(
         source, batch_size=rounds * mesh.size // jax.process_count(), image_size=size,
         crop_proportion=proportion, num_threads=config.data.num_threads)
-    crops = functools.partial(inputs.centre_crops, image_size=size, proportion=proportion)
-    return extract_features(lambda images: encode(crops(images)), batches, mesh, preprocessing_of(config),
+    crops = functools.partial(batches.centre_crops, image_size=size, proportion=proportion)
+    return extract_features(lambda images: encode(crops(images)), found, mesh, preprocessing_of(config),
                             at_most=source.num_examples)
 
 
@@ -85,7 +85,7 @@ def is_labelled(source: Source | None) -> bool:
         return False
     if not isinstance(source, Streamed):
         return bool((source.labels >= 0).any())
-    first = next(inputs.eval_batches(source, batch_size=8, image_size=8, crop_proportion=1.0))
+    first = next(batches.eval_batches(source, batch_size=8, image_size=8, crop_proportion=1.0))
     return bool((first['label'] >= 0).any())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import batches as inputs
+from simclr_jax.data import batches
 from simclr_jax.data.source import Source
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
@@ -23,8 +23,8 @@ def labelled_crops(config: ConfigDict, augment: ConfigDict, source: Source, batc
     augment: of the run that trained the encoder: the size of the crops, and how crops and flips are drawn.
     """
     crops = {'seed': config.seed, 'image_size': augment.image_size, 'view': crop_and_flip_of(augment)}
-    batches = inputs.probe_batches(source, batch_size=batch_size, num_threads=config.data.num_threads, **crops)
-    return batches, inputs.make_crops_and_flips(**crops)
+    drawn = batches.probe_batches(source, batch_size=batch_size, num_threads=config.data.num_threads, **crops)
+    return drawn, batches.make_crops_and_flips(**crops)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

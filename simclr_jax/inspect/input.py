@@ -22,9 +22,10 @@ from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules, steps
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
+from simclr_jax.data.batches import Inputs
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.runlog.writer import plain_table
-from simclr_jax.train import build, choose_form, make_batches, make_prepare
+from simclr_jax.train import build, make_inputs
 from simclr_jax.views.presets import views_of
 
 _ROW = 16           # images of a batch while parts are measured
@@ -50,15 +51,15 @@ def bench_input(config: ConfigDict, workdir: str) -> dict[str, Any]:
     source = sources.load_source(
         config.data.source, config.data.train_split,
         **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
-    form = choose_form(config, source)
+    inputs = make_inputs(config, source)
     print(f'{source.name}, {source.split}: {source.num_examples:,} images; {settings.num_images} of them for '
           'each part, two views each', flush=True)
-    parts = {} if form == 'memory' else measure_parts(source, config)
-    whole = _measure_whole(source, form, config, mesh)
-    rate = settings.images_per_second or _accelerator_rate(source, form, config, mesh)
-    cores = rate / whole['per_core'] if rate and form != 'memory' else None
+    parts = {} if inputs.form == 'memory' else measure_parts(source, config)
+    whole = _measure_whole(source, inputs, config, mesh)
+    rate = settings.images_per_second or _accelerator_rate(source, inputs, config, mesh)
+    cores = rate / whole['per_core'] if rate and inputs.form != 'memory' else None
     report = {'data': source.name, 'split': source.split, 'image_size': config.augment.image_size,
-              'parts': parts, 'whole': {'form': form, **whole}, 'accelerator': rate, 'cores': cores,
+              'parts': parts, 'whole': {'form': inputs.form, **whole}, 'accelerator': rate, 'cores': cores,
               'num_cores': os.cpu_count(), 'skipped': source.skipped}
     for line in describe(report):
         print(line, flush=True)
@@ -151,13 +152,13 @@ def _rate_per_core(make: Callable[[], Iterator], num_images: int) -> float:
         iterator.close()
 
 
-def _measure_whole(source: Source, form: str, config: ConfigDict, mesh) -> dict[str, float]:
+def _measure_whole(source: Source, inputs: Inputs, config: ConfigDict, mesh) -> dict[str, float]:
     """The path as the run takes it, until its batches lie on the devices; in memory, until the views do."""
-    prepare = jax.jit(make_prepare(config, form, mesh))
-    with make_batches(config, source, form, mesh) as batches:
+    prepare = jax.jit(inputs.make_prepare(mesh))
+    with inputs.batches(source, mesh) as batches:
         def draw(step):
             batch = next(batches)
-            return prepare(batch, step) if form == 'memory' else batch
+            return prepare(batch, step) if inputs.form == 'memory' else batch
 
         for step in range(3):
             jax.block_until_ready(draw(step))
@@ -170,17 +171,17 @@ def _measure_whole(source: Source, form: str, config: ConfigDict, mesh) -> dict[
                 'per_core': count / (time.process_time() - processed)}
 
 
-def _accelerator_rate(source: Source, form: str, config: ConfigDict, mesh) -> float | None:
+def _accelerator_rate(source: Source, inputs: Inputs, config: ConfigDict, mesh) -> float | None:
     """Images per second of the training step on one batch over and over; None on a CPU."""
     if mesh.devices.flat[0].platform == 'cpu':
         return None
     num_steps = schedules.num_train_steps(source.num_examples, config.num_epochs, config.batch_size)
     _, init_state, train_step, shardings = build(
         config, mesh, num_examples=source.num_examples, num_classes=source.num_classes, num_steps=num_steps,
-        form=form)
+        inputs=inputs)
     state = steps.jit_once(init_state, out_shardings=shardings)()
     train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
-    with make_batches(config, source, form, mesh) as batches:
+    with inputs.batches(source, mesh) as batches:
         batch = next(batches)
     for _ in range(3):
         state, metrics = train_step(state, batch)

@@ -20,13 +20,12 @@ from typing import Any, Callable, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from simclr_jax.data import batches as inputs
 from simclr_jax.inspect import hlo as facts
 from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules
 from simclr_jax.config import ConfigDict
 from simclr_jax.runlog.writer import plain_table
-from simclr_jax.train import build, choose_form
+from simclr_jax.train import build, make_inputs
 
 _GIB = 1 << 30
 _STEPS_PER_EPOCH = 1000         # they move the schedule and nothing that is told here
@@ -150,14 +149,12 @@ def lower_step(config: ConfigDict, mesh):
     """
     num_examples = _STEPS_PER_EPOCH * config.batch_size
     num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
-    form = choose_form(config)
+    inputs = make_inputs(config)
     _, init_state, train_step, shardings = build(
         config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps,
-        form=form)
+        inputs=inputs)
     train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
-    batch = inputs.abstract_batch(
-        form, batch_size=config.batch_size, image_size=config.augment.image_size, pad_to=config.data.pad_to,
-        transfer=config.data.transfer, mesh=mesh)
+    batch = inputs.abstract_batch(mesh)
     state = jax.tree.map(_place, jax.eval_shape(init_state), shardings)
     traced = train_step.trace(state, batch)
     return traced.lower(), (state, batch), facts.count_flops(traced.jaxpr.jaxpr)

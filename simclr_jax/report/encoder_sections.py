@@ -121,7 +121,7 @@ def views_and_similarities(figures: Figures, pretrained: Pretrained, source: Sou
                            sequence: Sequence[str] = ()) -> tuple[Section, Section]:
     """The gallery of the views, and the similarities of views: two parts, from the same views.
 
-    run_views: {'view1', 'view2'}; sequence: see `batches.make_prepare`.
+    run_views: {'view1', 'view2'}; sequence: see `batches.Inputs`.
     """
     count = 1000 if image_size <= 64 else 256
     rows, view1, view2 = images.two_views(source, count, **run_views, image_size=image_size, seed=seed,

@@ -93,16 +93,13 @@ def two_views(source: Source, count: int, *, view1: View, view2: View, image_siz
               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first `count` images of a run on `source`: rows [N] of it and both views float32 [N, S, S, 3].
 
-    view1, view2: of the run; sequence: see `batches.make_prepare`. What
-    cannot be read is replaced as in a run.
+    view1, view2: of the run; sequence: see `batches.Inputs`. What cannot be read is replaced as in a run.
     """
     count = min(count, source.num_examples)
     form = batches.choose_form('device', image_size=image_size, source=source)
-    prepare = batches.make_prepare(form, view1=view1, view2=view2, image_size=image_size, seed=seed,
-                                  batch_size=count, mesh=mesh, sequence=sequence)
-    with batches.train_batches(source, form, mesh, seed=seed, batch_size=count, view1=view1, view2=view2,
-                              image_size=image_size) as stream:
-        views = jax.jit(prepare)(next(stream), jnp.int32(0))
+    inputs = batches.Inputs(form, view1, view2, image_size, seed, count, sequence)
+    with inputs.batches(source, mesh) as stream:
+        views = jax.jit(inputs.make_prepare(mesh))(next(stream), jnp.int32(0))
     _, rows = epoch_and_index(seed, np.arange(count), source.num_examples)
     return rows, np.asarray(views['view1']), np.asarray(views['view2'])
 

@@ -42,7 +42,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         trace, so that the learning rate is a function of the state's step and of nothing else.
         learning_rate: step -> float32 scalar.
         seed: with the state's step, it gives the key of whatever the method draws.
-        prepare: (batch, step) -> the batch that the method sees, see inputs.py.
+        prepare: (batch, step) -> the batch that the method sees, see data/batches.py.
         measure: (params, gradients) -> more metrics, float32.
 
     Returns:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.data import batches as inputs
+from simclr_jax.data.batches import Inputs, Prefetch, centre_crops, choose_form, eval_batches
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device as device_augment
 from simclr_jax.config import augment_config
@@ -35,9 +35,9 @@ def make_source(num_examples=N, size=SIZE):
 def take(num_steps, *, batch_size, start=0, devices=1, view1=PLAIN, view2=PLAIN, seed=SEED):
     """The prepared batches of `num_steps` steps of the data set in memory, on the host."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    prepare = jax.jit(inputs.make_prepare('memory', view1=view1, view2=view2, image_size=SIZE, seed=seed,
-                                          batch_size=batch_size, mesh=mesh))
-    with inputs.InMemory(make_source(), mesh, seed=seed, batch_size=batch_size, start_step=start) as batches:
+    inputs = Inputs('memory', view1, view2, SIZE, seed, batch_size)
+    prepare = jax.jit(inputs.make_prepare(mesh))
+    with inputs.batches(make_source(), mesh, start_step=start) as batches:
         with jax.transfer_guard('disallow'):
             prepared = [prepare(next(batches), sharding.put_replicated(mesh, np.int32(step)))
                         for step in range(start, start + num_steps)]
@@ -89,9 +89,8 @@ def test_the_views_have_operations_of_their_own():
     np.testing.assert_allclose(batch['view2'], 1.0 - batch['view1'], atol=1e-6)
 
 
-def make_prepare(form, **options):
-    return inputs.make_prepare(form, **{'view1': VIEW, 'view2': VIEW} | options, image_size=SIZE, seed=SEED,
-                               batch_size=4, mesh=sharding.make_mesh(jax.devices()[:1]))
+def make_prepare(form, view1=VIEW, view2=VIEW):
+    return Inputs(form, view1, view2, SIZE, SEED, 4).make_prepare(sharding.make_mesh(jax.devices()[:1]))
 
 
 @pytest.mark.parametrize('dtype, tolerance', [
@@ -118,7 +117,7 @@ def test_crops_and_padded_images_become_the_views_of_their_keys():
     of_padded = jax.jit(make_prepare('padded', view1=view, view2=view))(
         {'image': padded, 'box1': box, 'box2': box, **where}, 0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), of_crops, of_padded)
-    root = jax.random.fold_in(jax.random.key(SEED), inputs._VIEWS)
+    root = jax.random.fold_in(jax.random.key(SEED), 0x51EB)
     for row, (epoch, index) in enumerate(zip(where['epoch'], where['index'])):
         for slot, name in enumerate(('view1', 'view2')):
             key = root
@@ -133,7 +132,7 @@ def test_the_form_follows_from_source_and_config():
     files.uniform = False
 
     def form(source, augment_on, pad_to=0):
-        return inputs.choose_form(augment_on, source=source, image_size=SIZE, pad_to=pad_to)
+        return choose_form(augment_on, source=source, image_size=SIZE, pad_to=pad_to)
 
     assert form(source, 'device') == form(source, 'device', 64) == 'memory'
     assert form(source, 'host') == form(files, 'host', 64) == 'views'
@@ -146,7 +145,7 @@ def test_the_form_follows_from_source_and_config():
 @pytest.mark.parametrize('form', ['views', 'crops', 'padded'])
 def test_an_abstract_batch_is_what_the_form_takes(form):
     mesh = sharding.make_mesh(jax.devices()[:1])
-    batch = inputs.abstract_batch(form, batch_size=4, image_size=SIZE, pad_to=32, mesh=mesh)
+    batch = Inputs(form, VIEW, VIEW, SIZE, SEED, 4, pad_to=32).abstract_batch(mesh)
     views = jax.eval_shape(make_prepare(form), batch, 0)
     image = (4, SIZE, SIZE, 3), 'float32'
     assert {name: (view.shape, view.dtype.name) for name, view in views.items()} == {
@@ -164,7 +163,7 @@ def test_reading_ahead_keeps_the_order_and_is_bounded():
             drawn.append(number)
             yield number
 
-    with inputs.Prefetch(batches(), lambda number: -number, ahead=2) as prefetch:
+    with Prefetch(batches(), lambda number: -number, ahead=2) as prefetch:
         assert [next(prefetch) for _ in range(3)] == [0, -1, -2]
         deadline = time.time() + 10
         while len(drawn) < 6 and time.time() < deadline:
@@ -176,7 +175,7 @@ def test_reading_ahead_keeps_the_order_and_is_bounded():
 
 
 def test_leaving_early_ends_the_thread():
-    with inputs.Prefetch(iter(int, 1), lambda number: number) as prefetch:     # endless
+    with Prefetch(iter(int, 1), lambda number: number) as prefetch:     # endless
         next(prefetch)
     assert not prefetch._thread.is_alive()
 
@@ -186,7 +185,7 @@ def test_an_error_of_the_batches_reaches_the_loop():
         yield 1
         raise ValueError('More than 5 % of the images cannot be read.')
 
-    with inputs.Prefetch(batches(), lambda number: number) as prefetch:
+    with Prefetch(batches(), lambda number: number) as prefetch:
         assert next(prefetch) == 1
         with pytest.raises(ValueError, match='More than 5 %'):
             next(prefetch)
@@ -198,11 +197,11 @@ def test_the_time_that_the_loop_waited_is_counted():
             time.sleep(0.05)
             yield 0
 
-    with inputs.Prefetch(batches(), lambda number: number) as slow:
+    with Prefetch(batches(), lambda number: number) as slow:
         for _ in range(4):
             next(slow)
         assert slow.waited > 0.1
-    with inputs.Prefetch(iter(range(9)), lambda number: number) as fast:
+    with Prefetch(iter(range(9)), lambda number: number) as fast:
         time.sleep(0.3)
         next(fast), next(fast)
         assert fast.waited < 0.05
@@ -213,14 +212,14 @@ def test_the_time_that_the_loop_waited_is_counted():
 
 def test_every_example_is_evaluated_once_whatever_the_batch():
     source = make_source(size=12)
-    seen = list(inputs.eval_batches(source, batch_size=8, image_size=SIZE, crop_proportion=0.5))
+    seen = list(eval_batches(source, batch_size=8, image_size=SIZE, crop_proportion=0.5))
     assert [len(batch['label']) for batch in seen] == [8, 8, 8] and seen[2]['valid'].sum() == 6
     labels = np.concatenate([batch['label'][batch['valid']] for batch in seen])
     np.testing.assert_array_equal(labels, source.labels)
-    crops = inputs.centre_crops(seen[0]['image'], image_size=6, proportion=0.5)
+    crops = centre_crops(seen[0]['image'], image_size=6, proportion=0.5)
     np.testing.assert_allclose(crops, source.images[:8, 3:9, 3:9] / np.float32(255), atol=1e-6)
     floats = np.zeros((2, 6, 6, 3), np.float32)
-    assert inputs.centre_crops(floats, image_size=6, proportion=0.5).shape == floats.shape
+    assert centre_crops(floats, image_size=6, proportion=0.5).shape == floats.shape
 
 
 # ---- where tensorflow is not installed ---------------------------------------------------------------

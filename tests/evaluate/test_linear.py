@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.data import batches as inputs
+from simclr_jax.data import batches
 from simclr_jax.runtime import sharding
 from simclr_jax.config import base_config
 from simclr_jax.evaluate import frozen
@@ -29,13 +29,13 @@ def test_preprocessing_and_network_come_from_the_checkpoint(workdir, tmp_path, m
     seen = []
 
     def spy(name):
-        original = getattr(inputs, name)
+        original = getattr(batches, name)
 
         def call(source, **keywords):
             seen.append((name, keywords['image_size'], keywords.get('crop_proportion')))
             return original(source, **keywords)
 
-        monkeypatch.setattr(inputs, name, call)
+        monkeypatch.setattr(batches, name, call)
 
     spy('probe_batches')
     spy('eval_batches')

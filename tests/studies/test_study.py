@@ -14,13 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.data import batches as inputs
 from simclr_jax.runtime import sharding
 from simclr_jax.studies import study as studying
 from simclr_jax.config import base_config, flatten
 from simclr_jax.studies.grid import Cell, Grid, cell_config
 from simclr_jax.studies.render import render
-from simclr_jax.train import build
+from simclr_jax.train import build, make_inputs
 
 FILES = {path.stem: path for path in sorted((pathlib.Path(__file__).parents[2] / 'configs' / 'studies')
                                             .glob('*.py')) if path.stem != 'common'}
@@ -51,10 +50,11 @@ def test_every_cell_of_a_study_is_a_run_of_its_own(name, scale):
 def test_a_cell_makes_a_training_step(name):
     config = load(name, 'scale=tiny,smoke')
     one, mesh = cell_config(config, config.study.grid.cells[-1]), sharding.make_mesh()
+    inputs = make_inputs(one, form='crops')
     _, init_state, train_step, _ = build(one, mesh, num_examples=64, num_classes=10, num_steps=4,
-                                         form='crops')
+                                         inputs=inputs)
     state = jax.eval_shape(init_state)
-    batch = inputs.abstract_batch('crops', batch_size=one.batch_size, image_size=16, pad_to=0, mesh=mesh)
+    batch = inputs.abstract_batch(mesh)
     new_state, metrics = jax.eval_shape(train_step, state, batch)
     assert new_state == state
     assert ('mined_share' in metrics) == (name == 'losses')
