@@ -2,7 +2,7 @@
 
     python examples/encoder.py WORKDIR
 
-In a config: `encoder.name = 'examples.encoder:PatchNet'`, with `encoder.arguments = {'width': 64}` for its fields.
+In a config: `encoder.name = 'examples.encoder:PatchNet'`, and `encoder.arguments = {'width': 64}`.
 """
 
 import sys

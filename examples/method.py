@@ -23,12 +23,12 @@ def barlow_twins(network, *, num_train_steps, mesh, redundancy=0.005):
 
     def loss(params, batch_stats, method_state, batch, key):
         images = interleave_views(batch['view1'], batch['view2'])
-        output, batch_stats = forward_train(network, params, batch_stats, images, key=key, num_devices=mesh.size)
+        output, stats = forward_train(network, params, batch_stats, images, key=key, num_devices=mesh.size)
         z1, z2 = ((z - z.mean(0)) / z.std(0) for z in split_views(output.projection))
         off = jnp.square(z1.T @ z2 / len(z1) - jnp.eye(z1.shape[1]))      # [D, D]
         twins = jnp.trace(off) + redundancy * (off.sum() - jnp.trace(off))
         probe_loss, metrics = online_probe(output.probe_logits, batch['label'])
-        return twins + probe_loss, Aux(batch_stats, {'twins_loss': twins, **metrics})
+        return twins + probe_loss, Aux(stats, {'twins_loss': twins, **metrics})
 
     return Method(init, loss, after_update=lambda method_state, params, aux, step: method_state)
 

@@ -1,10 +1,9 @@
-"""An objective of your own for SimCLR: (z1, z2: [N, D]) -> (scalar, metrics). Here alignment and uniformity
-(Wang & Isola 2020, arXiv:2005.10242).
+"""An objective of your own: (z1, z2) -> (scalar, metrics). Here Wang & Isola 2020, arXiv:2005.10242.
 
     python examples/objective.py WORKDIR
 
-In a config: `method.loss = 'examples.objective:align_uniform'`. It is given the fields of the method's block that it
-names, such as `temperature` or `normalize`, and the `mesh`.
+In a config: `method.loss = 'examples.objective:align_uniform'`. It is given those fields of
+the method's block that it names, such as `temperature` or `normalize`, and the `mesh`.
 """
 
 import sys

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.runtime import sharding
-from simclr_jax.views import device as device_augment
-from simclr_jax.training.checkpoint import quiet_orbax_logs
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.models import abilities
 from simclr_jax.models.network import Network
+from simclr_jax.runtime import sharding
+from simclr_jax.training.checkpoint import quiet_orbax_logs
 from simclr_jax.training.steps import make_encode
+from simclr_jax.views import device as device_augment
 
 
 class Preprocessing(NamedTuple):
@@ -50,7 +50,8 @@ def load_encoder(path: str | os.PathLike, *, checkpoint: str = 'last', network: 
             that takes none.
     """
     quiet_orbax_logs()
-    return Encoder(load_pretrained(path, checkpoint, network, encoder=encoder), dtype=dtype, batch_size=batch_size)
+    pretrained = load_pretrained(path, checkpoint, network, encoder=encoder)
+    return Encoder(pretrained, dtype=dtype, batch_size=batch_size)
 
 
 class Encoder:

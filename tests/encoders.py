@@ -16,7 +16,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train):
-        x = nn.Conv(self.width, (self.patch,) * 2, strides=self.patch, padding='VALID', name='embedding')(images)
+        x = nn.Conv(self.width, (self.patch,) * 2, strides=self.patch, name='embedding')(images)
         x = x.reshape(len(x), -1, self.width)
         x = x + self.param('positions', nn.initializers.normal(0.02), (1, *x.shape[1:]))
         y = nn.MultiHeadDotProductAttention(2, name='attention')(nn.LayerNorm(name='norm1')(x))
@@ -34,8 +34,8 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         for number in range(2):
-            x = nn.Conv(self.width * 2 ** number, (3, 3), strides=1 + number, use_bias=False, dtype=self.dtype,
-                        name=f'conv{number}')(x)
+            x = nn.Conv(self.width * 2 ** number, (3, 3), strides=1 + number, use_bias=False,
+                        dtype=self.dtype, name=f'conv{number}')(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, use_fast_variance=False, dtype=self.dtype,
                                      name=f'norm{number}')(x))
         return x.mean((1, 2))

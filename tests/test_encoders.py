@@ -17,13 +17,23 @@ import simclr_jax
 from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.embed import embed, read_features
+from simclr_jax.evaluate.finetune import finetune
 from simclr_jax.evaluate.knn_task import knn
 from simclr_jax.evaluate.linear import linear
+from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.evaluate.search import search
-from simclr_jax.models.network import describe_encoder, forward_train, init_variables, make_encoder, make_network
+from simclr_jax.models.network import (
+    describe_encoder,
+    forward_train,
+    init_variables,
+    make_encoder,
+    make_network,
+)
 from simclr_jax.report.report import report
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build, pretrain
+from simclr_jax.weights.write.export import export
+from simclr_jax.weights.write.stablehlo import load_stablehlo
 from tests.encoders import CNN, ENCODERS, NnxCNN, ViT
 from tests.evaluate.runs import task_config
 
@@ -75,7 +85,8 @@ def train(encoder, method, num_devices, **overrides):
 def test_eight_devices_make_the_run_of_one(method, overrides):
     one, eight = train('cnn', method, 1), train('cnn', method, 8, **overrides)
     jax.tree.map_with_path(
-        lambda path, a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=str(path)), one, eight)
+        lambda path, a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=str(path)),
+        one, eight)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -84,7 +95,7 @@ def test_every_encoder_trains_with_every_method_in_chunks_and_with_a_split_state
     losses, start, end = train(encoder, method, 8, encoder_chunks=2, shard_state=True)
     assert np.isfinite(losses).all()
     before, after = (jax.tree.leaves(state.params['encoder']) for state in (start, end))
-    assert all((a != b).any() for a, b in zip(before, after) if a.size > 16)      # small ones may rest at a bias
+    assert all((a != b).any() for a, b in zip(before, after) if a.size > 16)     # biases may rest
     statistics = [jax.tree.leaves(state.batch_stats.get('encoder', {})) for state in (start, end)]
     assert bool(statistics[0]) == (encoder == 'nnx')
     assert all((a != b).any() for a, b in zip(*statistics))
@@ -110,7 +121,7 @@ def test_groups_of_rows_are_passes_of_their_own(encoder, strided):
     images = some_images()
     network = make_network(encoder={}, module=ENCODERS[encoder], head={'mode': 'none'})
     variables = init_variables(network, jax.random.key(0), images)
-    forward = functools.partial(forward_train, params=variables['params'], batch_stats=variables['batch_stats'])
+    forward = functools.partial(forward_train, **variables)
     grouped, statistics = forward(network.clone(norm_groups=2, norm_strided=strided), images=images)
     rows = (np.arange(8) % 2 if strided else np.arange(8) // 4)
     for group in (0, 1):
@@ -126,8 +137,8 @@ def test_groups_of_rows_are_passes_of_their_own(encoder, strided):
 @pytest.mark.parametrize('encoder', [ViT(dropout=0.5), bridge.to_linen(NnxCNN, width=8, dropout=0.5)])
 @pytest.mark.parametrize('chunks', [1, 2])
 def test_dropout_follows_the_key_of_the_step(encoder, chunks):
-    first, again, other = (one_pass(encoder, some_images(), key=jax.random.key(seed), encoder_chunks=chunks)[0]
-                           for seed in (1, 1, 2))
+    first, again, other = (one_pass(encoder, some_images(), key=jax.random.key(seed),
+                                    encoder_chunks=chunks)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.features, again.features)
     assert (first.features != other.features).any()
     same = one_pass(encoder, np.repeat(some_images(1), 8, 0), key=jax.random.key(1), encoder_chunks=chunks)[0]
@@ -181,16 +192,19 @@ def test_dtype_is_an_argument_where_the_encoder_takes_it():
     assert make_encoder({'name': 'tests.encoders:CNN', 'dtype': 'bfloat16'}).dtype == jax.numpy.bfloat16
     stated = {'name': 'tests.encoders:CNN', 'arguments': {'dtype': 'float32'}, 'dtype': 'bfloat16'}
     assert make_encoder(stated).dtype == 'float32'
-    assert make_encoder({'name': 'tests.encoders:ViT', 'arguments': {'width': 8}, 'dtype': 'bfloat16'}) == ViT(8)
+    without = {'name': 'tests.encoders:ViT', 'arguments': {'width': 8}, 'dtype': 'bfloat16'}
+    assert make_encoder(without) == ViT(8)
 
 
 @pytest.mark.parametrize('fields, sentence', [
     ({'name': 'tests.encoders:Nothing'}, 'encoder.name is .* has no Nothing'),
-    ({'name': 'tests.encoders:ENCODERS'}, 'is no class of Flax modules'), ({'name': 'os:system'}, 'no class of Flax'),
-    ({'name': 'tests.encoders:ViT', 'arguments': {'depth': 3}}, 'encoder.arguments do not fit tests.encoders:ViT'),
+    ({'name': 'tests.encoders:ENCODERS'}, 'is no class of Flax modules'),
+    ({'name': 'os:system'}, 'is no class of Flax modules'),
+    ({'name': 'tests.encoders:ViT', 'arguments': {'depth': 3}}, 'do not fit tests.encoders:ViT'),
     ({'name': 'tests.encoders:NnxCNN', 'arguments': {'depth': 3}}, 'encoder.arguments do not fit'),
     ({'name': ''}, 'encoder.name is empty: .* Give it again as encoder='),
-    ({'name': 'vit'}, "encoder.name is 'vit'"), ({'depth': 18, 'arguments': {'width': 2}}, 'encoder.arguments are for')])
+    ({'name': 'vit'}, "encoder.name is 'vit'"),
+    ({'depth': 18, 'arguments': {'width': 2}}, 'encoder.arguments are for')])
 def test_a_name_or_arguments_that_will_not_do_are_told_in_a_sentence(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_encoder(fields)
@@ -234,21 +248,44 @@ def test_the_encoder_is_loaded_with_the_layers_that_it_has(run):
     loaded = simclr_jax.load_encoder(workdir)
     assert loaded.layers == ('features', *(['block'] if isinstance(encoder, ViT) else []), 'projection')
     images = np.random.default_rng(0).integers(0, 256, (3, 12, 10, 3), dtype=np.uint8)
-    assert {layer: len(loaded(images, layer=layer)) for layer in loaded.layers} == dict.fromkeys(loaded.layers, 3)
+    assert [len(loaded(images, layer=layer)) for layer in loaded.layers] == [3] * len(loaded.layers)
     given = simclr_jax.load_encoder(workdir, encoder=encoder)
     np.testing.assert_array_equal(given(images), loaded(images))
     if isinstance(encoder, ViT):
         with pytest.raises(ValueError, match="dtype is 'bfloat16': the encoder ViT has no field dtype"):
             simclr_jax.load_encoder(workdir, dtype='bfloat16')
     else:
-        np.testing.assert_allclose(simclr_jax.load_encoder(workdir, dtype='bfloat16')(images), loaded(images), atol=0.05)
+        coarse = simclr_jax.load_encoder(workdir, dtype='bfloat16')
+        np.testing.assert_allclose(coarse(images), loaded(images), atol=0.05)
 
 
 def test_it_goes_through_the_evaluations(run, tmp_path):
     _, workdir = run
     sgd = {'batch_size': 64, 'num_epochs': 1.0, 'pixel_floor': False}
     for task, settings in ((knn, {'k': (5,)}), (linear, sgd), (linear, {'solver': 'lbfgs', 'l2': '1'})):
-        assert set(task(task_config(task.__name__, workdir, **settings), str(tmp_path))) >= {'random', 'pretrained'}
+        results = task(task_config(task.__name__, workdir, **settings), str(tmp_path))
+        assert set(results) >= {'random', 'pretrained'}
+
+
+def test_fine_tuning_freezes_what_it_can_and_its_file_is_an_encoder(run, tmp_path):
+    encoder, workdir = run
+    settings = {'batch_size': 64, 'num_epochs': 1.0, 'optimizer': 'sgd', 'learning_rate': 0.1,
+                'scaling': 'none', 'init': 'pretrained'}
+    before = load_pretrained(workdir).variables
+    for from_block in (-1, 0, 4):
+        config = task_config('finetune', workdir, from_block=from_block, **settings)
+        if from_block == 0 and isinstance(encoder, ViT):
+            with pytest.raises(ValueError, match='finetune.from_block is 0: the encoder ViT has no stages'):
+                finetune(config, str(tmp_path))
+            continue
+        finetune(config, str(tmp_path))
+        after = load_pretrained(f'{tmp_path}/finetuned.safetensors').variables
+        for kind in ('params', 'batch_stats'):
+            old, new = (variables[kind].get('encoder', {}) for variables in (before, after))
+            kept = {name for name in old if all(
+                map(np.array_equal, *map(jax.tree.leaves, (old[name], new[name]))))}
+            assert kept == {name for name in old
+                            if from_block == 4 or from_block == 0 and name.endswith('0')}
 
 
 def test_features_go_to_a_file_and_are_searched(run, tmp_path):
@@ -262,8 +299,17 @@ def test_features_go_to_a_file_and_are_searched(run, tmp_path):
     assert rows[0]['index'] == 3
 
 
+def test_it_is_exported_as_a_program(run, tmp_path):
+    _, workdir = run
+    export(task_config('export', workdir, formats=('stablehlo',), dir=str(tmp_path)), str(tmp_path))
+    encode = load_stablehlo(tmp_path / 'encoder.stablehlo')
+    images = some_images(3)
+    np.testing.assert_allclose(encode(images), simclr_jax.load_encoder(workdir)(images), rtol=1e-4, atol=1e-5)
+
+
 def test_it_has_a_report(run, tmp_path):
     _, workdir = run
     config = task_config('report', workdir, max_images=40, tsne=False)
-    page = open(report(config, str(tmp_path)), encoding='utf-8').read()
+    report(config, str(tmp_path))
+    page = (tmp_path / 'report.html').read_text()
     assert 'Nearest neighbours' in page and 'ResNet' not in page

@@ -11,15 +11,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import simclr_jax
-from simclr_jax.data import batches
-from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import sources
-from simclr_jax.data.source import Source, Streamed
+from simclr_jax.data import batches, sources
 from simclr_jax.data.progress import progress_bar
+from simclr_jax.data.source import Source, Streamed
 from simclr_jax.evaluate.frozen import fingerprint
 from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields, load_pretrained
 from simclr_jax.evaluate.subject import data_options
+from simclr_jax.runtime import sharding
 from simclr_jax.training.steps import make_encode
 
 _KEY = b'simclr_jax'        # of the metadata in a Parquet file
@@ -88,7 +87,7 @@ def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: j
     encode = jax.jit(make_encode(pretrained.network, layer=layer))
     variables = jax.device_put(pretrained.variables, sharding.replicated(mesh))
     size, proportion = trained.augment.image_size, trained.eval.crop_proportion
-    batch_size = min(-(-trained.eval.batch_size // mesh.size), -(-source.num_examples // mesh.size)) * mesh.size
+    batch_size = -(-min(trained.eval.batch_size, source.num_examples) // mesh.size) * mesh.size
     features, first = None, 0
     indices = np.full(source.num_examples, -1, np.int64)
     labels = np.full(source.num_examples, -1, np.int32)
@@ -248,7 +247,7 @@ def _read_parquet(path: str) -> Embedded:
 
 def _pyarrow() -> bool:
     try:
-        import pyarrow      # noqa: F401
+        import pyarrow  # noqa: F401
     except ImportError:
         return False
     return True

@@ -17,7 +17,6 @@ from simclr_jax.config import ConfigDict
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.subset import labels_of, take_rows
-from simclr_jax.evaluate.frozen import labelled_features
 from simclr_jax.evaluate.pretrained import as_imported
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, load_splits, load_subject
@@ -27,7 +26,8 @@ from simclr_jax.models import abilities
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
-from simclr_jax.training import optimizers as optim, schedules
+from simclr_jax.training import optimizers as optim
+from simclr_jax.training import schedules
 from simclr_jax.weights.flax_file import write_flax
 
 _INITS = {'pretrained': ('pretrained',), 'scratch': ('scratch',), 'both': ('scratch', 'pretrained')}
@@ -46,10 +46,11 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
     As google-research/simclr run.py --train_mode=finetune: crops and flips, BatchNorm over the global batch
     with running statistics that follow, a cosine without warm-up. `finetune.from_block` freezes what lies
     before: -1 nothing, 0 the stem, k all up to stage k, 4 all but the classifier; a frozen part keeps its
-    parameters and BatchNorm statistics bit for bit; 0 to 3 are for an encoder with stages. `finetune.layer` is where the classifier sits: 0 on h, k
-    on head layer k, which is then trained too (ft_proj_selector). Labels: a class-balanced share, seeded
-    (`finetune.label_share`), or a list of file names (`finetune.subset_file`). `finetune.init='scratch'`
-    trains the same network from random weights instead, the supervised row; 'both' does one after the other.
+    parameters and BatchNorm statistics bit for bit; 0 to 3 are for an encoder with stages. `finetune.layer`
+    is where the classifier sits: 0 on h, k on head layer k, which is then trained too (ft_proj_selector).
+    Labels: a class-balanced share, seeded (`finetune.label_share`), or a list of file names
+    (`finetune.subset_file`). `finetune.init='scratch'` trains the same network from random weights instead,
+    the supervised row; 'both' does one after the other.
     `encoder` is the module itself, where the config of its run cannot name it.
 
     Writes workdir/finetuned.safetensors (and scratch.safetensors), from which every other task reads the
@@ -83,7 +84,7 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
             variables = subject.pretrained.initial if init == 'scratch' else subject.pretrained.variables
             tuned = fit_network(config, subject, variables, train_source, num_steps, log,
                                 from_block=-1 if init == 'scratch' else settings.from_block)
-            test = labelled_features(subject.frozen(tuned.variables), test_source, subject.config, subject.mesh)
+            test, = subject.features(subject.frozen(tuned.variables), test_source)
             logits = test.features @ np.asarray(tuned.kernel) + np.asarray(tuned.bias)
             results[init], networks[init] = accuracies(logits, test.labels, 'finetune'), tuned
         if sharding.is_lead():
@@ -156,7 +157,8 @@ def _make_step(subject: Subject, settings: ConfigDict, optimizer: optim.Optimize
     return fit_step
 
 
-def frozen_module(part: str, module: str, *, from_block: int, layer: int, encoder: abilities.HasStages) -> bool:
+def frozen_module(part: str, module: str, *, from_block: int, layer: int, encoder: abilities.HasStages
+                  ) -> bool:
     """Whether a module stays as it is: ('encoder', 'stage2_block1'), ('head', 'dense1').
 
     Of the head that is all that lies beyond `layer`, where the classifier sits; of the encoder all up to
@@ -203,8 +205,9 @@ def _check(settings: ConfigDict) -> None:
 
 def _check_stages(from_block: int, encoder: nn.Module) -> None:
     if from_block in range(4) and not abilities.has_stages(encoder):
-        raise ValueError(f'finetune.from_block is {from_block}: the encoder {abilities.name_of(encoder)} has no '
-                         'stages (a method stage_of); it takes -1 (all is trained) or 4 (the classifier alone).')
+        raise ValueError(f'finetune.from_block is {from_block}: the encoder {abilities.name_of(encoder)} has '
+                         'no stages (a method stage_of); it takes -1 (all is trained) or 4 (the classifier '
+                         'alone).')
 
 
 def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:

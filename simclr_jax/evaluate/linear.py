@@ -22,10 +22,12 @@ from simclr_jax.evaluate.subject import Subject, load_splits, load_subject
 from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
-from simclr_jax.training import optimizers as optim, schedules
+from simclr_jax.training import optimizers as optim
+from simclr_jax.training import schedules
 
 
-def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -> dict[str, dict[str, float]]:
+def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
+           ) -> dict[str, dict[str, float]]:
     """Linear evaluation of a pretrained encoder (Chen et al. 2020, sec. 2.2; B.8 for transfer).
 
     The encoder is frozen, BatchNorm with its running statistics. `linear.solver` says how the classifier
@@ -68,7 +70,8 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
         for name, encode in encoders.items():
             if by_sgd and name != 'raw pixels':
                 log = log_to(writer, every=config.log.every_steps, offset=offset, name=name)
-                logits, labels = _fit_by_sgd(config, subject, encode, train_source, test_source, num_steps, log)
+                logits, labels = _fit_by_sgd(config, subject, encode, train_source, test_source, num_steps,
+                                             log)
                 num_train, offset = train_source.num_examples - len(train_source.skipped), offset + num_steps
             else:
                 train, test = subject.features(encode, train_source, test_source)
@@ -108,7 +111,7 @@ def check_l2(field: str, value: str | float) -> float | None:
 
 
 def fit_with_l2(train: Features, num_classes: int, l2: float | None, seed: int) -> Logistic:
-    """Logistic regression by L-BFGS with this l2, or for None with the best on a held-out tenth of `train`."""
+    """Logistic regression by L-BFGS with this l2; None: the best on a held-out tenth of `train`."""
     if l2 is None:
         return fit_best_classifier(train, num_classes=num_classes, seed=seed)
     return fit_standardised(train, num_classes=num_classes, l2=l2)

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.training import checkpoint
 from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.models.network import Network, init_variables, make_network
+from simclr_jax.training import checkpoint
 from simclr_jax.training.steps import jit_once
 from simclr_jax.weights.read.files import read_weights
 from simclr_jax.weights.tree import Imported
@@ -84,14 +84,15 @@ def encoder_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def as_imported(pretrained: Pretrained, **changes: Any) -> Imported:
-    """A pretrained encoder as a file of weights holds it; `changes` take the place of fields of `Imported`."""
+    """A pretrained encoder as a file of weights holds it; `changes` replace fields of `Imported`."""
     config = pretrained.config
     return Imported(**{
         'encoder': encoder_fields(config), 'head': config.head.to_dict(),
         'variables': {kind: dict(tree) for kind, tree in pretrained.variables.items()},
         'mean': tuple(config.augment.mean), 'std': tuple(config.augment.std),
         'image_size': config.augment.image_size, 'crop_proportion': config.eval.crop_proportion,
-        'source': pretrained.source, 'classifier': pretrained.classifier, 'card': dict(pretrained.card), **changes})
+        'source': pretrained.source, 'classifier': pretrained.classifier, 'card': dict(pretrained.card),
+        **changes})
 
 
 def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Module | None) -> Pretrained:

@@ -7,10 +7,9 @@ import flax.linen as nn
 import numpy as np
 
 from simclr_jax import storage
-from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.source import Source
 from simclr_jax.data.decode import BadImage, read_image
+from simclr_jax.data.source import Source
 from simclr_jax.evaluate.embed import Embedded, check_same_encoder, encode_source, read_features
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import preprocessing_of
@@ -18,6 +17,7 @@ from simclr_jax.evaluate.knn import nearest_neighbours
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.report.tables import write_csv
 from simclr_jax.runlog.progress import plain_table
+from simclr_jax.runtime import sharding
 
 
 class QueryFiles(Source):

@@ -1,19 +1,20 @@
 """What an evaluation task is about: a pretrained encoder, and labelled splits to fit and to test on."""
 
 import functools
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import Features, raw_pixels
 from simclr_jax.evaluate.frozen import Encode, check_preprocessing, is_labelled, labelled_features, unchanged
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.runtime import sharding
 from simclr_jax.training.steps import make_encode
 
 _PIXEL_BYTES = 1 << 30      # of raw pixels as float32, at most, that are measured as a floor
@@ -92,7 +93,7 @@ def load_subject(settings: ConfigDict, workdir: str, block: str, module: nn.Modu
 
 def load_splits(config: ConfigDict, trained: ConfigDict, what: str, *, by_name: bool = False
                 ) -> tuple[Source, Source]:
-    """The labelled splits to train and to test on: `config`'s, and where it is empty those of `trained`, the run's.
+    """The labelled splits to train and to test on: `config`'s, and where it is empty those of the run.
 
     Args:
         what: the evaluation, for the message: 'a linear evaluation'.
@@ -103,7 +104,8 @@ def load_splits(config: ConfigDict, trained: ConfigDict, what: str, *, by_name: 
     """
     data = {name: config.data[name] or trained.data[name] for name in ('source', 'train_split', 'test_split')}
     where = data_options(config, trained) | ({'decode_once': False} if by_name else {})
-    train_source, test_source = sources.load_pair(data['source'], data['train_split'], data['test_split'], **where)
+    train_source, test_source = sources.load_pair(data['source'], data['train_split'], data['test_split'],
+                                                  **where)
     for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
         if not is_labelled(source):
             raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '

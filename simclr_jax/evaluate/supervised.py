@@ -1,4 +1,4 @@
-"""What a linear probe by SGD and fine-tuning share: crops with labels, their loss, the loop, the accuracies."""
+"""What a linear probe by SGD and fine-tuning share: labelled crops, loss, loop and accuracies."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

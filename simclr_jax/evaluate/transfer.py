@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
@@ -18,6 +17,7 @@ from simclr_jax.evaluate.logistic import Logistic
 from simclr_jax.evaluate.results import append_lines, percent
 from simclr_jax.evaluate.subject import Subject, data_options, load_subject
 from simclr_jax.runlog.writer import MetricWriter
+from simclr_jax.runtime import sharding
 
 
 class DataSet(NamedTuple):
@@ -81,7 +81,8 @@ def transfer(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
                 lines.append({'encoder': encoder_name, _MEASURES[per_class]: value,
                               f'{_MEASURES[per_class]}_interval': list(interval), 'l2': classifier.l2,
                               'heldout': classifier.heldout,
-                              **subject.provenance(train_source, test_source, len(train.labels), len(test.labels)),
+                              **subject.provenance(train_source, test_source, len(train.labels),
+                                                   len(test.labels)),
                               'seconds': round(time.time() - started, 1)})
                 cells[name, encoder_name] = percent(value, interval)
             results[name] = {line['encoder']: line[_MEASURES[per_class]] for line in lines}

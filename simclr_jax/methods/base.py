@@ -1,6 +1,7 @@
 """What a method is: three pure functions of arrays. The trainer knows nothing else of it."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 

@@ -2,12 +2,18 @@
 
 import jax
 
-from simclr_jax.training import schedules
 from simclr_jax.methods.base import Aux, Method
-from simclr_jax.methods.parts import (interleave_views, moving_average, online_probe, split_views,
-                                      target_network, target_params)
+from simclr_jax.methods.parts import (
+    interleave_views,
+    moving_average,
+    online_probe,
+    split_views,
+    target_network,
+    target_params,
+)
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.cosine_regression import cosine_regression
+from simclr_jax.training import schedules
 
 
 def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, momentum_rises: bool = True,

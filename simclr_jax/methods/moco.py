@@ -5,13 +5,19 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.training import schedules
 from simclr_jax.methods.base import Aux, Method
-from simclr_jax.methods.parts import (interleave_views, moving_average, online_probe, split_views,
-                                      target_network, target_params)
+from simclr_jax.methods.parts import (
+    interleave_views,
+    moving_average,
+    online_probe,
+    split_views,
+    target_network,
+    target_params,
+)
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
 from simclr_jax.objectives.parts import l2_normalize
+from simclr_jax.training import schedules
 
 KEY_GROUPS = ('strided', 'shuffled', 'same')
 

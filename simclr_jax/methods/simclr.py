@@ -16,9 +16,8 @@ from simclr_jax.objectives.nt_xent import nt_xent
 
 
 def simclr(network: Network, *, num_train_steps: int, temperature: float, normalize: bool = True,
-           decoupled: bool = False, loss: str | Callable = 'nt_xent', margin: float = 0.8, mining: str = 'none',
-           loss_weight: float = 1.0,
-           mesh: jax.sharding.Mesh | None = None) -> Method:
+           decoupled: bool = False, loss: str | Callable = 'nt_xent', margin: float = 0.8,
+           mining: str = 'none', loss_weight: float = 1.0, mesh: jax.sharding.Mesh | None = None) -> Method:
     """The SimCLR method around `network`.
 
     Args:
@@ -75,7 +74,8 @@ def _choose_loss(loss, *, mesh, **options):
     """(z1, z2) -> (scalar, metrics), of a loss by its name, or of a function."""
     losses = {'nt_xent': nt_xent, 'nt_logistic': nt_logistic, 'margin': margin_triplet}
     if isinstance(loss, str) and loss not in losses and not is_path(loss):
-        raise ValueError(f"method.loss is {loss!r}; the losses are {', '.join(losses)}, or 'package.module:Name'.")
+        raise ValueError(f"method.loss is {loss!r}; the losses are {', '.join(losses)}, or "
+                         "'package.module:Name'.")
     function = loss if callable(loss) else losses.get(loss) or resolve(loss, 'method.loss')
     taken = inspect.signature(function).parameters
     if options['decoupled'] and 'decoupled' not in taken:

@@ -25,7 +25,9 @@ class GroupsRows(Protocol):
     norm_groups: int
     norm_strided: bool
 
-    def clone(self, **fields: Any) -> nn.Module: ...
+    def clone(self, **fields: Any) -> nn.Module:
+        """The module with other fields."""
+        ...
 
 
 @runtime_checkable
@@ -104,8 +106,8 @@ def check_encoder(module: Any) -> nn.Module:
     kind = module.nnx_class if isinstance(module, bridge.ToLinen) else type(module)
     parameters = inspect.signature(kind.__call__).parameters.values()
     if not any(each.name == 'train' or each.kind is each.VAR_KEYWORD for each in parameters):
-        raise ValueError(f'The encoder {kind.__name__} is called as encoder(images, train=True or False): its '
-                         'method __call__ has no argument `train`.')
+        raise ValueError(f'The encoder {kind.__name__} is called as encoder(images, train=True or False), '
+                         'but its method __call__ has no argument `train`.')
     return module
 
 
@@ -114,9 +116,9 @@ def encode(module: nn.Module, images: jax.Array, train: bool) -> jax.Array:
     features = module(images, train=train)
     if not isinstance(features, jax.Array | np.ndarray) or features.shape[:-1] != images.shape[:1]:
         found = jax.tree.map(lambda leaf: list(np.shape(leaf)), features)
-        raise ValueError(f'The encoder {name_of(module)} returns {found} for {images.shape[0]} images: features '
-                         '[B, D] are needed, one vector an image. Take the mean over the pixels of a map, or '
-                         'one of several outputs, in a module around it.')
+        raise ValueError(f'The encoder {name_of(module)} returns {found} for {images.shape[0]} '
+                         'images: features [B, D] are needed, one vector an image. Take the mean over the '
+                         'pixels of a map, or one of several outputs, in a module around it.')
     return jnp.asarray(features, jnp.float32)
 
 

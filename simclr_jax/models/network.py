@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.config.names import resolve, name_of
+from simclr_jax.config.names import name_of, resolve
 from simclr_jax.models import abilities
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
@@ -114,8 +114,8 @@ def init_variables(network: Network, key: jax.Array, images: jax.Array) -> dict[
     others = sorted(set(found) - {'params', 'batch_stats'})
     if others:
         raise ValueError(f'The encoder {abilities.name_of(network.encoder)} keeps variables in the collection '
-                         f"{', '.join(map(repr, others))}: a run trains 'params', follows 'batch_stats' and saves "
-                         'no other. Keep what changes in these two.')
+                         f"{', '.join(map(repr, others))}: a run trains 'params', follows 'batch_stats' "
+                         'and saves no other. Keep what changes in these two.')
     return found
 
 
@@ -260,8 +260,8 @@ def make_encoder(fields: Mapping[str, Any]) -> nn.Module:
     name, arguments = fields.pop('name', 'resnet'), dict(fields.pop('arguments', {}))
     if name == 'resnet':
         if arguments:
-            raise ValueError('encoder.arguments are for an encoder of your own, named by encoder.name; resnet '
-                             'has the other fields of the block.')
+            raise ValueError('encoder.arguments are for an encoder of your own, named by encoder.name; '
+                             'resnet has the other fields of the block.')
         return ResNet(**fields)
     if not name:
         raise ValueError('encoder.name is empty: the run was given an encoder that a config cannot name, of '

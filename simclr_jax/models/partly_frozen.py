@@ -42,5 +42,6 @@ def apply_partly_frozen(network: Network, variables: Any, images: jax.Array, *,
             output, batch_stats = forward_train(network, params, batch_stats, images, key=key)
             return output.layers, batch_stats
         features = network.apply(variables, images, train=False, method='encode')
-        output, updates = network.apply(variables, features, train=True, method='project', mutable=['batch_stats'])
+        output, updates = network.apply(variables, features, train=True, method='project',
+                                        mutable=['batch_stats'])
         return output.layers, batch_stats | updates.get('batch_stats', {})

@@ -1,6 +1,6 @@
 """The two functions that run on the accelerator: one training step, and images to features."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         measure: (params, gradients) -> more metrics, float32.
 
     Returns:
-        A function whose metrics (float32 scalars, but for those of `measure`) are `loss`, those of the method,
-        `gradient_norm` and `learning_rate`, all of the step that it has just made.
+        A function whose metrics (float32 scalars, but for those of `measure`) are `loss`, those of the
+        method, `gradient_norm` and `learning_rate`, all of the step that it has just made.
     """
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -64,8 +64,8 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
             if of_probe:
                 updates = updates | _probe_updates(of_probe)
             params = optax.apply_updates(state.params, updates)
-            metrics = {'loss': loss, **aux.metrics, 'gradient_norm': optax.tree.norm(gradients), 'learning_rate': rate,
-                       **measure(state.params, gradients)}
+            metrics = {'loss': loss, **aux.metrics, 'gradient_norm': optax.tree.norm(gradients),
+                       'learning_rate': rate, **measure(state.params, gradients)}
             state = TrainState(
                 step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
                 method_state=method.after_update(state.method_state, params, aux, state.step))
