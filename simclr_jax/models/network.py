@@ -113,7 +113,7 @@ def init_variables(network: Network, key: jax.Array, images: jax.Array) -> dict[
         name: tree for name, tree in variables.items() if name not in abilities.MAPS}
     others = sorted(set(found) - {'params', 'batch_stats'})
     if others:
-        raise ValueError(f'The encoder {abilities.name_of(network.encoder)} keeps variables in the collection '
+        raise ValueError(f'The encoder {abilities.name_of(network.encoder)} keeps variables in collection '
                          f"{', '.join(map(repr, others))}: a run trains 'params', follows 'batch_stats' "
                          'and saves no other. Keep what changes in these two.')
     return found
