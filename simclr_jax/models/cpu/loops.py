@@ -23,9 +23,8 @@ _NAMES = ('convolution_forward', 'convolution_input_gradient', 'convolution_kern
 def are_for(*arrays: jax.Array) -> bool:
     """Whether a program that is traced now may use the loops for these arrays, where it runs on a CPU.
 
-    It may also be compiled for a TPU: give the loops to `jax.lax.platform_dependent`. They take float32 of
-    sizes that are known (in an exported program that of the batch is not), and XLA does not know how to
-    split them over devices.
+    It may also be compiled for a TPU, or exported: an `operation.Operation` has both forms. The loops take
+    float32 of sizes that are known, and XLA does not know how to split them over devices.
     """
     return (all(array.dtype == jnp.float32 for array in arrays)
             and all(isinstance(size, int) and size > 0 for array in arrays for size in array.shape)
@@ -57,6 +56,7 @@ def are_built() -> bool:
             handler = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(_PREFIX + name, handler, platform='cpu')
     except (AttributeError, RuntimeError, ValueError) as error:     # of another version, of us or of jaxlib
-        logging.warning('The compiled loops are not used: %s. Install simclr_jax again.', error)
+        logging.warning('The compiled loops are not used: %s. Install simclr_jax again, or set %s=off for '
+                        "XLA's own operations.", error, SWITCH)
         return False
     return True

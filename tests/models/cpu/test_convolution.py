@@ -1,6 +1,7 @@
 """Convolutions and their gradients against sums in float64, as XLA does them and by the compiled loops."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,3 +83,44 @@ def test_what_is_for_other_devices_or_of_unknown_size_has_no_loops(form, monkeyp
     assert 'simclr_jax_loops' not in exported.mlir_module()
     monkeypatch.setenv(loops.SWITCH, 'off')
     assert 'simclr_jax_loops' not in jax.jit(lambda x: convolve(x, kernel)).lower(x).as_text()
+
+
+@pytest.mark.parametrize('case', CASES[1::3])
+def test_derivatives_of_second_order_are_those_of_xla(case, monkeypatch):
+    if not loops.are_built():
+        pytest.skip('the compiled loops were not built, or are not for this processor')
+    images, height, width, channels, features, size, stride, padding = case
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: np.float32(rng.normal(size=shape))
+    primals, tangents = ((draw(images, height, width, channels), draw(size, size, channels, features))
+                         for _ in range(2))
+    pads = padding if padding == 'SAME' else ((padding,) * 2,) * 2
+
+    def loss(*arguments):
+        return jnp.sin(convolve(*arguments, stride=stride, padding=pads) / size).sum()
+
+    def derivatives(primals, tangents):
+        gradient = jax.grad(loss, argnums=(0, 1))
+        along = jax.jvp(gradient, primals, tangents)[1]
+        penalty = jax.grad(lambda primals: sum(jnp.vdot(g, g) for g in gradient(*primals)))(primals)
+        return jax.jvp(loss, primals, tangents)[1], along, penalty
+
+    monkeypatch.setattr(jax, 'device_count', lambda: 1)
+    by_loops = jax.jit(derivatives).lower(primals, tangents)
+    assert 'simclr_jax_loops' in by_loops.as_text()
+    monkeypatch.setenv(loops.SWITCH, 'off')
+    by_xla = jax.jit(lambda *arguments: derivatives(*arguments))(primals, tangents)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()),
+                 by_loops.compile()(primals, tangents), by_xla)
+
+
+def test_an_exported_program_has_no_loops_and_runs_on_any_platform(form):
+    x, kernel = np.ones((2, 8, 8, 3), np.float32), np.ones((3, 3, 3, 8), np.float32)
+    gradient = jax.grad(lambda kernel: convolve(x, kernel).sum())
+    exported = jax.export.export(jax.jit(gradient), platforms=('cpu', 'tpu', 'cuda'))(kernel)
+    np.testing.assert_allclose(jax.export.deserialize(exported.serialize()).call(kernel), jax.jit(gradient)(kernel))
+
+
+def test_one_image_is_told_to_be_a_batch(form):
+    with pytest.raises(ValueError, match=r'\[N, H, W, C\].*images\[None\]'):
+        convolve(np.zeros((8, 8, 3), np.float32), np.zeros((3, 3, 3, 8), np.float32))

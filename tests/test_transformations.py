@@ -1,0 +1,188 @@
+"""Which of JAX's transformations hold for each public function, with and without the compiled loops of a CPU.
+
+The table in docs/transformations.md is what these tests find: `python tests/test_transformations.py --update`
+writes it anew, and a test compares it.
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec as P
+
+import simclr_jax
+from simclr_jax.models.cpu import loops
+from simclr_jax.objectives.cosine_regression import cosine_regression
+from simclr_jax.objectives.info_nce import info_nce
+from simclr_jax.objectives.margin import margin_triplet
+from simclr_jax.objectives.nt_logistic import nt_logistic
+
+DOCUMENT = pathlib.Path(__file__).parent.parent / 'docs' / 'transformations.md'
+HEADER = """# JAX transformations of the public functions
+
+Each entry is what `tests/test_transformations.py` finds, on one CPU device with the compiled loops; written by
+`python tests/test_transformations.py --update`. `hessian` is a Hessian-vector product, forward over reverse, and
+reverse over reverse (a gradient penalty); `export` is `jax.export` for CPU, TPU and CUDA with `serialize`, of
+the function and of its gradient; `shard_map` maps the function over the devices, one batch each.
+
+Beside them: `jax.grad` outside `jit` of arrays whose type holds an Explicit sharding needs `jax.set_mesh`, as it
+does for `jnp.sum`. `load_encoder`, kNN and the other evaluations take and give numpy arrays: they are for no
+transformation.
+
+"""
+
+
+def draw(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@functools.cache
+def network():
+    encoder = simclr_jax.ResNet(depth=10, width=1 / 16, stem='cifar')
+    with jax.ensure_compile_time_eval():                            # the same arrays within any trace
+        return encoder, encoder.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32), True)
+
+
+def encode(images, train):
+    encoder, variables = network()
+    features, _ = encoder.apply(variables, images, train, mutable=['batch_stats'])
+    return jnp.sin(features).sum()
+
+
+def project(features):
+    head = simclr_jax.ProjectionHead()
+    variables = jax.eval_shape(lambda: head.init(jax.random.key(0), draw(4, 6), True))
+    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), variables)
+    layers, _ = head.apply(variables, features, True, mutable=['batch_stats'])
+    return jnp.sin(layers[-1]).sum()
+
+
+IMAGES = np.random.default_rng(0).random((4, 8, 8, 3)).astype(np.float32)
+KEY = jax.random.key(0)
+# name: (a function of one array to a scalar, the array)
+FUNCTIONS = {
+    'nt_xent': (lambda z: simclr_jax.nt_xent(z, z[::-1] + 1, temperature=0.5)[0], draw(4, 3)),
+    'info_nce': (lambda z: info_nce(unit(z), unit(z + 1), unit(2 * z[:3]), temperature=0.5)[0], draw(4, 3)),
+    'nt_logistic': (lambda z: nt_logistic(z, z * z, temperature=0.5)[0], draw(4, 3)),
+    'margin_triplet': (lambda z: margin_triplet(z, z * z, margin=0.5)[0], draw(4, 3)),
+    'cosine_regression': (lambda z: cosine_regression(z, z * z).mean(), draw(4, 3)),
+    'ResNet(train=False)': (lambda images: encode(images, False), IMAGES),
+    'ResNet(train=True)': (lambda images: encode(images, True), IMAGES),
+    'ProjectionHead(train=True)': (project, draw(4, 6)),
+    'simclr_views': (lambda images: sum(view.sum() for view in simclr_jax.simclr_views(
+        images, KEY, image_size=6, blur=False)), IMAGES[:2]),
+    'augment': (lambda image: simclr_jax.augment(image, KEY, image_size=6).sum(), IMAGES[0]),
+    'eval_crop': (lambda image: simclr_jax.eval_crop(image, image_size=6, proportion=0.875).sum(), IMAGES[0]),
+}
+
+
+def of_shard_map(f, x):
+    mesh = jax.make_mesh((len(jax.devices()),), ('devices',), axis_types=(AxisType.Auto,))
+    mean = jax.shard_map(lambda x: jax.lax.pmean(f(x[0]), 'devices'), mesh=mesh, in_specs=P('devices'), out_specs=P())
+    return jax.jit(jax.value_and_grad(mean))(np.stack([x] * len(jax.devices())))
+
+
+def of_export(f, x):
+    for function in (f, jax.grad(f)):
+        exported = jax.export.export(jax.jit(function), platforms=('cpu', 'tpu', 'cuda'))(x)
+        again = jax.export.deserialize(exported.serialize()).call(x)
+        np.testing.assert_allclose(again, jax.jit(function)(x), rtol=1e-3, atol=1e-4)
+
+
+def of_debug_nans(f, x):
+    with jax.debug_nans(True):
+        return jax.jit(jax.grad(f))(x)
+
+
+def of_vmap(f, x):
+    both = jax.jit(jax.vmap(f))(np.stack([x, 0.5 * x]))
+    np.testing.assert_allclose(both, [jax.jit(f)(x), jax.jit(f)(0.5 * x)], rtol=1e-4, atol=1e-4)
+
+
+def of_jvp(f, x):
+    along = jax.jit(lambda x: jax.jvp(f, (x,), (x,))[1])(x)
+    np.testing.assert_allclose(along, jnp.vdot(jax.jit(jax.grad(f))(x), x), rtol=1e-3, atol=1e-3)
+
+
+def of_hessian(f, x):
+    gradient = jax.grad(f)
+    forward = jax.jit(lambda x: jax.jvp(gradient, (x,), (x,))[1])(x)
+    reverse = jax.jit(jax.grad(lambda y: jnp.vdot(gradient(y), x)))(x)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-3, atol=1e-3 * (1 + np.abs(forward).max()))
+
+
+TRANSFORMATIONS = {
+    'jit': lambda f, x: jax.jit(f)(x),
+    'vmap': of_vmap,
+    'grad': lambda f, x: jax.jit(jax.grad(f))(x),
+    'jvp': of_jvp,
+    'hessian': of_hessian,
+    'remat': lambda f, x: jax.jit(jax.grad(jax.checkpoint(f)))(x),
+    'scan': lambda f, x: jax.jit(lambda x: jax.lax.scan(lambda _, x: (0, f(x)), 0, jnp.stack([x, x])))(x),
+    'shard_map': of_shard_map,
+    'export': of_export,
+    'debug_nans': of_debug_nans,
+}
+
+
+def row(name):
+    """The table's line of a function; the words of an error follow it."""
+    cells, errors = [], []
+    for transformation, run in TRANSFORMATIONS.items():
+        try:
+            jax.block_until_ready(run(*FUNCTIONS[name]))
+            cells.append('yes')
+        except Exception as error:                                  # whatever it is, the table says so
+            cells.append('no')
+            errors.append(f'{transformation}: {error!r}')
+    return f'| `{name}` | {" | ".join(cells)} |', errors
+
+
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_the_table_of_transformations_says_what_holds(name, monkeypatch):
+    if loops.are_built():
+        monkeypatch.setattr(jax, 'device_count', lambda: 1)         # as on one device: with the loops
+    line, errors = row(name)
+    assert line in DOCUMENT.read_text().splitlines(), errors
+
+
+def test_nothing_is_compiled_twice_outside_jit():
+    compiled = []
+    listener = lambda event, _, **__: compiled.append(event) if 'backend_compile' in event else None
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        z, image = draw(4, 3), IMAGES[0]
+        encoder, variables = network()
+        calls = [function for name, (function, _) in FUNCTIONS.items() if 'ResNet' not in name]
+        inputs = [array for name, (_, array) in FUNCTIONS.items() if 'ResNet' not in name]
+        everything = [
+            *(functools.partial(f, x) for f, x in zip(calls, inputs)),
+            lambda: jax.grad(lambda z: simclr_jax.nt_xent(z, z[::-1] + 1, temperature=0.5)[0])(z),
+            lambda: encoder.apply(variables, IMAGES, False),
+            lambda: simclr_jax.eval_crop(image, image_size=6, proportion=0.875)]
+        for call in everything:
+            jax.block_until_ready(call())
+        assert compiled                                             # the count can tell
+        compiled.clear()
+        for call in everything:
+            jax.block_until_ready(call())
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+if __name__ == '__main__' and '--update' in sys.argv:
+    table = [f'| function | {" | ".join(TRANSFORMATIONS)} |', f'|---|{"---|" * len(TRANSFORMATIONS)}']
+    for name in FUNCTIONS:
+        line, errors = row(name)
+        print(line, *errors, sep='\n', flush=True)
+        table.append(line)
+    DOCUMENT.write_text(HEADER + '\n'.join(table) + '\n')
