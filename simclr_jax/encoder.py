@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simclr_jax.evaluate.frozen import resize_of
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.models import abilities
 from simclr_jax.models.network import Network
@@ -17,19 +18,22 @@ from simclr_jax.runtime import sharding
 from simclr_jax.training.checkpoint import quiet_orbax_logs
 from simclr_jax.training.steps import make_encode
 from simclr_jax.views import device as device_augment
+from simclr_jax.views.resize import Resize
 
 
 class Preprocessing(NamedTuple):
     """What happens to an image before the network, as where the encoder was trained.
 
-    The central `crop_proportion` of the shorter side is resized to `image_size` pixels (bicubic,
-    without antialiasing), and each channel of the pixels in [0, 1] becomes (x - mean) / std.
+    The central `crop_proportion` of the shorter side is resized to `image_size` pixels, bicubic and without
+    antialiasing unless `resize` says otherwise, and each channel of the pixels in [0, 1] becomes
+    (x - mean) / std.
     """
 
     image_size: int
     crop_proportion: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: Resize = Resize()
 
 
 def load_encoder(path: str | os.PathLike, *, checkpoint: str = 'last', network: str = '',
@@ -70,7 +74,8 @@ class Encoder:
         self.config, self.source, self.card = config, pretrained.source, pretrained.card
         self.variables = pretrained.variables
         self.preprocessing = Preprocessing(config.augment.image_size, config.eval.crop_proportion,
-                                           tuple(config.augment.mean), tuple(config.augment.std))
+                                           tuple(config.augment.mean), tuple(config.augment.std),
+                                           resize_of(config))
         self.network = _with_dtype(pretrained.network, dtype)
         self.batch_size = batch_size
         self._mesh = sharding.make_mesh(jax.local_devices())
@@ -139,15 +144,17 @@ class Encoder:
         return np.asarray(self._apply(self._variables, images, layer), np.float32)[:count]
 
     def __repr__(self) -> str:
-        return (f'Encoder({self.source}: images -> [N, {self.width}]; {self.preprocessing.image_size} px, '
-                f'central {self.preprocessing.crop_proportion:g}, mean {self.preprocessing.mean})')
+        made = self.preprocessing
+        crop = f'central {made.crop_proportion:g}' if made.resize == Resize() else str(made.resize)
+        return (f'Encoder({self.source}: images -> [N, {self.width}]; {made.image_size} px, {crop}, '
+                f'mean {made.mean})')
 
 
 def _apply(network: Network, preprocessing: Preprocessing, variables: dict, images: jax.Array,
            layer: int | str) -> jax.Array:
     images = device_augment.over_batch(functools.partial(
         device_augment.eval_crop, image_size=preprocessing.image_size,
-        proportion=preprocessing.crop_proportion))(images)
+        proportion=preprocessing.crop_proportion, resize=preprocessing.resize))(images)
     if not isinstance(layer, str):
         return make_encode(network, layer=layer)(variables, images)
     return _features_and_maps(network, variables, images)[1][layer].astype(jnp.float32)

@@ -42,7 +42,8 @@ from simclr_jax.config.tasks import task_configs
 MAY_DIFFER = ('task', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
                'data.dir', 'data.download', 'data.num_threads',
                'data.test_split', 'data.range', 'data.reading', 'data.cache_dir', 'data.max_bad_share',
-               'eval.batch_size', 'eval.crop_proportion', 'eval.knn_every_epochs',
+               'eval.batch_size', 'eval.crop_proportion', 'eval.resize', 'eval.antialias', 'eval.resize_to',
+               'eval.knn_every_epochs',
                'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
                'eval.encoder', 'eval.evaluators', 'eval.evaluators_every_epochs',
               'eval.knn_max_images', 'shard_state')

@@ -38,7 +38,7 @@ _POSITIVE = ('batch_size', 'encoder_chunks', 'method.temperature', 'encoder.dept
              'eval.knn_temperature', 'linear.num_epochs', 'linear.batch_size', 'checkpoint.keep_last',
              'log.every_steps', 'plan.chunks', 'plan.num_classes', 'bench_input.num_images')
 _NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epochs', 'optimizer.weight_decay',
-                 'eval.knn_every_epochs', 'checkpoint.every_epochs', 'checkpoint.keep_best',
+                 'eval.knn_every_epochs', 'eval.resize_to', 'checkpoint.every_epochs', 'checkpoint.keep_best',
                  'plan.memory_gib', 'plan.max_batch', 'data.pad_to', 'data.max_bad_share',
                  'bench_input.images_per_second')
 

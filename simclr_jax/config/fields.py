@@ -87,6 +87,9 @@ def base_config() -> ConfigDict:
         'encoder': 'online',            # online, or target: the moving average of MoCo and BYOL
         'batch_size': 256,              # tf2/run.py eval_batch_size
         'crop_proportion': 0.875,       # centre crop (tf2/data_util.py); 1.0 for 32 px and below
+        'resize': 'bicubic',            # or bilinear
+        'antialias': False,             # True: as torchvision resizes
+        'resize_to': 0,                 # > 0: the shorter side to this (torchvision: 256), then a cut
         'knn_every_epochs': 10.0,       # 0 = only at the end
         'evaluators': (),               # of your own: ('package.module:Name', ...), docs/extending.md
         'evaluators_every_epochs': 1.0,     # 0 = only at the end

@@ -29,6 +29,7 @@ from simclr_jax.data.source import Source
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device, host
 from simclr_jax.views.fields import View
+from simclr_jax.views.resize import Resize
 
 _MEMORY_BYTES = 4 << 30         # of every device, at most, for a data set that lies there
 _VIEWS = 0x51EB         # folded into the seed's key: what the method draws has the key itself
@@ -290,7 +291,7 @@ class Prefetch:
 
 
 def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_proportion: float,
-                 num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
+                 resize: Resize = Resize(), num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """One pass over every example: {'image', 'label': int32 [b], 'valid': bool [b]}, this process's rows.
 
     'image' is uint8 [b, H, W, 3] of a source in memory, else the central crop, float32 [b, S, S, 3]:
@@ -300,16 +301,18 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     if source.uniform:
         return memory.eval_batches(source, batch_size=batch_size, **shard)
     return pipeline.eval_batches(source, batch_size=batch_size, image_size=image_size,
-                                 crop_proportion=crop_proportion, num_threads=num_threads, **shard)
+                                 crop_proportion=crop_proportion, resize=resize, num_threads=num_threads,
+                                 **shard)
 
 
-@functools.partial(jax.jit, static_argnames=('image_size', 'proportion'))
-def centre_crops(images: jax.Array, *, image_size: int, proportion: float) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=('image_size', 'proportion', 'resize'))
+def centre_crops(images: jax.Array, *, image_size: int, proportion: float,
+                 resize: Resize = Resize()) -> jax.Array:
     """Images of `eval_batches` as float32 [B, S, S, 3] in [0, 1]."""
     if images.dtype != jnp.uint8:
         return images
     return device.over_batch(functools.partial(
-        device.eval_crop, image_size=image_size, proportion=proportion))(images)
+        device.eval_crop, image_size=image_size, proportion=proportion, resize=resize))(images)
 
 
 def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int, view: View,

@@ -28,6 +28,7 @@ from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.views.draws import Box, Draws, union
 from simclr_jax.views.fields import View
+from simclr_jax.views.resize import Resize
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.order import epoch_and_index
 
@@ -142,13 +143,15 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
 
 
 def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_proportion: float,
-                 shard_index: int = 0, shard_count: int = 1, num_threads: int = 0) -> Batches:
+                 resize: Resize = Resize(), shard_index: int = 0, shard_count: int = 1,
+                 num_threads: int = 0) -> Batches:
     """One pass over every example in order, through the central crop.
 
     Args:
         source, image_size, shard_index, shard_count, num_threads: as in `train_batches`.
         batch_size: local, b.
         crop_proportion: side of the crop over the image's shorter side.
+        resize: other ways than the official one, see `views.resize`.
 
     Returns:
         Iterator of {'image': float32 [b, S, S, 3], 'label': int32 [b], 'valid': bool [b]}, equally
@@ -157,8 +160,13 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     """
     def fill(batch, row, image, epoch, index):
         del epoch, index
-        box = host.eval_box(image.height, image.width, crop_proportion)
-        batch['image'][row] = host.eval_crop(image.region(box), image_size=image_size, proportion=1.0)
+        if resize == Resize():
+            box = host.eval_box(image.height, image.width, crop_proportion)
+            crop = host.eval_crop(image.region(box), image_size=image_size, proportion=1.0)
+        else:
+            whole = image.region((0, 0, image.height, image.width))
+            crop = host.eval_resize(whole, image_size=image_size, proportion=crop_proportion, resize=resize)
+        batch['image'][row] = crop
         batch['valid'][row] = True
 
     host.eval_box(1, 1, crop_proportion)    # is it in range?

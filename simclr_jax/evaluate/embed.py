@@ -15,7 +15,7 @@ from simclr_jax.config import ConfigDict
 from simclr_jax.data import batches, sources
 from simclr_jax.data.progress import progress_bar
 from simclr_jax.data.source import Source, Streamed
-from simclr_jax.evaluate.frozen import fingerprint
+from simclr_jax.evaluate.frozen import fingerprint, resize_of
 from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields, load_pretrained
 from simclr_jax.evaluate.subject import data_options
 from simclr_jax.runtime import sharding
@@ -86,16 +86,16 @@ def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: j
     trained = pretrained.config
     encode = jax.jit(make_encode(pretrained.network, layer=layer))
     variables = jax.device_put(pretrained.variables, sharding.replicated(mesh))
-    size, proportion = trained.augment.image_size, trained.eval.crop_proportion
+    size, proportion, resize = trained.augment.image_size, trained.eval.crop_proportion, resize_of(trained)
     batch_size = -(-min(trained.eval.batch_size, source.num_examples) // mesh.size) * mesh.size
     features, first = None, 0
     indices = np.full(source.num_examples, -1, np.int64)
     labels = np.full(source.num_examples, -1, np.int32)
     count = 0
     for batch in batches.eval_batches(source, batch_size=batch_size // jax.process_count(), image_size=size,
-                                     crop_proportion=proportion, num_threads=num_threads):
+                                      crop_proportion=proportion, resize=resize, num_threads=num_threads):
         batch = sharding.put_batch(mesh, batch)
-        images = batches.centre_crops(batch['image'], image_size=size, proportion=proportion)
+        images = batches.centre_crops(batch['image'], image_size=size, proportion=proportion, resize=resize)
         rows = (encode(variables, images), batch['label'], batch['valid'])
         encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
         if features is None:        # one array from the start: a large set fills the memory once, not twice
@@ -121,7 +121,7 @@ def identity(pretrained: Pretrained, layer: int) -> dict[str, Any]:
                     'fields': json.loads(json.dumps(encoder_fields(trained)))},
         'preprocessing': {
             'image_size': trained.augment.image_size, 'crop_proportion': trained.eval.crop_proportion,
-            'resize': 'bicubic, a = -0.5, half-pixel centres, no antialiasing', 'range': [0.0, 1.0],
+            'resize': str(resize_of(trained)), 'range': [0.0, 1.0],
             'mean': list(trained.augment.mean), 'std': list(trained.augment.std)},
         'simclr_jax': simclr_jax.__version__}
 

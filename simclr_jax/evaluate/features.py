@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from simclr_jax.runtime import sharding
+from simclr_jax.views.resize import Resize
 
 
 class Features(NamedTuple):
@@ -16,11 +17,12 @@ class Features(NamedTuple):
     preprocessing: str = ''     # how the images were made, see `describe_preprocessing`
 
 
-def describe_preprocessing(image_size: int, crop_proportion: float, mean: Sequence[float],
+def describe_preprocessing(image_size: int, crop_proportion: float, resize: Resize, mean: Sequence[float],
                            std: Sequence[float]) -> str:
     """'224 px, crop 0.875, mean (0.485, 0.456, 0.406), std (...)': equal for what was preprocessed alike."""
     mean, std = ('(' + ', '.join(f'{value:.6g}' for value in values) + ')' for values in (mean, std))
-    return f'{image_size} px, crop {crop_proportion:.6g}, mean {mean}, std {std}'
+    other = f'{resize}, ' if resize != Resize() else ''     # files of before there was another say nothing
+    return f'{image_size} px, crop {crop_proportion:.6g}, {other}mean {mean}, std {std}'
 
 
 def check_same_preprocessing(train: Features, test: Features) -> None:

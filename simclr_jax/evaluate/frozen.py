@@ -16,6 +16,7 @@ from simclr_jax.evaluate.features import Features, describe_preprocessing, extra
 from simclr_jax.evaluate.knn import knn_accuracies, knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy
 from simclr_jax.evaluate.subsets import heldout_rows
+from simclr_jax.views.resize import Resize
 
 Encode = Callable[[jax.Array], jax.Array]
 _LARGE_SET = 0x1A26E    # tells this draw from others of the same seed
@@ -52,7 +53,13 @@ def unchanged(encode: Encode) -> Iterator[None]:
 def preprocessing_of(config: ConfigDict) -> str:
     """How the images of an encoder must be made, by the config of its own run."""
     return describe_preprocessing(config.augment.image_size, config.eval.crop_proportion,
-                                  config.augment.mean, config.augment.std)
+                                  resize_of(config), config.augment.mean, config.augment.std)
+
+
+def resize_of(config: ConfigDict) -> Resize:
+    """How the images of an encoder are resized; runs of before it could be chosen do not say."""
+    return Resize(config.eval.get('resize', 'bicubic'), config.eval.get('antialias', False),
+                  config.eval.get('resize_to', 0))
 
 
 def check_preprocessing(features: Features, config: ConfigDict) -> None:
@@ -70,11 +77,11 @@ def labelled_features(encode: Encode, source: Source, config: ConfigDict,
     """
     # Padding is dropped, so a batch that the devices can share costs nothing but a little memory.
     rounds = -(-config.eval.batch_size // mesh.size)
-    size, proportion = config.augment.image_size, config.eval.crop_proportion
+    size, proportion, resize = config.augment.image_size, config.eval.crop_proportion, resize_of(config)
     found = batches.eval_batches(
         source, batch_size=rounds * mesh.size // jax.process_count(), image_size=size,
-        crop_proportion=proportion, num_threads=config.data.num_threads)
-    crops = functools.partial(batches.centre_crops, image_size=size, proportion=proportion)
+        crop_proportion=proportion, resize=resize, num_threads=config.data.num_threads)
+    crops = functools.partial(batches.centre_crops, image_size=size, proportion=proportion, resize=resize)
     return extract_features(lambda images: encode(crops(images)), found, mesh, preprocessing_of(config),
                             at_most=source.num_examples)
 

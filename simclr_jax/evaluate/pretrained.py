@@ -15,6 +15,9 @@ from simclr_jax.weights.read.files import read_weights
 from simclr_jax.weights.tree import Imported
 
 
+_EVAL = ('crop_proportion', 'resize', 'antialias', 'resize_to')      # of Imported, and of config.eval
+
+
 class Pretrained(NamedTuple):
     config: ConfigDict      # of the run that trained it; of a file: what it says, over the defaults
     network: Network        # encoder and head alone: no predictor, no online probe
@@ -71,7 +74,7 @@ def file_config(imported: Imported) -> ConfigDict:
         config.head.update(imported.head)
         config.augment.update({'image_size': imported.image_size, 'mean': tuple(imported.mean),
                                'std': tuple(imported.std)})
-        config.eval.crop_proportion = imported.crop_proportion
+        config.eval.update({name: getattr(imported, name) for name in _EVAL})
     return config
 
 
@@ -90,7 +93,8 @@ def as_imported(pretrained: Pretrained, **changes: Any) -> Imported:
         'encoder': encoder_fields(config), 'head': config.head.to_dict(),
         'variables': {kind: dict(tree) for kind, tree in pretrained.variables.items()},
         'mean': tuple(config.augment.mean), 'std': tuple(config.augment.std),
-        'image_size': config.augment.image_size, 'crop_proportion': config.eval.crop_proportion,
+        'image_size': config.augment.image_size,
+        **{name: config.eval[name] for name in _EVAL if name in config.eval},       # older runs say less
         'source': pretrained.source, 'classifier': pretrained.classifier, 'card': dict(pretrained.card),
         **changes})
 

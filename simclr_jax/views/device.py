@@ -19,6 +19,7 @@ import numpy as np
 from simclr_jax.views import ops
 from simclr_jax.views.fields import JITTER_ORDERS, OPS, Crop, Operation, View
 from simclr_jax.views.ops import crop_box
+from simclr_jax.views.resize import Resize, crop_side, resize_weights
 
 _NUMBERS = {op: number for number, op in enumerate(OPS)}
 # The most numbers that one operation draws: jitter's yes or no, its order and four amounts.
@@ -113,7 +114,8 @@ def augment_in_sequence(image: jax.Array, key: jax.Array, view: View, *, sequenc
     return _pixels(planes)
 
 
-def eval_crop(image: jax.Array, *, image_size: int, proportion: float) -> jax.Array:
+def eval_crop(image: jax.Array, *, image_size: int, proportion: float,
+              resize: Resize = Resize()) -> jax.Array:
     """The central square crop of evaluation (google-research/simclr tf2/data_util.py center_crop).
 
     Args:
@@ -121,14 +123,17 @@ def eval_crop(image: jax.Array, *, image_size: int, proportion: float) -> jax.Ar
       image_size: side of the result.
       proportion: side of the crop over the image's shorter side, in (0, 1]: 0.875 for ImageNet.
         With 1.0 a square image that has the size already passes unchanged.
+      resize: other ways than the official one, such as torchvision's.
 
     Returns:
       float32 [image_size, image_size, 3] in [0, 1].
     """
-    if not 0.0 < proportion <= 1.0:
-        raise ValueError(f'The evaluation crop proportion must be in (0, 1]; got {proportion!r}.')
     height, width, _ = image.shape
-    side = max(int(np.rint(np.float32(proportion) * np.float32(min(height, width)))), 1)
+    if resize != Resize():
+        rows, columns = resize_weights(height, width, image_size, proportion, resize)
+        resized = jnp.einsum('yh,hwc,xw->yxc', rows, ops.unit_range(image), columns, precision='highest')
+        return jnp.clip(resized, 0.0, 1.0)
+    side = crop_side(min(height, width), proportion)
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     crop = image[top:top + side, left:left + side]
     resized = ops.unit_range(crop) if side == image_size else resize_box(crop, _whole(crop), image_size)

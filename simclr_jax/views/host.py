@@ -12,6 +12,7 @@ import numpy as np
 from simclr_jax.data.crop import crop_resize
 from simclr_jax.views.draws import Box, Draws
 from simclr_jax.views.fields import JITTER_OPS, JITTER_ORDERS, View
+from simclr_jax.views.resize import Resize, crop_side, resize_weights
 
 # What was drawn for a view beside its crop, as a row of float32: four turns of the jitter (-1 for none), an
 # amount for each jitter operation, grey, sobel, noise (0 or 1), the blur's sigma (0 for none), solarize, and
@@ -99,9 +100,7 @@ def eval_box(height: int, width: int, proportion: float) -> Box:
     Args:
         proportion: side of the crop over the image's shorter side, in (0, 1]: 0.875 for ImageNet.
     """
-    if not 0.0 < proportion <= 1.0:
-        raise ValueError(f'The evaluation crop proportion must be in (0, 1]; got {proportion!r}.')
-    side = max(round(float(np.float32(proportion) * np.float32(min(height, width)))), 1)
+    side = crop_side(min(height, width), proportion)
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
@@ -113,3 +112,13 @@ def eval_crop(image: np.ndarray, *, image_size: int, proportion: float) -> np.nd
     out = np.empty((image_size, image_size, 3), np.float32)
     crop_resize(image, eval_box(*image.shape[:2], proportion), image_size, out=out)
     return np.clip(out, 0, 1, out=out)
+
+
+def eval_resize(image: np.ndarray, *, image_size: int, proportion: float, resize: Resize) -> np.ndarray:
+    """An image uint8 [H, W, 3] as `views.device.eval_crop` with this `resize`, float32 [S, S, 3] in [0, 1]."""
+    rows, columns = resize_weights(*image.shape[:2], image_size, proportion, resize)
+    top, left = (np.flatnonzero(each.any(0)) for each in (rows, columns))       # the pixels that count
+    seen = image[top[0]:top[-1] + 1, left[0]:left[-1] + 1].astype(np.float32) / 255
+    rows, columns = rows[:, top[0]:top[-1] + 1], columns[:, left[0]:left[-1] + 1]
+    half = (rows @ seen.reshape(len(seen), -1)).reshape(image_size, -1, 3)
+    return np.clip(np.einsum('ywc,xw->yxc', half, columns, optimize=True), 0, 1)

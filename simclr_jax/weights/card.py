@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import simclr_jax
+from simclr_jax.views.resize import Resize
 from simclr_jax.weights.header import to_header
 from simclr_jax.weights.tree import Imported, feature_width, flat, is_resnet
 
@@ -36,6 +37,7 @@ FILES = tuple(_LOAD)
 def make_card(imported: Imported, *, layer: int, normalize_inside: bool) -> dict[str, Any]:
     """Everything but 'files', JSON values: what it is, architecture, preprocessing, recipe, evaluation."""
     said = json.loads(to_header(imported, 'card'))
+    resize = Resize(imported.resize, imported.antialias, imported.resize_to)
     classes = None if imported.classifier is None else len(imported.classifier['bias'])
     return {
         'format': 'simclr_jax export', 'version': _VERSION, 'source': imported.source,
@@ -44,9 +46,10 @@ def make_card(imported: Imported, *, layer: int, normalize_inside: bool) -> dict
         'graphs': {'formats': ['onnx', 'savedmodel', 'stablehlo'], 'layer': layer,
                    'normalize_inside': normalize_inside},
         'preprocessing': {
-            'crop': 'the central square whose side is crop_proportion of the shorter side',
-            'crop_proportion': said['crop_proportion'],
-            'resize': 'to image_size, bicubic (a = -0.5), half-pixel centres, not antialiased, clipped',
+            'crop': 'the central square of image_size' if resize.resize_to else
+                    'the central square whose side is crop_proportion of the shorter side',
+            'crop_proportion': said['crop_proportion'], 'resize': str(resize),
+            'antialias': resize.antialias, 'resize_to': resize.resize_to,
             'image_size': said['image_size'], 'range': [0.0, 1.0], 'mean': said['mean'], 'std': said['std']},
         **imported.card,
         'exported_with': _versions(),

@@ -2,7 +2,8 @@
 
 {'format': 1, 'layout': 'flax' or 'torch', 'encoder': every field of models.resnet.ResNet, or name, arguments
 and the norms' settings of an encoder of another make, 'head': every field of models.heads.ProjectionHead,
-'mean', 'std', 'image_size', 'crop_proportion', 'source', 'card'}: see tree.Imported. Every field is written
+'mean', 'std', 'image_size', 'crop_proportion', 'source', 'card'}, and format 2 'resize', 'antialias' and
+'resize_to': see tree.Imported. Every field is written
 out, so that no default can change what a file means.
 """
 
@@ -14,11 +15,13 @@ from typing import Any
 
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
+from simclr_jax.views.resize import METHODS
 from simclr_jax.weights.tensors import read_json
 from simclr_jax.weights.tree import Imported, is_resnet
 
 KEY = 'simclr_jax'      # of the metadata
-_FORMAT = 1
+_FORMATS = (1, 2)       # 2 has entries of _RESIZE
+_RESIZE = {'resize': 'bicubic', 'antialias': False, 'resize_to': 0}
 _MOST_LAYERS = 100     # of a head
 # A head has the encoder's where it has none of its own, as in models.network.make_network.
 _OF_OTHERS = {'name': str, 'arguments': dict}       # of an encoder of another make
@@ -33,11 +36,14 @@ def to_header(imported: Imported, layout: str, **more: Any) -> str:
     """
     encoder = _checked('encoder', _whole(imported.encoder), ResNet, imported.source)
     shared = {name: encoder[name] for name in _SHARED}
+    resize = {name: getattr(imported, name) for name, default in _RESIZE.items()}
+    if resize == _RESIZE:       # so that versions that know no other read it
+        resize = {}
     head = _checked('head', {**_defaults(ProjectionHead), **shared, **imported.head}, ProjectionHead,
                     imported.source)
     try:
         return json.dumps({
-            'format': _FORMAT, 'layout': layout, 'encoder': encoder, 'head': head,
+            'format': 2 if resize else 1, 'layout': layout, **resize, 'encoder': encoder, 'head': head,
             'mean': list(map(float, imported.mean)), 'std': list(map(float, imported.std)),
             'image_size': int(imported.image_size), 'crop_proportion': float(imported.crop_proportion),
             'source': imported.source, 'card': imported.card, **more}, allow_nan=False)
@@ -52,9 +58,10 @@ def from_header(text: str, file: str, *, layout: str) -> dict[str, Any]:
         ValueError: it is not what `to_header` writes; names `file` and the field.
     """
     header = read_json(text, file)
-    if header.get('format') != _FORMAT:
-        raise ValueError(f'{file} has format {header.get("format")!r}, this version reads format {_FORMAT}: '
+    if header.get('format') not in _FORMATS:
+        raise ValueError(f'{file} has format {header.get("format")!r}, this version reads format 1 and 2: '
                          'read it with the version of simclr_jax that wrote it.')
+    header = _RESIZE | header
     checks = {
         'layout': lambda value: value == layout,
         'encoder': lambda value: isinstance(value, dict), 'head': lambda value: isinstance(value, dict),
@@ -62,6 +69,8 @@ def from_header(text: str, file: str, *, layout: str) -> dict[str, Any]:
         'image_size': lambda value: type(value) is int and value > 0,
         'crop_proportion': lambda value: _number(value) and 0 < value <= 1,
         'source': lambda value: isinstance(value, str), 'card': lambda value: isinstance(value, dict),
+        'resize': METHODS.__contains__, 'antialias': lambda value: isinstance(value, bool),
+        'resize_to': lambda value: type(value) is int and (not value or value >= header['image_size']),
     }
     for name, holds in checks.items():
         if not holds(header.get(name)):

@@ -29,6 +29,7 @@ class Imported:
         mean, std: of the pixels in [0, 1], per channel: what the weights were trained with.
         image_size, crop_proportion: the side of the images that the encoder is measured at, and of the
             central crop that they are resized from, as a share of the shorter side.
+        resize, antialias, resize_to: how, see views.resize.Resize. The crop counts where resize_to is 0.
         source: what it is, in words, for tables: 'torchvision ResNet-50'.
         classifier: {'kernel' [D, C], 'bias' [C]} of a supervised head on h, or None.
         card: what else the file says of itself, JSON values: recipe, step, evaluation.
@@ -44,6 +45,9 @@ class Imported:
     source: str
     classifier: dict[str, np.ndarray] | None = None
     card: dict[str, Any] = dataclasses.field(default_factory=dict)
+    resize: str = 'bicubic'
+    antialias: bool = False
+    resize_to: int = 0
 
 
 def is_resnet(encoder: Mapping[str, Any]) -> bool:

@@ -93,7 +93,9 @@ def with_header(path, text):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'format': 2}, 'has format 2, this version reads format 1'),
+    ({'format': 3}, 'has format 3, this version reads format 1 and 2'),
+    ({'resize': 'area'}, "resize = 'area'"), ({'antialias': 1}, 'antialias = 1'),
+    ({'resize_to': 8}, 'resize_to = 8'),
     ({'layout': 'torch'}, "layout = 'torch', which makes no sense"),
     ({'mean': [1, 2]}, r'mean = \[1, 2\]'), ({'std': [1, 0, 1]}, r'std = \[1, 0, 1\]'),
     ({'image_size': 224.5}, 'image_size = 224.5'), ({'crop_proportion': 0}, 'crop_proportion = 0'),

@@ -25,7 +25,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      
 # What a file of others does not say.
 _TORCHVISION = {'max_pool': 'torch', 'conv_padding': 'symmetric', 'norm_epsilon': 1e-5, 'norm_momentum': 0.9,
                 'dtype': 'float32'}
-_ASSUMED = (*_TORCHVISION, 'mean', 'std', 'image_size', 'crop_proportion')
+# torchvision's transforms for evaluation at 224 pixels, which timm and MoCo share.
+_RESIZE = {'resize': 'bilinear', 'antialias': True, 'resize_to': 256}
+_ASSUMED = (*_TORCHVISION, *_RESIZE, 'mean', 'std', 'image_size', 'crop_proportion')
 _COUNTERS = ('num_batches_tracked', 'queue_ptr')      # int64
 # Where the ResNet stands in files of other programs, and the head that it was trained with.
 _HEADS = {
@@ -133,9 +135,11 @@ def _from_others(file, arrays, halves, image_size):
     assumed = [name for name in _ASSUMED
                if name not in ('mean', 'std') or 'data_preprocessor' not in found.beside]
     ignored = sorted(found.outer + part + '.*' * dotted for part, dotted in found.beside.items())
+    size = image_size or (32 if small else 224)
+    resize = {} if small else _RESIZE | {'resize_to': round(size / 0.875)}
     return Imported(
-        encoder=encoder, head=head, variables=variables, mean=found.mean, std=found.std,
-        image_size=image_size or (32 if small else 224), crop_proportion=1.0 if small else 0.875,
+        encoder=encoder, head=head, variables=variables, mean=found.mean, std=found.std, image_size=size,
+        **resize, crop_proportion=1.0 if small else 0.875,
         source=f'MoCo v{version} {name}' if version else f'torch {name}', classifier=classifier,
         card={'file': os.path.basename(file), 'assumed': assumed, 'ignored': ignored}
         | ({'stored_as': halves} if halves else {}))
