@@ -45,6 +45,9 @@ def main(argv: list[str]) -> None:
         config = _CONFIG.value
         check_values(config)
         task = _task(config.task)
+        if config.keep_freed_memory:
+            from simclr_jax.runtime.memory import keep_freed_memory
+            keep_freed_memory()         # before jax starts its threads
         import jax    # only now: a mistyped option is told at once
 
         from simclr_jax.training.checkpoint import quiet_orbax_logs
@@ -76,6 +79,12 @@ def main(argv: list[str]) -> None:
             processes.fail(str(error), 1)
         sys.exit(f'error: {error}')
     except Exception as error:
+        from simclr_jax.runtime.memory import is_out_of_memory, out_of_memory
+        if is_out_of_memory(error) and not _TRACEBACK.value:
+            sentence = out_of_memory(error, batch_size=config.batch_size, task=config.task)
+            if processes:
+                processes.fail(sentence, 1)
+            sys.exit(f'error: {sentence}')
         if not processes:
             raise
         processes.fail_unexpectedly(error)
@@ -117,7 +126,7 @@ def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
         name = item.removeprefix('--config.').partition('=')[0]
         known = name in fields or any(field.startswith(f'{name}.') for field in fields)
         if item.startswith('--config.') and not known:
-            near = nearest_field(config, name)
+            near = 'init_from' if name == 'pretrained' else nearest_field(config, name)
             hint = f'did you mean {near!r}?' if near else 'simclr_jax/config.py lists them.'
             raise ValueError(f'The config has no field {name!r}; {hint}')
 

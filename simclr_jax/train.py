@@ -7,6 +7,7 @@ are functions of (seed, step), so that to resume is to restore the state and sta
 from collections.abc import Sequence
 import dataclasses
 import functools
+import os
 import time
 from typing import Any, Callable
 
@@ -32,14 +33,15 @@ from simclr_jax.evaluate.frozen import is_labelled, measure, num_labelled, of_la
 from simclr_jax.evaluate.health import CollapseWatch, make_health
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.runtime.interruption import Interruption
+from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.methods import make_method
 from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.writer import MetricWriter, make_writer
-from simclr_jax.models.network import Network, describe_encoder, make_network
+from simclr_jax.models.network import Network, auto_dtype, describe_encoder, make_network
 from simclr_jax.config.tasks import task_configs
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
-MAY_DIFFER = ('task', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
+MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
                'data.dir', 'data.download', 'data.num_threads',
                'data.test_split', 'data.range', 'data.reading', 'data.cache_dir', 'data.max_bad_share',
                'eval.batch_size', 'eval.crop_proportion', 'eval.resize', 'eval.antialias', 'eval.resize_to',
@@ -81,13 +83,24 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     # Data.
     config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
     mesh = sharding.make_mesh()
+    lock = WorkdirLock(workdir, is_lead=sharding.is_lead())
+    if os.path.isdir(workdir):
+        lock.acquire()
+    dtype = config.encoder.dtype
+    config.encoder.dtype = checkpoint.kept_dtype(workdir) if dtype == 'auto' else dtype
+    if config.encoder.dtype == 'auto':
+        config.encoder.dtype = auto_dtype(mesh.devices.flat[0])
+    data_is_known = checkpoint.has_data(workdir)
+    checkpoint.check_config(workdir, config.to_dict(),
+                            ignore=MAY_DIFFER + (('data.source',) if data_is_known else ()))
     if checkpoint.has_checkpoint(workdir):
-        checkpoint.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
         config.data.update(sources.go_on(config.data, checkpoint.load_config(workdir)['data']))
     sharding.local_batch_size(config.batch_size, mesh)
     train_source, test_source = load_sources(config, source, test_source)
     config.data.update(sources.as_read(train_source, test_source))
     check_batch_size(train_source, config.batch_size, jax.process_count())
+    if data_is_known:
+        checkpoint.check_data(workdir, train_source)
     inputs = make_inputs(config, train_source)
     steps_per_epoch = train_source.num_examples / config.batch_size
     num_steps = config.num_train_steps or schedules.num_train_steps(
@@ -110,13 +123,14 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     jax.eval_shape(encode_state(state, {}), _blank_image(config))      # is there such a layer?
 
     # Start, or go on.
+    lock.acquire()
     checkpointer = checkpoint.Checkpointer(
         workdir, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best)
-    if checkpointer.latest_step() is not None:
-        state = checkpointer.restore(state)
+    state, damage = checkpointer.restore_last_whole(state)
     start = int(state.step)
     batches = inputs.batches(train_source, mesh, start_step=start)
     checkpoint.save_config(workdir, config.to_dict())
+    checkpoint.save_data(workdir, train_source)
     checkpoint.save_versions(workdir)
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
                           is_lead=sharding.is_lead(),
@@ -129,8 +143,12 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
                   layers=_adapted_layers(config, state.params), judge=CollapseWatch(),
                   advice=checkpointer.last_good)
 
-    with checkpointer, writer, batches, profiler:
+    with lock, checkpointer, writer, batches, profiler:
+        for sentence in damage:
+            writer.note(sentence)
         _introduce(writer, run, state, num_steps)
+        if dtype == 'auto':
+            writer.note(f'encoder.dtype is auto: activations are {config.encoder.dtype} here.')
 
         # Evaluators, and the floors: what the same measurements say before any training.
         results = {}
@@ -211,8 +229,11 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
     Returns:
         The network, `init_state`, `train_step` (see steps.py), and the shardings of the state.
     """
+    fields = config.encoder.to_dict()
+    if fields['dtype'] == 'auto':
+        fields['dtype'] = auto_dtype(mesh.devices.flat[0])
     network = make_network(
-        encoder=config.encoder.to_dict(), head=config.head.to_dict(), predictor=config.predictor.to_dict(),
+        encoder=fields, head=config.head.to_dict(), predictor=config.predictor.to_dict(),
         num_classes=num_classes if config.eval.online_probe else 0, probe_layer=config.eval.layer,
         mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks, module=encoder)
     method = make_method(network=network, mesh=mesh, num_train_steps=num_steps,
@@ -293,10 +314,20 @@ def _make_health(network: Network, inputs: Inputs, mesh: jax.sharding.Mesh) -> C
 def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int):
     peak = schedules.scaled_learning_rate(config.optimizer.learning_rate, config.batch_size,
                                           config.optimizer.scaling)
-    warmup = schedules.num_warmup_steps(num_examples, config.schedule.warmup_epochs, config.batch_size)
+    warmup, _ = _warmup_steps(config, num_examples, num_steps)
     return schedules.make_schedule(config.schedule.name, peak=peak, warmup_steps=warmup,
                                    total_steps=num_steps,
                                    steps_per_epoch=num_examples / config.batch_size)
+
+
+def _warmup_steps(config: ConfigDict, num_examples: int, num_steps: int) -> tuple[int, str]:
+    """The steps of the warm-up, a tenth of a run that is no longer than it; and the sentence that says so, or ''."""
+    warmup = schedules.num_warmup_steps(num_examples, config.schedule.warmup_epochs, config.batch_size)
+    if config.schedule.name == 'constant' or warmup < num_steps:
+        return warmup, ''
+    shorter = num_steps // 10
+    return shorter, (f'schedule.warmup_epochs {config.schedule.warmup_epochs:g} are {warmup:,} steps, and the run has '
+                     f'{num_steps:,}: the warm-up is shortened to {shorter:,}.')
 
 
 def _blank_image(config: ConfigDict) -> jax.ShapeDtypeStruct:
@@ -344,6 +375,9 @@ def _introduce(writer: MetricWriter, run: Run, state: Any, num_steps: int) -> No
                 f'{mesh.devices.flat[0].platform} device{"s" if mesh.size > 1 else ""}')
     for note in dict.fromkeys(train_source.notes + (test_source.notes if test_source else [])):
         writer.note(note)
+    shortened = _warmup_steps(config, train_source.num_examples, num_steps)[1]
+    if shortened:
+        writer.note(shortened)
     if not train_source.num_classes:
         writer.note('No labels: the online probe, kNN and the linear probe are off.')
     elif test_source is None:

@@ -40,7 +40,6 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
     ({'encoder.dtype': 'float16'}, "unknown dtype 'float16'"),
     ({'optimizer.name': 'lamb'}, "unknown optimizer 'lamb'"),
     ({'optimizer.weight_decay_groups': (('probes', 0.1),)}, 'probes'),
-    ({'schedule.warmup_epochs': 90.0}, 'warmup_steps'),
     ({'batch_size': 60}, 'batch_size 60 is not divisible by the 8 devices'),
     ({'batch_size': 1024}, 'has only 64 images: choose a smaller batch'),
     ({'eval.layer': 9}, '9'),

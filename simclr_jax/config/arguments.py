@@ -7,6 +7,9 @@ from simclr_jax.config.config_dict import ConfigDict
 from simclr_jax.config.tasks import task_configs
 
 
+_SWITCH = {'': True, '1': True, 'true': True, 'yes': True, '0': False, 'false': False, 'no': False}
+
+
 def parse_argument(argument: str, **defaults: Any) -> ConfigDict:
     """Reads what follows the colon of `--config=FILE.py:depth=101,width=2` or `--config=FILE.py:smoke`.
 
@@ -27,7 +30,9 @@ def parse_argument(argument: str, **defaults: Any) -> ConfigDict:
             raise ValueError(f'The recipe takes no argument {name!r}; it takes {", ".join(sorted(values))}.')
         kind = type(values[name])
         try:
-            values[name] = text.lower() in ('', '1', 'true', 'yes') if kind is bool else kind(text)
+            values[name] = _SWITCH[text.lower()] if kind is bool else kind(text)
+        except KeyError:
+            raise ValueError(f'The argument {name}={text!r} is neither true nor false.') from None
         except ValueError:
             raise ValueError(f'The argument {name}={text!r} is no {kind.__name__}.') from None
     return values
@@ -50,6 +55,8 @@ def check_values(config: ConfigDict) -> None:
         if name in fields and (fields[name] < 0 or name in _POSITIVE and fields[name] == 0):
             raise ValueError(f'{name} is {fields[name]}: it must be '
                              f'{"more than 0" if name in _POSITIVE else "0 or more"}.')
+    if config.batch_size == 1 and config.task == 'pretrain':
+        raise ValueError('batch_size is 1: a contrast needs other images, and BatchNorm statistics; take 2 or more.')
     if config.seed >= 1 << 31:
         raise ValueError(f'seed is {config.seed}: it must be less than 2**31.')
     check_profile_steps(config.profile_steps)

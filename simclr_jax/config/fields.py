@@ -21,6 +21,7 @@ def base_config() -> ConfigDict:
     config.shard_state = False          # split parameters and optimizer state over the devices
     config.encoder_chunks = 1           # k: the encoder sees 1/k of the batch at a time, the loss all of it
     config.profile_steps = ()           # 10,20: steps 10 to 19 are traced into workdir/profile
+    config.keep_freed_memory = True     # on a CPU: up to 20 % less processor time, more resident memory
     config.compile_cache = ''           # directory of compiled programs; '' = a default one, off = none
 
     config.encoder = ConfigDict({
@@ -38,7 +39,7 @@ def base_config() -> ConfigDict:
         'norm_groups': 1,               # BatchNorm statistics: 1 = of the global batch, G = of groups
         'norm_momentum': 0.9,           # tf2/run.py batch_norm_decay
         'norm_epsilon': 1e-5,           # tf2/resnet.py
-        'dtype': 'bfloat16',            # activations; parameters, statistics and loss stay float32
+        'dtype': 'auto',                # bfloat16 where a device has it, else float32, of activations; the rest is float32
     })
     use_method(config, 'simclr')        # config.method, config.head, config.predictor
     config.augment = augment_config(image_size=224, strength=1.0)

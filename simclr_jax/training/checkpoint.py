@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging as absl_logging
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -36,6 +37,10 @@ def quiet_orbax_logs() -> None:
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     # asyncio tells of orbax's writing tasks in its own name: the file is then in the message.
     return f'{os.sep}orbax{os.sep}' not in record.pathname + record.getMessage()
+
+
+class DoesNotFit(ValueError):
+    """A whole checkpoint of another model or optimiser."""
 
 
 class Checkpointer:
@@ -63,6 +68,12 @@ class Checkpointer:
         self._best_metric = best_metric
         self._read_only = read_only
         self._closed = False
+        self._unreadable = _unreadable_steps(self._workdir / 'checkpoints')     # these orbax would not get past
+        for step, reason in self._unreadable:
+            if read_only:
+                raise ValueError(f'The checkpoint of step {step} in {self._workdir} is damaged ({reason}): remove it, '
+                                 'or have the run go on, which moves it aside.')
+            self._move_aside(step)
         handler = ocp.PyTreeCheckpointHandler()
         registry = ocp.DefaultCheckpointHandlerRegistry()
         registry.add(_ITEM, ocp.args.PyTreeSave, handler)
@@ -148,10 +159,52 @@ class Checkpointer:
         target = jax.tree.map(_abstract, template)
         differences = _tree_differences(stored, target)
         if differences:
-            raise ValueError(
+            raise DoesNotFit(
                 f'the checkpoint of step {step} in {self._workdir} does not fit this model and '
                 f'optimizer: {_first(differences)}; use the config it was trained with')
         return self._restore(step, target)
+
+    def restore_last_whole(self, template: TrainState) -> tuple[TrainState, list[str]]:
+        """The state of the last checkpoint that can be read, or `template` where there is none.
+
+        What is damaged (a disk that was full, a copy that was cut short) is moved aside, so that its step can
+        be saved again.
+
+        Returns:
+            The state, and a sentence for each checkpoint that is damaged.
+
+        Raises:
+            ValueError: a checkpoint is whole and does not fit, or none of several is whole.
+        """
+        self.wait()
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(template, step)
+            except DoesNotFit:
+                raise
+            except Exception as error:      # orbax and tensorstore have many ways to say it
+                reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:150]
+                damaged.append((step, reason))
+                continue
+            for bad, _ in damaged:
+                self._move_aside(bad)
+            return state, [f'The checkpoint of step {bad:,} is damaged ({reason}); the run goes on from that of '
+                           f'step {step:,}.' for bad, reason in self._unreadable + damaged]
+        damaged += self._unreadable
+        if damaged:
+            names = ', '.join(str(step) for step, _ in damaged)
+            raise ValueError(f'No checkpoint in {self._workdir} can be read (those of steps {names}: '
+                             f'{damaged[0][1]}). Restore one, or give another --workdir.')
+        return template, []
+
+    def _move_aside(self, step: int) -> None:
+        directory = self._workdir / 'checkpoints'
+        if jax.process_index() == 0:
+            os.replace(directory / str(step), directory / f'damaged.{step}')
+        multihost_utils.sync_global_devices(f'damaged {step}')
+        if hasattr(self, '_manager'):
+            self._manager.reload()
 
     def restore_encoder(self, step: int | None = None, network: str = 'online') -> dict[str, Any]:
         """Restores only {'params', 'batch_stats'} as numpy arrays, on any number of devices.
@@ -243,6 +296,23 @@ class Checkpointer:
             return self._manager.restore(step, args=ocp.args.Composite(**{_ITEM: args}))[_ITEM]
 
 
+def _unreadable_steps(directory: pathlib.Path) -> list[tuple[int, str]]:
+    """(step, why) of those that are empty, or whose metrics are cut short."""
+    found = []
+    for path in sorted(directory.glob('*')):
+        metrics = path / 'metrics' / 'metrics'
+        if not path.name.isdigit() or not path.is_dir():
+            continue
+        if not any(path.iterdir()):
+            found.append((int(path.name), 'it is empty'))
+        elif metrics.exists():
+            try:
+                json.loads(metrics.read_text())
+            except ValueError as error:
+                found.append((int(path.name), f'its metrics: {error}'))
+    return found
+
+
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
@@ -296,7 +366,56 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(workdir) / 'config.json'
     if not path.exists():
         raise FileNotFoundError(f'no config.json in {workdir}: is it a workdir of simclr_jax?')
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error}): restore it, or remove it to have the next run write it '
+                         'anew.') from None
+
+
+def kept_dtype(workdir: str | os.PathLike) -> str:
+    """The dtype of the activations of the run in `workdir`; 'auto' where there is none."""
+    if not (pathlib.Path(workdir) / 'config.json').exists():
+        return 'auto'
+    return load_config(workdir).get('encoder', {}).get('dtype', 'auto')
+
+
+def has_data(workdir: str | os.PathLike) -> bool:
+    """Whether a workdir says which data it was trained on."""
+    return (pathlib.Path(workdir) / 'data.json').exists()
+
+
+def save_data(workdir: str | os.PathLike, source: Any) -> None:
+    """Writes what is known of the training data (a `Source`) to workdir/data.json (process 0 only)."""
+    _write_json(pathlib.Path(workdir) / 'data.json', _describe_data(source))
+
+
+def check_data(workdir: str | os.PathLike, source: Any) -> None:
+    """ValueError, with what differs, unless `source` holds the data that the workdir was trained on.
+
+    Where they lie, and what they are called, may have changed.
+    """
+    path = pathlib.Path(workdir) / 'data.json'
+    try:
+        then = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error}): restore it, or remove it.') from None
+    now = _describe_data(source)
+    if then.get('fingerprint') == now['fingerprint']:
+        return
+    if then.get('num_examples') != now['num_examples']:
+        what = f'{then.get("num_examples"):,} images then, {now["num_examples"]:,} now'
+    elif then.get('class_names') != now['class_names']:
+        what = f'{len(then.get("class_names") or ())} classes then, {len(now["class_names"] or ())} now'
+    else:
+        what = f'{now["num_examples"]:,} images as then, but other ones, or in another order'
+    raise ValueError(f'The training data of {workdir} have changed: {what}. Restore them, or give another --workdir.')
+
+
+def _describe_data(source: Any) -> dict[str, Any]:
+    return {'name': source.name, 'split': source.split, 'num_examples': source.num_examples,
+            'class_names': list(source.class_names) if source.class_names else None,
+            'fingerprint': source.fingerprint()}
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:

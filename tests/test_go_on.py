@@ -1,0 +1,137 @@
+"""What a run says of the workdir it finds: data that changed, damaged checkpoints, warm-ups, floors."""
+
+import json
+import os
+import shutil
+
+from PIL import Image
+import pytest
+
+from simclr_jax.config import base_config, smoke
+from simclr_jax.data.shapes import make_shapes
+from simclr_jax.runtime.lock import WorkdirLock
+from simclr_jax.train import pretrain
+
+
+def config(**overrides):
+    fields = smoke(base_config())
+    fields.update({'batch_size': 16, 'num_train_steps': 4})
+    fields.data.update({'train_split': 'train[:64]', 'test_split': 'test[:40]'})
+    fields.encoder.width, fields.augment.image_size = 0.0625, 16
+    fields.schedule.warmup_epochs = 0.0
+    fields.checkpoint.every_epochs = 0.25
+    fields.eval.linear_at_end = False
+    fields.update_from_flattened_dict(overrides)
+    return fields
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('runs') / 'finished'
+    pretrain(config(), str(workdir))
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / 'w')
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.parametrize('damage', ['no metadata', 'empty step', 'cut files'])
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_last_whole_one(damage, workdir, capsys):
+    last = workdir / 'checkpoints' / '4'
+    if damage == 'empty step':
+        shutil.rmtree(last)
+        last.mkdir()
+    for path in last.rglob('*'):
+        if damage == 'no metadata' and path.name == '_METADATA':
+            path.unlink()
+        elif damage == 'cut files' and path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    pretrain(config(), str(workdir))
+    shown = capsys.readouterr().out
+    assert 'resumed at step 3/4' in shown
+    assert 'The checkpoint of step 4 is damaged' in shown
+    assert (workdir / 'checkpoints' / '4').is_dir() and (workdir / 'checkpoints' / 'damaged.4').is_dir()
+
+
+def test_without_a_whole_checkpoint_nothing_is_overwritten(workdir):
+    for path in (workdir / 'checkpoints').rglob('_METADATA'):
+        path.unlink()
+    before = sorted(os.listdir(workdir / 'checkpoints'))
+    with pytest.raises(ValueError, match='No checkpoint in .* can be read'):
+        pretrain(config(), str(workdir))
+    assert sorted(os.listdir(workdir / 'checkpoints')) == before
+
+
+def test_an_empty_config_is_named(workdir):
+    (workdir / 'config.json').write_text('')
+    with pytest.raises(ValueError, match='config.json is damaged'):
+        pretrain(config(), str(workdir))
+
+
+def test_the_config_is_checked_before_there_is_a_checkpoint(workdir):
+    shutil.rmtree(workdir / 'checkpoints')
+    with pytest.raises(ValueError, match='seed: 0 in the workdir, 1 now'):
+        pretrain(config(seed=1), str(workdir))
+
+
+def test_two_runs_in_one_workdir_are_refused(workdir):
+    other = WorkdirLock(str(workdir), is_lead=True)
+    other.acquire()
+    before = (workdir / 'metrics.jsonl').read_text()
+    with other, pytest.raises(ValueError, match='A run is going on in'):
+        pretrain(config(), str(workdir))
+    assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+def test_the_floors_are_measured_once(workdir, capsys):
+    kept = json.loads((workdir / 'floors.json').read_text())
+    kept['floors']['random']['heldout_knn_accuracy'] = 0.4321      # who measures again finds another number
+    (workdir / 'floors.json').write_text(json.dumps(kept))
+    results = pretrain(config(), str(workdir))
+    assert 'kNN of the random encoder: 0.4321' in capsys.readouterr().out
+    assert set(results) == {'random', 'pretrained'}
+    pretrain(config(**{'eval.knn_k': 5}), str(workdir))             # other settings: they are measured anew
+    assert '0.4321' not in capsys.readouterr().out
+
+
+def save_images(folder, count):
+    for number, image in enumerate(make_shapes('train', 20, count)[0]):
+        path = folder / 'train' / f'class{number % 2}' / f'{number:03}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def test_a_moved_folder_resumes_and_a_grown_one_is_refused(tmp_path):
+    def settings(folder):
+        return config(**{'data.source': f'folder:{folder}', 'data.train_split': 'train', 'data.test_split': 'none'})
+
+    save_images(tmp_path / 'a', 40)
+    pretrain(settings(tmp_path / 'a'), str(tmp_path / 'w'))
+    shutil.move(tmp_path / 'a', tmp_path / 'b')
+    pretrain(settings(tmp_path / 'b'), str(tmp_path / 'w'))
+    save_images(tmp_path / 'b', 60)
+    with pytest.raises(ValueError, match='The training data of .* have changed: 40 images then, 60 now'):
+        pretrain(settings(tmp_path / 'b'), str(tmp_path / 'w'))
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(tmp_path, capsys):
+    pretrain(config(**{'schedule.warmup_epochs': 90.0, 'num_train_steps': 20}), str(tmp_path / 'w'))
+    shown = capsys.readouterr().out
+    assert 'schedule.warmup_epochs 90 are 360 steps, and the run has 20: the warm-up is shortened to 2.' in shown
+
+
+def test_activations_are_float32_on_a_cpu_and_that_is_said(tmp_path, capsys):
+    pretrain(config(**{'encoder.dtype': 'auto'}), str(tmp_path / 'w'))
+    assert 'encoder.dtype is auto: activations are float32 here.' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'w' / 'config.json').read_text())['encoder']['dtype'] == 'float32'
+    kept = json.loads((tmp_path / 'w' / 'config.json').read_text())
+    kept['encoder']['dtype'] = 'bfloat16'               # a run that was begun elsewhere stays as it is
+    (tmp_path / 'w' / 'config.json').write_text(json.dumps(kept))
+    pretrain(config(**{'encoder.dtype': 'auto'}), str(tmp_path / 'w'))
+    assert json.loads((tmp_path / 'w' / 'config.json').read_text())['encoder']['dtype'] == 'bfloat16'
