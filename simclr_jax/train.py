@@ -32,6 +32,7 @@ from simclr_jax.evaluate.floors import Floors
 from simclr_jax.evaluate.frozen import is_labelled, measure, num_labelled, of_large_set
 from simclr_jax.evaluate.health import CollapseWatch, make_health
 from simclr_jax.evaluate.results import report_results
+from simclr_jax.evaluate.start import start_from
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.methods import make_method
@@ -118,7 +119,9 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     train_step = jax.jit(train_step, out_shardings=(state_shardings, sharding.replicated(mesh)),
                          donate_argnums=0)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
-    state = init_state()
+    state, start_notes = init_state(), []
+    if config.init_from and not checkpoint.has_checkpoint(workdir):
+        state, start_notes = start_from(state, config)
     encode_state = functools.partial(StepEncoder, encode, network=config.eval.encoder)
     jax.eval_shape(encode_state(state, {}), _blank_image(config))      # is there such a layer?
 
@@ -144,7 +147,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
                   advice=checkpointer.last_good)
 
     with lock, checkpointer, writer, batches, profiler:
-        for sentence in damage:
+        for sentence in damage + start_notes:
             writer.note(sentence)
         _introduce(writer, run, state, num_steps)
         if dtype == 'auto':
@@ -155,9 +158,14 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         if run.is_measurable:
             evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
                                          config=config, mesh=mesh)
+            starts = {'random': init_state}
+            if config.init_from:
+                starts['init_from'] = lambda: start_from(init_state(), config)[0]
             results, heldout_floor = _measure_floors(
-                run, evaluate, lambda: functools.partial(encode, init_state().variables(config.eval.encoder)))
-            writer.note(f'kNN of the random encoder: {heldout_floor:.4f} on held-out training images, the floor')
+                run, evaluate, {name: lambda make=make: functools.partial(
+                    encode, make().variables(config.eval.encoder)) for name, make in starts.items()})
+            where = 'encoder of init_from' if config.init_from else 'random encoder'
+            writer.note(f'kNN of the {where}: {heldout_floor:.4f} on held-out training images, the floor')
             evaluators = [HeldOutKnn(run, heldout_floor), *evaluators]
         evaluators = [Health(jax.jit(_make_health(network, inputs, mesh)), config.log.every_steps),
                       *evaluators]
@@ -347,8 +355,11 @@ def _named_writers(config: ConfigDict, workdir: str, start: int) -> list[Callabl
                               config=flatten(config.to_dict())) for name in config.log.writers]
 
 
-def _measure_floors(run: Run, evaluate: Callable, random_encoder: Callable) -> tuple[dict[str, dict], float]:
-    """({'raw pixels' if asked for, 'random': measures}, kNN of the random encoder on held-out images)."""
+def _measure_floors(run: Run, evaluate: Callable, starts: dict[str, Callable]) -> tuple[dict[str, dict], float]:
+    """({'raw pixels' if asked for, each of `starts`: measures}, kNN of the last on held-out images).
+
+    starts: {name: () -> encode} of the encoders before any training of this run.
+    """
     settings = run.config.eval
     floors = Floors(run.workdir, {
         'eval': {name: settings[name] for name in ('encoder', 'layer', 'crop_proportion', 'knn_k',
@@ -358,10 +369,12 @@ def _measure_floors(run: Run, evaluate: Callable, random_encoder: Callable) -> t
     results = {}
     if settings.pixel_floor:
         results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(raw_pixels, linear=False))
-    random = dict(floors.get('random', lambda: evaluate(random_encoder(), linear=settings.linear_at_end,
-                                                        held_out=True)))
-    heldout_floor = random.pop('heldout_knn_accuracy')
-    return results | {'random': random}, heldout_floor
+    heldout_floor = 0.0
+    for name, make in starts.items():
+        results[name] = dict(floors.get(name, lambda make=make: evaluate(
+            make(), linear=settings.linear_at_end, held_out=True)))
+        heldout_floor = results[name].pop('heldout_knn_accuracy')
+    return results, heldout_floor
 
 
 def _introduce(writer: MetricWriter, run: Run, state: Any, num_steps: int) -> None:

@@ -18,6 +18,7 @@ def base_config() -> ConfigDict:
     config.num_epochs = 100.0           # tf2/run.py train_epochs
     config.num_train_steps = 0          # more than 0 overrides num_epochs (tf2/run.py train_steps)
 
+    config.init_from = ''               # weights to start from: a workdir, or any file that load_encoder reads
     config.shard_state = False          # split parameters and optimizer state over the devices
     config.encoder_chunks = 1           # k: the encoder sees 1/k of the batch at a time, the loss all of it
     config.profile_steps = ()           # 10,20: steps 10 to 19 are traced into workdir/profile
