@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from simclr_jax.models.heads import ProjectionHead
     from simclr_jax.models.resnet import ResNet
     from simclr_jax.objectives.nt_xent import nt_xent
+    from simclr_jax.runtime.sharding import make_mesh
     from simclr_jax.train import pretrain
     from simclr_jax.views.device import augment, eval_crop
     from simclr_jax.views.presets import simclr_views
@@ -33,12 +34,12 @@ _NAMES = {
     'load_encoder': 'encoder', 'Encoder': 'encoder', 'nt_xent': 'objectives.nt_xent',
     'simclr_views': 'views.presets', 'augment': 'views.device', 'eval_crop': 'views.device',
     'ResNet': 'models.resnet', 'ProjectionHead': 'models.heads',
-    'pretrain': 'train',
+    'pretrain': 'train', 'make_mesh': 'runtime.sharding',
 }
 # Modules that once stood at the top, and where they are now: `import simclr_jax.plan` goes on working.
 _MOVED = {'device_augment': 'views.device', 'plan': 'inspect.plan'}
-__all__ = ['Encoder', 'ProjectionHead', 'ResNet', 'augment', 'config', 'eval_crop', 'load_encoder', 'nt_xent',
-           'pretrain', 'simclr_views']
+__all__ = ['Encoder', 'ProjectionHead', 'ResNet', 'augment', 'config', 'eval_crop', 'load_encoder', 'make_mesh',
+           'nt_xent', 'pretrain', 'simclr_views']
 
 
 if not TYPE_CHECKING:               # to a checker every name but those above is a mistake

@@ -33,6 +33,18 @@ def check_same_preprocessing(train: Features, test: Features) -> None:
                          f'{made[1]}: make both alike.')
 
 
+def check_usable(what: str, features: Features, num_classes: int) -> None:
+    """ValueError for features that are no finite numbers, or labels that are none of the classes."""
+    bad = ~np.isfinite(features.features.sum(axis=1, dtype=np.float64))
+    if bad.any():
+        raise ValueError(f'{bad.sum()} of the {len(bad)} {what} features are not finite numbers, the first of row '
+                         f'{bad.argmax()}: the encoder may have diverged.')
+    outside = (features.labels < 0) | (features.labels >= num_classes)
+    if outside.any():
+        raise ValueError(f'{outside.sum()} of the {len(outside)} {what} labels are not in [0, {num_classes}), the '
+                         f'first is {features.labels[outside][0]}: leave examples without a class out.')
+
+
 def take(features: Features, rows: np.ndarray) -> Features:
     """Some rows, in the order given."""
     return features._replace(features=features.features[rows], labels=features.labels[rows])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from simclr_jax.evaluate.features import Features, check_same_preprocessing, unit_rows
+from simclr_jax.evaluate.features import Features, check_same_preprocessing, check_usable, unit_rows
 
 _QUERIES = 1024             # at a time
 _BLOCK_BYTES = 32 << 20     # of the similarities to them that are held at a time, at least
@@ -34,9 +34,14 @@ def knn_accuracies(train: Features, test: Features, *, num_classes: int, ks: Seq
         without: rows of `train` that are not looked at, int [m].
 
     Raises:
-        ValueError: train and test were preprocessed differently, or a k is below 1.
+        ValueError: train and test were preprocessed differently, a k is below 1, the temperature is not
+            positive, a feature is not finite or a label none of the classes.
     """
     check_same_preprocessing(train, test)
+    for what, features in (('training', train), ('test', test)):
+        check_usable(what, features, num_classes)
+    if not temperature > 0:
+        raise ValueError(f'kNN needs a positive temperature, got {temperature}.')
     if not len(ks) or min(ks) < 1:
         raise ValueError(f'k of kNN is {tuple(ks)}: it is 1 or more.')
     count = len(train.labels) - (0 if without is None else len(without))

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.optimize
 
-from simclr_jax.evaluate.features import Features, check_same_preprocessing, take
+from simclr_jax.evaluate.features import Features, check_same_preprocessing, check_usable, take
 from simclr_jax.evaluate.subsets import heldout_rows
 
 # Chen et al. 2020, App. B.8. Here they weigh 0.5 |W|^2 beside the summed cross-entropy, as 1/C of
 # scikit-learn does; the paper does not say which. Beside the mean, most of them would leave W at 0.
 L2_VALUES = tuple(np.geomspace(1e-6, 1e5, 45))
 _WIDEST = 4096          # features whose principal axes are worth their D^3
-_SWEEP_STEPS, _SWEEP_TOLERANCE = 100, 1e-3     # of each value of the sweep, begun where the last one ended
+# Of each value of the sweep, begun where the last one ended: steps, and what a step must gain.
+_SWEEP_STEPS, _SWEEP_TOLERANCE = 100, 1e-6
 
 
 class Logistic(NamedTuple):
@@ -36,6 +38,7 @@ def logistic_accuracy(train: Features, test: Features, *, num_classes: int, l2: 
                       max_steps: int = 500) -> float:
     """Top-1 accuracy on `test` of the classifier fitted to `train` (see `fit_standardised`)."""
     check_same_preprocessing(train, test)
+    check_usable('test', test, num_classes)
     classifier = fit_standardised(train, num_classes=num_classes, l2=l2, max_steps=max_steps)
     return float((classifier.logits(test.features).argmax(-1) == test.labels).mean())
 
@@ -47,7 +50,10 @@ def fit_standardised(train: Features, *, num_classes: int, l2: float = 1.0, max_
 
     Args:
         l2: weight of 0.5 |W|^2 beside the summed cross-entropy: 1/C of scikit-learn.
+
+    Raises ValueError where a feature is not finite or a label none of the classes.
     """
+    check_usable('training', train, num_classes)
     mean, std = train.features.mean(0), train.features.std(0) + 1e-6
     weights, bias = fit_logistic((train.features - mean) / std, train.labels, num_classes=num_classes,
                                  l2=l2 / len(train.labels), max_steps=max_steps)
@@ -64,15 +70,15 @@ def fit_best_classifier(train: Features, *, num_classes: int, seed: int, share: 
         seed: of the choice of the held-out examples.
         share: of `train` that is held out.
     """
+    check_usable('training', train, num_classes)
     fitted, held = (take(train, rows) for rows in heldout_rows(len(train.labels), seed, share=share))
     mean, std = fitted.features.mean(0), fitted.features.std(0) + 1e-6
     axes = _principal_axes((fitted.features - mean) / std)
-    held_features, labels = axes.rotate((held.features - mean) / std), jnp.asarray(fitted.labels)
+    held_features = axes.rotate((held.features - mean) / std)
     accuracies, start = {}, axes.zeros(num_classes)
     for l2 in reversed(L2_VALUES):
-        start = _minimise(axes.features, labels, axes.spread, start, l2 / len(labels), _SWEEP_STEPS,
-                          _SWEEP_TOLERANCE)
-        logits = held_features @ np.asarray(start[0]).T + np.asarray(start[1])
+        start = _minimise(axes, fitted.labels, start, l2 / len(fitted.labels), _SWEEP_STEPS, _SWEEP_TOLERANCE)
+        logits = held_features @ start[0].T + start[1]
         accuracies[l2] = float((logits.argmax(-1) == held.labels).mean())
     best = max(reversed(L2_VALUES), key=accuracies.__getitem__)
     classifier = fit_standardised(train, num_classes=num_classes, l2=best)
@@ -80,23 +86,23 @@ def fit_best_classifier(train: Features, *, num_classes: int, seed: int, share: 
 
 
 def fit_logistic(features: np.ndarray, labels: np.ndarray, *, num_classes: int, l2: float,
-                 max_steps: int = 500, tolerance: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
+                 max_steps: int = 500, tolerance: float = 1e-10) -> tuple[np.ndarray, np.ndarray]:
     """Minimises mean cross-entropy + l2/2 |W|^2; returns W [D, C] and b [C].
 
-    features: [N, D] float32, of zero mean or near it; labels: [N] int. Stops when the norm of the gradient
-    is below `tolerance`, in units in which the curvature is about 1.
+    features: [N, D] float32, of zero mean or near it; labels: [N] int. Computed in float64. Stops when a
+    step gains less than `tolerance`.
     """
-    axes = _principal_axes(features)
-    weights, bias = _minimise(axes.features, jnp.asarray(labels), axes.spread, axes.zeros(num_classes), l2,
-                              max_steps, tolerance)
-    weights = np.asarray(weights).T
-    return weights if axes.vectors is None else axes.vectors @ weights, np.asarray(bias)
+    with jax.enable_x64(True):          # in float32 the last digits of the loss are noise, and steps go in circles
+        axes = _principal_axes(features.astype(np.float64))
+        weights, bias = _minimise(axes, labels, axes.zeros(num_classes), l2, max_steps, tolerance)
+    weights = weights.T if axes.vectors is None else axes.vectors @ weights.T
+    return weights.astype(np.float32), bias.astype(np.float32)
 
 
 class _Axes(NamedTuple):
     """Features in the coordinates of their principal axes, where their curvature is near diagonal."""
 
-    features: jax.Array             # [N, D] float32
+    features: jax.Array             # [N, D] float32 or float64
     spread: np.ndarray              # [D] mean squares
     vectors: np.ndarray | None      # [D, D], an axis in each column; None: features as they came
 
@@ -105,7 +111,7 @@ class _Axes(NamedTuple):
 
     def zeros(self, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
         """W [C, D] and b [C] to begin with."""
-        return np.zeros((num_classes, len(self.spread)), np.float32), np.zeros(num_classes, np.float32)
+        return np.zeros((num_classes, len(self.spread))), np.zeros(num_classes)
 
 
 def _principal_axes(features: np.ndarray) -> _Axes:
@@ -115,38 +121,33 @@ def _principal_axes(features: np.ndarray) -> _Axes:
     return _Axes(jnp.asarray(features @ vectors), np.maximum(spread, 0), vectors)
 
 
-@jax.jit
-def _minimise(features, labels, spread, start, l2, max_steps, tolerance):
+def _minimise(axes, labels, start, l2, max_steps, tolerance):
     """W [C, D] and b [C] by L-BFGS, in coordinates scaled by the curvature where all classes are as likely.
 
-    There it is spread / C + l2, and 1 / C of the bias. W is [C, D] because the gradient of a product of
-    features and [D, C] takes XLA three times as long on processors.
+    There it is spread / C + l2, and 1 / C of the bias.
     """
     num_classes = len(start[1])
-    curvature = spread / num_classes + l2
-    scale = jax.lax.rsqrt(jnp.maximum(curvature, 1e-6 * curvature.max() + 1e-12))           # [D]
-    bias_scale = num_classes ** 0.5
-    scaled = features * scale
+    curvature = axes.spread / num_classes + l2
+    scale = np.append(1 / np.sqrt(np.maximum(curvature, 1e-6 * curvature.max() + 1e-12)), num_classes ** 0.5)  # [D + 1]
+    labels, l2 = jnp.asarray(labels), jnp.asarray(l2, axes.features.dtype)
 
-    def loss(classifier):
-        weights, bias = classifier
-        logits = jnp.matmul(scaled, weights.T, precision='highest') + bias_scale * bias     # [N, C]
-        fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return fit + 0.5 * l2 * jnp.sum((scale * weights) ** 2)
+    def value_and_gradient(flat):
+        classifier = jnp.asarray(flat.reshape(num_classes, -1) * scale, axes.features.dtype)
+        value, gradient = _value_and_gradient(classifier, axes.features, labels, l2)
+        return float(value), (np.asarray(gradient, np.float64) * scale).ravel()
 
-    solver = optax.lbfgs()
-    value_and_gradient = optax.value_and_grad_from_state(loss)
+    flat = (np.column_stack(start) / scale).ravel()
+    found = scipy.optimize.minimize(value_and_gradient, flat, jac=True, method='L-BFGS-B', options={
+        'maxiter': max_steps, 'maxfun': 2 * max_steps, 'ftol': tolerance, 'gtol': 0.0})
+    classifier = found.x.reshape(num_classes, -1) * scale
+    return classifier[:, :-1], classifier[:, -1]
 
-    def step(carry):
-        classifier, state, _, count = carry
-        value, gradient = value_and_gradient(classifier, state=state)
-        updates, state = solver.update(gradient, state, classifier, value=value, grad=gradient,
-                                       value_fn=loss)
-        return optax.apply_updates(classifier, updates), state, optax.tree.norm(gradient), count + 1
 
-    def unfinished(carry):
-        return (carry[2] > tolerance) & (carry[3] < max_steps)
-
-    start = start[0] / scale, start[1] / bias_scale
-    weights, bias = jax.lax.while_loop(unfinished, step, (start, solver.init(start), jnp.inf, 0))[0]
-    return weights * scale, bias * bias_scale
+@jax.jit
+@jax.value_and_grad
+def _value_and_gradient(classifier, features, labels, l2):
+    """Of [C, D + 1], the bias last: the gradient of a product of features and [D, C] takes XLA three times as long."""
+    weights, bias = classifier[:, :-1], classifier[:, -1]
+    logits = jnp.matmul(features, weights.T, precision='highest') + bias                    # [N, C]
+    fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return fit + 0.5 * l2 * jnp.sum(weights ** 2)

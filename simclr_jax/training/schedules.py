@@ -22,11 +22,13 @@ def warmup_cosine(
 ) -> jax.Array:
     """Linear from 0 to `peak` over `warmup_steps`, then half a cosine to 0 at `total_steps`.
 
-    `warmup_steps=0` is the plain cosine. Steps beyond `total_steps` stay at 0.
+    `warmup_steps=0` is the plain cosine. Steps before 0 are like step 0, those beyond `total_steps` stay at 0.
+    Raises ValueError for a warm-up that leaves no step for the cosine.
     """
-    step = jnp.asarray(step, jnp.float32)
+    _check_warmup(warmup_steps, total_steps)
+    step = jnp.maximum(jnp.asarray(step, jnp.float32), 0)
     warmup = step / max(warmup_steps, 1)
-    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
     return peak * jnp.where(step < warmup_steps, warmup, cosine)
 
@@ -66,12 +68,16 @@ def make_schedule(name: str, *, peak: float, total_steps: int, warmup_steps: int
     if name == 'epoch_cosine':
         return functools.partial(epoch_cosine, peak=peak, steps_per_epoch=steps_per_epoch,
                                  num_epochs=max(1, round(total_steps / steps_per_epoch)))
+    _check_warmup(warmup_steps, total_steps)
+    return functools.partial(
+        warmup_cosine, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+
+
+def _check_warmup(warmup_steps, total_steps):
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f'warmup_steps {warmup_steps} must lie in [0, total_steps {total_steps}): '
             'shorten the warm-up or train longer.')
-    return functools.partial(
-        warmup_cosine, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
 
 
 def scaled_learning_rate(base: float, batch_size: int, scaling: str = 'linear') -> float:

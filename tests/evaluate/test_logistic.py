@@ -5,6 +5,7 @@ from sklearn.preprocessing import StandardScaler
 
 from simclr_jax.evaluate import logistic
 from simclr_jax.evaluate.features import Features
+from simclr_jax.evaluate.knn import knn_accuracy
 from simclr_jax.evaluate.logistic import L2_VALUES, fit_best_classifier, fit_logistic, logistic_accuracy
 from simclr_jax.evaluate.subsets import heldout_rows
 
@@ -97,3 +98,34 @@ def test_features_of_another_preprocessing_are_refused():
     train = problem(40, 0)
     with pytest.raises(ValueError, match='make both alike'):
         logistic_accuracy(train, train._replace(preprocessing='32 px'), num_classes=4)
+
+
+def test_a_fit_that_is_nearly_perfect_ends_at_scikit_learns_minimum():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 1500).astype(np.int32)
+    features = 0.6 * rng.normal(size=(5, 128))[labels] + rng.normal(size=(1500, 128))
+    features = StandardScaler().fit_transform(features).astype(np.float32)
+    oracle = LogisticRegression(C=1.0, tol=1e-9, max_iter=5000).fit(features.astype(np.float64), labels)
+    least = objective(features, labels, oracle.coef_.T, oracle.intercept_, 1 / 1500)
+    weights, bias = fit_logistic(features, labels, num_classes=5, l2=1 / 1500)
+    assert least < 0.01
+    np.testing.assert_allclose(objective(features, labels, weights, bias, 1 / 1500), least, rtol=1e-6)
+
+
+@pytest.mark.parametrize('function', [
+    lambda train, test: logistic_accuracy(train, test, num_classes=4),
+    lambda train, test: fit_best_classifier(train, num_classes=4, seed=0),
+    lambda train, test: knn_accuracy(train, test, num_classes=4, k=3, temperature=0.1)])
+def test_features_that_are_no_numbers_and_labels_that_are_no_classes_are_refused(function):
+    train = problem(40, 0)
+    broken = train._replace(features=np.where(np.arange(40)[:, None] == 7, np.nan, train.features))
+    with pytest.raises(ValueError, match='1 of the 40 training features are not finite.*row 7'):
+        function(broken, train)
+    with pytest.raises(ValueError, match=r'1 of the 40 training labels are not in \[0, 4\), the first is -1'):
+        function(train._replace(labels=np.where(np.arange(40) == 7, -1, train.labels)), train)
+
+
+def test_a_temperature_of_zero_is_refused():
+    train = problem(40, 0)
+    with pytest.raises(ValueError, match='positive temperature, got 0'):
+        knn_accuracy(train, train, num_classes=4, k=3, temperature=0)

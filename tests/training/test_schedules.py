@@ -1,5 +1,6 @@
 """Learning rates step by step, and the step counts and peaks of the published recipes."""
 
+import functools
 import math
 
 import jax
@@ -129,3 +130,12 @@ def test_rising_momentum_is_its_formula_from_the_base_to_one(base):
     np.testing.assert_allclose([got[0], schedule(total // 2), schedule(total), schedule(10 * total)],
                                [base, (1 + base) / 2, 1, 1], rtol=1e-6)
     assert (np.diff(got) >= 0).all()
+
+
+@pytest.mark.parametrize('warmup_steps', [0, 10])
+def test_steps_outside_of_a_run_are_like_its_ends(warmup_steps):
+    schedule = functools.partial(warmup_cosine, peak=2.0, warmup_steps=warmup_steps, total_steps=100)
+    assert schedule(-1) == schedule(-1000) == schedule(0) == (0.0 if warmup_steps else 2.0)
+    assert schedule(100) == schedule(101) == schedule(10 ** 9) == 0.0
+    with pytest.raises(ValueError, match='shorten the warm-up'):
+        warmup_cosine(3, peak=1.0, warmup_steps=10, total_steps=10)
