@@ -17,8 +17,10 @@ import simclr_jax
 from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.embed import embed, read_features
+from simclr_jax.evaluate.finetune import finetune
 from simclr_jax.evaluate.knn_task import knn
 from simclr_jax.evaluate.linear import linear
+from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.evaluate.search import search
 from simclr_jax.models.network import (
     describe_encoder,
@@ -30,6 +32,8 @@ from simclr_jax.models.network import (
 from simclr_jax.report.report import report
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build, pretrain
+from simclr_jax.weights.write.export import export
+from simclr_jax.weights.write.stablehlo import load_stablehlo
 from tests.encoders import CNN, ENCODERS, NnxCNN, ViT
 from tests.evaluate.runs import task_config
 
@@ -263,6 +267,27 @@ def test_it_goes_through_the_evaluations(run, tmp_path):
         assert set(results) >= {'random', 'pretrained'}
 
 
+def test_fine_tuning_freezes_what_it_can_and_its_file_is_an_encoder(run, tmp_path):
+    encoder, workdir = run
+    settings = {'batch_size': 64, 'num_epochs': 1.0, 'optimizer': 'sgd', 'learning_rate': 0.1,
+                'scaling': 'none', 'init': 'pretrained'}
+    before = load_pretrained(workdir).variables
+    for from_block in (-1, 0, 4):
+        config = task_config('finetune', workdir, from_block=from_block, **settings)
+        if from_block == 0 and isinstance(encoder, ViT):
+            with pytest.raises(ValueError, match='finetune.from_block is 0: the encoder ViT has no stages'):
+                finetune(config, str(tmp_path))
+            continue
+        finetune(config, str(tmp_path))
+        after = load_pretrained(f'{tmp_path}/finetuned.safetensors').variables
+        for kind in ('params', 'batch_stats'):
+            old, new = (variables[kind].get('encoder', {}) for variables in (before, after))
+            kept = {name for name in old if all(
+                map(np.array_equal, *map(jax.tree.leaves, (old[name], new[name]))))}
+            assert kept == {name for name in old
+                            if from_block == 4 or from_block == 0 and name.endswith('0')}
+
+
 def test_features_go_to_a_file_and_are_searched(run, tmp_path):
     _, workdir = run
     config = task_config('embed', workdir, file='features.npz')
@@ -272,6 +297,14 @@ def test_features_go_to_a_file_and_are_searched(run, tmp_path):
     Image.fromarray(make_shapes('test', SIZE, num_examples=20)[0][3]).save(tmp_path / '3.png')
     rows = search(task_config('search', '', query=(f'{tmp_path}/3.png',), k=2), str(tmp_path))
     assert rows[0]['index'] == 3
+
+
+def test_it_is_exported_as_a_program(run, tmp_path):
+    _, workdir = run
+    export(task_config('export', workdir, formats=('stablehlo',), dir=str(tmp_path)), str(tmp_path))
+    encode = load_stablehlo(tmp_path / 'encoder.stablehlo')
+    images = some_images(3)
+    np.testing.assert_allclose(encode(images), simclr_jax.load_encoder(workdir)(images), rtol=1e-4, atol=1e-5)
 
 
 def test_it_has_a_report(run, tmp_path):
