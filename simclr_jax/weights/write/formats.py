@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from simclr_jax.models.network import Network, make_network
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.weights.read.torch import spare_triton
 from simclr_jax.weights.flax_file import read_flax, write_flax
+from simclr_jax.weights.header import to_header
 from simclr_jax.weights.write.torch import write_torch
 from simclr_jax.weights.write.onnx import load_onnx, write_onnx
 from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
@@ -136,11 +138,11 @@ def _write_flax(directory, job):
 
 def _load_flax(directory, job):
     """Our own network with what the file holds."""
-    back, imported = read_flax(os.path.join(directory, 'encoder.flax.safetensors')), job.imported
-    for name in ('encoder', 'head', 'mean', 'std'):
-        written, read = getattr(imported, name), getattr(back, name)
-        if not (written.items() <= read.items() if isinstance(read, dict) else tuple(written) == read):
-            raise ValueError(f'{name} is {written} and is read back as {read}')
+    back = read_flax(os.path.join(directory, 'encoder.flax.safetensors'))
+    written, read = (json.loads(to_header(each, 'flax')) for each in (job.imported, back))
+    if written != read:
+        raise ValueError(f'{", ".join(name for name in written if written[name] != read.get(name))} is not '
+                         'read back as it was written')
     return lambda images: job.run(back.variables, images)
 
 
