@@ -110,7 +110,8 @@ class Encoder:
         Raises:
             ValueError: other shapes or dtypes, floats outside [0, 1] or not finite, or no such layer.
         """
-        layer = {'features': 0, 'projection': -1}.get(layer, layer)
+        if isinstance(layer, str):
+            layer = {'features': 0, 'projection': -1}.get(layer, layer)
         if isinstance(layer, str) and layer not in self._maps:
             raise ValueError(f'layer is {layer!r}: it takes {", ".join(self.layers)}, '
                              'or the number of a layer of the head.')

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
             print(describe(config), end='\n\n', flush=True)
             if warning:
                 print(f'warning: {warning}', file=sys.stderr, flush=True)
-        task(config, os.path.abspath(os.path.expanduser(_WORKDIR.value)))
+        task(config, os.path.abspath(os.path.expanduser(str(_WORKDIR.value))))
     except KeyboardInterrupt:
         if processes:
             processes.fail('interrupted', 130)

@@ -1,5 +1,6 @@
 """Arguments of recipes and overrides of fields: parsing, checks, near misses, printing."""
 
+from collections.abc import Mapping
 import difflib
 from typing import Any
 
@@ -76,7 +77,7 @@ def check_profile_steps(steps: Any, num_steps: int | None = None) -> None:
                          f'be {num_steps + 1} at most.')
 
 
-def flatten(config: dict, prefix: str = '') -> dict[str, Any]:
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = '') -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a.b': 1}; an empty dict stays a value."""
     flat = {}
     for name, value in config.items():

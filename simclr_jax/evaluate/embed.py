@@ -88,7 +88,7 @@ def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: j
     variables = jax.device_put(pretrained.variables, sharding.replicated(mesh))
     size, proportion, resize = trained.augment.image_size, trained.eval.crop_proportion, resize_of(trained)
     batch_size = -(-min(trained.eval.batch_size, source.num_examples) // mesh.size) * mesh.size
-    features, first = None, 0
+    features, first = np.empty((0, 0), np.float32), 0
     indices = np.full(source.num_examples, -1, np.int64)
     labels = np.full(source.num_examples, -1, np.int32)
     count = 0
@@ -98,7 +98,7 @@ def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: j
         images = batches.centre_crops(batch['image'], image_size=size, proportion=proportion, resize=resize)
         rows = (encode(variables, images), batch['label'], batch['valid'])
         encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
-        if features is None:        # one array from the start: a large set fills the memory once, not twice
+        if not features.size:       # one array from the start: a large set fills the memory once, not twice
             features = np.empty((source.num_examples, encoded.shape[1]), np.float32)
         kept = np.flatnonzero(valid)
         into = slice(count, count := count + len(kept))
@@ -180,7 +180,7 @@ def write_features(path: str, embedded: Embedded) -> None:
     """
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     if path.endswith('.npz'):
-        arrays = embedded._asdict() | {'metadata': json.dumps(embedded.metadata)}
+        arrays: dict[str, Any] = embedded._asdict() | {'metadata': json.dumps(embedded.metadata)}
         _replace(path, lambda file: np.savez(file, **arrays))
     elif path.endswith('.parquet'):
         _replace(path, lambda file: _write_parquet(file, embedded))
@@ -208,7 +208,7 @@ def read_features(path: str) -> Embedded:
                             np.array(beside['indices'], np.int64), np.array(beside['labels'], np.int32),
                             beside['metadata'])
         with np.load(path, allow_pickle=False) as arrays:
-            return Embedded(*(arrays[name] for name in Embedded._fields[:-1]),
+            return Embedded(arrays['features'], arrays['names'], arrays['indices'], arrays['labels'],
                             json.loads(str(arrays['metadata'])))
     except Exception as error:      # numpy, pyarrow and zipfile each have errors of their own
         raise ValueError(f'{path} is no whole file of features of --config.task=embed: {error}') from error

@@ -157,15 +157,14 @@ def _make_step(subject: Subject, settings: ConfigDict, optimizer: optim.Optimize
     return fit_step
 
 
-def frozen_module(part: str, module: str, *, from_block: int, layer: int, encoder: abilities.HasStages
-                  ) -> bool:
+def frozen_module(part: str, module: str, *, from_block: int, layer: int, encoder: Any) -> bool:
     """Whether a module stays as it is: ('encoder', 'stage2_block1'), ('head', 'dense1').
 
     Of the head that is all that lies beyond `layer`, where the classifier sits; of the encoder all up to
     stage `from_block`.
     """
     if part == 'head':
-        return from_block == 4 or int(re.search(r'\d+$', module)[0]) > layer
+        return from_block == 4 or int(module.removeprefix(module.rstrip('0123456789'))) > layer
     return from_block == 4 or from_block >= 0 and encoder.stage_of(module) <= from_block
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.evaluate.features import unit_rows
-from simclr_jax.models.network import Network
+from simclr_jax.models.network import Network, outputs
 
 _MAX_ROWS = 512     # the singular values of the rank cost rows^2 * width, pairs rows^2
 
@@ -70,7 +70,7 @@ def make_health(network: Network) -> Callable[[Any, jax.Array, jax.Array], dict[
 
     def health(variables: Any, view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
         stride = -(-len(view1) // _MAX_ROWS)
-        first, second = (network.apply(variables, view[::stride], train=False) for view in (view1, view2))
+        first, second = (outputs(network, variables, view[::stride]) for view in (view1, view2))
         measures = pair_measures(first.projection, second.projection)
         for name, rows in (('feature', first.features), ('projection', first.projection)):
             measures |= {f'{name}_spread': spread(rows), f'{name}_rank': effective_rank(unit_rows(rows))}

@@ -13,13 +13,12 @@ import json
 import math
 import os
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
-from simclr_jax.runtime import sharding
-from simclr_jax.training import schedules, steps
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.batches import Inputs
@@ -149,7 +148,8 @@ def _rate_per_core(make: Callable[[], Iterator], num_images: int) -> float:
             count += len(batch['label']) if isinstance(batch, dict) else len(batch)
         return count / (time.process_time() - started)
     finally:
-        iterator.close()
+        if isinstance(iterator, Generator):     # its threads end
+            iterator.close()
 
 
 def _measure_whole(source: Source, inputs: Inputs, config: ConfigDict, mesh) -> dict[str, float]:

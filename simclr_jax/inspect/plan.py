@@ -189,7 +189,7 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
         report['seconds_to_compile'] += time.monotonic()
         return report | {'fits': False, 'needs': figures[0], 'available': figures[1]}
     report['seconds_to_compile'] += time.monotonic()
-    text = compiled.as_text()
+    text = compiled.as_text() or ''
     keep(text)
     parts = memory_parts(state, batch, facts.memory(compiled))
     cost = compiled.cost_analysis() or {}

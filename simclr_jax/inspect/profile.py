@@ -34,7 +34,8 @@ class StepProfiler:
                  num_steps: int, is_lead: bool, waited: Callable[[], float]):
         self._writer, self._waited = writer, waited
         self._directory = os.path.join(workdir, 'profile')
-        self._annotation = self._started = None
+        self._annotation: Any = None            # of the step that is being traced
+        self._started: Any = None               # when the trace was, in seconds
         windows = {}                            # {first step: (last step, whether it is the breakdown's)}
         if steps and steps[1] - 1 > start:
             windows[max(steps[0], start + 1)] = steps[1] - 1, False

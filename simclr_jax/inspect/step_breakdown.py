@@ -42,7 +42,7 @@ def step_breakdown(trace, program: str, *, num_steps: int, seconds: float, waite
     times = own_times(operations(trace, parts, _module_name(program)))
     if not times:
         return {}
-    per_part = collections.Counter()
+    per_part: dict[str, float] = collections.defaultdict(float)
     for name, nanoseconds in times.items():
         per_part[parts[name] or 'unnamed'] += nanoseconds / 1e9
     idle = max(0.0, seconds - sum(per_part.values()))
@@ -135,7 +135,7 @@ def own_times(spans: Sequence[tuple[float, float, str]]) -> dict[str, float]:
     So a loop is left what its body does not take, nothing counts twice, and the sum is the time in which
     something ran.
     """
-    times = collections.Counter()
+    times: dict[str, float] = collections.defaultdict(float)
     instants = sorted({instant for start, end, _ in spans for instant in (start, end)})
     running, begun = [], 0                              # a heap, the latest start first
     for now, until in zip(instants, instants[1:]):
@@ -159,7 +159,7 @@ def table(parts: dict[str, float]) -> list[list[Any]]:
 
 
 def _module_name(program: str) -> str:
-    return re.match(r'HloModule ([\w.\-]+)', program)[1]
+    return program.removeprefix('HloModule ').split(',')[0].split()[0]
 
 
 def _first(*parts: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -100,6 +100,11 @@ class Network(nn.Module):
             raise ValueError(f'probe_layer={self.probe_layer} does not exist: the head has layers '
                              f'0 (features) to {len(layers) - 1} (projection)')
         return Output(layers, prediction, self.probe(_standardised(layers[self.probe_layer])))
+
+
+def outputs(network: Network, variables: Any, images: jax.Array) -> Output:
+    """What a trained network makes of images [B, H, W, 3]: BatchNorm uses its running statistics."""
+    return cast(Output, network.apply(variables, images, train=False))
 
 
 def init_variables(network: Network, key: jax.Array, images: jax.Array) -> dict[str, Any]:

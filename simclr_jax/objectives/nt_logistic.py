@@ -17,8 +17,8 @@ def nt_logistic(view1: jax.Array, view2: jax.Array, *, temperature: float, norma
         normalize, mining, mesh, the return value and the errors: see `pairwise.mean_over_anchors`. An anchor
             without a semi-hard negative keeps the first term.
     """
-    temperature = checked_temperature('nt_logistic', temperature)
-    return mean_over_anchors(view1, view2, _terms, temperature, normalize=normalize, mining=mining, mesh=mesh)
+    return mean_over_anchors(view1, view2, _terms, checked_temperature('nt_logistic', temperature),
+                             normalize=normalize, mining=mining, mesh=mesh)
 
 
 def _terms(positive, negatives, counts, temperature):

@@ -94,7 +94,8 @@ def nt_xent_dense(
     """`nt_xent` on one device, written plainly: the [2N, 2N] similarities, and JAX's own gradient."""
     _check(view1, view2, decoupled)
     temperature = checked_temperature('nt_xent', temperature)
-    z = _projections(*whole(view1, view2), normalize)  # [2N, D]
+    view1, view2 = whole(view1, view2)
+    z = _projections(view1, view2, normalize)  # [2N, D]
     row = jnp.arange(len(z))[:, None]  # [2N, 1]
     column = row.T  # [1, 2N]
     is_own, is_positive = column == row, column == row ^ 1  # [2N, 2N]

@@ -42,8 +42,9 @@ def mean_over_anchors(z, temperature, axes, decoupled, tile):
 def _mean_over_anchors_jvp(axes, decoupled, tile, primals, tangents):
     # The gradient is computed on the way forward and multiplied by what arrives: nothing but it is kept, and
     # it can be differentiated again.
-    outputs, residuals = _forward(*primals, axes, decoupled, tile)
-    dz, dtemperature = _gradient(*primals, *residuals, axes, decoupled, tile)
+    z, temperature = primals
+    outputs, residuals = _forward(z, temperature, axes, decoupled, tile)
+    dz, dtemperature = _gradient(z, temperature, *residuals, axes, decoupled, tile)
     tangent = jnp.sum(dz * tangents[0])
     if axes:
         tangent = lax.psum(tangent, axes)

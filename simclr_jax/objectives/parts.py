@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 
@@ -27,7 +28,7 @@ def checked_temperature(loss: str, temperature: float | jax.Array) -> jax.Array:
     """
     if np.ndim(temperature):
         raise ValueError(f'{loss} needs one temperature, got an array of shape {np.shape(temperature)}.')
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+    if not isinstance(temperature, Tracer) and not temperature > 0:
         raise ValueError(f'{loss} needs a positive temperature, got {temperature}.')
     temperature = jnp.asarray(temperature, jnp.float32)
     return jnp.where(temperature > 0, temperature, jnp.nan)
@@ -44,7 +45,7 @@ def on_mesh(function: Callable, mesh: Mesh | None, views: tuple[jax.Array, ...],
     axes, rows = mesh.axis_names, P(mesh.axis_names)
     if any(map(_is_typed, views)) or jax.sharding.get_abstract_mesh().explicit_axes:
         explicit = tuple(axis for axis, kind in zip(axes, mesh.axis_types) if kind == AxisType.Explicit)
-        views = [jax.sharding.reshard(view, NamedSharding(mesh, P(explicit))) for view in views]
+        views = tuple(jax.sharding.reshard(view, NamedSharding(mesh, P(explicit))) for view in views)
     else:       # the types of arrays hold no shardings, and those of the results should not
         mesh = Mesh(mesh.devices, axes, axis_types=(AxisType.Auto,) * len(axes))
     in_specs = (rows,) * len(views) + (P(),) * len(scalars)

@@ -20,7 +20,7 @@ RIGHT, WRONG = '#0072B2', '#B84A00'
 MARKERS = 'osD^vPX*<>'
 _LINES = ('-', '--', '-.', ':')
 _DPI = 200
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.size': 9, 'axes.titlesize': 10,
     'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.spines.top': False,
     'axes.spines.right': False, 'axes.grid': True, 'grid.color': '#e4e4e4', 'grid.linewidth': 0.6,
@@ -134,7 +134,7 @@ def histogram(samples: Mapping[str, np.ndarray], *, x_label: str, limits: tuple[
     """The densities of several samples over the same 60 bins between the `limits`."""
     figure, axes = _start(title, (4.4, 3.1))
     for (name, values), colour, line in zip(samples.items(), PALETTE, _LINES):
-        axes.hist(values, np.linspace(*limits, 61), density=True, histtype='stepfilled', label=name,
+        axes.hist(values, np.linspace(*limits, 61).tolist(), density=True, histtype='stepfilled', label=name,
                   facecolor=to_rgba(colour, 0.3), edgecolor=colour, linestyle=line, linewidth=1.5)
     axes.set(xlabel=x_label, ylabel='density')
     figure.legend(loc='outside lower left', ncols=2)

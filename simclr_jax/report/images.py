@@ -15,7 +15,7 @@ from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.subset import take_rows
-from simclr_jax.models.network import Network
+from simclr_jax.models.network import Network, outputs as network_outputs
 from simclr_jax.views import device, host
 from simclr_jax.views.fields import OPS, View
 
@@ -108,7 +108,7 @@ def squares(source: Source, rows: np.ndarray, image_size: int) -> tuple[np.ndarr
     """Central squares [M, S, S, 3] float32 of the images that can be read, and their places in `rows`."""
     images = [picture(source, int(row)) for row in rows]
     kept = [place for place, image in enumerate(images) if image is not None]
-    crops = [host.eval_crop(images[place], image_size=image_size, proportion=1.0) for place in kept]
+    crops = [host.eval_crop(image, image_size=image_size, proportion=1.0) for image in images if image is not None]
     return np.array(crops).reshape(-1, image_size, image_size, 3), np.array(kept, int)
 
 
@@ -140,8 +140,9 @@ def outputs(network: Network, variables: dict, images: np.ndarray) -> tuple[np.n
     """Features h [N, D] and projections z [N, out_dim] of images [N, S, S, 3] in [0, 1]."""
     @jax.jit
     def apply(variables, images):
-        output = network.apply(variables, images, train=False)
+        output = network_outputs(network, variables, images)
         return output.features, output.projection
 
     parts = [apply(variables, images[first:first + 128]) for first in range(0, len(images), 128)]
-    return tuple(np.concatenate(column) for column in zip(*parts))
+    features, projections = (np.concatenate(column) for column in zip(*parts))
+    return features, projections

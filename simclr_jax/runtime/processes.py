@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax._src.distributed import global_state    # its key-value store has no public name
@@ -44,7 +44,8 @@ class Processes:
         except ValueError as error:
             raise ValueError(f'--multihost finds no TPU pod and no Slurm job here ({error}); give '
                              '--coordinator, --num_processes and --process_id.') from error
-        self._client, self._number = global_state.client, global_state.process_id
+        self._client: Any = global_state.client
+        self._number = global_state.process_id
         self._name = f'process {self._number} of {global_state.num_processes} ({socket.gethostname()})'
         self._left = threading.Event()
         self._lock = threading.Lock()       # one cause is told, not two

@@ -1,6 +1,7 @@
 """Where arrays live: one mesh over all devices, and the only file that names its axis."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 _AXIS = 'data'
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """One axis over `devices`, by default all devices of all processes."""
     devices = jax.devices() if devices is None else devices
     # Auto: the compiler propagates shardings. The default, Explicit, puts them into array types.

@@ -70,13 +70,14 @@ def _estimate(records: Records, layer: int, measures: Sequence[str] = tuple(_MEA
         mean = np.mean(values)
         bounds = (mean - np.std(values, ddof=1), mean + np.std(values, ddof=1)) if len(values) > 1 else (
             100 * bound for bound in measured[0]['intervals'][str(layer)][name])
-        return Estimate(*(round(float(value), 3) for value in (mean, *bounds)), len(values))
+        mean, low, high = (round(float(value), 3) for value in (mean, *bounds))
+        return Estimate(mean, low, high, len(values))
     return Estimate()
 
 
 def _columns(grid: Grid, found: Found) -> dict[str, list[Any]]:
     """{heading: a value for each cell}: places, `Estimate`s, what the log says last, the paper's, status."""
-    columns = {name: [cell.place[axis] for cell in grid.cells] for axis, name in enumerate(grid.axes)}
+    columns: dict[str, list[Any]] = {name: [cell.place[axis] for cell in grid.cells] for axis, name in enumerate(grid.axes)}
     for layer in grid.layers:
         for measure, heading in _MEASURES.items():
             estimates = [_estimate(records, layer, [measure]) for records in found.values()]
@@ -116,7 +117,7 @@ def _describe(grid: Grid, found: Found, columns: Mapping[str, list], *, has_figu
     pairs = [(estimate.mean, cell.paper) for estimate, cell in zip(ours, grid.cells)
              if estimate.num_seeds and cell.paper is not None]
     if len(pairs) > 2 and np.ptp(pairs, axis=0).all():         # a constant has no order
-        order = spearmanr(*np.transpose(pairs)).statistic
+        order = spearmanr(*np.transpose(pairs))[0]
         parts.append(f'Order of the {len(pairs)} cells that the paper has too, here and there: '
                      f'Spearman correlation {order:.2f}.')
     if grid.chart == 'matrix':

@@ -135,7 +135,7 @@ def _add_weight_decay(default, groups, is_excluded):
                     f"the paths look like '{paths[0]}'.")
         return optax.EmptyState()
 
-    def update(grads, state, params):
+    def update(grads, state, params=None):
         def decayed(path, grad, param):
             value = decay_of(path, param)
             return grad + value * param if value else grad

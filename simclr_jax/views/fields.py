@@ -25,7 +25,7 @@ def _field(check: tuple[Callable[[Any], bool], str], default: Any = dataclasses.
 
 
 def _between(low: float, high: float, why: str = '') -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: isinstance(value, numbers.Real) and low <= value <= high,
+    return (lambda value: isinstance(value, numbers.Real) and low <= float(value) <= high,
             f'a number in [{low:g}, {high:g}]{why}')
 
 
@@ -117,7 +117,7 @@ class Jitter(Operation):
         low, high = np.subtract(centres, strengths), np.add(centres, strengths)
         if multiply:
             low[0] = max(low[0], 0.0)
-        return np.float32(low), np.float32(high)
+        return low.astype(np.float32), high.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +215,7 @@ class View:
 
 # {name: class}, in the order in which they run.
 OPS: dict[str, type[Operation]] = {field.name: type(field.default) for field in dataclasses.fields(View)
-                                   if field.name != 'extra'}
+                                   if isinstance(field.default, Operation)}
 
 
 def _operation(name: str, fields: Mapping[str, Any]) -> Operation:

@@ -42,8 +42,8 @@ def choices(draws: Draws, view: View, image_size: int) -> np.ndarray:
     side = round(view.cutout.size * image_size)
     corner = [int(image_size * share) - side // 2 for share in hole[:2]] if hole else [-2 * image_size] * 2
     runs = [draws.of(operation) is not None for operation in (view.grey, view.sobel, view.noise)]
-    return np.float32([*order, *amounts, *runs, low + blur[0] * (high - low) if blur else 0.0,
-                       draws.of(view.solarize) is not None, *corner])
+    return np.array([*order, *amounts, *runs, low + blur[0] * (high - low) if blur else 0.0,
+                     draws.of(view.solarize) is not None, *corner], np.float32)
 
 
 def make_finish(view: View, dtype: str = 'float32') -> Callable[[Any, Any, Any], Any]:
@@ -81,7 +81,7 @@ def augment(image: np.ndarray, draws: Sequence[Draws], view: View, *, image_size
 
     A view is a pure function of (image, its draws, view).
     """
-    crops = np.stack([crop_view(image, draw.box(*image.shape[:2], view.crop), draw, view,
+    crops = np.stack([crop_view(image, draw.box(image.shape[0], image.shape[1], view.crop), draw, view,
                                 out=np.empty((image_size, image_size, 3), np.float32)) for draw in draws])
     noise = np.stack([draw.normals(crops.shape[1:]) if view.noise.probability else np.float32(0)
                       for draw in draws])
@@ -110,7 +110,7 @@ def eval_crop(image: np.ndarray, *, image_size: int, proportion: float) -> np.nd
     With a proportion of 1 a square image that has the size already passes unchanged.
     """
     out = np.empty((image_size, image_size, 3), np.float32)
-    crop_resize(image, eval_box(*image.shape[:2], proportion), image_size, out=out)
+    crop_resize(image, eval_box(image.shape[0], image.shape[1], proportion), image_size, out=out)
     return np.clip(out, 0, 1, out=out)
 
 

@@ -7,6 +7,8 @@ Sources: google-research/simclr tf2/data_util.py (colour, blur); deepmind-resear
 (additive brightness, solarize).
 """
 
+# pyright: reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
+# (as annotated, tensorflow has neither slices after an ellipsis nor static sizes)
 import functools
 from typing import Callable
 

@@ -81,7 +81,7 @@ def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any
     deep = 'conv1.6.weight' in arrays
     first = arrays.get('conv1.6.weight' if deep else 'conv1.weight')
     selective = 'layer1.0.conv2.paths.0.conv.weight' in arrays
-    if np.ndim(first) != 4 or len(first) < 2 or not (selective or 'layer1.0.conv1.weight' in arrays):
+    if first is None or first.ndim != 4 or len(first) < 2 or not (selective or 'layer1.0.conv1.weight' in arrays):
         raise ValueError(f'{file} is no ResNet of timm, torchvision or MoCo: it has no conv1.weight and '
                          f'layer1.0.conv1, but {_some(arrays)}.')
     blocks = [re.match(r'layer(\d+)\.(\d+)\.', name) for name in arrays]
@@ -94,7 +94,8 @@ def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any
         kind = 'bottleneck' if bottleneck else 'basic'
         raise ValueError(f'{file} has stages of {", ".join(map(str, counts))} {kind} blocks: no ResNet of '
                          f'depth {", ".join(map(str, DEPTHS))}.')
-    averaged = np.ndim(arrays.get('layer2.0.downsample.1.weight')) == 4
+    average = arrays.get('layer2.0.downsample.1.weight')
+    averaged = average is not None and average.ndim == 4
     stem = 'imagenet' if deep or first.shape[2:] == (7, 7) else 'cifar'
     if bottleneck and averaged != selective or deep and not averaged:
         raise ValueError(f'{file} has only a part of what SimCLR changes together: three convolutions in the '
@@ -172,7 +173,8 @@ def _encoder_layer(layer: str, encoder: Mapping[str, Any]) -> str:
     """'stage1_block2/conv1' -> 'layer1.1.conv1'."""
     if layer in _STEM:
         return _STEM[layer]
-    stage, block, rest = re.fullmatch(r'stage(\d)_block(\d+)/(.+)', layer).groups()
+    stage_block, rest = layer.split('/', 1)
+    stage, block = re.findall(r'\d+', stage_block)
     averaged = encoder.get('sk_ratio', 0.0) > 0
     if rest.startswith('shortcut_'):
         rest = f'downsample.{("shortcut_conv", "shortcut_norm").index(rest) + averaged}'

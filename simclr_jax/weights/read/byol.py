@@ -235,8 +235,10 @@ def _stand_in(name):
     recorded = _RECORDED.fullmatch(name)
     if not recorded and name not in _STAND_INS:
         raise _Forbidden(name)
-    kind = recorded and next(filter(None, recorded.groups()), '_Record')
-    return _STAND_INS.get(name) or type(kind, (_Record,), {'__slots__': ()})
+    if not recorded:
+        return _STAND_INS[name]
+    kind = next(filter(None, recorded.groups()), '_Record')
+    return type(kind, (_Record,), {'__slots__': ()})
 
 
 class _Forbidden(Exception):
