@@ -9,5 +9,9 @@ source launch/common.sh
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 EXTRAS=test${EXTRAS:+,$EXTRAS}
 source launch/environment.sh
+if [ $# = 0 ]; then        # the whole: lint and types first
+    run "$python" -m ruff check .
+    run "$python" -m pyright --pythonpath "$python"
+fi
 # Two files at a time; the slowest come first (conftest.py).
 run exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -132,7 +132,7 @@ def test_the_package_is_light_and_its_names_are_there():
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
     assert all(hasattr(simclr_jax, name) for name in simclr_jax.__all__)
     with pytest.raises(AttributeError, match='no attribute'):
-        simclr_jax.moco_v4
+        simclr_jax.moco_v4  # noqa: B018
 
 
 def test_two_views_are_two_draws_of_the_same_law():

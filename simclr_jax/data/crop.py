@@ -39,14 +39,15 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     rows, columns = image.shape[:2]
     if min(top, left, height - 1, width - 1) < 0 or top + height > rows or left + width > columns:
         raise ValueError(f'The box {box} is not inside an image of shape {image.shape}.')
-    if library() is None:
+    loop = library()
+    if loop is None:
         resized = _resize(image[top:top + height, left:left + width], image_size, is_flipped)
         out[...] = np.rint(resized).clip(0, 255) if out.dtype == np.uint8 else resized * _UNIT
         return out
     if image.strides[1:] != (3, 1):
         image = np.ascontiguousarray(image)
     floats, data = (None, out.ctypes.data) if out.dtype == np.uint8 else (out.ctypes.data, None)
-    if library().crop_resize(image.ctypes.data, image.strides[0], top, left, height, width, image_size,
+    if loop.crop_resize(image.ctypes.data, image.strides[0], top, left, height, width, image_size,
                              is_flipped, _UNIT, floats, data):
         raise MemoryError
     return out

@@ -12,6 +12,8 @@ from simclr_jax.views.resize import Resize
 
 
 class Features(NamedTuple):
+    """Features of a split, a row for each image."""
+
     features: np.ndarray        # [N, D] float32
     labels: np.ndarray          # [N] int32
     preprocessing: str = ''     # how the images were made, see `describe_preprocessing`

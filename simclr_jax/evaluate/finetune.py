@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,6 +33,8 @@ _INITS = {'pretrained': ('pretrained',), 'scratch': ('scratch',), 'both': ('scra
 
 
 class Tuned(NamedTuple):
+    """A network and a classifier that were trained together."""
+
     variables: dict         # {'params', 'batch_stats'} of encoder and head
     kernel: jax.Array       # [D, C]
     bias: jax.Array         # [C]

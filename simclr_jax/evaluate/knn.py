@@ -99,8 +99,8 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int, without:
                 list(pool.map(functools.partial(_keep_nearest, of_block), _few(dots), _few(rows),
                               _few(similarity[part]), _few(row[part])))
     order = np.argsort(-similarity, axis=1, kind='stable')
-    found = (np.take_along_axis(array, order, axis=1) for array in (similarity, row))
-    return tuple(_gather(array)[:len(queries)] for array in found)
+    similarity, row = (_gather(np.take_along_axis(array, order, axis=1))[:len(queries)] for array in (similarity, row))
+    return similarity, row
 
 
 def _inverse_lengths(rows: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ _EVAL = ('crop_proportion', 'resize', 'antialias', 'resize_to')      # of Import
 
 
 class Pretrained(NamedTuple):
+    """An encoder and its head, from a workdir or a file of weights."""
+
     config: ConfigDict      # of the run that trained it; of a file: what it says, over the defaults
     network: Network        # encoder and head alone: no predictor, no online probe
     variables: dict         # {'params', 'batch_stats'} of the checkpoint, numpy

@@ -24,7 +24,9 @@ from simclr_jax.data import sources
 from simclr_jax.data.batches import Inputs
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.runlog.writer import plain_table
+from simclr_jax.runtime import sharding
 from simclr_jax.train import build, make_inputs
+from simclr_jax.training import schedules, steps
 from simclr_jax.views.presets import views_of
 
 _ROW = 16           # images of a batch while parts are measured

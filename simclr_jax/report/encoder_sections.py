@@ -1,6 +1,6 @@
 """The parts of a report that ask the network: views, neighbours, maps, similarities, confusions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax

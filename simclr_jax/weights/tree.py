@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.models.network import init_variables, make_network
+from simclr_jax.models.network import init_variables, make_network, outputs
 
 _SHOWN = 4      # names of each kind in a message
 
@@ -84,7 +84,7 @@ def _trace(fields: str, image_size: int) -> tuple[dict[str, tuple[int, ...]], in
 
     def start():
         variables = init_variables(network, jax.random.key(0), images)
-        return variables, network.apply(variables, images, train=False).features
+        return variables, outputs(network, variables, images).features
 
     tree, features = jax.eval_shape(start)
     shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep='/').items()}

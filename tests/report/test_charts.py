@@ -23,7 +23,7 @@ def test_axes_are_labelled_and_series_named():
 
 def test_series_of_a_group_share_a_colour_and_ticks_stand_at_the_points():
     series = {'yes, here': [50.0, 60.0], 'no, here': [40.0, 30.0], 'yes, paper': [55.0, 65.0]}
-    figure = charts.lines({name: ([0.05, 10], values) for name, values in series.items()}, 
+    figure = charts.lines({name: ([0.05, 10], values) for name, values in series.items()},
                           x_label='temperature', y_label='top-1 (%)', log_x=True, markers=True, groups={
                               name: name.split(',')[0] for name in series},
                           errors={'yes, here': [[1.0, 2.0], [3.0, 4.0]]}, legend_title='l2')

@@ -1,6 +1,5 @@
 """Compiled programs are kept where the user says, or where such things belong; a full disk ends no run."""
 
-import os
 import pathlib
 
 import jax

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simclr_jax.models.network import Network, make_network
+from simclr_jax.models.network import Network, make_network, outputs
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.weights.read.torch import spare_triton
 from simclr_jax.weights.flax_file import read_flax, write_flax
@@ -56,7 +56,7 @@ def make_job(imported: Imported, *, layer: int, normalize_inside: bool) -> Job:
     """
     network = make_network(encoder=dict(imported.encoder, dtype='float32'), mean=imported.mean,
                            std=imported.std, head=dict(imported.head, dtype='float32'))
-    compiled = jax.jit(lambda variables, images: network.apply(variables, images, train=False).layers)
+    compiled = jax.jit(lambda variables, images: outputs(network, variables, images).layers)
 
     def run(variables, images):
         with jax.default_matmul_precision('highest'):

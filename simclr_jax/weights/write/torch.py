@@ -90,5 +90,5 @@ def _digest(arrays):
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
+        digest.update(memoryview(np.ascontiguousarray(arrays[name])))
     return digest.hexdigest()[:16]
