@@ -69,13 +69,13 @@ def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable
         preprocessing: of these images, goes with the features.
         at_most: rows that there may be: room for them is made once, and nothing is copied later.
     """
-    features, labels, count = None, np.zeros(at_most, np.int32), 0
+    features, labels, count = np.empty((0, 0), np.float32), np.zeros(at_most, np.int32), 0
     for batch in batches:
         batch = sharding.put_batch(mesh, batch)
         rows = (encode(batch['image']), batch['label'], batch['valid'])
         encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
         known = valid & (label >= 0)
-        if features is None:
+        if not features.size:
             features = np.empty((at_most, encoded.shape[1]), np.float32)
         into = slice(count, count + known.sum())
         features[into], labels[into] = np.asarray(encoded, np.float32)[known], np.asarray(label)[known]

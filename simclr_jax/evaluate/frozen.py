@@ -30,7 +30,7 @@ def fingerprint(variables: Any) -> str:
         shards = getattr(leaf, 'addressable_shards', None)
         parts = {str(shard.index): shard.data for shard in shards} if shards else {'': leaf}
         for _, part in sorted(parts.items()):
-            digest.update(memoryview(np.ascontiguousarray(part)))
+            digest.update(np.asarray(part).tobytes())
     return digest.hexdigest()
 
 

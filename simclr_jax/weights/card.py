@@ -141,5 +141,5 @@ def _fingerprint(imported, layer, normalize_inside):
     digest = hashlib.sha256(json.dumps([fields, layer, normalize_inside], sort_keys=True).encode())
     for path, array in sorted(flat(imported.variables).items()):
         digest.update(path.encode())
-        digest.update(memoryview(np.ascontiguousarray(array)))
+        digest.update(np.asarray(array).tobytes())
     return digest.hexdigest()

@@ -90,5 +90,5 @@ def _digest(arrays):
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(memoryview(np.ascontiguousarray(arrays[name])))
+        digest.update(np.asarray(arrays[name]).tobytes())
     return digest.hexdigest()[:16]
