@@ -522,3 +522,39 @@ def test_a_temperature_in_an_array_is_checked_and_a_traced_one_shows():
     with pytest.raises(ValueError, match=r'one temperature, got an array of shape \(2,\)'):
         nt_xent(*views(), temperature=jnp.ones(2))
     assert np.isnan(compiled(*views(), temperature=jnp.float32(-1))[0])
+
+
+# ---------------------------------------------------------------------------------------------------
+# The cases of other projects' tests
+
+
+def test_optax_case():
+    rows = np.float32([[-1.9540, 1.0780], [0.2380, -0.5703], [1.8745, -0.0195], [-0.6719, -1.9210]])
+    np.testing.assert_allclose(compiled(rows[::2], rows[1::2], temperature=0.07)[0], 14.01032, atol=1e-4)
+
+
+@pytest.mark.parametrize('n', [1, 2, 8, 16])
+@pytest.mark.parametrize('temperature', [0.1, 1.0, 7.0])
+def test_lightly_case_of_projections_along_one_line(n, temperature):
+    rng = np.random.default_rng(0)
+    view1, view2 = (np.float32(rng.random((n, 1)) * [1, 2]) for _ in range(2))
+    np.testing.assert_allclose(compiled(view1, view2, temperature=temperature)[0], np.log(2 * n - 1), atol=1e-5)
+
+
+@pytest.mark.parametrize('n, d', [(1, 1), (2, 1), (4, 2), (4, 64)])
+@pytest.mark.parametrize('temperature', [0.1, 1.0, 10.0])
+def test_lightly_case_of_random_projections_in_either_order(n, d, temperature):
+    view1, view2 = np.random.default_rng(0).normal(size=(2, n, d)).astype(np.float32)
+    expected = paper(view1, view2, temperature)[0]
+    for pair in ((view1, view2), (view2, view1)):
+        np.testing.assert_allclose(compiled(*pair, temperature=temperature)[0], expected, atol=1e-5)
+
+
+def test_pytorch_metric_learning_case_of_angles():
+    degrees = np.radians([[0, 50], [10, 60]])                           # two views of two images
+    views_of_angles = np.float32(np.stack([np.cos(degrees), np.sin(degrees)], axis=-1))
+    near, far = np.cos(np.radians(10)), np.cos(np.radians([40, 50, 60]))
+    exp = lambda cosine: np.exp(cosine / 0.1)
+    outer = np.log(1 + (exp(far[1]) + exp(far[2])) / exp(near))         # 0 sees 50 and 60, and 60 sees 10 and 0
+    inner = np.log(1 + (exp(far[0]) + exp(far[1])) / exp(near))         # 10 sees 50 and 60, and 50 sees 0 and 10
+    np.testing.assert_allclose(compiled(*views_of_angles, temperature=0.1)[0], (outer + inner) / 2, rtol=1e-5)
