@@ -20,7 +20,8 @@ _SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,<=]*)\]')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{')
 # %name = SHAPE op(OPERANDS), ATTRIBUTES: the layouts in SHAPE hold parentheses, but none after a space.
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$')
-_CALLED = re.compile(r'\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)')
+_CALLED = re.compile(
+    r'\b(?:calls|to_apply|condition|body|true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 _WHILE = re.compile(r'\b(condition|body)=%?([\w.\-]+)')
 _OP_NAME = re.compile(r'\bop_name="((?:[^"\\]|\\.)*)"')
@@ -47,14 +48,46 @@ class Collective(NamedTuple):
     certain: bool = True
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+    """A line of a program's text, such as '%name = SHAPE op(OPERANDS), ATTRIBUTES'."""
+
     shape: str
     op: str
     rest: str                           # operands and attributes
 
     @property
     def operands(self) -> list[str]:
+        """Names of instructions of the same computation."""
         return re.findall(r'%([\w.\-]+)', self.rest.split('), ')[0])
+
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations that it runs, those of a loop too."""
+        branches = ','.join(_BRANCHES.findall(self.rest))
+        return _CALLED.findall(self.rest) + re.findall(r'[\w.\-]+', branches)
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced function it stems from: 'jit(step)/jvp(loss)/log', or ''."""
+        match = _OP_NAME.search(self.rest)
+        return match[1] if match else ''
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """({computation: {instruction name: instruction}}, name of the entry computation), in the text's order."""
+    program, entry, current = {}, '', {}
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = program[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif match := _INSTRUCTION.match(line):
+            current[match[1]] = Instruction(*match.groups()[1:])
+    return program, entry
+
+
+def module_name(text: str) -> str:
+    """The name of a program, such as 'jit_train_step'."""
+    return text.removeprefix('HloModule ').split(',')[0].split()[0]
 
 
 def shape_bytes(text: str) -> int:
@@ -88,7 +121,7 @@ def carried(text: str) -> dict[str, Collective]:
 
 def has_loops(text: str) -> bool:
     """Whether the program has a loop, whose body XLA's own cost analysis counts once."""
-    return any(instruction.op == 'while' for instructions in _parse(text)[0].values()
+    return any(instruction.op == 'while' for instructions in parse(text)[0].values()
                for instruction in instructions.values())
 
 
@@ -162,7 +195,7 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
 
 def _tally(text: str, name_of) -> dict[str, Collective]:
     """{name_of(instruction, kind): Collective} over all collectives of a program's text."""
-    program, entry = _parse(text)
+    program, entry = parse(text)
     calls = _calls(program)
     found = {}
     for name, instructions in program.items():
@@ -197,18 +230,6 @@ def _inner_jaxprs(params) -> list:
     return found
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
-    """({computation: {instruction name: instruction}}, name of the entry computation)."""
-    program, entry, current = {}, '', {}
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            current = program[header[2]] = {}
-            entry = header[2] if header[1] else entry
-        elif match := _INSTRUCTION.match(line):
-            current[match[1]] = _Instruction(*match.groups()[1:])
-    return program, entry
-
-
 def _calls(program) -> dict[str, list[tuple[str, int, bool]]]:
     """{computation: [(its caller, how often one run of the caller runs it, is that certain)]}."""
     callers = collections.defaultdict(list)
@@ -219,13 +240,12 @@ def _calls(program) -> dict[str, list[tuple[str, int, bool]]]:
                 times = _trip_count(instruction.rest, program.get(parts['condition'], {}))
                 callers[parts['body']].append((caller, times or 1, times is not None))
             elif not instruction.op.endswith(('-done', '-update')):
-                branches = ','.join(_BRANCHES.findall(instruction.rest))
-                for called in _CALLED.findall(instruction.rest) + re.findall(r'[\w.\-]+', branches):
+                for called in instruction.called:
                     callers[called].append((caller, 1, True))
     return callers
 
 
-def _trip_count(attributes: str, condition: dict[str, _Instruction]) -> int | None:
+def _trip_count(attributes: str, condition: dict[str, Instruction]) -> int | None:
     """How often a loop runs: as XLA says, or the one integer that its condition compares with."""
     if match := _TRIP_COUNT.search(attributes):
         return int(match[1])
@@ -246,9 +266,8 @@ def _executions(name: str, entry: str, callers) -> tuple[int, bool]:
     return times, certain
 
 
-def _purpose(instruction: _Instruction, kind: str) -> str:
-    name = _OP_NAME.search(instruction.rest)
-    name = name[1] if name else ''
+def _purpose(instruction: Instruction, kind: str) -> str:
+    name = instruction.op_name
     axes = [_axes(text) for _, text in _SHAPE.findall(instruction.shape)]
     if kind != 'all-reduce' or 'shard_map' in name:
         return 'loss'
@@ -261,7 +280,7 @@ def _purpose(instruction: _Instruction, kind: str) -> str:
     return 'batch norm backward' if is_of_norm and are_sums else 'gradients'
 
 
-def _payload(instruction: _Instruction, kind: str, others: dict[str, _Instruction]) -> int:
+def _payload(instruction: Instruction, kind: str, others: dict[str, Instruction]) -> int:
     result = shape_bytes(instruction.shape)
     operands = sum(shape_bytes(others[name].shape) for name in instruction.operands if name in others)
     if kind != 'all-gather':

@@ -20,7 +20,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from simclr_jax.inspect import hlo as facts
+from simclr_jax.inspect import hlo
 from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules
 from simclr_jax.config import ConfigDict
@@ -157,7 +157,7 @@ def lower_step(config: ConfigDict, mesh):
     batch = inputs.abstract_batch(mesh)
     state = jax.tree.map(_place, jax.eval_shape(init_state), shardings)
     traced = train_step.trace(state, batch)
-    return traced.lower(), (state, batch), facts.count_flops(traced.jaxpr.jaxpr)
+    return traced.lower(), (state, batch), hlo.count_flops(traced.jaxpr.jaxpr)
 
 
 def _place(array: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
@@ -183,7 +183,7 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
     try:
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
-        figures = facts.out_of_memory(str(error))
+        figures = hlo.out_of_memory(str(error))
         if figures is None:
             raise
         report['seconds_to_compile'] += time.monotonic()
@@ -191,13 +191,13 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
     report['seconds_to_compile'] += time.monotonic()
     text = compiled.as_text() or ''
     keep(text)
-    parts = memory_parts(state, batch, facts.memory(compiled))
+    parts = memory_parts(state, batch, hlo.memory(compiled))
     cost = compiled.cost_analysis() or {}
-    sent = facts.collectives(text)
+    sent = hlo.collectives(text)
     report |= {
         'fits': chip.memory is None or parts['total'] <= chip.memory, 'memory': parts,
         'bytes_accessed': cost.get('bytes accessed'), 'xla_flops': cost.get('flops'),
-        'loops_counted_once': facts.has_loops(text),
+        'loops_counted_once': hlo.has_loops(text),
         'collectives': {kind: value._asdict() for kind, value in sorted(sent.items())}}
     return report | {'floor': floor_seconds(report, chip, mesh.size)}
 

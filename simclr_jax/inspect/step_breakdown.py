@@ -13,13 +13,11 @@ import re
 import warnings
 from typing import Any, Iterable, Sequence
 
+from simclr_jax.inspect import hlo
+
 # The parts of a step, in the order of the data flow.
 PARTS = ('views', 'forward', 'loss', 'backward', 'optimizer')
 
-_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*? [a-z][a-z0-9\-]*\((.*)$')
-_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{')
-_CALLED = re.compile(r'\b(?:calls|to_apply|condition|body|true_computation|false_computation)=%?([\w.\-]+)')
-_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _SCOPE = re.compile(r'[/(](views|loss|optimizer)[/)]')
 
 
@@ -39,7 +37,7 @@ def step_breakdown(trace, program: str, *, num_steps: int, seconds: float, waite
         (launching, logging). {} where the trace has no operation of the program.
     """
     parts = parts_of(program)
-    times = own_times(operations(trace, parts, _module_name(program)))
+    times = own_times(operations(trace, parts, hlo.module_name(program)))
     if not times:
         return {}
     per_part: dict[str, float] = collections.defaultdict(float)
@@ -67,18 +65,12 @@ def parts_of(program: str) -> dict[str, str | None]:
     XLA's own copies and rewritten operations have no name: they count with the first part that uses their
     result, else with the last one that made their operands, else with what calls their computation.
     """
-    parts, operands, home, caller = {}, {}, {}, {}
-    computation = ''
-    for line in program.splitlines():
-        if header := _COMPUTATION.match(line):
-            computation = header[1]
-        elif match := _INSTRUCTION.match(line):
-            name, rest = match.groups()
-            named = _OP_NAME.search(rest)
-            parts[name] = part_of(named[1]) if named else None
-            operands[name] = re.findall(r'%([\w.\-]+)', rest.split('), ')[0])
-            home[name] = computation
-            caller |= dict.fromkeys(_CALLED.findall(rest), name)
+    computations, _ = hlo.parse(program)
+    home = {name: computation for computation, instructions in computations.items() for name in instructions}
+    instructions = {name: computations[home[name]][name] for name in home}
+    parts = {name: part_of(instruction.op_name) for name, instruction in instructions.items()}
+    operands = {name: instruction.operands for name, instruction in instructions.items()}
+    caller = {called: name for name, instruction in instructions.items() for called in instruction.called}
     first_use = {}
     for name in reversed(parts):                # operands stand before their users
         parts[name] = parts[name] or first_use.get(name)
@@ -156,10 +148,6 @@ def table(parts: dict[str, float]) -> list[list[Any]]:
     rows = [[labels.get(name, name), f'{ms:.2f}', f'{100 * ms / total:.1f}']
             for name, ms in parts.items() if ms]
     return [*rows, ['step', f'{total:.2f}', '100.0']]
-
-
-def _module_name(program: str) -> str:
-    return program.removeprefix('HloModule ').split(',')[0].split()[0]
 
 
 def _first(*parts: str | None) -> str | None:

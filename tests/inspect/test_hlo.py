@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import pytest
 
-from simclr_jax.inspect import hlo as compiled
+from simclr_jax.inspect import hlo
 from simclr_jax.runtime import sharding
 from simclr_jax.inspect.hlo import Collective
 
@@ -59,7 +59,7 @@ ENTRY %main (x: f32[8], y: bf16[4,8]) -> f32[8] {
 
 
 def test_collectives_of_a_text():
-    assert compiled.collectives(TEXT) == {
+    assert hlo.collectives(TEXT) == {
         'all-reduce': Collective(2, (32 + 64) + 32),
         'all-gather': Collective(2, 256 + 256),
         'reduce-scatter': Collective(1, 32),
@@ -69,12 +69,12 @@ def test_collectives_of_a_text():
 
 def test_a_loop_says_itself_how_long_it_is():
     told = TEXT.replace('body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    assert compiled.collectives(told)['collective-permute'] == Collective(7, 7 * 32)
+    assert hlo.collectives(told)['collective-permute'] == Collective(7, 7 * 32)
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_uncertain():
     unknown = TEXT.replace('%limit = s32[]{:T(128)} constant(5)', '%limit = s32[]{:T(128)} negate(%index)')
-    assert compiled.collectives(unknown)['collective-permute'] == Collective(1, 32, certain=False)
+    assert hlo.collectives(unknown)['collective-permute'] == Collective(1, 32, certain=False)
 
 
 STEP = """\
@@ -97,18 +97,18 @@ ENTRY %main (x: f32[64], y: bf16[3,3,8,64], z: f32[]) -> f32[] {
 
 def test_what_the_collectives_of_a_step_carry():
     row, kernel = 4 * 64, 2 * 3 * 3 * 8 * 64
-    found = compiled.carried(STEP)
+    found = hlo.carried(STEP)
     assert found == {
         'batch norm forward': Collective(1, 2 * row), 'batch norm backward': Collective(1, 2 * row),
         'metrics': Collective(2, 3 * 4), 'loss': Collective(2, 64 * row + row),
         'gradients': Collective(3, row + 2 * kernel + 9 * row)}
     for amount in ('count', 'bytes'):
-        whole = sum(getattr(value, amount) for value in compiled.collectives(STEP).values())
+        whole = sum(getattr(value, amount) for value in hlo.collectives(STEP).values())
         assert sum(getattr(value, amount) for value in found.values()) == whole
 
 
 def test_a_text_without_collectives_has_none():
-    assert compiled.collectives(jax.jit(jnp.sin).lower(jnp.zeros(4)).compile().as_text()) == {}
+    assert hlo.collectives(jax.jit(jnp.sin).lower(jnp.zeros(4)).compile().as_text()) == {}
 
 
 @pytest.fixture(scope='module')
@@ -133,7 +133,7 @@ def program():
 
 
 def test_collectives_of_a_program(program):
-    assert compiled.collectives(program[1].as_text()) == {
+    assert hlo.collectives(program[1].as_text()) == {
         'all-reduce': Collective(5 + 1, 5 * (2 * 16 * 4) + 16 * 4),
         'all-gather': Collective(1, 16 * 16 * 4),
     }
@@ -141,8 +141,8 @@ def test_collectives_of_a_program(program):
 
 def test_flops_of_a_program(program):
     jaxpr, executable = program
-    assert compiled.has_loops(executable.as_text())
-    assert compiled.count_flops(jaxpr) == 8 * (5 * 2 * (2 * 16 * 16) + 2 * (2 * 16 * 16))
+    assert hlo.has_loops(executable.as_text())
+    assert hlo.count_flops(jaxpr) == 8 * (5 * 2 * (2 * 16 * 16) + 2 * (2 * 16 * 16))
 
 
 @pytest.mark.parametrize('stride, groups', [(1, 1), (2, 1), (2, 4)])
@@ -154,10 +154,10 @@ def test_flops_of_convolutions_and_of_their_gradients(stride, groups):
 
     x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 4 // groups, 12))
     forward = 2 * 2 * (8 // stride) ** 2 * 12 * 9 * (4 // groups)
-    assert compiled.count_flops(jax.make_jaxpr(loss)(x, kernel).jaxpr) == forward
+    assert hlo.count_flops(jax.make_jaxpr(loss)(x, kernel).jaxpr) == forward
     square = jax.grad(lambda x, kernel: loss(jnp.sin(x), kernel) ** 2, argnums=(0, 1))
     both = jax.make_jaxpr(square)(x, kernel)
-    assert compiled.count_flops(both.jaxpr) == pytest.approx(3 * forward)
+    assert hlo.count_flops(both.jaxpr) == pytest.approx(3 * forward)
 
 
 def test_flops_of_what_is_computed_again():
@@ -166,15 +166,15 @@ def test_flops_of_what_is_computed_again():
 
     x, w = jnp.zeros((4, 8)), jnp.zeros((8, 8))
     product = 2 * 4 * 8 * 8
-    assert compiled.count_flops(jax.make_jaxpr(loss)(x, w).jaxpr) == 2 * product
+    assert hlo.count_flops(jax.make_jaxpr(loss)(x, w).jaxpr) == 2 * product
     # Both forward, both again, and one for the gradient of the input of each.
-    assert compiled.count_flops(jax.make_jaxpr(jax.grad(loss))(x, w).jaxpr) == 6 * product
+    assert hlo.count_flops(jax.make_jaxpr(jax.grad(loss))(x, w).jaxpr) == 6 * product
 
 
 def test_arrays_between_anchors_and_candidates():
     text = '%s = f32[32,512]{1,0:T(8,128)} dot(%a), %t = (bf16[512,4,16], f32[512,24], f32[16,24]) tuple()'
-    assert compiled.arrays_between(text, {16, 32}, {512}) == ['bf16[512,4,16]', 'f32[32,512]']
-    assert compiled.arrays_between(text, {48}, {512}) == []
+    assert hlo.arrays_between(text, {16, 32}, {512}) == ['bf16[512,4,16]', 'f32[32,512]']
+    assert hlo.arrays_between(text, {48}, {512}) == []
 
 
 @pytest.mark.parametrize('message, figures', [
@@ -184,18 +184,18 @@ def test_arrays_between_anchors_and_candidates():
      'Used 18.20G of 15.75G hbm. Exceeded hbm capacity by 2.45G.', (18.20, 15.75)),
 ])
 def test_messages_of_a_program_that_does_not_fit(message, figures):
-    assert compiled.out_of_memory(message) == tuple(round(figure * 1024 ** 3) for figure in figures)
+    assert hlo.out_of_memory(message) == tuple(round(figure * 1024 ** 3) for figure in figures)
 
 
 @pytest.mark.parametrize('message', [
     'INTERNAL: something else', 'RESOURCE_EXHAUSTED: too many threads',
     'RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17.0M of 16.0M vmem.'])
 def test_other_errors_are_not_about_memory(message):
-    assert compiled.out_of_memory(message) is None
+    assert hlo.out_of_memory(message) is None
 
 
 @pytest.mark.parametrize('shape, size', [
     ('f32[2,3]{1,0:T(8,128)}', 24), ('pred[]', 1), ('(bf16[5], u32[])', 14), ('s4[3]', 2),
     ('f8e4m3fn[7]', 7), ('token[]', 0), ('f32[<=4,2]', 32)])
 def test_bytes_of_shapes(shape, size):
-    assert compiled.shape_bytes(shape) == size
+    assert hlo.shape_bytes(shape) == size

@@ -8,6 +8,7 @@ import runpy
 import jax
 import pytest
 
+from simclr_jax.inspect import hlo
 from simclr_jax.inspect import plan as planning
 from simclr_jax.runtime import sharding
 from simclr_jax.training import steps
@@ -69,7 +70,7 @@ def test_flops_are_those_of_the_network_three_times_over(step):
     images = jax.ShapeDtypeStruct((2 * 1536, 32, 32, 3), 'float32')
     forward = jax.make_jaxpr(lambda variables, images: network.apply(variables, images, train=False))(
         state.variables(), images)
-    analytic = 3 * planning.facts.count_flops(forward.jaxpr) / 8      # forward, and twice backward
+    analytic = 3 * hlo.count_flops(forward.jaxpr) / 8      # forward, and twice backward
     # The loss multiplies too, and the images have no gradient.
     assert step[0]['flops'] == pytest.approx(analytic, rel=0.25)
     assert step[0]['xla_flops'] == pytest.approx(analytic, rel=0.5)
@@ -82,26 +83,29 @@ def test_collectives_carry_the_gradients_and_the_projections(step):
 
 
 def norm_channels(config, mesh):
-    """(channels of all batch norms together, number of batch norms)."""
+    """(channels of all batch norms together, number of batch norms, features that the online probe sees)."""
     _, init_state, _, _ = build(config, mesh, num_examples=15_360, num_classes=10, num_steps=12)
-    stats = jax.tree.leaves(jax.eval_shape(init_state).batch_stats)        # a mean and a variance each
-    return sum(leaf.size for leaf in stats) // 2, len(stats) // 2
+    state = jax.eval_shape(init_state)
+    stats = jax.tree.leaves(state.batch_stats)                             # a mean and a variance each
+    return sum(leaf.size for leaf in stats) // 2, len(stats) // 2, state.params['probe']['kernel'].shape[0]
 
 
 def test_batch_norm_sends_two_sums_a_channel_and_its_running_statistics_nothing(step):
-    channels, num_norms = norm_channels(load(), sharding.make_mesh())
-    carried = planning.facts.carried(step[1])
+    channels, num_norms, features = norm_channels(load(), sharding.make_mesh())
+    carried = hlo.carried(step[1])
     assert carried['batch norm forward'].bytes == 8 * channels
     assert carried['batch norm forward'].count <= num_norms         # both sums in one
     backward = carried['batch norm backward'].bytes         # XLA sends what two norms share once
     assert 4 * channels < backward <= 8 * channels
     # The gradients of scales and offsets are these sums too; the last norm has no offset, yet needs the sum.
     everything, last_norm, numbers_to_show = step[0]['collectives']['all-reduce']['bytes'], 4 * 32, 64
-    assert everything <= step[0]['memory']['parameters'] + 8 * channels + last_norm + numbers_to_show
+    standardised = 12 * features                # the online probe's inputs: jnp.mean, and jnp.var with its own mean
+    assert everything <= (step[0]['memory']['parameters'] + 8 * channels + last_norm + standardised
+                          + numbers_to_show)
 
 
 def test_no_device_holds_its_anchors_against_all_projections(step):
-    assert not planning.facts.arrays_between(step[1], {192, 384}, {3072})
+    assert not hlo.arrays_between(step[1], {192, 384}, {3072})
 
 
 def test_the_floor_is_the_slowest_of_what_is_known():
@@ -277,7 +281,7 @@ def test_a_step_compiles_for_a_slice_that_nobody_here_owns():
                                    quick=True)
     assert report['fits'] and report['floor']['FLOPs'] > 0
     assert report['collectives']['all-reduce']['bytes'] >= report['memory']['parameters']
-    assert not planning.facts.arrays_between(texts[0], {384, 768}, {3072})
-    channels, num_norms = norm_channels(config, mesh)
-    forward = planning.facts.carried(texts[0])['batch norm forward']
+    assert not hlo.arrays_between(texts[0], {384, 768}, {3072})
+    channels, num_norms, _ = norm_channels(config, mesh)
+    forward = hlo.carried(texts[0])['batch norm forward']
     assert forward.bytes == 8 * channels and forward.count <= num_norms     # both sums in one

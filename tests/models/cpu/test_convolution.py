@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.inspect.hlo import count_flops
 from simclr_jax.models.cpu import loops
 from simclr_jax.models.cpu.convolution import convolve
 
@@ -124,3 +125,9 @@ def test_an_exported_program_has_no_loops_and_runs_on_any_platform(form):
 def test_one_image_is_told_to_be_a_batch(form):
     with pytest.raises(ValueError, match=r'\[N, H, W, C\].*images\[None\]'):
         convolve(np.zeros((8, 8, 3), np.float32), np.zeros((3, 3, 3, 8), np.float32))
+
+
+def test_flops_of_the_loops_are_counted_as_those_of_xla(form):
+    x, kernel = np.zeros((2, 8, 8, 4), np.float32), np.zeros((3, 3, 4, 12), np.float32)
+    step = jax.grad(lambda *x: (convolve(*x, padding='SAME') ** 2).sum(), argnums=(0, 1))
+    assert count_flops(jax.make_jaxpr(step)(x, kernel).jaxpr) == 3 * (2 * 2 * 8 * 8 * 12 * 9 * 4)
