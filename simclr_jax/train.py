@@ -81,6 +81,8 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         SystemExit: SIGINT or SIGTERM came; the state was saved first.
     """
     # Data.
+    if views is not None:
+        views = (views, views) if isinstance(views, View) else tuple(views)
     config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
     mesh = sharding.make_mesh()
     lock = WorkdirLock(workdir, is_lead=sharding.is_lead())
@@ -101,7 +103,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     check_batch_size(train_source, config.batch_size, jax.process_count())
     if data_is_known:
         checkpoint.check_data(workdir, train_source)
-    inputs = make_inputs(config, train_source)
+    inputs = make_inputs(config, train_source, views=views)
     steps_per_epoch = train_source.num_examples / config.batch_size
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
@@ -275,8 +277,10 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
         if method is not None:
             config.method = ConfigDict({'name': names.name_of(getattr(method, 'func', method))})
         if views is not None:
-            pair = views if isinstance(views, Sequence) else (views, views)
-            config.augment.view1, config.augment.view2 = map(ConfigDict, map(dataclasses.asdict, pair))
+            for name, view in zip(('view1', 'view2'), views):
+                config.augment[name] = ConfigDict(
+                    {op: dataclasses.asdict(fields) for op, fields in view.operations().items()})
+            config.augment.extra = tuple(names.name_of(function) for function in views[0].extra)
     return config
 
 
@@ -298,9 +302,10 @@ def _adapted_layers(config: ConfigDict, params: Any) -> list[str]:
     return optim.make_trust_ratios(**_optimizer_settings(config))[1](params)
 
 
-def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str = '') -> Inputs:
+def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str = '',
+                views: tuple[View, View] | None = None) -> Inputs:
     """How the batches of a run are made; without a source or a form, as of one that is read from files."""
-    view1, view2 = views_of(config.augment)
+    view1, view2 = views or views_of(config.augment)
     size, reading = config.augment.image_size, {'transfer': config.data.transfer, 'pad_to': config.data.pad_to}
     form = form or choose_form(config.data.augment_on, image_size=size, source=source, **reading)
     return Inputs(form, view1, view2, size, config.seed, config.batch_size, tuple(config.augment.sequence),
