@@ -315,27 +315,6 @@ def test_it_has_a_report(run, tmp_path):
     assert 'Nearest neighbours' in page and 'ResNet' not in page
 
 
-def test_fine_tuning_freezes_what_it_can_and_its_file_is_an_encoder(run, tmp_path):
-    encoder, workdir = run
-    settings = {'batch_size': 64, 'num_epochs': 1.0, 'optimizer': 'sgd', 'learning_rate': 0.1,
-                'scaling': 'none', 'init': 'pretrained'}
-    before = load_pretrained(workdir).variables
-    for from_block in (-1, 0, 4):
-        config = task_config('finetune', workdir, from_block=from_block, **settings)
-        if from_block == 0 and isinstance(encoder, ViT):
-            with pytest.raises(ValueError, match='finetune.from_block is 0: the encoder ViT has no stages'):
-                finetune(config, str(tmp_path))
-            continue
-        finetune(config, str(tmp_path))
-        after = load_pretrained(f'{tmp_path}/finetuned.safetensors').variables
-        for kind in ('params', 'batch_stats'):
-            old, new = (variables[kind].get('encoder', {}) for variables in (before, after))
-            kept = {name for name in old if all(
-                map(np.array_equal, *map(jax.tree.leaves, (old[name], new[name]))))}
-            assert kept == {name for name in old
-                            if from_block == 4 or from_block == 0 and name.endswith('0')}
-
-
 def test_it_is_exported(run, tmp_path):
     _, workdir = run
     formats = ('flax', 'onnx', 'stablehlo')

@@ -22,9 +22,9 @@ class Features(NamedTuple):
 def describe_preprocessing(image_size: int, crop_proportion: float, resize: Resize, mean: Sequence[float],
                            std: Sequence[float]) -> str:
     """'224 px, crop 0.875, mean (0.485, 0.456, 0.406), std (...)': equal for what was preprocessed alike."""
-    mean, std = ('(' + ', '.join(f'{value:.6g}' for value in values) + ')' for values in (mean, std))
+    means, stds = ('(' + ', '.join(f'{value:.6g}' for value in values) + ')' for values in (mean, std))
     other = f'{resize}, ' if resize != Resize() else ''     # files of before there was another say nothing
-    return f'{image_size} px, crop {crop_proportion:.6g}, {other}mean {mean}, std {std}'
+    return f'{image_size} px, crop {crop_proportion:.6g}, {other}mean {means}, std {stds}'
 
 
 def check_same_preprocessing(train: Features, test: Features) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from simclr_jax.views import ops
 from simclr_jax.views.fields import JITTER_ORDERS, OPS, Crop, Operation, View
