@@ -37,7 +37,7 @@ from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.methods import make_method
 from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.writer import MetricWriter, make_writer
-from simclr_jax.models.network import Network, auto_dtype, describe_encoder, make_network
+from simclr_jax.models.network import Network, auto_dtype, describe_encoder, encoder_notes, make_network
 from simclr_jax.config.tasks import task_configs
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
@@ -153,6 +153,8 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         _introduce(writer, run, state, num_steps)
         if dtype == 'auto':
             writer.note(f'encoder.dtype is auto: activations are {config.encoder.dtype} here.')
+        for note in encoder_notes(network, config.encoder):
+            writer.note(note)
 
         # Evaluators, and the floors: what the same measurements say before any training.
         results = {}

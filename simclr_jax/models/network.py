@@ -311,6 +311,18 @@ def describe_encoder(module: nn.Module) -> dict[str, Any]:
     return {'name': name, 'arguments': values if name else {}}
 
 
+def encoder_notes(network: Network, fields: Mapping[str, Any]) -> list[str]:
+    """What a run should say of an encoder that is not ours, and of the block that it was given for."""
+    name, notes = abilities.name_of(network.encoder), []
+    if fields.get('dtype') == 'bfloat16' and not abilities.has_dtype(network.encoder):
+        notes.append(f'encoder.dtype is bfloat16, but {name} has no field dtype: its activations are as it '
+                     'makes them, those of the heads bfloat16.')
+    if not fields.get('name', 'resnet'):
+        notes.append(f'{name} cannot be named in config.json (it is of __main__ or local to a function, or '
+                     'its arguments are no JSON values): load_encoder and the evaluations need it as encoder=.')
+    return notes
+
+
 def _with_dtype(fields):
     """The fields with their dtype, a string, as a jax dtype."""
     name = fields.get('dtype', 'float32')

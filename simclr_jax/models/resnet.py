@@ -190,10 +190,16 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps images [B, H, W, 3] to features [B, D] float32, D = 512 * expansion * width.
 
-        With 'maps' mutable it also leaves the outputs of the stem and of each stage there, [B, h, w, C].
+        Pixels are floats, in [0, 1] and normalised as where the weights come from; `Network` and
+        `load_encoder` do that. With 'maps' mutable it also leaves the outputs of the stem and of each stage
+        there, [B, h, w, C].
 
-        Raises ValueError for an unknown depth, stem, max_pool or conv_padding, or a width below 1/32.
+        Raises ValueError for integer pixels or another number of axes, an unknown depth, stem, max_pool or
+        conv_padding, or a width below 1/32.
         """
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f'ResNet takes floats [B, H, W, C], not {images.dtype}{list(images.shape)}: '
+                             'divide uint8 by 255, and give a single image an axis, images[None].')
         _check_choice('depth', self.depth, DEPTHS)
         _check_choice('stem', self.stem, STEMS)
         _check_choice('max_pool', self.max_pool, MAX_POOL_PADDING)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Any
 
 import jax
 
@@ -12,13 +13,14 @@ from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.report import workdir as records
 
 
-def report(config: ConfigDict, workdir: str) -> str:
+def report(config: ConfigDict, workdir: str, *, encoder: Any = None) -> str:
     """Writes workdir/report.html, and the figures and their numbers to workdir/report/; returns its path.
 
     What the run was comes from its workdir, `report.pretrained` or `workdir` itself; `config` says what to
     draw (its `report` block), where the data lie, and which recipe the run is compared with. Of a file of
     weights in `report.pretrained`, `config` also says which data it is shown on; results are those in
-    `workdir`. A part that cannot be made is a sentence in its place.
+    `workdir`. A part that cannot be made is a sentence in its place. `encoder` is the Flax module itself,
+    where the config of its run cannot name it.
 
     Raises:
         FileNotFoundError: there is no such workdir or file.
@@ -37,13 +39,15 @@ def report(config: ConfigDict, workdir: str) -> str:
     path, figures = settings.pretrained or workdir, page.Figures(workdir)
     is_run = path == workdir or storage.exists(os.path.join(path, 'config.json'))
     if is_run:
-        run, pretrained = records.read_config(path), None
+        run = records.read_config(path)
+        pretrained = None if encoder is None else load_pretrained(
+            path, settings.checkpoint, settings.encoder, encoder=encoder)
         name, notes = (run.get('method') or {}).get('name', 'A run'), records.read_text(path, 'log.txt')
         rows = records.read_rows(path, 'metrics.jsonl')
         sections = {'The run': run_sections.run(path, run, rows),
                     'Curves': run_sections.curves(figures, rows, notes)}
     else:
-        pretrained = load_pretrained(path, settings.checkpoint, settings.encoder)
+        pretrained = load_pretrained(path, settings.checkpoint, settings.encoder, encoder=encoder)
         run, name = pretrained.config.to_dict(), pretrained.source
         sections = {'The encoder': run_sections.file_of_weights(path, run)}
     sections['Evaluation'] = run_sections.evaluation(figures, dict.fromkeys((path, workdir)))

@@ -293,3 +293,10 @@ def test_rematerialised_blocks_have_the_same_names_outputs_statistics_and_gradie
 def test_an_unknown_setting_is_named_with_the_valid_ones(settings, message):
     with pytest.raises(ValueError, match=message):
         shapes(ResNet(**settings))
+
+
+@pytest.mark.parametrize('images, shown', [
+    (np.zeros((8, 8, 3), np.float32), r'float32\[8, 8, 3\]'), (np.zeros((1, 8, 8, 3), np.uint8), 'uint8')])
+def test_a_single_image_and_integer_pixels_are_refused(images, shown):
+    with pytest.raises(ValueError, match=f'ResNet takes floats .* not {shown}.*divide uint8 by 255.*images'):
+        jax.eval_shape(partial(ResNet(18).init, train=False), jax.random.key(0), images)
