@@ -79,7 +79,7 @@ def parts_of(program: str) -> dict[str, str | None]:
     for name in parts:
         parts[name] = parts[name] or _last(parts.get(operand) for operand in operands[name])
     for name in reversed(parts):                # callers stand after what they call
-        parts[name] = parts[name] or parts.get(caller.get(home[name]))
+        parts[name] = parts[name] or parts.get(caller.get(home[name], ''))
     return parts
 
 

@@ -137,3 +137,33 @@ def test_every_matrix_product_asks_for_full_precision():
         program = jax.jit(jax.value_and_grad(loss)).lower(rows, rows).as_text()
         products = [line for line in program.splitlines() if 'dot_general' in line]
         assert products and all('HIGHEST, HIGHEST' in line for line in products)
+
+
+@pytest.mark.parametrize('function, arrays', [(info_nce, 3), (info_nce_in_batch, 2)])
+def test_arrays_split_over_a_mesh_of_explicit_axes(function, arrays):
+    rows = [unit_rows(16, seed=seed) for seed in range(arrays)]
+    step = jax.jit(jax.value_and_grad(lambda *rows: function(*rows, temperature=0.2)[0]))
+    mesh = jax.make_mesh((8,), ('devices',), axis_types=(jax.sharding.AxisType.Explicit,))
+    split = jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('devices')))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), step(*split), step(*rows))
+    np.testing.assert_allclose(function(*split, temperature=0.2)[0], step(*rows)[0], rtol=1e-5)
+
+
+def test_a_loss_close_to_0_keeps_its_digits():
+    query = np.float32([[1, 0], [0, 1]])
+    negatives = np.float32([[0.3, -np.sqrt(0.91)], [-1, 0]])
+    cosines = np.float64(query) @ np.float64(negatives).T
+    expected = np.log1p(np.exp((cosines - 1) / 0.05).sum(axis=1)).mean()
+    assert expected < 1e-6
+    loss, gradient = jax.value_and_grad(lambda own: info_nce(query, own, negatives, temperature=0.05)[0])(query)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    share = np.exp((cosines - 1) / 0.05).sum(axis=1)
+    np.testing.assert_allclose(gradient, -(share / (1 + share))[:, None] * query / 0.05 / 2, rtol=1e-5, atol=1e-12)
+
+
+def test_what_makes_no_loss_is_refused():
+    rows = unit_rows(4)
+    with pytest.raises(ValueError, match='positive temperature'):
+        info_nce(rows, rows, rows, temperature=0.0)
+    with pytest.raises(ValueError, match=r'\[K, D\], got \(4, 4\), \(4, 4\) and \(4, 3\)'):
+        info_nce(rows, rows, rows[:, :3], temperature=0.1)
