@@ -17,6 +17,7 @@ import numpy as np
 from simclr_jax.inspect import profile
 from simclr_jax.runtime import sharding
 from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps
+from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
 from simclr_jax.config import names
 from simclr_jax.config import ConfigDict, check_profile_steps, flatten
