@@ -36,21 +36,22 @@ FILES = tuple(_LOAD)
 
 def make_card(imported: Imported, *, layer: int, normalize_inside: bool) -> dict[str, Any]:
     """Everything but 'files', JSON values: what it is, architecture, preprocessing, recipe, evaluation."""
-    said = json.loads(to_header(imported, 'card'))
+    fields = json.loads(to_header(imported, 'card'))
     resize = Resize(imported.resize, imported.antialias, imported.resize_to)
     classes = None if imported.classifier is None else len(imported.classifier['bias'])
     return {
         'format': 'simclr_jax export', 'version': _VERSION, 'source': imported.source,
-        'encoder': said['encoder'], 'head': said['head'],
+        'encoder': fields['encoder'], 'head': fields['head'],
         'feature_width': feature_width(imported.encoder, imported.image_size), 'classes': classes,
         'graphs': {'formats': ['onnx', 'savedmodel', 'stablehlo'], 'layer': layer,
                    'normalize_inside': normalize_inside},
         'preprocessing': {
             'crop': 'the central square of image_size' if resize.resize_to else
                     'the central square whose side is crop_proportion of the shorter side',
-            'crop_proportion': said['crop_proportion'], 'resize': str(resize),
+            'crop_proportion': fields['crop_proportion'], 'resize': str(resize),
             'antialias': resize.antialias, 'resize_to': resize.resize_to,
-            'image_size': said['image_size'], 'range': [0.0, 1.0], 'mean': said['mean'], 'std': said['std']},
+            'image_size': fields['image_size'], 'range': [0.0, 1.0],
+            'mean': fields['mean'], 'std': fields['std']},
         **imported.card,
         'exported_with': _versions(),
         'fingerprint': _fingerprint(imported, layer, normalize_inside)}

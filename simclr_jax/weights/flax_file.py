@@ -44,15 +44,15 @@ def read_flax(path: str | os.PathLike) -> Imported:
         ValueError: it is no such file, or does not fill the network that its header describes.
     """
     arrays, metadata = read_tensors(path)
-    said = header.from_header(metadata.get(header.KEY, '{}'), str(path), layout='flax')
+    fields = header.from_header(metadata.get(header.KEY, '{}'), str(path), layout='flax')
     classifier = {name.removeprefix(_CLASSIFIER): array for name, array in arrays.items()
                   if name.startswith(_CLASSIFIER)}
     arrays = {name: array for name, array in arrays.items() if not name.startswith(_CLASSIFIER)}
-    size = said['image_size']
-    variables = fit(arrays, encoder=said['encoder'], head=said['head'], file=str(path), image_size=size)
+    size = fields['image_size']
+    variables = fit(arrays, encoder=fields['encoder'], head=fields['head'], file=str(path), image_size=size)
     if classifier:
-        check_classifier(classifier, said['encoder'], str(path), image_size=size)
-    return Imported(variables=variables, classifier=classifier or None, **header.imported_fields(said))
+        check_classifier(classifier, fields['encoder'], str(path), image_size=size)
+    return Imported(variables=variables, classifier=classifier or None, **header.imported_fields(fields))
 
 
 def is_flax_file(path: str | os.PathLike) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
-from simclr_jax.weights.tree import expected, fit, flat
+from simclr_jax.weights.tree import expected, fit, flat, resnet_depth
 
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
            'var': 'running_var'}
@@ -81,19 +81,12 @@ def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any
     deep = 'conv1.6.weight' in arrays
     first = arrays.get('conv1.6.weight' if deep else 'conv1.weight')
     selective = 'layer1.0.conv2.paths.0.conv.weight' in arrays
-    if first is None or first.ndim != 4 or len(first) < 2 or not (selective or 'layer1.0.conv1.weight' in arrays):
+    known = selective or 'layer1.0.conv1.weight' in arrays
+    if first is None or first.ndim != 4 or len(first) < 2 or not known:
         raise ValueError(f'{file} is no ResNet of timm, torchvision or MoCo: it has no conv1.weight and '
                          f'layer1.0.conv1, but {_some(arrays)}.')
-    blocks = [re.match(r'layer(\d+)\.(\d+)\.', name) for name in arrays]
-    counts = [max((int(block[2]) + 1 for block in blocks if block and int(block[1]) == stage), default=0)
-              for stage in (1, 2, 3, 4)]
     bottleneck = any(re.match(r'layer1\.0\.conv3\.', name) for name in arrays)
-    depth = next((depth for depth, (block, sizes) in DEPTHS.items() if list(sizes) == counts
-                  and (block is BottleneckBlock) == bottleneck), None)
-    if depth is None:
-        kind = 'bottleneck' if bottleneck else 'basic'
-        raise ValueError(f'{file} has stages of {", ".join(map(str, counts))} {kind} blocks: no ResNet of '
-                         f'depth {", ".join(map(str, DEPTHS))}.')
+    depth = resnet_depth(arrays, r'layer(\d+)\.(\d+)\.', first=1, bottleneck=bottleneck, file=file)
     average = arrays.get('layer2.0.downsample.1.weight')
     averaged = average is not None and average.ndim == 4
     stem = 'imagenet' if deep or first.shape[2:] == (7, 7) else 'cifar'
@@ -101,7 +94,7 @@ def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any
         raise ValueError(f'{file} has only a part of what SimCLR changes together: three convolutions in the '
                          f'stem: {deep}, averaging shortcuts: {averaged}, selective kernels: {selective}.')
     return {'depth': depth, 'width': first.shape[0] / 64, 'stem': stem,
-            'sk_ratio': _ratio(arrays, counts) if averaged else 0.0,
+            'sk_ratio': _ratio(arrays) if averaged else 0.0,
             'project_first': not bottleneck and 'layer1.0.downsample.0.weight' in arrays}
 
 
@@ -224,7 +217,7 @@ def _joined(streams):
     return streams[0] if len(streams) == 1 else np.concatenate(streams, -1)
 
 
-def _ratio(arrays, counts):
+def _ratio(arrays):
     squeezes = [arrays.get(f'layer{stage}.0.conv2.attn.fc_reduce.weight') for stage in (1, 2, 3, 4)]
     wider = [array.shape[0] / array.shape[1] for array in squeezes
              if array is not None and array.ndim == 4 and array.shape[0] > 32]

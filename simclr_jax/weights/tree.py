@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.models.network import init_variables, make_network, outputs
+from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 
 _SHOWN = 4      # names of each kind in a message
 
@@ -153,6 +155,24 @@ def check_classifier(classifier: Mapping[str, np.ndarray], encoder: Mapping[str,
                        if array.dtype == np.float32 and not np.isfinite(array).all()]})
 
 
+def resnet_depth(names: Iterable[str], pattern: str, *, first: int, bottleneck: bool, file: str) -> int:
+    """The depth of the ResNet whose blocks have these names; ValueError where there is none.
+
+    `pattern` finds the numbers of stage and block, stages from `first` on, blocks from 0.
+    """
+    counts = [0, 0, 0, 0]
+    for match in filter(None, (re.match(pattern, name) for name in names)):
+        stage, block = int(match[1]) - first, int(match[2])
+        if 0 <= stage < 4:
+            counts[stage] = max(counts[stage], block + 1)
+    for depth, (block_type, sizes) in DEPTHS.items():
+        if list(sizes) == counts and (block_type is BottleneckBlock) == bottleneck:
+            return depth
+    raise ValueError(f'{file} has stages of {", ".join(map(str, counts))} '
+                     f'{"bottleneck" if bottleneck else "basic"} blocks: no ResNet of depth '
+                     f'{", ".join(map(str, DEPTHS))}.')
+
+
 def feature_width(encoder: Mapping[str, Any], image_size: int = 32) -> int:
     """D, the number of features of an encoder with these fields."""
     size = 32 if is_resnet(encoder) else image_size
@@ -161,7 +181,8 @@ def feature_width(encoder: Mapping[str, Any], image_size: int = 32) -> int:
 
 def refuse(file: str, problems: Mapping[str, list[str]]) -> None:
     """ValueError in one sentence if any kind of problem has names."""
-    said = [f'{kind}: {", ".join(names[:_SHOWN])}' + f' and {len(names) - _SHOWN} more' * bool(names[_SHOWN:])
-            for kind, names in problems.items() if names]
-    if said:
-        raise ValueError(f'{file} does not fit the network: {"; ".join(said)}. Nothing was loaded.')
+    found = [f'{kind}: {", ".join(names[:_SHOWN])}'
+             + f' and {len(names) - _SHOWN} more' * bool(names[_SHOWN:])
+             for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(f'{file} does not fit the network: {"; ".join(found)}. Nothing was loaded.')

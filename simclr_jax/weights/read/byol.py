@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
-from simclr_jax.weights.tree import Imported, check_classifier, fit, refuse
+from simclr_jax.weights.tree import Imported, check_classifier, expected, fit, refuse, resnet_depth
 
 # byol/byol_experiment.py _ByolExperimentState
 _STATE_FIELDS = ('online_params', 'target_params', 'online_state', 'target_state', 'opt_state')
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # byol/utils/dataset.py normalize_images
-_NORM = {'params/{}/scale': 'scale', 'params/{}/bias': 'offset',
-         'batch_stats/{}/mean': '~/mean_ema/average', 'batch_stats/{}/var': '~/var_ema/average'}
+_NORM = {'scale': 'scale', 'bias': 'offset', 'mean': '~/mean_ema/average', 'var': '~/var_ema/average'}
 
 
 def read_byol(path: str | os.PathLike) -> Imported:
@@ -48,9 +46,8 @@ def read_byol(path: str | os.PathLike) -> Imported:
     root = next((name.split('/')[0] for name in arrays if re.match(r'res_net\d*/', name)), None)
     if root is None:
         raise ValueError(f'{file} holds no Haiku ResNet: none of its modules is named res_net50 or the like.')
-    encoder, names = _encoder(arrays, root, file)
-    head, head_names = _projector(arrays)
-    names |= head_names
+    encoder, head = _encoder(arrays, root, file), _projector(arrays)
+    names = {path: _name(path, root) for path in expected(encoder, head, file)}
     classifier = {field: arrays.pop(f'classifier/{leaf}') for field, leaf in (('kernel', 'w'), ('bias', 'b'))
                   if f'classifier/{leaf}' in arrays}
     paths = {_plain(name): path for path, name in names.items()}
@@ -104,59 +101,44 @@ def _arrays(records, file):
     return arrays
 
 
-def _encoder(arrays: Mapping[str, np.ndarray], root: str, file: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """(fields of ResNet, {path of weights.tree.expected: name in the file})."""
+def _encoder(arrays: Mapping[str, np.ndarray], root: str, file: str) -> dict[str, Any]:
+    """Fields of models.resnet.ResNet."""
     if f'{root}/final_batchnorm/scale' in arrays:
         raise ValueError(f'{file} holds a pre-activation ResNet (resnet_v2=True), which is not supported.')
-    blocks = re.compile(re.escape(root) + r'/block_group_([0-3])/block_(\d{1,3})/')
-    sizes = [0, 0, 0, 0]
-    for match in filter(None, map(blocks.match, arrays)):
-        group, block = map(int, match.groups())
-        sizes[group] = max(sizes[group], block + 1)
     bottleneck = f'{root}/block_group_0/block_0/conv_2/w' in arrays
-    depth = next((depth for depth, (block_type, stage_sizes) in DEPTHS.items()
-                  if tuple(sizes) == stage_sizes and bottleneck == (block_type is BottleneckBlock)), None)
-    if depth is None:
-        raise ValueError(f'{file} holds groups of {sizes} blocks, which is no ResNet of depth '
-                         f'{", ".join(map(str, DEPTHS))}.')
+    depth = resnet_depth(arrays, re.escape(root) + r'/block_group_(\d)/block_(\d{1,3})/', first=0,
+                         bottleneck=bottleneck, file=file)
     stem = arrays.get(f'{root}/initial_conv/w', np.zeros(0))
     refuse(file, {'missing, or no convolution': [f'{root}/~/initial_conv/w'] if stem.ndim != 4 else []})
-    encoder = {'depth': depth, 'width': stem.shape[3] / 64, 'stem': 'imagenet', 'sk_ratio': 0.0,
-               'zero_init_last_gamma': bottleneck, 'max_pool': 'same', 'conv_padding': 'same',
-               'project_first': not bottleneck,
-               'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
-    names = _conv_and_norm('encoder/stem_{}', f'{root}/~/initial_{{}}')
-    for group, num_blocks in enumerate(sizes):
-        for block in range(num_blocks):
-            ours = f'encoder/stage{group + 1}_block{block + 1}'
-            theirs = f'{root}/~/block_group_{group}/~/block_{block}/~'
-            for index in range(3 if bottleneck else 2):
-                names |= _conv_and_norm(f'{ours}/{{}}{index + 1}', f'{theirs}/{{}}_{index}')
-            if block == 0:
-                names |= _conv_and_norm(f'{ours}/shortcut_{{}}', f'{theirs}/shortcut_{{}}')
-    return encoder, names
+    return {'depth': depth, 'width': stem.shape[3] / 64, 'stem': 'imagenet', 'sk_ratio': 0.0,
+            'zero_init_last_gamma': bottleneck, 'max_pool': 'same', 'conv_padding': 'same',
+            'project_first': not bottleneck, 'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
 
 
-def _conv_and_norm(ours, theirs):
-    return ({f'params/{ours.format("conv")}/kernel': f'{theirs.format("conv")}/w'}
-            | _norm_names(ours.format('norm'), theirs.format('batchnorm')))
-
-
-def _norm_names(ours, theirs):
-    return {path.format(ours): f'{theirs}/{leaf}' for path, leaf in _NORM.items()}
-
-
-def _projector(arrays):
-    """byol/utils/networks.py MLP: Linear, BatchNorm, ReLU, Linear without bias."""
+def _projector(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of byol/utils/networks.py MLP: Linear, BatchNorm, ReLU, Linear without bias."""
     if not any(name.startswith('projector/') for name in arrays):
-        return {'mode': 'none'}, {}
+        return {'mode': 'none'}
     hidden, out = (arrays.get(f'projector/{layer}/w', np.zeros((0, 0))) for layer in ('linear', 'linear_1'))
-    head = {'mode': 'nonlinear', 'num_layers': 2, 'hidden_width': hidden.shape[-1], 'out_dim': out.shape[-1],
+    return {'mode': 'nonlinear', 'num_layers': 2, 'hidden_width': hidden.shape[-1], 'out_dim': out.shape[-1],
             'norm': True, 'final_norm': False, 'bias': True, 'final_bias': False}
-    names = {'params/head/dense1/kernel': 'projector/linear/w',
-             'params/head/dense1/bias': 'projector/linear/b',
-             'params/head/dense2/kernel': 'projector/linear_1/w'}
-    return head, names | _norm_names('head/norm1', 'projector/batch_norm')
+
+
+def _name(path: str, root: str) -> str:
+    """A path of weights.tree.expected -> the name in the file."""
+    _, part, *layers, leaf = path.split('/')
+    if part == 'head':
+        layer = {'dense1': 'linear', 'dense2': 'linear_1', 'norm1': 'batch_norm'}[layers[0]]
+        leaves = {'kernel': 'w', 'bias': 'b'} if layers[0].startswith('dense') else _NORM
+        return f'projector/{layer}/{leaves[leaf]}'
+    block = re.fullmatch(r'stage(\d)_block(\d+)', layers[0])
+    where = f'{root}/~'
+    if block:
+        where += f'/block_group_{int(block[1]) - 1}/~/block_{int(block[2]) - 1}/~'
+    kind, number = re.fullmatch(r'(?:stem_)?(shortcut_)?(conv|norm)(\d?)', layers[-1]).group(2, 3)
+    kind = {'conv': 'conv', 'norm': 'batchnorm'}[kind]
+    layer = f'{kind}_{int(number) - 1}' if number else f'{"shortcut" if block else "initial"}_{kind}'
+    return f'{where}/{layer}/{"w" if leaf == "kernel" else _NORM[leaf]}'
 
 
 def _step(checkpoint):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
+from simclr_jax.weights.tree import resnet_depth
 
 NORM_VARIABLES = {'gamma': 'params/{}/scale', 'beta': 'params/{}/bias',
                   'moving_mean': 'batch_stats/{}/mean', 'moving_variance': 'batch_stats/{}/var'}
@@ -146,20 +147,9 @@ def _shape(shapes, name, file):
 
 def _tf2_blocks(shapes, file):
     """(depth, selective kernels, three convolutions in the stem)"""
-    sizes = [0, 0, 0, 0]
-    for name in shapes:
-        match = re.match(r'resnet_model/block_groups/([0-3])/layers/(\d{1,3})/', name)
-        if match:
-            group, block = map(int, match.groups())
-            sizes[group] = max(sizes[group], block + 1)
     bottleneck = any('/conv_relu_dropblock_layers/' in name for name in shapes)
-    for depth, (block_type, stage_sizes) in DEPTHS.items():
-        if tuple(sizes) == stage_sizes and bottleneck == (block_type is BottleneckBlock):
-            break
-    else:
-        kind = 'bottleneck' if bottleneck else 'basic'
-        raise ValueError(f'{file} holds groups of {sizes} {kind} blocks, which is no ResNet of depth '
-                         f'{", ".join(map(str, DEPTHS))}.')
+    depth = resnet_depth(shapes, r'resnet_model/block_groups/(\d)/layers/(\d{1,3})/', first=0,
+                         bottleneck=bottleneck, file=file)
     shortcut = 'projection_layers' if bottleneck else 'shortcut_layers'
     three_convs = f'resnet_model/{STEM}/4/conv2d/kernel' in shapes
     pooled = f'resnet_model/block_groups/0/layers/0/{shortcut}/1/conv2d/kernel' in shapes

@@ -80,9 +80,9 @@ def read_torch(path: str | os.PathLike, image_size: int = 0) -> Imported:
 
 def _from_export(path, arrays, text, image_size):
     """An encoder.safetensors of `write_torch` or `torch_model.save`."""
-    said = header.from_header(text, str(path), layout='torch')
-    fields = header.imported_fields(said)
-    pair = said.get('torch', {}).get('pair') if isinstance(said.get('torch'), dict) else None
+    entries = header.from_header(text, str(path), layout='torch')
+    fields = header.imported_fields(entries)
+    pair = entries['torch'].get('pair') if isinstance(entries.get('torch'), dict) else None
     head_arrays, head_path = {}, path.with_name('head.safetensors')
     if fields['head'].get('mode') != 'none' and head_path != path and head_path.exists():
         head_arrays, metadata = read_tensors(head_path)
