@@ -12,6 +12,7 @@ import numpy as np
 from flax import traverse_util
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
+from jaxlib.mlir import passmanager
 
 from simclr_jax.models.network import Network
 from simclr_jax.weights.tree import flat
@@ -50,9 +51,7 @@ def write_savedmodel(directory: str | os.PathLike, network: Network, variables: 
 
     program = export_program(encode_with, f'{image_size}, {image_size}' if image_size else '32*h, 32*w',
                              [named[path] for path in paths])
-    with ir.Context() as context:
-        module = stablehlo.deserialize_portable_artifact(context, program.mlir_module_serialized)
-        module = stablehlo.serialize_portable_artifact(module, _STABLEHLO)
+    module = _for_tensorflow(program.mlir_module_serialized)
     saved = tf.Module()
     saved.weights = [tf.Variable(named[path], dtype=tf.float32, name=path.split('/', 1)[1]) for path in paths]
     kept = set(program.module_kept_var_idx)
@@ -72,6 +71,19 @@ def write_savedmodel(directory: str | os.PathLike, network: Network, variables: 
         tf.saved_model.save(saved, os.fspath(directory), signatures={'serving_default': serve})
     except tf.errors.OpError as error:
         raise OSError(f'TensorFlow could not write {os.fspath(directory)}: {error.message}') from error
+
+
+def _for_tensorflow(program: bytes) -> bytes:
+    """The program in the version `_STABLEHLO`, composite operations such as erf written out.
+
+    Of a composite TensorFlow's reader does not follow the sizes that are free.
+    """
+    stablehlo.register_stablehlo_passes()
+    with ir.Context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, program)
+        passmanager.PassManager.parse(
+            'builtin.module(func.func(stablehlo-legalize-composite-to-call),inline)').run(module.operation)
+        return stablehlo.serialize_portable_artifact(module, _STABLEHLO)
 
 
 def load_savedmodel(directory: str | os.PathLike) -> Callable[[np.ndarray], np.ndarray]:
