@@ -5,6 +5,8 @@ forward and in reverse, mapped, exported and lowered for other platforms. A plai
 CPU takes the loops; what has no loop takes XLA's operations.
 """
 
+import functools
+
 import jax
 from jax import lax
 from jax.extend.core import Primitive
@@ -42,8 +44,15 @@ def call(operation: Operation, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 _primitive = Primitive('operation')
 _primitive.multiple_results = True
 _primitive.def_abstract_eval(lambda *_, operation, plain: plain.out_avals)
-_eager = jax.jit(call, static_argnums=0)
-_primitive.def_impl(lambda *arrays, operation, plain: _eager(operation, *arrays))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(operation, *arrays):
+    """Outside `jit`, and where it is turned off: without the primitive, which would come here again."""
+    return lax.platform_dependent(*arrays, cpu=operation.compiled or operation.plain, default=operation.plain)
+
+
+_primitive.def_impl(lambda *arrays, operation, plain: _run(operation, *arrays))
 
 
 def _jvp(primals, tangents, *, operation, plain):

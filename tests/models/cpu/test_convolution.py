@@ -131,3 +131,12 @@ def test_flops_of_the_loops_are_counted_as_those_of_xla(form):
     x, kernel = np.zeros((2, 8, 8, 4), np.float32), np.zeros((3, 3, 4, 12), np.float32)
     step = jax.grad(lambda *x: (convolve(*x, padding='SAME') ** 2).sum(), argnums=(0, 1))
     assert count_flops(jax.make_jaxpr(step)(x, kernel).jaxpr) == 3 * (2 * 2 * 8 * 8 * 12 * 9 * 4)
+
+
+def test_it_runs_where_jit_is_turned_off(form):
+    x, kernel = np.ones((1, 4, 4, 3), np.float32), np.ones((3, 3, 3, 8), np.float32)
+    expected = jax.jit(convolve)(x, kernel)
+    with jax.disable_jit():
+        np.testing.assert_allclose(convolve(x, kernel), expected)
+    with jax.ensure_compile_time_eval():
+        np.testing.assert_allclose(convolve(x, kernel), expected)
