@@ -81,12 +81,19 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         FloatingPointError: the loss is no longer finite; the last good checkpoint stays.
         SystemExit: SIGINT or SIGTERM came; the state was saved first.
     """
+    with WorkdirLock(workdir, is_lead=sharding.is_lead()) as lock:
+        return _pretrain(config, workdir, lock, encoder=encoder, source=source, test_source=test_source,
+                         method=method, views=views, writers=writers, evaluators=evaluators)
+
+
+def _pretrain(config: ConfigDict, workdir: str, lock: WorkdirLock, *, encoder: Any, source: Any, test_source: Any,
+              method: Callable | None, views: Any, writers: Sequence[Any], evaluators: Sequence[Callable]
+              ) -> dict[str, dict[str, float]]:
     # Data.
     if views is not None:
         views = (views, views) if isinstance(views, View) else tuple(views)
     config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
     mesh = sharding.make_mesh()
-    lock = WorkdirLock(workdir, is_lead=sharding.is_lead())
     if os.path.isdir(workdir):
         lock.acquire()
     dtype = config.encoder.dtype
@@ -148,7 +155,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
                   layers=_adapted_layers(config, state.params), judge=CollapseWatch(),
                   advice=checkpointer.last_good)
 
-    with lock, checkpointer, writer, batches, profiler:
+    with checkpointer, writer, batches, profiler:
         for sentence in damage + start_notes:
             writer.note(sentence)
         _introduce(writer, run, state, num_steps)

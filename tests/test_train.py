@@ -122,12 +122,14 @@ def test_the_raw_pixels_stand_beside_the_encoders_if_asked_for(tmp_path):
     assert all(set(row) == {'knn_accuracy'} for row in results.values())
 
 
-def test_a_failed_start_does_not_claim_the_workdir(tmp_path):
-    """Only a checkpoint binds a workdir to its config: before one, another config may try."""
+def test_a_workdir_is_that_of_its_config_from_the_first_step_on(tmp_path):
+    """A run that failed in its first step lets go of the workdir, which is then no other config's."""
     config = small_config(**{'encoder.norm_groups': 3})
-    with pytest.raises(ValueError, match='norm_groups=3'):
-        pretrain(config, str(tmp_path))
-    pretrain(small_config(), str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(ValueError, match='norm_groups=3'):
+            pretrain(config, str(tmp_path))
+    with pytest.raises(ValueError, match='made with another config'):
+        pretrain(small_config(), str(tmp_path))
 
 
 # --- the network that is measured, and what a log row says of it
