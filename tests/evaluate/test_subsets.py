@@ -73,6 +73,13 @@ class Files(Source):
         return f'file{index}'
 
 
+class Stream(Source):
+    def stream(self, **_):
+        raise AssertionError('it must not be read')
+
+    ordered = stream
+
+
 def test_rows_of_a_source_are_a_source():
     rows = np.array([6, 1])
     some = take_rows(Files('files', 'train', 8, tuple('abcdefgh')), rows)
@@ -82,4 +89,4 @@ def test_rows_of_a_source_are_a_source():
     some = take_rows(ArraySource('arrays', 'train', images, Files.labels, tuple('abcdefgh')), rows)
     assert some.uniform and some.images[:, 0, 0, 0].tolist() == [6, 1] and some.labels.tolist() == [6, 1]
     with pytest.raises(ValueError, match='read as a stream'):
-        take_rows(Source('imagenet2012', 'train', 8, None), rows)
+        take_rows(Stream('imagenet2012', 'train', 8, None), rows)

@@ -70,7 +70,7 @@ def make_report(workdir, config, encoder, monkeypatch, **settings):
     monkeypatch.setattr(charts, '_DPI', 40)     # small files, soon written
     own = encoder._replace(config=config)
     for module in (report_module, encoder_sections):
-        monkeypatch.setattr(module, 'load_pretrained', lambda *_: own)
+        monkeypatch.setattr(module, 'load_pretrained', lambda *_, **__: own)
     asked = small_config()
     asked.report.update({'max_images': 40, 'num_queries': 3, **settings})
     return Page(report(asked, str(workdir)))

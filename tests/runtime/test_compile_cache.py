@@ -80,6 +80,7 @@ def test_only_the_default_directory_has_a_limit_and_it_takes_the_place_of_the_fo
     (former / 'a-cache').write_bytes(b'x')
     assert use_compile_cache(str(tmp_path / 'mine')) == ''
     assert jax.config.jax_compilation_cache_max_size == -1 and former.exists()
+    jax.config.update('jax_compilation_cache_dir', None)        # as in a new process
     assert use_compile_cache() == '' and not former.exists()
     assert jax.config.jax_compilation_cache_max_size == 4 << 30
 

@@ -15,7 +15,7 @@ TWO_PROCESSES = """
 import os, signal, sys, jax, numpy as np
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 from simclr_jax.runtime import sharding
-from simclr_jax.interruption import Interruption
+from simclr_jax.runtime.interruption import Interruption
 mesh, me = sharding.make_mesh(), jax.process_index()
 assert mesh.size == 4 and sharding.local_batch_size(8, mesh) == 4
 assert sharding.is_lead() == (me == 0)
