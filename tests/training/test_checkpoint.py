@@ -190,7 +190,7 @@ def test_only_a_starting_run_cleans_leftovers_a_reader_does_not(tmp_path):
 
 def run(script):
     """Runs Python lines in a process of its own, with this file's names at hand."""
-    lines = f'import sys\nsys.path.insert(0, {str(REPOSITORY / "tests")!r})\n'
+    lines = f'import sys\nsys.path.insert(0, {str(REPOSITORY / "tests" / "training")!r})\n'
     lines += 'from test_checkpoint import *\n' + textwrap.dedent(script)
     return subprocess.run([sys.executable, '-c', lines], timeout=120, capture_output=True,
                           text=True, env=os.environ | {'PYTHONPATH': str(REPOSITORY)})
