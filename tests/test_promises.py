@@ -1,4 +1,4 @@
-"""Promises about the tree itself: who imports whom, and what the README says."""
+"""Promises about the tree itself: who imports whom."""
 
 import ast
 import pathlib
@@ -100,15 +100,3 @@ def test_the_light_modules_load_without_tensorflow():
     code = ('import sys, simclr_jax.methods, simclr_jax.training.optimizers, simclr_jax.training.checkpoint, simclr_jax.runlog.writer, '
             'simclr_jax.data.sources, simclr_jax.data.order; sys.exit("tensorflow" in sys.modules)')
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
-
-
-def test_the_readme_names_only_files_that_exist():
-    text = (ROOT / 'README.md').read_text()
-    named = set(re.findall(r'\b(?:configs|launch|benchmarks|tests)/\w+\.(?:py|sh|md)', text))
-    assert {'configs/smoke.py', 'launch/local.sh', 'launch/test.sh'} <= named
-    assert not [name for name in named if not (ROOT / name).exists()]
-
-
-def test_every_recipe_stands_in_the_readme():
-    text = (ROOT / 'README.md').read_text()
-    assert all(f'`{path.name}' in text for path in (ROOT / 'configs').glob('*.py'))
