@@ -1,7 +1,5 @@
 """Eight simulated CPU devices for every test, set before jax is imported; the command as users run it."""
 
-import contextlib
-import functools
 import importlib.metadata
 import os
 import pathlib
@@ -33,7 +31,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).parent.parent
-SERVER = str(ROOT / 'tests' / 'fork_server.py')
 # Minutes each, most of it the start-up of processes: begun first, so that none runs alone at the end.
 SLOW = ('test_pod.py', 'test_resume.py', 'test_configs.py', 'test_devices.py', 'test_train.py',
         'test_linear.py')
@@ -59,45 +56,21 @@ def startup(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def forks(startup):
-    """forks() -> the beginning of a command line that is forked from a warm process (fork_server.py)."""
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def start():
-            path = f'{stack.enter_context(tempfile.TemporaryDirectory(prefix="forks_"))}/socket'
-            server = stack.enter_context(subprocess.Popen(
-                [sys.executable, SERVER, 'serve', path], cwd=ROOT, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, text=True, start_new_session=True,
-                env={**os.environ, 'PYTHONPATH': str(startup)}))
-            assert server.stdout.readline() == 'ready\n'
-            return [sys.executable, '-S', '-E', SERVER, 'run', path]
-
-        yield start
-
-
-@pytest.fixture(scope='session')
-def command(startup, forks):
-    """command(*arguments, devices=1, real=False) -> (argv, keywords for subprocess) of the program.
-
-    `real` is `python -m simclr_jax.main` itself; else the same, but for the imports, as a fork. At least
-    one test of each kind takes the real one.
-    """
-    def build(*arguments, devices=1, real=False):
-        real = real or not hasattr(os, 'pidfd_open')          # Linux has what forks need
-        argv = [*([sys.executable, '-m', 'simclr_jax.main'] if real else forks()), *arguments]
+def command(startup):
+    """command(*arguments, devices=1) -> (argv, keywords for subprocess) of `python -m simclr_jax.main`."""
+    def build(*arguments, devices=1):
         environment = {
             **os.environ, 'XLA_FLAGS': f'{FAST} --xla_force_host_platform_device_count={devices}',
             'PYTHONPATH': str(startup)}
-        return argv, {'cwd': ROOT, 'env': environment, 'text': True, 'stdout': subprocess.PIPE,
-                      'stderr': subprocess.PIPE}
+        return [sys.executable, '-m', 'simclr_jax.main', *arguments], {
+            'cwd': ROOT, 'env': environment, 'text': True, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
 
     return build
 
 
 @pytest.fixture(scope='session')
 def run_main(command):
-    """run_main(*arguments, devices=1, real=False) -> the completed process of the program, see `command`."""
+    """run_main(*arguments, devices=1) -> the completed process of the program, see `command`."""
 
     def run(*arguments, **options):
         argv, keywords = command(*arguments, **options)

@@ -85,8 +85,7 @@ def smoke_runs(run_main, tmp_path_factory):
         return run_main(f'--config={path}:smoke', f'--workdir={workdir}', '--config.num_train_steps=3',
                         '--config.schedule.warmup_epochs=0', '--config.log.every_steps=1',
                         '--config.data.train_split=train[:128]', '--config.augment.image_size=16',
-                        '--config.encoder.width=0.0625', '--config.data.test_split=test[:64]',
-                        real=path.stem == 'smoke'), workdir
+                        '--config.encoder.width=0.0625', '--config.data.test_split=test[:64]'), workdir
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         return dict(zip(PRETRAINING, pool.map(run, PRETRAINING)))

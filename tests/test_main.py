@@ -1,7 +1,5 @@
 """What a user gets wrong ends in one sentence that names it, a status that is not 0, and no files."""
 
-import os
-import subprocess
 
 import pytest
 
@@ -36,33 +34,11 @@ def test_the_workdir_is_asked_for(run_main):
     assert done.returncode == 1 and 'workdir' in done.stderr and 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('real', [True, False])
-def test_a_deprecated_call_of_ours_would_fail_the_command(real, run_main, tmp_path):
+def test_a_deprecated_call_of_ours_would_fail_the_command(run_main, tmp_path):
     """The promise that the tests of the command stand on: deprecations are errors there."""
     (tmp_path / 'old.py').write_text(
         'def get_config(argument):\n'
         '    exec("import warnings; warnings.warn(\'old\', DeprecationWarning)", '
         '{"__name__": "simclr_jax.any"})\n')
-    done = run_main(f'--config={tmp_path}/old.py', f'--workdir={tmp_path}', real=real)
+    done = run_main(f'--config={tmp_path}/old.py', f'--workdir={tmp_path}')
     assert done.returncode == 1 and 'DeprecationWarning: old' in done.stderr
-
-
-@pytest.mark.skipif(not hasattr(os, 'pidfd_open'), reason='forks stand in for the command on Linux only')
-def test_a_fork_sees_what_the_command_sees_and_ends_as_it_does(command, tmp_path):
-    """What the other tests of the command stand on: arguments, environment, directory, streams, signals."""
-    (tmp_path / 'tell.py').write_text(
-        'import os, sys\n'
-        'def get_config(argument):\n'
-        '    print(os.getcwd(), os.environ["TOLD"], os.path.basename(sys.argv[0]), sys.argv[1:],\n'
-        '          sys.path[0], flush=True)\n'
-        '    print("to stderr", file=sys.stderr, flush=True)\n'
-        '    os.kill(os.getpid(), int(argument)) if argument else sys.exit(7)\n')
-    for argument, status in (('', 7), (':9', -9), (':15', -15)):
-        told = []
-        for real in (True, False):
-            argv, options = command('--config=tell.py' + argument, '--workdir=w', real=real)
-            options['env'] |= {'TOLD': 'yes', 'PYTHONPATH': os.pathsep.join(
-                [options['env']['PYTHONPATH'], str(options['cwd'])])}
-            done = subprocess.run(argv, **{**options, 'cwd': tmp_path})
-            told.append((done.returncode, done.stdout, done.stderr))
-        assert told[0] == told[1] and told[0][0] == status and 'to stderr' in told[0][2]

@@ -139,7 +139,7 @@ def test_a_failure_on_one_host_is_told_on_all(command, tmp_path):
     for number, source in enumerate(['shapes', 'folder:/nowhere']):
         argv, options = command(
             *ARGUMENTS, f'--workdir={tmp_path / "workdir"}', f'--config.data.source={source}', '--multihost',
-            f'--coordinator=localhost:{port}', '--num_processes=2', f'--process_id={number}', real=True)
+            f'--coordinator=localhost:{port}', '--num_processes=2', f'--process_id={number}')
         processes.append(subprocess.Popen(argv, **options))
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], errors

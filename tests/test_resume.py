@@ -47,7 +47,7 @@ def steps_logged(workdir):
 
 def start_and_signal(command, workdir, number, after_step, method='simclr'):
     """Starts a run and sends it the signal once it has logged `after_step`; returns status and output."""
-    argv, options = command(*arguments(workdir, method), real=number == signal.SIGKILL and method == 'simclr')
+    argv, options = command(*arguments(workdir, method))
     process = subprocess.Popen(argv, **options)
     deadline = time.time() + 200
     while time.time() < deadline and process.poll() is None:
