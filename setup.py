@@ -22,6 +22,11 @@ def loops():
 
 
 setuptools.setup(
+    # The recipes go with the package, for `simclr_jax --config=smoke`.
+    packages=[*setuptools.find_packages(include=['simclr_jax', 'simclr_jax.*']),
+              'simclr_jax.configs', 'simclr_jax.configs.studies'],
+    package_dir={'simclr_jax.configs': 'configs'},
+    package_data={'simclr_jax': ['py.typed', 'report/*.html'], 'simclr_jax.configs.studies': ['*.json']},
     # The crop of the input path. Where there is no C compiler, numpy does the work.
     ext_modules=[setuptools.Extension(
         'simclr_jax.data._crop', ['simclr_jax/data/_crop.c'], optional=True,

@@ -4,15 +4,17 @@ import importlib
 import os
 import runpy
 import sys
+import textwrap
 import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_jax.config import ConfigDict, check_values, describe, flatten, nearest_field
+from simclr_jax.config import (ConfigDict, check_values, describe, flatten, nearest_field, recipe_path,
+                               recipes_here)
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A recipe of configs/, such as configs/smoke.py or configs/cifar10.py:depth=50. '
+    'config', None, 'A recipe by its name, such as smoke or cifar10:depth=50, or a config file. '
     'Any field can be overridden: --config.batch_size=256.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where the run keeps its checkpoints, metrics and results. '
@@ -103,21 +105,34 @@ def _task(name: str):
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's own parser, after a look at the config and its overrides for better messages."""
+    if {'--help', '-help', '-h'} & set(argv):
+        print(_help())
+        sys.exit()
     try:
-        named = [item.partition('=')[2] for item in argv if item.startswith('--config=')]
-        if named:
-            _check_overrides(_load_config(named[-1]), argv)
+        argv = list(argv)
+        if '--config' in argv[:-1]:                     # its value is the next word
+            place = argv.index('--config')
+            argv[place:place + 2] = ['='.join(argv[place:place + 2])]
+        for place, item in enumerate(argv):
+            if item.startswith('--config='):
+                named = recipe_path(item.removeprefix('--config='))
+                argv[place] = f'--config={named}'
+                path, _, argument = named.partition(':')
+                _check_overrides(runpy.run_path(path)['get_config'](argument), argv)
         return flags.FLAGS(argv)
     except (ValueError, OSError, flags.Error) as error:
         sys.exit(f'error: {error}')
 
 
-def _load_config(named: str) -> ConfigDict:
-    path, _, argument = named.partition(':')
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'No config file {path}: the recipes are in configs/, '
-                                'and paths are relative to the current directory.')
-    return runpy.run_path(path)['get_config'](argument)
+def _help() -> str:
+    """What --help prints: a screen."""
+    lines = ['simclr_jax --config=RECIPE --workdir=DIR [--config.FIELD=VALUE ...]', '']
+    for flag in (_CONFIG, _WORKDIR, _MULTIHOST, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _TRACEBACK):
+        lines += textwrap.wrap(f'--{flag.name:<14}{flags.FLAGS[flag.name].help}', 79,
+                               subsequent_indent=' ' * 16)
+    for title, names in (('Recipes', recipes_here()), ('Tasks, by --config.task', TASKS)):
+        lines += ['', *textwrap.wrap(f'{title}: {", ".join(names)}.', 79)]
+    return '\n'.join(lines)
 
 
 def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
@@ -127,7 +142,7 @@ def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
         known = name in fields or any(field.startswith(f'{name}.') for field in fields)
         if item.startswith('--config.') and not known:
             near = 'init_from' if name == 'pretrained' else nearest_field(config, name)
-            hint = f'did you mean {near!r}?' if near else 'simclr_jax/config.py lists them.'
+            hint = f'did you mean {near!r}?' if near else 'simclr_jax/config/fields.py lists them.'
             raise ValueError(f'The config has no field {name!r}; {hint}')
 
 

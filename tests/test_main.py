@@ -1,5 +1,9 @@
 """What a user gets wrong ends in one sentence that names it, a status that is not 0, and no files."""
 
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -8,6 +12,7 @@ SMOKE = '--config=configs/smoke.py:smoke'
 
 @pytest.mark.parametrize('arguments, sentence', [
     (['--config=configs/smok.py'], 'No config file configs/smok.py'),
+    (['--config=smok'], 'no recipe of that name: there are byol, cifar10, '),
     (['--config=configs/smoke.py:tiny'], "takes no argument 'tiny'; it takes method, no_colour, smoke"),
     ([SMOKE, '--config.batchsize=8'], "no field 'batchsize'; did you mean 'batch_size'?"),
     ([SMOKE, '--config.encoder.dept=18'], "did you mean 'encoder.depth'?"),
@@ -27,6 +32,26 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, sentence, run_m
     assert sentence in done.stderr
     assert 'Traceback' not in done.stderr
     assert not workdir.exists()
+
+
+def test_the_help_fits_a_screen_and_has_every_recipe_and_task(run_main):
+    done = run_main('--help')
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) < 80
+    recipes = (path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+    for word in ('--config', '--workdir', '--multihost', 'transfer', 'bench_input', *recipes):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize('config', [['--config=smoke:smoke'], ['--config', 'smoke:smoke'],
+                                    ['--config=studies/heads:smoke']])
+def test_the_console_command_finds_a_recipe_by_its_name_from_anywhere(config, command, tmp_path):
+    argv, options = command(*config, '--config.batch_size=0', '--workdir=run')
+    options['env']['PYTHONPATH'] += os.pathsep + str(options['cwd'])
+    entry = 'import sys; from simclr_jax.main import run; sys.exit(run())'      # as pip's script of it
+    done = subprocess.run([sys.executable, '-c', entry, *argv[3:]], **options | {'cwd': tmp_path})
+    assert done.returncode == 1 and 'error: batch_size is 0' in done.stderr and not os.listdir(tmp_path)
 
 
 def test_the_workdir_is_asked_for(run_main):

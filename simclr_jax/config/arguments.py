@@ -2,10 +2,34 @@
 
 from collections.abc import Mapping
 import difflib
+import pathlib
 from typing import Any
 
 from simclr_jax.config.config_dict import ConfigDict
 from simclr_jax.config.tasks import task_configs
+
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_CONFIGS = next(filter(pathlib.Path.is_dir, (_PACKAGE / 'configs', _PACKAGE.parent / 'configs')), _PACKAGE)
+
+
+def recipes_here() -> list[str]:
+    """The names of the recipes of configs/, of the installed package or of the checkout."""
+    return sorted(path.stem for path in _CONFIGS.glob('*.py'))
+
+
+def recipe_path(named: str) -> str:
+    """`FILE.py[:ARGUMENT]` of what `--config` names: a file, or a recipe such as 'smoke' or 'studies/heads:smoke'.
+
+    Raises:
+        FileNotFoundError: if it is neither a file nor a recipe, naming the recipes that exist.
+    """
+    name, colon, argument = named.partition(':')
+    for path in (pathlib.Path(name), _CONFIGS / f'{name}.py'):
+        if path.is_file():
+            return f'{path}{colon}{argument}'
+    raise FileNotFoundError(f'No config file {name}, whose path is relative to the current directory, and no '
+                            f'recipe of that name: there are {", ".join(recipes_here())}.')
 
 
 _SWITCH = {'': True, '1': True, 'true': True, 'yes': True, '0': False, 'false': False, 'no': False}
