@@ -1,5 +1,11 @@
 """The crop against tf.image and an oracle in float64, compiled and not."""
 
+import importlib.machinery
+import shutil
+import subprocess
+import sys
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,10 +17,12 @@ from tests import augment_oracles as oracles
 @pytest.fixture(autouse=True, params=['compiled', 'numpy'])
 def implementation(request, monkeypatch):
     if request.param == 'numpy':
-        monkeypatch.setattr(crop, 'library', lambda: None)
-    elif crop.library() is None:
+        monkeypatch.setitem(sys.modules, 'simclr_jax.data._crop', None)     # as where it is not built
+    crop.library.cache_clear()
+    if request.param == 'compiled' and crop.library() is None:
         pytest.skip('the extension is not built: pip install -e .')
-    return request.param
+    yield request.param
+    crop.library.cache_clear()
 
 
 BOXES = [(0, 0, 40, 60), (3, 5, 12, 20), (1, 7, 38, 2), (39, 59, 1, 1), (0, 0, 1, 60), (5, 6, 2, 3),
@@ -84,7 +92,14 @@ def test_a_box_that_leaves_the_image_is_named(box):
         resized(random_bytes(), box, 8)
 
 
-def test_a_build_of_other_sources_is_left_aside(monkeypatch, implementation):
-    if implementation == 'compiled':
-        monkeypatch.setattr(crop, '_VERSION', -1)
-        assert crop.library.__wrapped__() is None
+def test_a_build_of_other_sources_is_left_aside(monkeypatch, tmp_path, caplog):
+    if not shutil.which('cc'):
+        pytest.skip('there is no C compiler')
+    library = tmp_path / '_crop.so'
+    subprocess.run(['cc', '-shared', '-o', library, '-x', 'c', '-'], text=True, check=True,
+                   input='int crop_version(void) { return 1; }')
+    other = types.ModuleType('simclr_jax.data._crop')
+    other.__spec__ = importlib.machinery.ModuleSpec(other.__name__, None, origin=str(library))
+    monkeypatch.setitem(sys.modules, other.__name__, other)
+    crop.library.cache_clear()
+    assert crop.library() is None and f'{library} was built of other sources' in caplog.text

@@ -1,9 +1,9 @@
 """The plan of a training step: parts of its memory, FLOPs, collectives, the search, messages."""
 
-import importlib.util
 import json
 import math
 import runpy
+import sys
 
 import jax
 import pytest
@@ -243,7 +243,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
 
 
 def test_a_slice_without_libtpu_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setitem(sys.modules, 'libtpu', None)        # as where it is not installed
     with pytest.raises(ValueError, match=r"pip install 'simclr_jax\[tpu\]'"):
         planning.slice_devices('v4:2x2x1')
 
