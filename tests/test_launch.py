@@ -47,10 +47,12 @@ start=$(grep -c -- "$mine" "$STUBS/calls")
 ending=$(sed -n "${start}p" "$STUBS/endings" | cut -d ' ' -f $((number + 1)))
 case "$ending" in
     killed) kill -KILL $$ ;;
-    hangs) trap '' TERM; while :; do sleep 0.1; done ;;
-    saves) trap 'echo saved >> "$STUBS/calls"; exit 143' TERM; while :; do sleep 0.1; done ;;
+    hangs) trap 'echo heard >> "$STUBS/signals"' TERM ;;
+    saves) trap 'echo saved >> "$STUBS/calls"; exit 143' TERM ;;
     *) exit "${ending:-0}" ;;
 esac
+echo ready >> "$STUBS/ready"
+while :; do sleep 0.1; done
 '''
 
 
@@ -58,7 +60,8 @@ esac
 def launch(tmp_path):
     """launch(script, *arguments, python=stub, background=False, **answers) -> the completed process.
 
-    `answers` are the lines of the stubs' files; `launch.calls()` is what was called.
+    `answers` are the lines of the stubs' files; `launch.calls()` is what was called, `launch.calls('ready')`
+    has a line for each process that now waits for signals.
     """
     stubs = tmp_path / 'stubs'
     stubs.mkdir()
@@ -82,10 +85,10 @@ def launch(tmp_path):
                    'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
         if background:
             return subprocess.Popen(argv, **options)
-        return subprocess.run(argv, timeout=60, **options)
+        return subprocess.run(argv, timeout=300, **options)
 
-    def calls():
-        path = stubs / 'calls'
+    def calls(name='calls'):
+        path = stubs / name
         return path.read_text().splitlines() if path.exists() else []
 
     run.calls = calls
@@ -228,9 +231,9 @@ def test_a_worker_first_ends_what_an_earlier_connection_left(launch, tmp_path):
     python.parent.mkdir(parents=True)
     python.symlink_to(tmp_path / 'stubs' / 'python')
     earlier = launch('tpu_worker.sh', 'run', '--only', background=True, endings=['saves', '0'])
-    wait_for(lambda: len(launch.calls()) == 1)
+    wait_for(lambda: launch.calls('ready'))
     assert launch('tpu_worker.sh', 'run', '--only').returncode == 0
-    earlier.communicate(timeout=60)
+    earlier.communicate(timeout=300)
     assert earlier.returncode == 143
     call = 'python -m simclr_jax.main --multihost --only'
     assert launch.calls() == [call, 'saved', call]
@@ -256,7 +259,7 @@ def test_sbatch_from_elsewhere_is_told_where_to_call_it(launch, tmp_path):
 
 
 def wait_for(condition):
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while not condition():
         assert time.time() < deadline
         time.sleep(0.05)
@@ -294,7 +297,8 @@ def test_a_killed_process_ends_the_others_and_all_start_again(launch):
     ('130 130', 130, 1),
 ])
 def test_what_is_started_again_and_what_is_passed_on(endings, status, number, launch):
-    done = gpu(launch, '--processes', '2', '--restarts', '1', '--grace', '1', endings=[endings] * 2)
+    grace = '1' if 'saves' in endings else '60'         # this one waits for the launcher
+    done = gpu(launch, '--processes', '2', '--restarts', '1', '--grace', grace, endings=[endings] * 2)
     assert done.returncode == status
     assert starts(launch, 0) == starts(launch, 1) == number
 
@@ -307,22 +311,20 @@ def test_nothing_starts_again_unless_asked(launch):
 @pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_launcher_lets_all_save(number, status, launch):
     process = gpu(launch, '--processes', '2', '--restarts', '3', endings=['saves saves'] * 3, background=True)
-    wait_for(lambda: len(launch.calls()) == 2)
-    time.sleep(0.3)
+    wait_for(lambda: len(launch.calls('ready')) == 2)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == status, error
     assert launch.calls()[2:] == ['saved', 'saved']
 
 
 def test_a_second_signal_kills(launch):
     process = gpu(launch, endings=['hangs'], background=True)
-    wait_for(lambda: len(launch.calls()) == 1)
-    time.sleep(0.3)
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-    process.communicate(timeout=60)
+    wait_for(lambda: launch.calls('ready'))
+    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: launch.calls('signals'))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
     assert process.returncode == 143
 
 
