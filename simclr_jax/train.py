@@ -4,7 +4,7 @@ The step number is the only clock: the batch, its views, the learning rate and e
 are functions of (seed, step), so that to resume is to restore the state and start at its step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import os
@@ -16,11 +16,12 @@ import numpy as np
 
 from simclr_jax.inspect import profile
 from simclr_jax.runtime import sharding
-from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps
+from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps, workdir as workdirs
+from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
 from simclr_jax.config import names
-from simclr_jax.config import ConfigDict, check_profile_steps, flatten
+from simclr_jax.config import ConfigDict, check_profile_steps, check_values, flatten
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
 from simclr_jax.data.batches import Inputs, choose_form
@@ -43,13 +44,11 @@ from simclr_jax.config.tasks import task_configs
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
-               'data.dir', 'data.download', 'data.num_threads',
-               'data.test_split', 'data.range', 'data.reading', 'data.cache_dir', 'data.max_bad_share',
-               'eval.batch_size', 'eval.crop_proportion', 'eval.resize', 'eval.antialias', 'eval.resize_to',
-               'eval.knn_every_epochs',
-               'eval.knn_k', 'eval.knn_temperature', 'eval.linear_at_end', 'eval.pixel_floor',
-               'eval.encoder', 'eval.evaluators', 'eval.evaluators_every_epochs',
-              'eval.knn_max_images', 'shard_state')
+              'data.dir', 'data.download', 'data.num_threads', 'data.test_split', 'data.range', 'data.reading',
+              'data.cache_dir', 'data.max_bad_share', 'eval.batch_size', 'eval.crop_proportion', 'eval.resize',
+              'eval.antialias', 'eval.resize_to', 'eval.knn_every_epochs', 'eval.knn_k', 'eval.knn_temperature',
+              'eval.knn_max_images', 'eval.linear_at_end', 'eval.pixel_floor', 'eval.encoder', 'eval.evaluators',
+              'eval.evaluators_every_epochs', 'shard_state')
 
 
 def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: Any = None,
@@ -81,157 +80,147 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         FloatingPointError: the loss is no longer finite; the last good checkpoint stays.
         SystemExit: SIGINT or SIGTERM came; the state was saved first.
     """
+    given = {'encoder': encoder, 'method': method}
+    workdir = os.path.expanduser(workdir)
     with WorkdirLock(workdir, is_lead=sharding.is_lead()) as lock:
-        return _pretrain(config, workdir, lock, encoder=encoder, source=source, test_source=test_source,
-                         method=method, views=views, writers=writers, evaluators=evaluators)
+        if os.path.isdir(workdir):
+            lock.acquire()
+        run, inputs, notes = _load(config, workdir, source=source, test_source=test_source, views=views, **given)
+        return _run(run, inputs, notes, lock, writers=writers, evaluators=evaluators, **given)
 
 
-def _pretrain(config: ConfigDict, workdir: str, lock: WorkdirLock, *, encoder: Any, source: Any, test_source: Any,
-              method: Callable | None, views: Any, writers: Sequence[Any], evaluators: Sequence[Callable]
-              ) -> dict[str, dict[str, float]]:
-    # Data.
-    if views is not None:
-        views = (views, views) if isinstance(views, View) else tuple(views)
+def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, views: Any, encoder: Any,
+          method: Callable | None) -> tuple[Run, Inputs, list[str]]:
+    """The run with its data, as the workdir holds it to; how its batches are made; and notes."""
+    mesh, notes = sharding.make_mesh(), []
+    views = (views, views) if isinstance(views, View) else views and tuple(views)
     config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
-    mesh = sharding.make_mesh()
-    if os.path.isdir(workdir):
-        lock.acquire()
-    dtype = config.encoder.dtype
-    config.encoder.dtype = checkpoint.kept_dtype(workdir) if dtype == 'auto' else dtype
+    check_values(config)
+    kept = workdirs.load_config(workdir) if workdirs.has(workdir, 'config.json') else {}
     if config.encoder.dtype == 'auto':
-        config.encoder.dtype = auto_dtype(mesh.devices.flat[0])
-    data_is_known = checkpoint.has_data(workdir)
-    checkpoint.check_config(workdir, config.to_dict(),
-                            ignore=MAY_DIFFER + (('data.source',) if data_is_known else ()))
-    if checkpoint.has_checkpoint(workdir):
-        config.data.update(sources.go_on(config.data, checkpoint.load_config(workdir)['data']))
+        dtype = kept.get('encoder', {}).get('dtype', 'auto')
+        config.encoder.dtype = auto_dtype(mesh.devices.flat[0]) if dtype == 'auto' else dtype
+        notes.append(f'encoder.dtype is auto: activations are {config.encoder.dtype} here.')
+    workdirs.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
+    if workdirs.has_checkpoint(workdir):
+        config.data.update(sources.go_on(config.data, kept['data']))
     sharding.local_batch_size(config.batch_size, mesh)
     train_source, test_source = load_sources(config, source, test_source)
     config.data.update(sources.as_read(train_source, test_source))
     check_batch_size(train_source, config.batch_size, jax.process_count())
-    if data_is_known:
-        checkpoint.check_data(workdir, train_source)
-    inputs = make_inputs(config, train_source, views=views)
-    steps_per_epoch = train_source.num_examples / config.batch_size
+    workdirs.check_data(workdir, train_source)
+    run = Run(config, workdir, mesh, train_source, test_source,
+              is_measurable=is_labelled(train_source) and is_labelled(test_source))
+    return run, make_inputs(config, train_source, views=views), notes
+
+
+def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encoder: Any, method: Callable | None,
+         writers: Sequence[Any], evaluators: Sequence[Callable]) -> dict[str, dict[str, float]]:
+    """Builds network, method and state; goes on from the last checkpoint; trains, and measures the encoder."""
+    config, workdir, mesh, train_source, _, _ = run
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
     check_profile_steps(config.profile_steps, num_steps)
-    run = Run(config, workdir, mesh, train_source, test_source,
-              is_measurable=is_labelled(train_source) and is_labelled(test_source))
     evaluators = make_evaluators(run, evaluators)
-
-    # Network, method, optimiser, state.
-    network, init_state, train_step, state_shardings = build(
+    network, init_state, train_step, shardings = build(
         config, mesh, num_examples=train_source.num_examples, num_classes=train_source.num_classes,
         num_steps=num_steps, inputs=inputs, encoder=encoder, method=method)
-    init_state = steps.jit_once(init_state, out_shardings=state_shardings)
-    train_step = jax.jit(train_step, out_shardings=(state_shardings, sharding.replicated(mesh)),
-                         donate_argnums=0)
+    init_state = steps.jit_once(init_state, out_shardings=shardings)
+    train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
-    state, start_notes = init_state(), []
-    if config.init_from and not checkpoint.has_checkpoint(workdir):
-        state, start_notes = start_from(state, config)
     encode_state = functools.partial(StepEncoder, encode, network=config.eval.encoder)
-    jax.eval_shape(encode_state(state, {}), _blank_image(config))      # is there such a layer?
+    state, size = init_state(), config.augment.image_size
+    if config.init_from and not workdirs.has_checkpoint(workdir):
+        state, start_notes = start_from(state, config)
+        notes = start_notes + notes
+    jax.eval_shape(encode_state(state, {}), jax.ShapeDtypeStruct((1, size, size, 3), np.float32))   # such a layer?
 
-    # Start, or go on.
     lock.acquire()
     checkpointer = checkpoint.Checkpointer(
         workdir, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best)
     state, damage = checkpointer.restore_last_whole(state)
     start = int(state.step)
     batches = inputs.batches(train_source, mesh, start_step=start)
-    checkpoint.save_config(workdir, config.to_dict())
-    checkpoint.save_data(workdir, train_source)
-    checkpoint.save_versions(workdir)
+    workdirs.save_run(workdir, config.to_dict(), train_source)
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
-                          is_lead=sharding.is_lead(),
-                          writers=[*_named_writers(config, workdir, start), *writers])
-
+                          is_lead=sharding.is_lead(), writers=[*_named_writers(config, workdir, start), *writers])
     profiler = profile.StepProfiler(
         writer, workdir, steps=config.profile_steps, breakdown=config.log.step_breakdown, start=start,
         num_steps=num_steps, is_lead=sharding.is_lead(), waited=lambda: batches.waited)
     log = LateLog(writer, every_steps=config.log.every_steps, waited=lambda: batches.waited,
-                  layers=_adapted_layers(config, state.params), judge=CollapseWatch(),
-                  advice=checkpointer.last_good)
-
+                  layers=optim.make_trust_ratios(**_optimizer_settings(config))[1](state.params),
+                  judge=CollapseWatch(), advice=checkpointer.last_good)
     with checkpointer, writer, batches, profiler:
-        for sentence in damage + start_notes:
-            writer.note(sentence)
-        _introduce(writer, run, state, num_steps)
-        if dtype == 'auto':
-            writer.note(f'encoder.dtype is auto: activations are {config.encoder.dtype} here.')
-        for note in encoder_notes(network, config.encoder):
-            writer.note(note)
-
-        # Evaluators, and the floors: what the same measurements say before any training.
+        writer.note(*damage, *notes, *_introduction(run, network, state, num_steps))
         results = {}
         if run.is_measurable:
-            evaluate = functools.partial(measure, train_source=train_source, test_source=test_source,
-                                         config=config, mesh=mesh)
-            starts = {'random': init_state}
-            if config.init_from:
-                starts['init_from'] = lambda: start_from(init_state(), config)[0]
-            results, heldout_floor = _measure_floors(
-                run, evaluate, {name: lambda make=make: functools.partial(
-                    encode, make().variables(config.eval.encoder)) for name, make in starts.items()})
+            results, floor = _measure_floors(run, encode, init_state)
             where = 'encoder of init_from' if config.init_from else 'random encoder'
-            writer.note(f'kNN of the {where}: {heldout_floor:.4f} on held-out training images, the floor')
-            evaluators = [HeldOutKnn(run, heldout_floor), *evaluators]
-        evaluators = [Health(jax.jit(_make_health(network, inputs, mesh)), config.log.every_steps),
-                      *evaluators]
-        of_rows, of_epochs = split_by_schedule(evaluators, config.eval.evaluators_every_epochs)
-        due = functools.partial(_due, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
-
-        # Train.
-        log.restart(start)
-        with Interruption(mesh, every_steps=5) as interruption, jax.transfer_guard('disallow'):
-            for step in range(start + 1, num_steps + 1):
-                profiler.begin(step, state)
-                batch = next(batches)
-                state, metrics = train_step(state, batch)
-                if profiler.end(step, state):
-                    with log.pause():
-                        log.add(profiler.report(
-                            lambda: train_step.lower(state, batch).compile().as_text()))
-                for evaluator, every_steps in of_rows:
-                    if step % every_steps == 0 and log.due(step):
-                        metrics |= evaluator(encode_state(state, batch), step)
-                log(step, metrics)
-                interrupted, measured = interruption.arrived(step), {}
-                called = [evaluator for evaluator, every_epochs in of_epochs
-                          if due(step, every_epochs) and not interrupted]
-                if called:
-                    log.flush()
-                    with writer.pause(), jax.transfer_guard('allow'):
-                        for evaluator in called:
-                            measured |= evaluator(encode_state(state, batch), step)
-                    writer.write(step, measured)
-                    log.restart(step)
-                if 'knn_accuracy' in measured or interrupted or due(step, config.checkpoint.every_epochs):
-                    log.flush()
-                    checkpointer.save(state, measured)
-                if interrupted:
-                    checkpointer.wait()
-                    interruption.leave(writer, step)
-            checkpointer.wait()
-
-        # Report.
-        _tell_skipped(writer, train_source, test_source)
-        if not run.is_measurable:
-            return {}
-        started = time.time()
-        results['pretrained'] = evaluate(
-            functools.partial(encode, state.variables(config.eval.encoder)), linear=config.eval.linear_at_end)
-        num_test = num_labelled(test_source)
-        report_results(
-            writer, workdir, f'{test_source.name}, {test_source.split}: {num_test:,} images, step '
-            f'{num_steps:,}', results, is_lead=sharding.is_lead(), evaluation='frozen',
-            num_test=num_test, num_train=num_labelled(train_source), pretrained=workdir,
-            step=num_steps, network=config.eval.encoder, data=test_source.name,
-            train_split=train_source.split, split=test_source.split,
-            seconds=round(time.time() - started, 1), protocol=config.eval.to_dict())
+            writer.note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
+            evaluators = [HeldOutKnn(run, floor), *evaluators]
+        evaluators = [Health(jax.jit(_make_health(network, inputs, mesh)), config.log.every_steps), *evaluators]
+        state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
+                       evaluators=evaluators, writer=writer, log=log, profiler=profiler, checkpointer=checkpointer)
+        _note_skipped(writer, run)
+        if run.is_measurable:
+            _report(run, writer, results, functools.partial(encode, state.variables(config.eval.encoder)), num_steps)
         return results
+
+
+def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callable, encode_state: Callable,
+           num_steps: int, evaluators: Sequence[Callable], writer: MetricWriter, log: LateLog,
+           profiler: profile.StepProfiler, checkpointer: checkpoint.Checkpointer) -> TrainState:
+    """The state after the last step."""
+    config, start = run.config, int(state.step)
+    of_rows, of_epochs = split_by_schedule(evaluators, config.eval.evaluators_every_epochs)
+    due = functools.partial(_due, steps_per_epoch=run.train_source.num_examples / config.batch_size,
+                            num_steps=num_steps)
+    log.restart(start)
+    with Interruption(run.mesh, every_steps=5) as interruption, jax.transfer_guard('disallow'):
+        for step in range(start + 1, num_steps + 1):
+            profiler.begin(step, state)
+            batch = next(batches)
+            state, metrics = train_step(state, batch)
+            if profiler.end(step, state):
+                with log.pause():
+                    log.add(profiler.report(lambda: train_step.lower(state, batch).compile().as_text()))
+            for evaluator, every_steps in of_rows:
+                if step % every_steps == 0 and log.due(step):
+                    metrics |= evaluator(encode_state(state, batch), step)
+            log(step, metrics)
+            interrupted, found = interruption.arrived(step), {}
+            called = [evaluator for evaluator, every_epochs in of_epochs if due(step, every_epochs) and not interrupted]
+            if called:
+                log.flush()
+                with writer.pause(), jax.transfer_guard('allow'):
+                    for evaluator in called:
+                        found |= evaluator(encode_state(state, batch), step)
+                writer.write(step, found)
+                log.restart(step)
+            if 'knn_accuracy' in found or interrupted or due(step, config.checkpoint.every_epochs):
+                log.flush()
+                checkpointer.save(state, found)
+            if interrupted:
+                checkpointer.wait()
+                interruption.leave(writer, step)
+        checkpointer.wait()
+    return state
+
+
+def _report(run: Run, writer: MetricWriter, results: dict[str, dict], encode: Callable, num_steps: int) -> None:
+    """Adds the accuracies of the pretrained encoder to `results`, and writes them all down."""
+    config, train_source, test_source = run.config, run.train_source, run.test_source
+    assert test_source is not None
+    started = time.time()
+    results['pretrained'] = measure(encode, train_source=train_source, test_source=test_source, config=config,
+                                    mesh=run.mesh, linear=config.eval.linear_at_end)
+    num_test = num_labelled(test_source)
+    report_results(
+        writer, run.workdir, f'{test_source.name}, {test_source.split}: {num_test:,} images, step {num_steps:,}',
+        results, is_lead=sharding.is_lead(), evaluation='frozen', num_test=num_test,
+        num_train=num_labelled(train_source), pretrained=run.workdir, step=num_steps, network=config.eval.encoder,
+        data=test_source.name, train_split=train_source.split, split=test_source.split,
+        seconds=round(time.time() - started, 1), protocol=config.eval.to_dict())
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num_classes: int,
@@ -263,7 +252,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
                                        image_size=config.augment.image_size)
     train_step = steps.make_train_step(method, optimizer, learning_rate, seed=config.seed,
                                        prepare=(inputs or make_inputs(config, form='views')).make_prepare(mesh),
-                                       measure=_make_measure(config))
+                                       update_metrics=_update_metrics(config))
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
     return network, init_state, train_step, shardings
 
@@ -299,17 +288,12 @@ def _optimizer_settings(config: ConfigDict) -> dict[str, Any]:
             if name not in ('learning_rate', 'scaling')}
 
 
-def _make_measure(config: ConfigDict) -> Callable:
-    """What a step measures of its update for the log: LARS's trust ratios, {'trust_ratios': [L]}."""
+def _update_metrics(config: ConfigDict) -> Callable:
+    """(params, gradients) -> what the log says of an update: LARS's trust ratios, {'trust_ratios': [L]}."""
     if config.optimizer.name != 'lars':
         return lambda params, gradients: {}
     trust_ratios, _ = optim.make_trust_ratios(**_optimizer_settings(config))
     return lambda params, gradients: {'trust_ratios': trust_ratios(params, gradients)}
-
-
-def _adapted_layers(config: ConfigDict, params: Any) -> list[str]:
-    """The paths of the parameters that 'trust_ratios' are of."""
-    return optim.make_trust_ratios(**_optimizer_settings(config))[1](params)
 
 
 def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str = '',
@@ -352,11 +336,6 @@ def _warmup_steps(config: ConfigDict, num_examples: int, num_steps: int) -> tupl
                      f'{num_steps:,}: the warm-up is shortened to {shorter:,}.')
 
 
-def _blank_image(config: ConfigDict) -> jax.ShapeDtypeStruct:
-    size = config.augment.image_size
-    return jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-
-
 def _due(step: int, every_epochs: float, *, steps_per_epoch: float, num_steps: int) -> bool:
     """Whether something that happens every so many epochs (0 = never) and at the end happens now."""
     every_steps = max(1, round(every_epochs * steps_per_epoch))
@@ -369,58 +348,64 @@ def _named_writers(config: ConfigDict, workdir: str, start: int) -> list[Callabl
                               config=flatten(config.to_dict())) for name in config.log.writers]
 
 
-def _measure_floors(run: Run, evaluate: Callable, starts: dict[str, Callable]) -> tuple[dict[str, dict], float]:
-    """({'raw pixels' if asked for, each of `starts`: measures}, kNN of the last on held-out images).
+def _measure_floors(run: Run, encode: Callable, init_state: Callable) -> tuple[dict[str, dict], float]:
+    """({'raw pixels' if asked for, 'random', 'init_from' if there is one: accuracies}, held-out kNN of the last).
 
-    starts: {name: () -> encode} of the encoders before any training of this run.
+    encode: (variables, images) -> features; init_state: () -> the state before any training.
     """
-    settings = run.config.eval
+    config, settings = run.config, run.config.eval
+    evaluate = functools.partial(measure, train_source=run.train_source, test_source=run.test_source, config=config,
+                                 mesh=run.mesh)
     floors = Floors(run.workdir, {
         'eval': {name: settings[name] for name in ('encoder', 'layer', 'crop_proportion', 'knn_k',
                                                    'knn_temperature', 'knn_max_images', 'linear_at_end')},
         'data': [[source.name, source.split, source.fingerprint()]
-                 for source in (run.train_source, run.test_source)]}, is_lead=sharding.is_lead())
-    results = {}
+                 for source in (run.train_source, run.test_source) if source]}, is_lead=sharding.is_lead())
+    results, heldout = {}, 0.0
     if settings.pixel_floor:
         results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(raw_pixels, linear=False))
-    heldout_floor = 0.0
+    starts = {'random': init_state}
+    if config.init_from:
+        starts['init_from'] = lambda: start_from(init_state(), config)[0]
     for name, make in starts.items():
-        results[name] = dict(floors.get(name, lambda make=make: evaluate(
-            make(), linear=settings.linear_at_end, held_out=True)))
-        heldout_floor = results[name].pop('heldout_knn_accuracy')
-    return results, heldout_floor
+        results[name] = dict(floors.get(name, lambda: evaluate(
+            functools.partial(encode, make().variables(settings.encoder)), linear=settings.linear_at_end,
+            held_out=True)))
+        heldout = results[name].pop('heldout_knn_accuracy')
+    return results, heldout
 
 
-def _introduce(writer: MetricWriter, run: Run, state: Any, num_steps: int) -> None:
-    """Says what is about to happen, and what cannot be measured."""
+def _introduction(run: Run, network: Network, state: TrainState, num_steps: int) -> list[str]:
+    """What is about to happen, what a reader might not expect of the config, and what cannot be measured."""
     config, mesh, train_source, test_source = run.config, run.mesh, run.train_source, run.test_source
     classes = f'{train_source.num_classes} classes' if train_source.num_classes else 'no labels'
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    writer.note(f'{config.method.name} on {train_source.name}, {train_source.split}: '
-                f'{train_source.num_examples:,} images, {classes}; {parameters:,} parameters; '
-                f'{num_steps:,} steps of {config.batch_size:,} on {mesh.size} '
-                f'{mesh.devices.flat[0].platform} device{"s" if mesh.size > 1 else ""}')
-    for note in dict.fromkeys(train_source.notes + (test_source.notes if test_source else [])):
-        writer.note(note)
-    shortened = _warmup_steps(config, train_source.num_examples, num_steps)[1]
-    if shortened:
-        writer.note(shortened)
+    parameters, num_examples = sum(leaf.size for leaf in jax.tree.leaves(state.params)), train_source.num_examples
+    notes = [f'{config.method.name} on {train_source.name}, {train_source.split}: '
+             f'{num_examples:,} images, {classes}; {parameters:,} parameters; '
+             f'{num_steps:,} steps of {config.batch_size:,} on {mesh.size} '
+             f'{mesh.devices.flat[0].platform} device{"s" if mesh.size > 1 else ""}']
+    notes += train_source.notes + (test_source.notes if test_source else [])
+    notes += [_warmup_steps(config, num_examples, num_steps)[1], *encoder_notes(network, config.encoder),
+              *optim.notes_on_probe(config.optimizer.weight_decay_groups, config.optimizer.exclude, state.params)]
+    if config.method.get('queue_size', 0) > num_examples:
+        notes.append(f'method.queue_size is {config.method.queue_size:,}, more than the {num_examples:,} images: among '
+                     'its negatives is then the very image that a query shows; make it smaller.')
+    if run.is_measurable and config.eval.knn_k > num_examples:
+        notes.append(f'eval.knn_k is {config.eval.knn_k}, more than the {num_examples} images: all of them vote.')
     if not train_source.num_classes:
-        writer.note('No labels: the online probe, kNN and the linear probe are off.')
+        notes.append('No labels: the online probe, kNN and the linear probe are off.')
     elif test_source is None:
-        writer.note('No split to measure on: kNN and the linear probe are off.')
+        notes.append('No split to measure on: kNN and the linear probe are off.')
     elif not run.is_measurable:
-        writer.note(f'No labels in {test_source.split}: kNN and the linear probe are off.')
+        notes.append(f'No labels in {test_source.split}: kNN and the linear probe are off.')
     elif of_large_set(train_source, config) is not train_source:
-        writer.note(f'The kNN of the log looks at {config.eval.knn_max_images:,} images drawn from the training '
-                    'split (eval.knn_max_images); that of the report at all.')
-    for note in dict.fromkeys(note for source in (train_source, test_source) if source for note in source.notes):
-        writer.note(note)
+        notes.append(f'The kNN of the log looks at {config.eval.knn_max_images:,} images drawn from the training '
+                     'split (eval.knn_max_images); that of the report at all.')
+    return list(filter(None, notes))
 
 
-def _tell_skipped(writer: MetricWriter, *measured) -> None:
-    skipped = [name for source in measured if source is not None for name in source.skipped]
+def _note_skipped(writer: MetricWriter, run: Run) -> None:
+    skipped = [name for source in (run.train_source, run.test_source) if source for name in source.skipped]
     if skipped:
         more = ', ...' if len(skipped) > 10 else ''
-        writer.note(f'{len(skipped)} files could not be read and were skipped: '
-                    f'{", ".join(skipped[:10])}{more}')
+        writer.note(f'{len(skipped)} files could not be read and were skipped: {", ".join(skipped[:10])}{more}')

@@ -24,6 +24,11 @@ SMOKE = '--config=configs/smoke.py:smoke'
     ([SMOKE, 'extra'], "Unexpected argument 'extra'"),
     (['--config=configs/linear.py:smoke'], 'There is nothing at'),
     ([SMOKE, '--config.data.source=folder:/nowhere'], "no directory '/nowhere'"),
+    ([SMOKE, '--config.data.source=./configs'], "data.source is './configs', a path without a word for what lies there: "
+     'write folder:./configs.'),
+    ([SMOKE, '--config.pretrained=x'], "no field 'pretrained'; did you mean 'init_from'?"),
+    ([SMOKE, '--config.batch_size=1'], 'batch_size is 1: a contrast needs other images'),
+    (['--config=configs/imagenet_v2.py:sk=ture'], "The argument sk='ture' is neither true nor false."),
 ], ids=lambda value: value if isinstance(value, str) else ' '.join(value[1:]) or value[0])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, sentence, run_main, tmp_path):
     workdir = tmp_path / 'workdir'
@@ -52,6 +57,13 @@ def test_the_console_command_finds_a_recipe_by_its_name_from_anywhere(config, co
     entry = 'import sys; from simclr_jax.main import run; sys.exit(run())'      # as pip's script of it
     done = subprocess.run([sys.executable, '-c', entry, *argv[3:]], **options | {'cwd': tmp_path})
     assert done.returncode == 1 and 'error: batch_size is 0' in done.stderr and not os.listdir(tmp_path)
+
+
+def test_memory_that_runs_out_names_the_fields_that_help(run_main, tmp_path):
+    done = run_main(SMOKE, '--config.encoder.name=tests.encoders:Huge', f'--workdir={tmp_path}')
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert all(field in done.stderr for field in (
+        'Out of memory with batch_size 64', 'encoder_chunks', 'encoder.remat', 'shard_state', '--config.task=plan'))
 
 
 def test_the_workdir_is_asked_for(run_main):

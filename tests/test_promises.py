@@ -45,7 +45,8 @@ ALONE = {
     'models/cpu/': ['models.cpu'],
     'views/ops.py': [], 'views/fields.py': [], 'views/draws.py': ['views.fields'],
     'training/steps.py': ['training.state'],
-    'training/checkpoint.py': ['training.state', 'config'],     # config.json lies beside the checkpoints
+    'training/checkpoint.py': ['training.state', 'training.workdir'],
+    'training/workdir.py': ['config'],              # a config that is kept is compared field by field
 }
 
 

@@ -41,7 +41,8 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
     ({'optimizer.name': 'lamb'}, "unknown optimizer 'lamb'"),
     ({'optimizer.weight_decay_groups': (('probes', 0.1),)}, 'probes'),
     ({'batch_size': 60}, 'batch_size 60 is not divisible by the 8 devices'),
-    ({'batch_size': 1024}, 'has only 64 images: choose a smaller batch'),
+    ({'batch_size': 1024}, '^batch_size is 1024, .*has only 64 images: choose a smaller batch'),
+    ({'batch_size': 1}, 'batch_size is 1: a contrast needs other images'),
     ({'eval.layer': 9}, '9'),
     ({'eval.encoder': 'target'}, "eval.encoder is 'target': this method has no target network"),
     ({'eval.encoder': 'teacher'}, "eval.encoder is 'teacher': it takes 'online' or 'target'"),
@@ -120,6 +121,19 @@ def test_the_raw_pixels_stand_beside_the_encoders_if_asked_for(tmp_path):
     results = pretrain(config, str(tmp_path))
     assert list(results) == ['raw pixels', 'random', 'pretrained']
     assert all(set(row) == {'knn_accuracy'} for row in results.values())
+
+
+def test_what_a_reader_would_not_expect_of_the_config_is_noted_once(tmp_path, capsys):
+    pretrain(small_config(**{
+        'method.name': 'moco_v2', 'method.queue_size': 128, 'eval.knn_k': 200, 'eval.linear_at_end': False,
+        'optimizer.weight_decay_groups': (('^probe', 0.1),), 'optimizer.exclude': ('probe/kernel',)}),
+        str(tmp_path / 'w'))
+    shown = capsys.readouterr().out
+    for sentence in ('method.queue_size is 128, more than the 64 images',
+                     'eval.knn_k is 200, more than the 64 images: all of them vote.',
+                     "optimizer.weight_decay_groups: '^probe' has no effect",
+                     "optimizer.exclude: 'probe/kernel' has no effect"):
+        assert shown.count(sentence) == 1, sentence
 
 
 def test_a_workdir_is_that_of_its_config_from_the_first_step_on(tmp_path):

@@ -12,13 +12,13 @@ from simclr_jax.data.source import Source
 from simclr_jax.data.order import epoch_and_index
 
 
-def check_batch_size(source: Source, batch_size: int, shard_count: int = 1) -> None:
-    """ValueError unless a training batch fits the data set and the shards can share it."""
+def check_batch_size(source: Source, batch_size: int, shard_count: int = 1, *, field: str = 'batch_size') -> None:
+    """ValueError, which names `field`, unless a training batch fits the data and the shards can share it."""
     if batch_size > source.num_examples:
-        raise ValueError(f'batch_size is {batch_size}, but {source.name}, split {source.split}, '
+        raise ValueError(f'{field} is {batch_size}, but {source.name}, split {source.split}, '
                          f'has only {source.num_examples} images: choose a smaller batch.')
     if batch_size % shard_count:
-        raise ValueError(f'batch_size is {batch_size}, which {shard_count} processes cannot share '
+        raise ValueError(f'{field} is {batch_size}, which {shard_count} processes cannot share '
                          'evenly: choose a multiple.')
 
 

@@ -88,8 +88,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         found = as_source(_object(name) if source is None else source, split, name=name, arguments=arguments,
                           rules=rules)
     else:
-        from simclr_jax.data import tfds as tfds_source
-        found = tfds_source.load(name, split, data_dir=data_dir or None, download=download,
+        found = _tfds(name).load(name, split, data_dir=data_dir or None, download=download,
                                  in_memory_bytes=in_memory_bytes, rules=rules)
     found.max_bad_share = max_bad_share
     if decode_once and not found.uniform and not isinstance(found, Streamed):
@@ -166,8 +165,7 @@ def available_splits(name: str, *, data_dir: str | None = None, arguments: Mappi
         return tuple(containers.hugging_face(path, cache_dir=data_dir or None))
     if kind == 'object':
         return items.splits_of(_object(name), arguments)
-    from simclr_jax.data import tfds as tfds_source
-    return tfds_source.splits(name, data_dir=data_dir or None)
+    return _tfds(name).splits(name, data_dir=data_dir or None)
 
 
 def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool,
@@ -181,7 +179,7 @@ def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool,
     how = reading_fields(data if begun_with is None else begun_with)
     is_own = begun_with is None or data['source'] in ('', begun_with['source'])
     arguments = data.get('arguments') or (how['arguments'] if is_own else {})
-    return {'data_dir': data['dir'], 'download': data['download'], 'cache': data['cache'],
+    return {'data_dir': storage.as_path(data['dir']), 'download': data['download'], 'cache': data['cache'],
             'cache_dir': data['cache_dir'], 'max_bad_share': data['max_bad_share'], 'image_size': image_size,
             'is_lead': is_lead, 'decode_once': True, 'arguments': dict(arguments),
             'rules': _rules(how), 'folders': how['folders'], 'reading': how['reading']}
@@ -296,9 +294,24 @@ def _with_classes_of(train: Source, test: Source) -> Source:
 
 def _kind_and_path(name: str) -> tuple[str, str]:
     kind, _, path = name.partition(':')
-    if kind not in ('shapes', 'folder', 'arrays', 'hf', 'wds') and names.is_path(name):
-        return 'object', name
+    if kind not in ('shapes', 'folder', 'arrays', 'hf', 'wds'):
+        if names.is_path(name):
+            return 'object', name
+        path = storage.as_path(name)
+        if path.startswith(('/', '.')) or storage.is_remote(path) or '/' in path and storage.exists(path):
+            of_file = {'.npz': 'arrays', '.tar': 'wds'}.get(path[-4:].lower(), 'folder')
+            raise ValueError(f'data.source is {name!r}, a path without a word for what lies there: write '
+                             f'{of_file}:{name}.')
     return kind, storage.as_path(path)
+
+
+def _tfds(name: str) -> Any:
+    try:
+        from simclr_jax.data import tfds
+    except ImportError as error:
+        raise ValueError(f"data.source is {name!r}: data sets of TFDS need {error.name}, pip install "
+                         f"'simclr_jax[tfds]'; a directory of images is folder:PATH.") from error
+    return tfds
 
 
 def _object(name: str) -> Any:

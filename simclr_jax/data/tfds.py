@@ -191,11 +191,14 @@ def _builder(name: str, data_dir: str | None, download: bool) -> Any:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
-        close = difflib.get_close_matches(name.split('/')[0].split(':')[0], known)
+        start = name.split('/')[0].split(':')[0]
+        longer = [other for other in sorted(known) if other.startswith(start)]
+        close = list(dict.fromkeys(longer + difflib.get_close_matches(start, known)))[:3]
         raise ValueError(
             f"There is no data source '{name}': give shapes, folder:PATH, arrays:PATH.npz, hf:NAME, "
             'wds:PATTERN, package.module:Name or the name of a TFDS data set'
             f'{", such as " + " or ".join(close) if close else ""}.'
+            f'{f" The directory of this name is folder:{name}." if os.path.isdir(name) else ""}'
         ) from error
     except AssertionError as error:  # How TFDS says that there is no such version.
         raise ValueError(str(error)) from error

@@ -19,6 +19,7 @@ from simclr_jax.evaluate.frozen import fingerprint, resize_of
 from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields, load_pretrained
 from simclr_jax.evaluate.subject import data_options
 from simclr_jax.runtime import sharding
+from simclr_jax.storage import as_path
 from simclr_jax.training.steps import make_encode
 
 _KEY = b'simclr_jax'        # of the metadata in a Parquet file
@@ -57,7 +58,7 @@ def embed(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None)
             pretrained, source, layer=settings.layer, mesh=mesh, num_threads=config.data.num_threads,
             advance=advance)
     made_by = identity(pretrained, settings.layer)
-    made_by['encoder']['path'] = os.path.abspath(settings.pretrained or workdir)
+    made_by['encoder']['path'] = os.path.abspath(as_path(settings.pretrained or workdir))
     names = np.array([source.name_of(index) for index in indices])
     data = {'source': source.name, 'split': source.split, 'dir': data_dir,
             'num_examples': source.num_examples, 'class_names': list(source.class_names or ()),
@@ -161,7 +162,7 @@ def output_paths(file: str, workdir: str) -> list[str]:
     if not file:
         kinds = ('.npz', '.parquet') if _pyarrow() else ('.npz',)
         return [os.path.join(workdir, f'features{kind}') for kind in kinds]
-    path = os.path.join(workdir, os.path.expanduser(file))
+    path = os.path.join(workdir, as_path(file))
     kind = os.path.splitext(path)[1]
     if kind not in _KINDS:
         raise ValueError(f'embed.file is {file!r}: its ending says the format, {", ".join(_KINDS)}.')

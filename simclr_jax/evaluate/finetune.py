@@ -68,18 +68,19 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
     _check(settings)
     subject = load_subject(settings, workdir, 'finetune', encoder)
     _check_stages(settings.from_block, subject.pretrained.network.encoder)
-    whole_source, test_source = load_splits(config, subject.config, 'fine-tuning',
+    whole_source, test_source = load_splits(config, subject, 'fine-tuning',
                                             by_name=bool(settings.subset_file))
     train_source = _chosen(whole_source, settings, config.seed)
-    sharding.local_batch_size(settings.batch_size, subject.mesh)
-    check_batch_size(train_source, settings.batch_size, jax.process_count())
+    sharding.local_batch_size(settings.batch_size, subject.mesh, field='finetune.batch_size')
+    check_batch_size(train_source, settings.batch_size, jax.process_count(), field='finetune.batch_size')
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     inits, results, networks = _INITS[settings.init], {}, {}
     started = time.time()
     with MetricWriter(f'{workdir}/finetune', total_steps=len(inits) * num_steps, is_lead=sharding.is_lead(),
                       batch_size=settings.batch_size) as writer:
         writer.note(f'Fine-tuning of {subject.pretrained.source} on {train_source.num_examples:,} of '
-                    f'{whole_source.num_examples:,} labelled images, {num_steps:,} steps')
+                    f'{whole_source.num_examples:,} labelled images, {num_steps:,} steps',
+                    *whole_source.notes, *test_source.notes)
         for run, init in enumerate(inits):
             log = log_to(writer, every=config.log.every_steps, offset=run * num_steps, name=init)
             variables = subject.pretrained.initial if init == 'scratch' else subject.pretrained.variables

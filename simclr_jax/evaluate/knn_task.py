@@ -33,13 +33,18 @@ def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -
         raise ValueError(f'knn.k is {settings.k}: give numbers of 1 or more, as '
                          '--config.knn.k="(1, 20, 200)".')
     subject = load_subject(settings, workdir, 'knn', encoder)
-    train_source, test_source = load_splits(config, subject.config, 'kNN')
+    train_source, test_source = load_splits(config, subject, 'kNN')
     results = {}
     with MetricWriter(f'{workdir}/knn', total_steps=1, is_lead=sharding.is_lead()) as writer:
+        writer.note(*train_source.notes, *test_source.notes)
         for name, encode in subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                              note=writer.note).items():
             train, test = subject.features(encode, train_source, test_source)
-            found = knn_accuracies(train, test, num_classes=train_source.num_classes, ks=settings.k,
+            ks = list(dict.fromkeys(min(k, len(train.labels)) for k in settings.k))
+            if not results and max(settings.k) > len(train.labels):
+                writer.note(f'knn.k is {settings.k}, but there are {len(train.labels)} training images: k is '
+                            f'{", ".join(map(str, ks))}.')
+            found = knn_accuracies(train, test, num_classes=train_source.num_classes, ks=ks,
                                    temperature=settings.temperature)
             results[name] = {f'knn_accuracy_k{k}': share for k, share in found.items()}
         report_results(

@@ -55,16 +55,17 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     settings = config.linear
     l2 = _check_solver(settings)
     subject = load_subject(settings, workdir, 'linear', encoder)
-    train_source, test_source = load_splits(config, subject.config, 'a linear evaluation')
+    train_source, test_source = load_splits(config, subject, 'a linear evaluation')
     by_sgd = settings.solver == 'sgd'
     if by_sgd:
-        sharding.local_batch_size(settings.batch_size, subject.mesh)
-        check_batch_size(train_source, settings.batch_size, jax.process_count())
+        sharding.local_batch_size(settings.batch_size, subject.mesh, field='linear.batch_size')
+        check_batch_size(train_source, settings.batch_size, jax.process_count(), field='linear.batch_size')
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs,
                                           settings.batch_size)
     started, results, details, offset = time.time(), {}, {}, 0
     with MetricWriter(f'{workdir}/linear', total_steps=2 * num_steps, batch_size=settings.batch_size,
                       is_lead=sharding.is_lead()) as writer:
+        writer.note(*train_source.notes, *test_source.notes)
         encoders = subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                     note=writer.note)
         for name, encode in encoders.items():

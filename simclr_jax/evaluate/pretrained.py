@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.models.network import Network, init_variables, make_network
+from simclr_jax.storage import as_path
 from simclr_jax.training import checkpoint
+from simclr_jax.training.workdir import load_config
 from simclr_jax.training.steps import jit_once
 from simclr_jax.weights.read.files import read_weights
 from simclr_jax.weights.tree import Imported
@@ -51,7 +53,7 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
         ValueError: `which` or `network` is none of the above, the run has no target, its encoder cannot be
             built again, or the file is refused (see `read_weights`).
     """
-    path = os.fspath(path)
+    path = as_path(path)
     if os.path.isfile(os.path.join(path, 'config.json')):
         return _from_workdir(path, which, network, encoder)
     if os.path.isdir(path) and not os.listdir(path):
@@ -102,7 +104,7 @@ def as_imported(pretrained: Pretrained, **changes: Any) -> Imported:
 
 
 def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Module | None) -> Pretrained:
-    config = ConfigDict(checkpoint.load_config(workdir))
+    config = ConfigDict(load_config(workdir))
     which_network = which_network or config.eval.get('encoder', 'online')       # older runs do not say
     network, initial = _network(config, encoder)
     with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:

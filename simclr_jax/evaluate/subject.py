@@ -15,7 +15,9 @@ from simclr_jax.evaluate.features import Features, raw_pixels
 from simclr_jax.evaluate.frozen import Encode, check_preprocessing, is_labelled, labelled_features, unchanged
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.runtime import sharding
+from simclr_jax.storage import as_path
 from simclr_jax.training.steps import make_encode
+from simclr_jax.training.workdir import data_changes
 
 _PIXEL_BYTES = 1 << 30      # of raw pixels as float32, at most, that are measured as a floor
 
@@ -78,7 +80,7 @@ def load_subject(settings: ConfigDict, workdir: str, block: str, module: nn.Modu
     Raises:
         FileNotFoundError, ValueError: no such encoder, checkpoint or layer.
     """
-    path = settings.pretrained or workdir
+    path = as_path(settings.pretrained or workdir)
     pretrained = load_pretrained(path, settings.checkpoint, settings.encoder, encoder=module)
     mesh = sharding.make_mesh()
     encode = jax.jit(make_encode(pretrained.network, layer=settings.layer))
@@ -91,17 +93,18 @@ def load_subject(settings: ConfigDict, workdir: str, block: str, module: nn.Modu
     return Subject(pretrained, mesh, encode, width, path)
 
 
-def load_splits(config: ConfigDict, trained: ConfigDict, what: str, *, by_name: bool = False
-                ) -> tuple[Source, Source]:
+def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: bool = False) -> tuple[Source, Source]:
     """The labelled splits to train and to test on: `config`'s, and where it is empty those of the run.
 
     Args:
         what: the evaluation, for the message: 'a linear evaluation'.
+        subject: what is evaluated; a note says so if the data of its run have changed since.
         by_name: keep the names of files: a folder of small images is then not read into memory.
 
     Raises:
         FileNotFoundError, ValueError: no such data or splits, or without labels.
     """
+    trained = subject.config
     data = {name: config.data[name] or trained.data[name] for name in ('source', 'train_split', 'test_split')}
     where = data_options(config, trained) | ({'decode_once': False} if by_name else {})
     train_source, test_source = sources.load_pair(data['source'], data['train_split'], data['test_split'],
@@ -110,6 +113,10 @@ def load_splits(config: ConfigDict, trained: ConfigDict, what: str, *, by_name: 
         if not is_labelled(source):
             raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '
                              f'{what} needs them to train and to test on.')
+    is_of_run = not by_name and all(trained.data[name] == value for name, value in data.items())
+    changes = data_changes(subject.path, train_source) if is_of_run else ''
+    if changes:
+        train_source.notes.append(f'The training data of {subject.path} have changed since its run: {changes}.')
     return train_source, test_source
 
 

@@ -60,10 +60,11 @@ def fit(step_function: Callable, state: Any, batches: Iterator[dict], rows_of: C
 
 
 def accuracies(logits: np.ndarray, labels: np.ndarray, name: str = 'linear') -> dict[str, float]:
-    """Top-1 and top-5 of logits [N, C], as 'NAME_accuracy' and 'NAME_top5_accuracy'."""
+    """Top-1 of logits [N, C] as 'NAME_accuracy', and of more than 5 classes top-5 as 'NAME_top5_accuracy'."""
     ranked = np.argsort(-logits, axis=-1, kind='stable')[:, :5]
     hits = ranked == labels[:, None]
-    return {f'{name}_accuracy': float(hits[:, 0].mean()), f'{name}_top5_accuracy': float(hits.any(-1).mean())}
+    top5 = {f'{name}_top5_accuracy': float(hits.any(-1).mean())} if logits.shape[-1] > 5 else {}
+    return {f'{name}_accuracy': float(hits[:, 0].mean()), **top5}
 
 
 def log_to(writer: MetricWriter, *, every: int, offset: int, name: str) -> Callable[[int, dict], None]:

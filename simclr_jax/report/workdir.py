@@ -11,7 +11,7 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.config import flatten
-from simclr_jax.training.checkpoint import load_config
+from simclr_jax.training.workdir import load_config
 
 _NOT_THE_RUN = ('task', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')
 _MEASURE = re.compile(r'(.+_(?:accuracy|per_class))(?:_k(\d+))?')

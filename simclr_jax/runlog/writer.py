@@ -120,9 +120,9 @@ class MetricWriter:
         for name, array in images.items():
             self.image(name, array)
 
-    def note(self, text: str) -> None:
-        """Tells the user one line, and keeps it in workdir/log.txt."""
-        if self._open:
+    def note(self, *texts: str) -> None:
+        """Tells the user a line each, equal ones once, and keeps them in workdir/log.txt."""
+        for text in dict.fromkeys(texts if self._open else ()):
             self._files.note(text)
             self._display.note(text)
             self._hand_on('note', text)

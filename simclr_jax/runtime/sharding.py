@@ -45,11 +45,11 @@ def state_shardings(mesh: Mesh, state, *, split: bool):
     return jax.tree.map(one, state)
 
 
-def local_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """Rows of a global batch that this process loads; ValueError if devices cannot share it."""
+def local_batch_size(batch_size: int, mesh: Mesh, *, field: str = 'batch_size') -> int:
+    """Rows of a global batch that this process loads; ValueError, which names `field`, if devices cannot share it."""
     if batch_size % mesh.size:
         raise ValueError(
-            f'batch_size {batch_size} is not divisible by the {mesh.size} devices: '
+            f'{field} {batch_size} is not divisible by the {mesh.size} devices: '
             f'choose a multiple of {mesh.size}.')
     return batch_size // jax.process_count()
 

@@ -15,7 +15,7 @@ import jax
 
 from simclr_jax import storage, train
 from simclr_jax.runtime import sharding
-from simclr_jax.training import checkpoint, steps
+from simclr_jax.training import steps, workdir as workdirs
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.evaluate.frozen import measure
@@ -50,7 +50,7 @@ def study(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
             for cell in chosen]
     paths = [os.path.join(workdir, 'cells', run_name(cell, seed)) for cell, seed, _ in runs]
     for path, (_, _, one) in zip(paths, runs):          # before any of them takes its hours
-        checkpoint.check_config(path, one.to_dict(), ignore=train.MAY_DIFFER)
+        workdirs.check_config(path, one.to_dict(), ignore=train.MAY_DIFFER)
     records = []
     for number, (path, (cell, seed, one)) in enumerate(zip(paths, runs), 1):
         finished = read_record(path)

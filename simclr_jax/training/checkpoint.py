@@ -1,12 +1,10 @@
-"""Checkpoints of the training state (orbax), and the config and versions beside them."""
+"""Checkpoints of the training state, by orbax."""
 
-import importlib.metadata
 import json
 import logging
 import math
 import os
 import pathlib
-import platform
 from typing import Any
 
 from absl import logging as absl_logging
@@ -17,15 +15,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-import simclr_jax
-from simclr_jax.config import base_config, flatten
 from simclr_jax.training.state import TrainState
+from simclr_jax.training.workdir import differences
 
 _ITEM = 'state'
-_PACKAGES = (
-    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml-collections', 'numpy',
-    'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets',
-)
 
 
 def quiet_orbax_logs() -> None:
@@ -332,156 +325,9 @@ def _tree_differences(stored: Any, wanted: Any) -> list[str]:
                 f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
                 for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
-    return _differences(describe(stored), describe(wanted), 'in the checkpoint', 'here')
-
-
-def _differences(old: dict, new: dict, old_name: str, new_name: str) -> list[str]:
-    """One phrase for every key at which the two flat dicts differ, in the order of `new`."""
-    absent = object()
-
-    def say(value):
-        return 'absent' if value is absent else repr(value)
-
-    pairs = {key: (old.get(key, absent), new.get(key, absent)) for key in {**new, **old}}
-    return [f'{key}: {say(before)} {old_name}, {say(after)} {new_name}'
-            for key, (before, after) in pairs.items() if before != after]
+    return differences(describe(stored), describe(wanted), 'in the checkpoint', 'here')
 
 
 def _first(items: list[str], count: int = 4) -> str:
     more = [f'and {len(items) - count} more'] if len(items) > count else []
     return '; '.join(items[:count] + more)
-
-
-def save_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
-    """Writes `config`, a nested dict of JSON values, to workdir/config.json (process 0 only)."""
-    _write_json(pathlib.Path(workdir) / 'config.json', config)
-
-
-def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Reads what save_config wrote; tuples come back as lists.
-
-    Raises:
-        FileNotFoundError: the directory has no config.json.
-    """
-    path = pathlib.Path(workdir) / 'config.json'
-    if not path.exists():
-        raise FileNotFoundError(f'no config.json in {workdir}: is it a workdir of simclr_jax?')
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f'{path} is damaged ({error}): restore it, or remove it to have the next run write it '
-                         'anew.') from None
-
-
-def kept_dtype(workdir: str | os.PathLike) -> str:
-    """The dtype of the activations of the run in `workdir`; 'auto' where there is none."""
-    if not (pathlib.Path(workdir) / 'config.json').exists():
-        return 'auto'
-    return load_config(workdir).get('encoder', {}).get('dtype', 'auto')
-
-
-def has_data(workdir: str | os.PathLike) -> bool:
-    """Whether a workdir says which data it was trained on."""
-    return (pathlib.Path(workdir) / 'data.json').exists()
-
-
-def save_data(workdir: str | os.PathLike, source: Any) -> None:
-    """Writes what is known of the training data (a `Source`) to workdir/data.json (process 0 only)."""
-    _write_json(pathlib.Path(workdir) / 'data.json', _describe_data(source))
-
-
-def check_data(workdir: str | os.PathLike, source: Any) -> None:
-    """ValueError, with what differs, unless `source` holds the data that the workdir was trained on.
-
-    Where they lie, and what they are called, may have changed.
-    """
-    path = pathlib.Path(workdir) / 'data.json'
-    try:
-        then = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f'{path} is damaged ({error}): restore it, or remove it.') from None
-    now = _describe_data(source)
-    if then.get('fingerprint') == now['fingerprint']:
-        return
-    if then.get('num_examples') != now['num_examples']:
-        what = f'{then.get("num_examples"):,} images then, {now["num_examples"]:,} now'
-    elif then.get('class_names') != now['class_names']:
-        what = f'{len(then.get("class_names") or ())} classes then, {len(now["class_names"] or ())} now'
-    else:
-        what = f'{now["num_examples"]:,} images as then, but other ones, or in another order'
-    raise ValueError(f'The training data of {workdir} have changed: {what}. Restore them, or give another --workdir.')
-
-
-def _describe_data(source: Any) -> dict[str, Any]:
-    return {'name': source.name, 'split': source.split, 'num_examples': source.num_examples,
-            'class_names': list(source.class_names) if source.class_names else None,
-            'fingerprint': source.fingerprint()}
-
-
-def has_checkpoint(workdir: str | os.PathLike) -> bool:
-    """Whether a whole checkpoint lies in `workdir`; looks, and touches nothing."""
-    return any(path.name.isdigit() for path in pathlib.Path(workdir).glob('checkpoints/*'))
-
-
-def check_config(workdir: str | os.PathLike, config: dict[str, Any],
-                 ignore: tuple[str, ...] = ('log',)) -> None:
-    """Refuses to go on in a workdir that was made with another config; a new workdir is fine.
-
-    A field that a later version added, and that has its default now, is no difference: defaults do what
-    was done before there was a choice.
-
-    Args:
-        workdir: directory of the run.
-        config: nested dict of JSON values. Tuples equal lists.
-        ignore: dotted names ('log', 'data.dir') that may differ, with all below them.
-
-    Raises:
-        ValueError: it names each field that differs, with both values.
-    """
-    if not (pathlib.Path(workdir) / 'config.json').exists():
-        return
-
-    def compared(nested):
-        return {name: value for name, value in flatten(nested).items()
-                if not any(f'{name}.'.startswith(f'{prefix}.') for prefix in ignore)}
-
-    now = compared(json.loads(json.dumps(config)))  # as it would be read back
-    then = compared(load_config(workdir))
-    added = {name: value for name, value in flatten(json.loads(base_config().to_json())).items()
-             if name not in then and name in now}
-    differences = _differences(added | then, now, 'in the workdir', 'now')
-    if differences:
-        raise ValueError(f'{workdir} was made with another config: {"; ".join(differences)}. '
-                         'Give another --workdir, or set these fields back')
-
-
-def save_versions(workdir: str | os.PathLike) -> None:
-    """Writes versions.json: python, packages, platform and devices of this run (process 0)."""
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    _write_json(pathlib.Path(workdir) / 'versions.json', {
-        'simclr_jax': simclr_jax.__version__,
-        'python': platform.python_version(),
-        'packages': packages,
-        'platform': platform.platform(),
-        'backend': jax.default_backend(),
-        'device_kind': jax.devices()[0].device_kind,
-        'devices': jax.device_count(),
-        'local_devices': jax.local_device_count(),
-        'processes': jax.process_count(),
-    })
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    """A reader, and a run killed in the middle, finds the old file or the new one."""
-    text = json.dumps(value, indent=2) + '\n'
-    if jax.process_index() != 0:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -7,12 +7,14 @@ does not depend on the learning rate, so any value serves for `init`.
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 Optimizer = Callable[[jax.typing.ArrayLike], optax.GradientTransformation]
+EXCLUDE = ('(^|/)probe/',)      # by default; of the probe, whose optimiser is its own, a log then tells no ratio
 
 
 def make_optimizer(
@@ -23,7 +25,7 @@ def make_optimizer(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     weight_decay_groups: Sequence[tuple[str, float]] = (),
-    exclude: Sequence[str] = ('(^|/)probe/',),
+    exclude: Sequence[str] = EXCLUDE,
     trust_coefficient: float = 0.001,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -83,7 +85,7 @@ def make_optimizer(
 
 
 def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequence[tuple[str, float]] = (),
-                      exclude: Sequence[str] = ('(^|/)probe/',), trust_coefficient: float = 0.001, **_
+                      exclude: Sequence[str] = EXCLUDE, trust_coefficient: float = 0.001, **_
                       ) -> tuple[Callable, Callable]:
     """What LARS multiplies each layer's update by, for a log; arguments as of `make_optimizer`.
 
@@ -111,6 +113,17 @@ def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequenc
         return adapted(_map_with_path(lambda path, _: path, params), params)
 
     return trust_ratios, names
+
+
+def notes_on_probe(weight_decay_groups: Sequence[tuple[str, float]], exclude: Sequence[str], params: Any
+                   ) -> list[str]:
+    """A sentence for each pattern, of those of `make_optimizer`, that matches nothing but the online probe."""
+    paths = jax.tree.leaves(_map_with_path(lambda path, _: path, params))
+    given = [('weight_decay_groups', pattern) for pattern, _ in weight_decay_groups]
+    given += [('exclude', pattern) for pattern in exclude if pattern not in EXCLUDE]
+    return [f"optimizer.{field}: '{pattern}' has no effect, for it matches the online probe alone, which has an "
+            'optimiser of its own.' for field, pattern in given
+            if {path.split('/')[0] for path in paths if re.search(pattern, path)} == {'probe'}]
 
 
 def _is_excluded(path, param, exclude):

@@ -33,20 +33,20 @@ def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int) 
 
 def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, seed: int,
                     prepare: Callable = lambda batch, step: batch,
-                    measure: Callable = lambda params, gradients: {}) -> Callable:
+                    update_metrics: Callable = lambda params, gradients: {}) -> Callable:
     """(state, batch) -> (state, metrics), for the caller to jit with shardings and a donated state.
 
     Args:
         method: three pure functions, see methods/base.py.
-        optimizer: learning rate -> optax.GradientTransformation, see optim.py. It is rebuilt in every
-        trace, so that the learning rate is a function of the state's step and of nothing else.
+        optimizer: learning rate -> optax.GradientTransformation, see optimizers.py. It is rebuilt in every
+            trace, so that the learning rate is a function of the state's step and of nothing else.
         learning_rate: step -> float32 scalar.
         seed: with the state's step, it gives the key of whatever the method draws.
         prepare: (batch, step) -> the batch that the method sees, see data/batches.py.
-        measure: (params, gradients) -> more metrics, float32.
+        update_metrics: (params, gradients) -> more metrics, float32.
 
     Returns:
-        A function whose metrics (float32 scalars, but for those of `measure`) are `loss`, those of the
+        A function whose metrics (float32 scalars, but for those of `update_metrics`) are `loss`, those of the
         method, `gradient_norm` and `learning_rate`, all of the step that it has just made.
     """
 
@@ -65,7 +65,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
                 updates = updates | _probe_updates(of_probe)
             params = optax.apply_updates(state.params, updates)
             metrics = {'loss': loss, **aux.metrics, 'gradient_norm': optax.tree.norm(gradients),
-                       'learning_rate': rate, **measure(state.params, gradients)}
+                       'learning_rate': rate, **update_metrics(state.params, gradients)}
             state = TrainState(
                 step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
                 method_state=method.after_update(state.method_state, params, aux, state.step))

@@ -264,10 +264,23 @@ def test_tfds_that_is_not_prepared_fails_fast_and_says_how(tmp_path):
 def test_unknown_names_are_explained(tmp_path):
     with pytest.raises(ValueError, match="no data source 'cifar1'.*such as cifar10"):
         load_source('cifar1', 'train', data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="no data source 'imagenet'.*such as imagenet2012 or"):
+        load_source('imagenet', 'train', data_dir=str(tmp_path))
     with pytest.raises(ValueError, match='cannot be loaded at version 9.9.9'):
         load_source('cifar10:9.9.9', 'train', data_dir=str(tmp_path))
     with pytest.raises(ValueError, match='BuilderConfig foo not found'):
         load_source('cifar10/foo', 'train', data_dir=str(tmp_path))
+
+
+def test_a_path_without_its_word_is_told_the_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path / 'photos' / 'train' / '1.png')
+    for name, sentence in ((f'{tmp_path}/photos', f'write folder:{tmp_path}/photos'), ('~/x', 'write folder:~/x'),
+                           ('photos/train', 'write folder:photos/train'), ('./a.npz', 'write arrays:./a.npz'),
+                           ('gs://b/a.tar', 'write wds:gs://b/a.tar'), ('photos', 'directory of this name is folder:photos')):
+        for read in (lambda name: load_source(name, 'train'), available_splits):
+            with pytest.raises(ValueError, match=sentence):
+                read(name)
 
 
 def test_tfds_features_are_found_by_type(tmp_path):

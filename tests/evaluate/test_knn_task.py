@@ -1,10 +1,14 @@
 import json
+import os
 
+from PIL import Image
 import pytest
 
+from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate import subject
 from simclr_jax.evaluate.knn_task import knn
-from tests.evaluate.runs import task_config
+from simclr_jax.train import pretrain
+from tests.evaluate.runs import small_config, task_config
 
 
 def test_knn_of_a_workdir_stands_beside_its_floors_with_all_that_it_is_a_number_of(workdir, tmp_path, capsys):
@@ -29,6 +33,42 @@ def test_raw_pixels_that_do_not_fit_are_left_out_and_it_is_said(workdir, tmp_pat
     monkeypatch.setattr(subject, '_PIXEL_BYTES', 192 * 16 * 16 * 3 * 4 - 1)
     assert set(knn(task_config('knn', workdir, k=(5,)), str(tmp_path))) == {'random', 'pretrained'}
     assert 'The raw pixels are left out: they do not fit in memory.' in capsys.readouterr().out
+
+
+def test_k_is_at_most_the_training_images_and_the_home_directory_is_found(workdir, tmp_path, monkeypatch, capsys):
+    home, name = os.path.split(workdir)
+    monkeypatch.setenv('HOME', home)
+    results = knn(task_config('knn', f'~/{name}', k=(20, 200, 400), pixel_floor=False), str(tmp_path))
+    assert list(results['random']) == ['knn_accuracy_k20', 'knn_accuracy_k128']
+    shown = capsys.readouterr().out
+    assert shown.count('knn.k is (20, 200, 400), but there are 128 training images: k is 20, 128.') == 1
+
+
+def test_data_that_changed_since_the_run_are_noted_and_moved_ones_are_not(tmp_path, capsys):
+    def save(folder, count):
+        for number, (image, label) in enumerate(zip(*make_shapes('train', 16, count))):
+            for split in ('train', 'test'):
+                path = folder / split / f'class{label % 2}' / f'{number}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+
+    save(tmp_path / 'a', 64)
+    run = str(tmp_path / 'run')
+    config = small_config(source=f'folder:{tmp_path}/a', train_split='train', test_split='')
+    config.update({'num_train_steps': 1, 'eval': {'linear_at_end': False}})
+    pretrain(config, run)
+    capsys.readouterr()
+    task = task_config('knn', run, k=(5,), pixel_floor=False)
+    knn(task, str(tmp_path / 'same'))
+    (tmp_path / 'a').rename(tmp_path / 'b')
+    task.data.source = f'folder:{tmp_path}/b'
+    knn(task, str(tmp_path / 'moved'))
+    assert 'have changed' not in capsys.readouterr().out
+    (tmp_path / 'b').rename(tmp_path / 'a')
+    save(tmp_path / 'a', 70)
+    task.data.source = ''
+    knn(task, str(tmp_path / 'grown'))
+    assert f'The training data of {run} have changed since its run: 64 images then, 70 now.' in capsys.readouterr().out
 
 
 def test_k_and_data_that_will_not_do_are_refused(workdir, tmp_path):

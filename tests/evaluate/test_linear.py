@@ -16,6 +16,7 @@ from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.linear import linear
 from simclr_jax.evaluate.logistic import L2_VALUES
 from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.evaluate.supervised import accuracies
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config, task_config
 
@@ -125,9 +126,17 @@ def test_the_raw_pixels_stand_beside_it_as_a_floor(workdir, tmp_path):
     assert [row['l2'] for row in rows] == [100.0] * 3
 
 
+def test_top_5_is_of_more_than_five_classes():
+    logits, labels = np.eye(6)[:, ::-1], np.zeros(6, int)
+    assert accuracies(logits, labels) == pytest.approx({'linear_accuracy': 1 / 6, 'linear_top5_accuracy': 1.0})
+    assert list(accuracies(logits[:, :5], labels)) == ['linear_accuracy']
+
+
 @pytest.mark.parametrize('settings, sentence', [
     ({'solver': 'adam'}, "linear.solver is 'adam'"), ({'l2': 'best'}, "linear.l2 is 'best'"),
-    ({'l2': '-1'}, "linear.l2 is '-1'"), ({'layer': 7}, 'linear.layer is 7: the head has layers 0')])
+    ({'l2': '-1'}, "linear.l2 is '-1'"),
+    ({'batch_size': 256}, '^linear.batch_size is 256, but .*has only 128 images'),
+    ({'batch_size': 12}, '^linear.batch_size 12 is not divisible by the 8 devices'), ({'layer': 7}, 'linear.layer is 7: the head has layers 0')])
 def test_settings_that_will_not_do_are_refused(settings, sentence, workdir, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         linear(linear_config(workdir, **settings), str(tmp_path / 'out'))

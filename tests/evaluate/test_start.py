@@ -1,15 +1,19 @@
 """Pretraining goes on from weights at hand, with a new schedule."""
 
 import functools
+import json
 import pathlib
 
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.train import pretrain
+from simclr_jax.weights.write.export import export
 
 
 def config(method='simclr', **overrides):
@@ -44,6 +48,26 @@ def test_a_run_begins_with_the_encoder_that_another_ended_with(method, first, tm
         before, after = load_pretrained(workdir), load_pretrained(tmp_path, network=network)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), after.variables['params']['encoder'],
                      before.variables['params']['encoder'])         # m t + (1 - m) t is t but for rounding
+
+
+@pytest.mark.parametrize('suffix', ['safetensors', 'pth'])
+def test_a_file_of_weights_is_a_start_by_the_command_with_its_floor(suffix, first, run_main, tmp_path):
+    workdir, results = first
+    wanted = config()
+    wanted.export.update({'pretrained': workdir, 'formats': ('torch',), 'dir': str(tmp_path)})
+    export(wanted, str(tmp_path))
+    path = tmp_path / 'encoder.safetensors'
+    if suffix == 'pth':
+        torch.save(safetensors.torch.load_file(path), path := tmp_path / 'encoder.pth')
+    done = run_main('--config=configs/smoke.py:smoke', f'--config.init_from={path}', '--config.batch_size=16',
+                    '--config.num_train_steps=1', '--config.data.train_split=train[:64]', '--config.eval.knn_k=20',
+                    '--config.data.test_split=test[:40]', '--config.encoder.width=0.0625',
+                    '--config.augment.image_size=16', '--config.eval.linear_at_end=False', f'--workdir={tmp_path}/w')
+    assert done.returncode == 0, done.stderr
+    assert f'({path}).' in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / 'w' / 'results.jsonl').read_text().splitlines()]
+    assert [line['encoder'] for line in lines] == ['raw pixels', 'random', 'init_from', 'pretrained']
+    assert lines[2]['knn_accuracy'] == pytest.approx(results['pretrained']['knn_accuracy'], abs=1.5 / 40)
 
 
 def test_another_encoder_is_named_with_its_fields(first, tmp_path):

@@ -9,7 +9,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from simclr_jax import train
 from simclr_jax.inspect import profile
 from simclr_jax.config import base_config, check_profile_steps, smoke
 from simclr_jax.inspect.profile import StepProfiler
@@ -36,7 +35,6 @@ def runs(tmp_path_factory):
     """The workdirs of one run without traces and of one with both kinds."""
     plain, traced = tmp_path_factory.mktemp('plain'), tmp_path_factory.mktemp('traced')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, '_make_health', lambda *_: lambda state, batch: {})
         pretrain(small_config(), str(plain))
         patch.setattr(profile, '_SETTLED', 3)           # the breakdown's would be steps 4 to 6
         pretrain(small_config(**{'profile_steps': (3, 5), 'log.step_breakdown': True}), str(traced))

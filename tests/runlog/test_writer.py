@@ -184,11 +184,13 @@ def test_a_process_that_does_not_lead_writes_nothing(tmp_path):
 
 
 def test_a_whole_workdir_is_written_without_importing_tensorflow(tmp_path):
-    script = ('import sys, simclr_jax.training.checkpoint\n'
+    script = ('import sys\n'
+              'from simclr_jax.data.sources import load_source\n'
               'from simclr_jax.runlog.writer import MetricWriter\n'
+              'from simclr_jax.training.workdir import save_run\n'
               f'with MetricWriter({str(tmp_path)!r}, total_steps=1) as writer:\n'
               '    writer.write(1, {"loss": 1.0})\n'
-              f'simclr_jax.training.checkpoint.save_versions({str(tmp_path)!r})\n'
+              f'save_run({str(tmp_path)!r}, {{}}, load_source("shapes", "test[:8]"))\n'
               'assert "tensorflow" not in sys.modules\n')
     subprocess.run([sys.executable, '-c', script], cwd=REPOSITORY, check=True, timeout=120,
                    env=os.environ | {'PYTHONPATH': str(REPOSITORY)})

@@ -1,6 +1,5 @@
 """Promises of checkpoint.py: what was saved comes back, and nothing good is ever lost."""
 
-import json
 import logging
 import os
 import pathlib
@@ -250,52 +249,3 @@ def test_orbax_says_nothing_once_it_is_quiet(tmp_path, caplog):
             checkpointer.save(make_state(1))
         Checkpointer(tmp_path, read_only=True).close()
     assert not [record for record in caplog.records if record.name == 'absl']
-
-
-def test_a_config_comes_back_and_a_killed_write_leaves_the_old_one(tmp_path, monkeypatch):
-    config = {'batch_size': 256, 'augment': {'area': (0.08, 1.0), 'flip': True}, 'dir': None}
-    checkpoint.save_config(tmp_path / 'new', config)
-    assert checkpoint.load_config(tmp_path / 'new') == {
-        'batch_size': 256, 'augment': {'area': [0.08, 1.0], 'flip': True}, 'dir': None}
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, 'replace', killed)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save_config(tmp_path / 'new', {'batch_size': 1})
-    assert checkpoint.load_config(tmp_path / 'new')['batch_size'] == 256
-
-
-def test_a_directory_that_is_no_workdir_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f'no config.json in {tmp_path}: is it a workdir'):
-        checkpoint.load_config(tmp_path)
-
-
-def test_another_config_in_the_same_workdir_is_refused_field_by_field(tmp_path):
-    config = {'batch_size': 256, 'method': {'temperature': 0.5, 'views': (1, 2)},
-              'log': {'every': 10}, 'logits': 1}
-    checkpoint.check_config(tmp_path, config)  # a new workdir takes any config
-    checkpoint.save_config(tmp_path, config)
-    checkpoint.check_config(tmp_path, config | {'log': {'every': 99}})
-    checkpoint.check_config(tmp_path, config | {'logits': 2}, ignore=('logits',))
-    checkpoint.check_config(tmp_path, config | {'seed': 0, 'encoder': {'conv_padding': 'symmetric'}})
-    with pytest.raises(ValueError) as error:
-        checkpoint.check_config(tmp_path, {
-            'batch_size': 512, 'method': {'temperature': 0.5, 'views': [1, 3]},
-            'log': {'every': 10}, 'seed': 1, 'new': 2})
-    message = str(error.value)
-    assert 'batch_size: 256 in the workdir, 512 now' in message
-    assert 'method.views: [1, 2] in the workdir, [1, 3] now' in message
-    assert 'logits: 1 in the workdir, absent now' in message
-    assert 'seed: 0 in the workdir, 1 now' in message
-    assert 'new: absent in the workdir, 2 now' in message
-    assert 'temperature' not in message and '--workdir' in message
-
-
-def test_versions_tell_what_ran_where(tmp_path):
-    checkpoint.save_versions(tmp_path)
-    versions = json.loads((tmp_path / 'versions.json').read_text())
-    assert versions['packages']['jax'] == jax.__version__
-    assert versions['simclr_jax'] == simclr_jax.__version__
-    assert (versions['backend'], versions['devices'], versions['processes']) == ('cpu', 8, 1)

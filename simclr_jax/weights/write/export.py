@@ -13,6 +13,7 @@ from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained
 from simclr_jax.runlog.writer import plain_table
+from simclr_jax.storage import as_path
 from simclr_jax.weights import card as cards
 from simclr_jax.weights.write.formats import (FORMATS, Job, largest_difference, make_job, missing_modules,
                                               why_unusable)
@@ -39,11 +40,11 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
     """
     settings = config.export
     formats = _wanted(settings.formats)
-    source = settings.pretrained or workdir
+    source = as_path(settings.pretrained or workdir)
     pretrained = load_pretrained(source, settings.checkpoint, settings.encoder)
     if not sharding.is_lead():
         return {}
-    directory = os.path.abspath(os.path.expanduser(settings.dir or os.path.join(workdir, 'export')))
+    directory = os.path.abspath(as_path(settings.dir or os.path.join(workdir, 'export')))
     return export_encoder(directory, with_card(pretrained, source), formats=formats, layer=settings.layer,
                           normalize_inside=settings.normalize_inside)
 

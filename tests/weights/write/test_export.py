@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip('onnxruntime')          # of the extra [export]: what is exported is run
 
-from simclr_jax.training import checkpoint
+from simclr_jax.training import checkpoint, workdir as workdirs
 from simclr_jax.config import base_config, smoke
 from simclr_jax.evaluate.pretrained import load_pretrained  # noqa: E402
 from simclr_jax.training.state import TrainState
@@ -44,7 +44,7 @@ def workdir(tmp_path_factory):
     config.augment.update({'image_size': 16, 'mean': (0.4, 0.5, 0.6)})
     online, target = (random_variables(ENCODER, HEAD, seed) for seed in (1, 2))
     state = TrainState(step=np.int32(3), **online, opt_state=(), method_state={'target': target})
-    checkpoint.save_config(directory, config.to_dict())
+    workdirs.write_json(directory, 'config.json', config.to_dict())
     with checkpoint.Checkpointer(directory) as checkpointer:
         checkpointer.save(jax.tree.map(jax.numpy.asarray, state))
     lines = [{'encoder': 'online', 'step': step, 'knn_accuracy': 0.1 * step} for step in (2, 5, 3)]

@@ -1,0 +1,177 @@
+"""What a workdir says of its run beside the checkpoints: config.json, data.json and versions.json."""
+
+from collections.abc import Mapping
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+from typing import Any, Protocol
+
+import jax
+
+import simclr_jax
+from simclr_jax.config import base_config, flatten
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml-collections', 'numpy',
+             'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets')
+# Fields of any name; and those of a user's recipe that nothing is built from.
+_OPEN = r'method\.|study\.|(encoder|data)\.arguments\.|augment\.view[12]\.'
+_MAY_BE_UNKNOWN = rf'{_OPEN}|(?!(encoder|head|predictor)\.)'
+
+Workdir = str | os.PathLike
+
+
+class Data(Protocol):
+    """The training data, as far as a workdir keeps them: a `data.source.Source`."""
+
+    name: str
+    split: str
+    num_examples: int
+    class_names: tuple[str, ...] | None
+
+    def fingerprint(self) -> str: ...
+
+
+def save_run(workdir: Workdir, config: Mapping[str, Any], data: Data) -> None:
+    """Writes config.json (of JSON values), data.json, and versions.json: packages, platform, devices (process 0)."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    write_json(workdir, 'config.json', config)
+    write_json(workdir, 'data.json', _describe_data(data))
+    write_json(workdir, 'versions.json', {
+        'simclr_jax': simclr_jax.__version__, 'python': platform.python_version(), 'packages': packages,
+        'platform': platform.platform(), 'backend': jax.default_backend(),
+        'device_kind': jax.devices()[0].device_kind, 'devices': jax.device_count(),
+        'local_devices': jax.local_device_count(), 'processes': jax.process_count()})
+
+
+def write_json(workdir: Workdir, name: str, value: Any) -> None:
+    """Writes a file of `workdir` (process 0): a reader, and a run killed in the middle, finds the old or the new."""
+    if jax.process_index() != 0:
+        return
+    os.makedirs(workdir, exist_ok=True)
+    temporary = pathlib.Path(workdir, f'.{name}.tmp')
+    temporary.write_text(json.dumps(value, indent=2) + '\n')
+    os.replace(temporary, pathlib.Path(workdir, name))
+
+
+def load_config(workdir: Workdir) -> dict[str, Any]:
+    """The config of the run in `workdir`; tuples come back as lists.
+
+    Raises:
+        FileNotFoundError: the directory has no config.json.
+        ValueError: it is damaged, or a newer version wrote it.
+    """
+    config = _read_json(workdir, 'config.json')
+    if config is None:
+        raise FileNotFoundError(f'no config.json in {workdir}: is it a workdir of simclr_jax?')
+    wrote, here = (_read_json(workdir, 'versions.json') or {}).get('simclr_jax', ''), simclr_jax.__version__
+    known, may_be_unknown = flatten(base_config()), _OPEN if _number(wrote) > _number(here) else _MAY_BE_UNKNOWN
+    unknown = [name for name in flatten(config) if name not in known and not re.match(may_be_unknown, name)]
+    if unknown:
+        raise ValueError(f'{workdir}/config.json has {", ".join(unknown)}, which simclr_jax {here} does not know: use '
+                         f'the version that wrote it{f", {wrote}" if wrote else ""}, or a newer one.')
+    return config
+
+
+def check_config(workdir: Workdir, config: Mapping[str, Any], ignore: tuple[str, ...] = ('log',)) -> None:
+    """Refuses to go on in a workdir that was made with another config; a new workdir is fine.
+
+    A field that a later version added, and that has its default now, is no difference: defaults do what
+    was done before there was a choice. Where data.json tells the data apart, their name may differ.
+
+    Args:
+        config: nested dict of JSON values. Tuples equal lists.
+        ignore: dotted names ('log', 'data.dir') that may differ, with all below them.
+
+    Raises:
+        ValueError: it names each field that differs, with both values.
+    """
+    if not has(workdir, 'config.json'):
+        return
+    if has(workdir, 'data.json'):
+        ignore += 'data.source',
+
+    def compared(nested):
+        return {name: value for name, value in flatten(json.loads(json.dumps(nested))).items()    # as read back
+                if not any(f'{name}.'.startswith(f'{prefix}.') for prefix in ignore)}
+
+    now, then = compared(config), compared(load_config(workdir))
+    added = {name: value for name, value in compared(base_config().to_dict()).items() if name in now}
+    found = differences(added | then, now, 'in the workdir', 'now')
+    if found:
+        raise ValueError(f'{workdir} was made with another config: {"; ".join(found)}. '
+                         'Give another --workdir, or set these fields back')
+
+
+def check_data(workdir: Workdir, data: Data) -> None:
+    """ValueError, with what differs, if the workdir was trained on other data; a new workdir is fine."""
+    changes = data_changes(workdir, data)
+    if changes:
+        raise ValueError(f'The training data of {workdir} have changed: {changes}. Restore them, or give another '
+                         '--workdir.')
+
+
+def data_changes(workdir: Workdir, data: Data) -> str:
+    """What tells `data` from those that the workdir was trained on; '' if nothing does, or if it does not say.
+
+    Where they lie, and what they are called, may have changed.
+    """
+    then, now = _read_json(workdir, 'data.json'), _describe_data(data)
+    if then is None or then.get('fingerprint') == now['fingerprint']:
+        return ''
+    if then.get('num_examples') != now['num_examples']:
+        return f'{then.get("num_examples"):,} images then, {now["num_examples"]:,} now'
+    if then.get('class_names') != now['class_names']:
+        return f'{len(then.get("class_names") or ())} classes then, {len(now["class_names"] or ())} now'
+    return f'{now["num_examples"]:,} images as then, but other ones, or in another order'
+
+
+def has(workdir: Workdir, name: str) -> bool:
+    """Whether a file lies in `workdir`."""
+    return pathlib.Path(workdir, name).is_file()
+
+
+def has_checkpoint(workdir: Workdir) -> bool:
+    """Whether a whole checkpoint lies in `workdir`; looks, and touches nothing."""
+    return any(path.name.isdigit() for path in pathlib.Path(workdir).glob('checkpoints/*'))
+
+
+def differences(old: Mapping, new: Mapping, old_name: str, new_name: str) -> list[str]:
+    """One phrase for every key at which the two flat dicts differ, in the order of `new`."""
+    absent = object()
+
+    def name(value):
+        return 'absent' if value is absent else repr(value)
+
+    pairs = {key: (old.get(key, absent), new.get(key, absent)) for key in {**new, **old}}
+    return [f'{key}: {name(before)} {old_name}, {name(after)} {new_name}'
+            for key, (before, after) in pairs.items() if before != after]
+
+
+def _number(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r'\d+', version)]
+
+
+def _read_json(workdir: Workdir, name: str) -> Any:
+    """None where there is no such file; ValueError: it is damaged."""
+    path = pathlib.Path(workdir, name)
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error}): restore it, or remove it to have the next run write it '
+                         'anew.') from None
+
+
+def _describe_data(data: Data) -> dict[str, Any]:
+    return {'name': data.name, 'split': data.split, 'num_examples': data.num_examples,
+            'class_names': list(data.class_names) if data.class_names else None,
+            'fingerprint': data.fingerprint()}
