@@ -134,7 +134,7 @@ def measure(path, data):
     found.config.eval.knn_k = NEIGHBOURS
     encode = functools.partial(jax.jit(make_encode(found.network)), found.variables)
     splits = [sources.load_source(f'arrays:{data}', split) for split in ('train', 'test')]
-    return frozen.measure(encode, *splits, found.config, sharding.make_mesh(), linear=True)
+    return frozen.frozen_accuracies(encode, *splits, found.config, sharding.make_mesh(), linear=True)
 
 
 def train_lightly(data, epochs, seed, workdir):

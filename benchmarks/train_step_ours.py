@@ -31,7 +31,7 @@ from simclr_jax.inspect import hlo as facts
 from simclr_jax.runtime import sharding
 from simclr_jax.training import steps
 from simclr_jax.data import sources                     # noqa: E402
-from simclr_jax.evaluate.frozen import measure          # noqa: E402
+from simclr_jax.evaluate.frozen import frozen_accuracies          # noqa: E402
 from simclr_jax.models.cpu import loops
 from simclr_jax.models.cpu.convolution import convolve
 from simclr_jax.models.network import make_network      # noqa: E402
@@ -102,7 +102,7 @@ class Training:
 
     def accuracy(self):
         encode = functools.partial(self.encode, self.state.variables())
-        return {'knn': measure(encode, self.train_source, self.test_source, self.config, self.mesh,
+        return {'knn': frozen_accuracies(encode, self.train_source, self.test_source, self.config, self.mesh,
                                linear=False)['knn_accuracy']}
 
     def roofline(self):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.evaluate.frozen import resize_of
+from simclr_jax.evaluate.features import resize_of
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.models import abilities
 from simclr_jax.models.network import Network

@@ -30,7 +30,7 @@ from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.evaluators import (Health, HeldOutKnn, Run, StepEncoder, make_evaluators,
                                             split_by_schedule)
 from simclr_jax.evaluate.floors import Floors
-from simclr_jax.evaluate.frozen import is_labelled, measure, num_labelled, of_large_set
+from simclr_jax.evaluate.frozen import frozen_accuracies, is_labelled, num_labelled, of_large_set
 from simclr_jax.evaluate.health import CollapseWatch, make_health
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.start import start_from
@@ -71,7 +71,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         evaluators: functions (encode, step) -> {name: scalar}, beside those of the config.
 
     Returns:
-        {'random': {...}, 'pretrained': {...}}: what `measure` says of the encoder at its
+        {'random': {...}, 'pretrained': {...}}: what `frozen_accuracies` says of the encoder at its
         initialisation and at the end, after 'raw pixels' if asked for; {} where labels or a test
         split are missing.
 
@@ -212,8 +212,8 @@ def _report(run: Run, writer: MetricWriter, results: dict[str, dict], encode: Ca
     config, train_source, test_source = run.config, run.train_source, run.test_source
     assert test_source is not None
     started = time.time()
-    results['pretrained'] = measure(encode, train_source=train_source, test_source=test_source, config=config,
-                                    mesh=run.mesh, linear=config.eval.linear_at_end)
+    results['pretrained'] = frozen_accuracies(encode, train_source, test_source, config, run.mesh,
+                                              linear=config.eval.linear_at_end)
     num_test = num_labelled(test_source)
     report_results(
         writer, run.workdir, f'{test_source.name}, {test_source.split}: {num_test:,} images, step {num_steps:,}',
@@ -354,8 +354,8 @@ def _measure_floors(run: Run, encode: Callable, init_state: Callable) -> tuple[d
     encode: (variables, images) -> features; init_state: () -> the state before any training.
     """
     config, settings = run.config, run.config.eval
-    evaluate = functools.partial(measure, train_source=run.train_source, test_source=run.test_source, config=config,
-                                 mesh=run.mesh)
+    evaluate = functools.partial(frozen_accuracies, train_source=run.train_source, test_source=run.test_source,
+                                 config=config, mesh=run.mesh)
     floors = Floors(run.workdir, {
         'eval': {name: settings[name] for name in ('encoder', 'layer', 'crop_proportion', 'knn_k',
                                                    'knn_temperature', 'knn_max_images', 'linear_at_end')},

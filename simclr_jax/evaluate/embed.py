@@ -1,5 +1,7 @@
 """Features of every image of a folder or data set, in a file that says which encoder made them, and how."""
 
+import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -8,19 +10,17 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 import simclr_jax
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import batches, sources
+from simclr_jax.data import sources
 from simclr_jax.data.progress import progress_bar
-from simclr_jax.data.source import Source, Streamed
-from simclr_jax.evaluate.frozen import fingerprint, resize_of
-from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields, load_pretrained
-from simclr_jax.evaluate.subject import data_options
+from simclr_jax.data.source import Source
+from simclr_jax.evaluate.features import resize_of
+from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields
+from simclr_jax.evaluate.subject import data_options, load_subject
 from simclr_jax.runtime import sharding
 from simclr_jax.storage import as_path
-from simclr_jax.training.steps import make_encode
 
 _KEY = b'simclr_jax'        # of the metadata in a Parquet file
 _KINDS = ('.npz', '.npy', '.parquet')
@@ -49,68 +49,33 @@ def embed(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None)
     """
     settings = config.embed
     paths = output_paths(settings.file, workdir)
-    pretrained = load_pretrained(settings.pretrained or workdir, settings.checkpoint, settings.encoder,
-                                 encoder=encoder)
-    trained, mesh = pretrained.config, sharding.make_mesh()
-    source, data_dir = _load_source(config, trained)
+    subject = load_subject(settings, workdir, 'embed', encoder)
+    source, data_dir = _load_source(config, subject.config)
     with progress_bar(f'{source.name}, {source.split}', source.num_examples) as advance:
-        features, indices, labels = encode_source(
-            pretrained, source, layer=settings.layer, mesh=mesh, num_threads=config.data.num_threads,
-            advance=advance)
-    made_by = identity(pretrained, settings.layer)
-    made_by['encoder']['path'] = os.path.abspath(as_path(settings.pretrained or workdir))
+        found, indices = subject.embed(source, num_threads=config.data.num_threads, advance=advance)
+    made_by = identity(subject.pretrained, settings.layer)
+    made_by['encoder']['path'] = os.path.abspath(subject.path)
     names = np.array([source.name_of(index) for index in indices])
     data = {'source': source.name, 'split': source.split, 'dir': data_dir,
             'num_examples': source.num_examples, 'class_names': list(source.class_names or ()),
             'skipped': list(source.skipped)}
-    embedded = Embedded(features, names, indices, labels, made_by | {'data': data})
+    embedded = Embedded(found.features, names, indices, found.labels, made_by | {'data': data})
     if sharding.is_lead():
         for path in paths:
             write_features(path, embedded)
-            print(f'{len(features):,} features of width {features.shape[1]:,} -> {path}')
+            print(f'{len(names):,} features of width {subject.width:,} -> {path}')
         if source.skipped:
             print(f'{len(source.skipped):,} files could not be read and were skipped: '
                   f'{", ".join(source.skipped[:10])}{", ..." if len(source.skipped) > 10 else ""}')
     return paths
 
 
-def encode_source(pretrained: Pretrained, source: Source, *, layer: int, mesh: jax.sharding.Mesh,
-                  num_threads: int = 0, advance: Callable[[], None] = lambda: None
-                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features [N, D] float32, rows of the source [N] int64 and labels [N] int32 of all readable images.
-
-    In the order of the source. `advance` is called once for each image of it.
-    """
-    if isinstance(source, Streamed) and jax.process_count() > 1:
-        raise ValueError(f'{source.name} is streamed from its files, which embed reads in one process: '
-                         'run it without --multihost.')
-    trained = pretrained.config
-    encode = jax.jit(make_encode(pretrained.network, layer=layer))
-    variables = jax.device_put(pretrained.variables, sharding.replicated(mesh))
-    size, proportion, resize = trained.augment.image_size, trained.eval.crop_proportion, resize_of(trained)
-    batch_size = -(-min(trained.eval.batch_size, source.num_examples) // mesh.size) * mesh.size
-    features, first = np.empty((0, 0), np.float32), 0
-    indices = np.full(source.num_examples, -1, np.int64)
-    labels = np.full(source.num_examples, -1, np.int32)
-    count = 0
-    for batch in batches.eval_batches(source, batch_size=batch_size // jax.process_count(), image_size=size,
-                                      crop_proportion=proportion, resize=resize, num_threads=num_threads):
-        batch = sharding.put_batch(mesh, batch)
-        images = batches.centre_crops(batch['image'], image_size=size, proportion=proportion, resize=resize)
-        rows = (encode(variables, images), batch['label'], batch['valid'])
-        encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
-        if not features.size:       # one array from the start: a large set fills the memory once, not twice
-            features = np.empty((source.num_examples, encoded.shape[1]), np.float32)
-        kept = np.flatnonzero(valid)
-        into = slice(count, count := count + len(kept))
-        features[into], labels[into], indices[into] = encoded[kept], label[kept], first + kept
-        for _ in range(min(len(valid), source.num_examples - first)):
-            advance()
-        first += len(valid)
-    source.check_bad_share()
-    if not np.isfinite(features[:count]).all():
-        raise FloatingPointError(f'Some features of {pretrained.source} are not finite: nothing was written.')
-    return features[:count], indices[:count], labels[:count]
+def fingerprint(variables: Any) -> str:
+    """A hash of every bit of a tree of arrays."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def identity(pretrained: Pretrained, layer: int) -> dict[str, Any]:
@@ -160,13 +125,13 @@ def output_paths(file: str, workdir: str) -> list[str]:
     ValueError for another ending than .npz, .npy or .parquet, or a .parquet without pyarrow.
     """
     if not file:
-        kinds = ('.npz', '.parquet') if _pyarrow() else ('.npz',)
+        kinds = ('.npz', '.parquet') if _has_pyarrow() else ('.npz',)
         return [os.path.join(workdir, f'features{kind}') for kind in kinds]
     path = os.path.join(workdir, as_path(file))
     kind = os.path.splitext(path)[1]
     if kind not in _KINDS:
         raise ValueError(f'embed.file is {file!r}: its ending says the format, {", ".join(_KINDS)}.')
-    if kind == '.parquet' and not _pyarrow():
+    if kind == '.parquet' and not _has_pyarrow():
         raise ValueError(f'embed.file is {file!r}: Parquet needs pyarrow, pip install simclr_jax[report]; '
                          'or write .npz.')
     return [path]
@@ -209,8 +174,8 @@ def read_features(path: str) -> Embedded:
                             np.array(beside['indices'], np.int64), np.array(beside['labels'], np.int32),
                             beside['metadata'])
         with np.load(path, allow_pickle=False) as arrays:
-            return Embedded(arrays['features'], arrays['names'], arrays['indices'], arrays['labels'],
-                            json.loads(str(arrays['metadata'])))
+            return Embedded(*(arrays[name] for name in Embedded._fields[:-1]),
+                            metadata=json.loads(str(arrays['metadata'])))
     except Exception as error:      # numpy, pyarrow and zipfile each have errors of their own
         raise ValueError(f'{path} is no whole file of features of --config.task=embed: {error}') from error
 
@@ -234,7 +199,7 @@ def _write_parquet(file, embedded: Embedded) -> None:
 
 
 def _read_parquet(path: str) -> Embedded:
-    if not _pyarrow():
+    if not _has_pyarrow():
         raise ValueError('Parquet needs pyarrow, pip install simclr_jax[report]')
     import pyarrow.parquet
 
@@ -246,12 +211,8 @@ def _read_parquet(path: str) -> Embedded:
         json.loads(table.schema.metadata[_KEY]))
 
 
-def _pyarrow() -> bool:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def _has_pyarrow() -> bool:
+    return importlib.util.find_spec('pyarrow') is not None
 
 
 def _replace(path: str, write: Callable[[Any], Any]) -> None:

@@ -1,11 +1,11 @@
-"""What is measured of an encoder while it trains: evaluators, those of a user and those of every run.
+"""What is computed of an encoder while it trains: evaluators, those of a user and those of every run.
 
 An evaluator is called as `evaluator(encode, step)` and returns {name: scalar, or an image uint8 [H, W, 3]}.
 `encode` takes images [B, H, W, 3], float in [0, 1] or uint8, to features [B, D] float32, and has the `state`
 after the step and the `batch` of it. Attributes that an evaluator may have:
 
     every_epochs    how often it is called (0: only at the end); else eval.evaluators_every_epochs
-    every_steps     instead: its measures go into the log's rows; arrays of the device are read there later
+    every_steps     instead: its metrics go into the log's rows; arrays of the device are read there later
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +17,16 @@ import numpy as np
 
 from simclr_jax.config import ConfigDict, names
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.frozen import measure_heldout
+from simclr_jax.evaluate.frozen import heldout_accuracy
 from simclr_jax.training.state import TrainState
 
-Measures = Mapping[str, float | jax.Array | np.ndarray]
+Metrics = Mapping[str, float | jax.Array | np.ndarray]
 
 
 class Evaluator(Protocol):
     """See above."""
 
-    def __call__(self, encode: 'StepEncoder', step: int) -> Measures: ...
+    def __call__(self, encode: 'StepEncoder', step: int) -> Metrics: ...
 
 
 class StepEncoder(NamedTuple):
@@ -53,25 +53,25 @@ class Run(NamedTuple):
 
 
 class HeldOutKnn:
-    """`knn_accuracy` on held-out training images, what checkpoints are chosen by, and `knn_floor` beside it."""
+    """`knn_accuracy` on held-out training images, what checkpoints are chosen by, beside its `knn_floor`."""
 
     def __init__(self, run: Run, floor: float):
         self.every_epochs = run.config.eval.knn_every_epochs
         self._run, self._floor = run, floor
 
-    def __call__(self, encode: StepEncoder, step: int) -> Measures:
-        return measure_heldout(encode, self._run.train_source, self._run.config, self._run.mesh) | {
-            'knn_floor': self._floor}
+    def __call__(self, encode: StepEncoder, step: int) -> Metrics:
+        accuracy = heldout_accuracy(encode, self._run.train_source, self._run.config, self._run.mesh)
+        return {'knn_accuracy': accuracy, 'knn_floor': self._floor}
 
 
 class Health:
     """The health of the representation on the views of the step (evaluate/health.py)."""
 
-    def __init__(self, measure: Callable[[TrainState, Mapping], Measures], every_steps: int):
-        self._measure, self.every_steps = measure, every_steps
+    def __init__(self, health: Callable[[TrainState, Mapping], Metrics], every_steps: int):
+        self._health, self.every_steps = health, every_steps
 
-    def __call__(self, encode: StepEncoder, step: int) -> Measures:
-        return self._measure(encode.state, encode.batch)
+    def __call__(self, encode: StepEncoder, step: int) -> Metrics:
+        return self._health(encode.state, encode.batch)
 
 
 def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator]:
@@ -92,8 +92,8 @@ def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator
     found += given
     for evaluator in found:
         if not callable(evaluator):
-            raise ValueError(f'The evaluator {evaluator!r} cannot be called: it is a function (encode, step) -> '
-                             'metrics.')
+            raise ValueError(f'The evaluator {evaluator!r} cannot be called: it is a function (encode, step) '
+                             '-> metrics.')
     return found
 
 

@@ -1,50 +1,64 @@
-"""Features of a whole split, in memory: what every evaluator on frozen features starts from."""
+"""Features of a whole split by a frozen encoder, in memory: what every evaluation starts from."""
 
-from typing import Callable, Iterable, NamedTuple, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from simclr_jax.config import ConfigDict
+from simclr_jax.data import batches
+from simclr_jax.data.source import Source
 from simclr_jax.runtime import sharding
 from simclr_jax.views.resize import Resize
+
+Encode = Callable[[jax.Array], jax.Array]       # images [B, S, S, 3] in [0, 1] -> features [B, D]
 
 
 class Features(NamedTuple):
     """Features of a split, a row for each image."""
 
     features: np.ndarray        # [N, D] float32
-    labels: np.ndarray          # [N] int32
-    preprocessing: str = ''     # how the images were made, see `describe_preprocessing`
+    labels: np.ndarray          # [N] int32; -1 for none
+    preprocessing: str = ''     # how the images were made, see `preprocessing_of`
 
 
-def describe_preprocessing(image_size: int, crop_proportion: float, resize: Resize, mean: Sequence[float],
-                           std: Sequence[float]) -> str:
-    """'224 px, crop 0.875, mean (0.485, 0.456, 0.406), std (...)': equal for what was preprocessed alike."""
-    means, stds = ('(' + ', '.join(f'{value:.6g}' for value in values) + ')' for values in (mean, std))
+def resize_of(config: ConfigDict) -> Resize:
+    """How the images of an encoder are resized; runs of before it could be chosen do not say."""
+    return Resize(config.eval.get('resize', 'bicubic'), config.eval.get('antialias', False),
+                  config.eval.get('resize_to', 0))
+
+
+def preprocessing_of(config: ConfigDict) -> str:
+    """'224 px, crop 0.875, mean (0.485, ...), std (...)': how an encoder's own config wants its images."""
+    means, stds = ('(' + ', '.join(f'{value:.6g}' for value in values) + ')'
+                   for values in (config.augment.mean, config.augment.std))
+    resize = resize_of(config)
     other = f'{resize}, ' if resize != Resize() else ''     # files of before there was another say nothing
-    return f'{image_size} px, crop {crop_proportion:.6g}, {other}mean {means}, std {stds}'
+    return (f'{config.augment.image_size} px, crop {config.eval.crop_proportion:.6g}, {other}mean {means}, '
+            f'std {stds}')
 
 
-def check_same_preprocessing(train: Features, test: Features) -> None:
-    """ValueError unless both were made from images of one preprocessing."""
-    if train.preprocessing != test.preprocessing:
-        made = [features.preprocessing or 'unknown' for features in (train, test)]
-        raise ValueError(f'The training features were made from images of {made[0]}, the test features from '
-                         f'{made[1]}: make both alike.')
+def check_features(num_classes: int, **splits: Features) -> None:
+    """ValueError for features that are not finite, labels that are no class, or two preprocessings.
 
-
-def check_usable(what: str, features: Features, num_classes: int) -> None:
-    """ValueError for features that are no finite numbers, or labels that are none of the classes."""
-    bad = ~np.isfinite(features.features.sum(axis=1, dtype=np.float64))
-    if bad.any():
-        raise ValueError(f'{bad.sum()} of the {len(bad)} {what} features are not finite numbers, the first of row '
-                         f'{bad.argmax()}: the encoder may have diverged.')
-    outside = (features.labels < 0) | (features.labels >= num_classes)
-    if outside.any():
-        raise ValueError(f'{outside.sum()} of the {len(outside)} {what} labels are not in [0, {num_classes}), the '
-                         f'first is {features.labels[outside][0]}: leave examples without a class out.')
+    splits: by the word for each in a message: training, test.
+    """
+    for what, split in splits.items():
+        bad = ~np.isfinite(split.features.sum(axis=1, dtype=np.float64))
+        if bad.any():
+            raise ValueError(f'{bad.sum()} of the {len(bad)} {what} features are not finite numbers, the '
+                             f'first of row {bad.argmax()}: the encoder may have diverged.')
+        outside = (split.labels < 0) | (split.labels >= num_classes)
+        if outside.any():
+            raise ValueError(f'{outside.sum()} of the {len(outside)} {what} labels are not in '
+                             f'[0, {num_classes}), the first is {split.labels[outside][0]}: leave examples '
+                             'without a class out.')
+    if len({split.preprocessing for split in splits.values()}) > 1:
+        made = ', '.join(f'the {what} features from images of {split.preprocessing or "an unknown kind"}'
+                         for what, split in splits.items())
+        raise ValueError(f'Features of two preprocessings: {made}. Make both alike.')
 
 
 def take(features: Features, rows: np.ndarray) -> Features:
@@ -52,35 +66,41 @@ def take(features: Features, rows: np.ndarray) -> Features:
     return features._replace(features=features.features[rows], labels=features.labels[rows])
 
 
-def unit_rows(rows: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-    """Rows [N, D] as float32 of length 1, in numpy or in jax as they came; a row of zeros stays."""
-    numpy = np if isinstance(rows, np.ndarray) else jnp
-    rows = numpy.asarray(rows, np.float32)
-    return rows / numpy.maximum(numpy.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+def encode_source(encode: Encode, source: Source, config: ConfigDict, mesh: jax.sharding.Mesh, *,
+                  labelled: bool = True, batch_size: int = 0, num_threads: int | None = None,
+                  advance: Callable[[], None] = lambda: None) -> tuple[Features, np.ndarray]:
+    """Features of the readable images of `source`, in its order, and their rows in it, int64 [N].
 
-
-def extract_features(encode: Callable[[jax.Array], jax.Array], batches: Iterable[dict],
-                     mesh: jax.sharding.Mesh, preprocessing: str = '', *, at_most: int) -> Features:
-    """Runs `encode` over `batches` and gathers the valid, labelled rows on every process.
+    Every process has all of them.
 
     Args:
-        encode: images [B, H, W, 3] sharded over `mesh` -> features [B, D] float32.
-        batches: of batches.eval_batches: 'image', 'label', 'valid', the local rows of each process.
-        preprocessing: of these images, goes with the features.
-        at_most: rows that there may be: room for them is made once, and nothing is copied later.
+        encode: takes images that are sharded over `mesh`.
+        config: of the encoder's own run: it says how images are preprocessed.
+        labelled: leave out images without a label.
+        batch_size: images at a time, over all devices; 0 = eval.batch_size of `config`.
+        num_threads: that read images; None = data.num_threads of `config`.
+        advance: called once for each image of `source`.
     """
-    features, labels, count = np.empty((0, 0), np.float32), np.zeros(at_most, np.int32), 0
-    for batch in batches:
+    size, proportion, resize = config.augment.image_size, config.eval.crop_proportion, resize_of(config)
+    each = -(-(batch_size or config.eval.batch_size) // mesh.size) * mesh.size // jax.process_count()
+    features, count, first = np.empty((0, 0), np.float32), 0, 0
+    labels, rows = np.empty(source.num_examples, np.int32), np.empty(source.num_examples, np.int64)
+    for batch in batches.eval_batches(
+            source, batch_size=each, image_size=size, crop_proportion=proportion, resize=resize,
+            num_threads=config.data.num_threads if num_threads is None else num_threads):
         batch = sharding.put_batch(mesh, batch)
-        rows = (encode(batch['image']), batch['label'], batch['valid'])
-        encoded, label, valid = multihost_utils.process_allgather(rows, tiled=True)
-        known = valid & (label >= 0)
-        if not features.size:
-            features = np.empty((at_most, encoded.shape[1]), np.float32)
-        into = slice(count, count + known.sum())
-        features[into], labels[into] = np.asarray(encoded, np.float32)[known], np.asarray(label)[known]
-        count = into.stop
-    return Features(features[:count], labels[:count], preprocessing)
+        images = batches.centre_crops(batch['image'], image_size=size, proportion=proportion, resize=resize)
+        encoded, label, valid = multihost_utils.process_allgather(
+            (encode(images), batch['label'], batch['valid']), tiled=True)
+        if not features.size:       # room for all of them is made once, and nothing is copied later
+            features = np.empty((source.num_examples, encoded.shape[1]), np.float32)
+        kept = np.flatnonzero(valid & (label >= 0) if labelled else valid)
+        into = slice(count, count := count + len(kept))
+        features[into], labels[into], rows[into] = encoded[kept], label[kept], first + kept
+        for _ in range(min(len(valid), source.num_examples - first)):
+            advance()
+        first += len(valid)
+    return Features(features[:count], labels[:count], preprocessing_of(config)), rows[:count]
 
 
 def raw_pixels(images: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.memory import check_batch_size
@@ -108,55 +107,33 @@ def fit_network(config: ConfigDict, subject: Subject, variables: Any, train_sour
 
     FloatingPointError if the training diverges.
     """
-    settings = config.finetune
+    settings, network = config.finetune, subject.pretrained.network
     layer = _layer(settings.layer, variables)
-    is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer,
-                                  encoder=subject.pretrained.network.encoder)
+    is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer, encoder=network.encoder)
     batches, crops = labelled_crops(config, subject.config.augment, train_source, settings.batch_size)
     kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (subject.width, train_source.num_classes))
     classifier = {'kernel': kernel, 'bias': jnp.zeros(train_source.num_classes)}
     if settings.zero_init:
         classifier = jax.tree.map(jnp.zeros_like, classifier)
-    fixed, trained = _parts(variables['params'], is_frozen), _parts(
-        variables['params'], lambda *name: not is_frozen(*name)) | {'classifier': classifier}
-    optimizer = _make_optimizer(settings)
-    state = trained, optimizer(0.0).init(trained), variables['batch_stats']
-    state, fixed = jax.device_put((state, fixed), sharding.replicated(subject.mesh))
-    step_function = _make_step(subject, settings, optimizer, is_frozen, layer, num_steps, config.seed)
-    trained, _, batch_stats = fit(functools.partial(step_function, fixed), state, batches, crops,
-                                  num_steps=num_steps, mesh=subject.mesh, log=log, name='finetune')
-    classifier = trained.pop('classifier')
-    params = {part: fixed.get(part, {}) | trained.get(part, {}) for part in variables['params']}
-    return Tuned({'params': params, 'batch_stats': batch_stats}, **classifier)
+    trained = _parts(variables['params'], lambda *name: not is_frozen(*name)) | {'classifier': classifier}
+    others = {'fixed': _parts(variables['params'], is_frozen), 'batch_stats': variables['batch_stats']}
 
+    def params_of(trained, others):
+        return {part: others['fixed'].get(part, {}) | trained.get(part, {}) for part in variables['params']}
 
-def _make_step(subject: Subject, settings: ConfigDict, optimizer: optim.Optimizer, is_frozen: Callable,
-               layer: int, num_steps: int, seed: int) -> Callable:
-    """(fixed parameters, state, images, labels, step) -> (state, metrics); labels of -1 do not count."""
-    learning_rate = schedules.make_schedule('warmup_cosine', total_steps=num_steps, peak=(
-        schedules.scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.scaling)))
-    network = subject.pretrained.network
-
-    def loss(trained, fixed, batch_stats, images, labels, key):
-        params = {part: fixed.get(part, {}) | trained.get(part, {}) for part in {**fixed, **trained}
-                  if part != 'classifier'}
+    def loss(trained, others, images, labels, key):
         layers, batch_stats = apply_partly_frozen(
-            network, {'params': params, 'batch_stats': batch_stats}, images, is_frozen=is_frozen, key=key)
+            network, {'params': params_of(trained, others), 'batch_stats': others['batch_stats']}, images,
+            is_frozen=is_frozen, key=key)
         logits = layers[layer] @ trained['classifier']['kernel'] + trained['classifier']['bias']
         value, accuracy = cross_entropy(logits, labels)
-        return value, (batch_stats, accuracy)
+        return value, (others | {'batch_stats': batch_stats}, {'accuracy': accuracy})
 
-    @functools.partial(jax.jit, donate_argnums=1, out_shardings=sharding.replicated(subject.mesh))
-    def fit_step(fixed, state, images, labels, step):
-        trained, opt_state, batch_stats = state
-        rate = learning_rate(step)
-        (value, (batch_stats, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            trained, fixed, batch_stats, images, labels, jax.random.fold_in(jax.random.key(seed), step))
-        updates, opt_state = optimizer(rate).update(gradient, opt_state, trained)
-        return (optax.apply_updates(trained, updates), opt_state, batch_stats), {
-            'loss': value, 'accuracy': accuracy, 'learning_rate': rate}
-
-    return fit_step
+    trained, others = fit(loss, (trained, others), batches, crops, settings=settings,
+                          optimizer=_make_optimizer(settings), num_steps=num_steps, seed=config.seed,
+                          mesh=subject.mesh, log=log, name='finetune')
+    return Tuned({'params': params_of(trained, others), 'batch_stats': others['batch_stats']},
+                 **trained['classifier'])
 
 
 def frozen_module(part: str, module: str, *, from_block: int, layer: int, encoder: Any) -> bool:

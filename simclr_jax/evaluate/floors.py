@@ -1,11 +1,14 @@
-"""What the measurements of a run say before any training: made once, and kept in workdir/floors.json."""
+"""What the evaluations of a run say before any training: made once, and kept in workdir/floors.json."""
 
-from collections.abc import Callable, Mapping
+import contextlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
-Measures = dict[str, float]
+from simclr_jax import storage
+
+Metrics = dict[str, float]
 
 
 class Floors:
@@ -20,22 +23,16 @@ class Floors:
     def __init__(self, workdir: str, settings: Mapping[str, Any], *, is_lead: bool):
         self._path, self._is_lead = os.path.join(workdir, 'floors.json'), is_lead
         self._settings = json.loads(json.dumps(settings))       # as it will be read back
-        self._kept: dict[str, Measures] = {}
-        try:
-            with open(self._path) as file:
-                found = json.load(file)
-            if found['settings'] == self._settings:
-                self._kept = found['floors']
-        except (FileNotFoundError, ValueError, KeyError, TypeError):    # none, or cut short: made anew
-            pass
+        self._kept: dict[str, Metrics] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):   # none, or cut short
+            found = json.loads(storage.read_bytes(self._path))
+            self._kept = found['floors'] if found['settings'] == self._settings else {}
 
-    def get(self, name: str, measure: Callable[[], Measures]) -> Measures:
-        """The floor of this name, by `measure` where it is not known yet."""
+    def get(self, name: str, make: Callable[[], Metrics]) -> Metrics:
+        """The floor of this name, by `make` where it is not known yet."""
         if name not in self._kept:
-            self._kept[name] = measure()
+            self._kept[name] = make()
             if self._is_lead:
-                temporary = f'{self._path}.tmp'
-                with open(temporary, 'w') as file:
-                    json.dump({'settings': self._settings, 'floors': self._kept}, file, indent=2)
-                os.replace(temporary, self._path)
+                floors = {'settings': self._settings, 'floors': self._kept}
+                storage.write_atomically(self._path, json.dumps(floors, indent=2).encode())
         return self._kept[name]

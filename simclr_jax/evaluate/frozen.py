@@ -1,37 +1,22 @@
-"""Frozen encoders: their features of centre crops, and what a run reports of itself."""
+"""Frozen encoders: that they stay as they are, and what a run reports of its own."""
 
 import contextlib
-import functools
-import hashlib
-from typing import Any, Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from simclr_jax.data import batches
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.subset import take_rows
+from simclr_jax.data import batches
 from simclr_jax.data.source import Source, Streamed
-from simclr_jax.evaluate.features import Features, describe_preprocessing, extract_features, take
+from simclr_jax.data.subset import take_rows
+from simclr_jax.evaluate.features import Encode, Features, encode_source, take
 from simclr_jax.evaluate.knn import knn_accuracies, knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy
 from simclr_jax.evaluate.subsets import heldout_rows
-from simclr_jax.views.resize import Resize
 
-Encode = Callable[[jax.Array], jax.Array]
 _LARGE_SET = 0x1A26E    # tells this draw from others of the same seed
 _HELD_OUT = 2000        # training images at most that checkpoints are chosen on
-
-
-def fingerprint(variables: Any) -> str:
-    """A hash of every bit of a tree of arrays; of those split over processes, of this one's part."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
-        shards = getattr(leaf, 'addressable_shards', None)
-        parts = {str(shard.index): shard.data for shard in shards} if shards else {'': leaf}
-        for _, part in sorted(parts.items()):
-            digest.update(np.asarray(part).tobytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -50,42 +35,6 @@ def unchanged(encode: Encode) -> Iterator[None]:
                            'frozen encoder.')
 
 
-def preprocessing_of(config: ConfigDict) -> str:
-    """How the images of an encoder must be made, by the config of its own run."""
-    return describe_preprocessing(config.augment.image_size, config.eval.crop_proportion,
-                                  resize_of(config), config.augment.mean, config.augment.std)
-
-
-def resize_of(config: ConfigDict) -> Resize:
-    """How the images of an encoder are resized; runs of before it could be chosen do not say."""
-    return Resize(config.eval.get('resize', 'bicubic'), config.eval.get('antialias', False),
-                  config.eval.get('resize_to', 0))
-
-
-def check_preprocessing(features: Features, config: ConfigDict) -> None:
-    """ValueError unless `features` are of images as the encoder's own `config` wants them."""
-    if features.preprocessing != preprocessing_of(config):
-        raise ValueError(f'The features are of images of {features.preprocessing or "unknown sort"}, but the '
-                         f'encoder was trained for {preprocessing_of(config)}: make them anew.')
-
-
-def labelled_features(encode: Encode, source: Source, config: ConfigDict,
-                      mesh: jax.sharding.Mesh) -> Features:
-    """Features [N, D] and labels [N] of the readable, labelled images of `source`.
-
-    `config` is that of the encoder's own run: it says how images are preprocessed.
-    """
-    # Padding is dropped, so a batch that the devices can share costs nothing but a little memory.
-    rounds = -(-config.eval.batch_size // mesh.size)
-    size, proportion, resize = config.augment.image_size, config.eval.crop_proportion, resize_of(config)
-    found = batches.eval_batches(
-        source, batch_size=rounds * mesh.size // jax.process_count(), image_size=size,
-        crop_proportion=proportion, resize=resize, num_threads=config.data.num_threads)
-    crops = functools.partial(batches.centre_crops, image_size=size, proportion=proportion, resize=resize)
-    return extract_features(lambda images: encode(crops(images)), found, mesh, preprocessing_of(config),
-                            at_most=source.num_examples)
-
-
 def is_labelled(source: Source | None) -> bool:
     """Whether a source can be measured on: TFDS's own test splits often carry -1 for every label."""
     if source is None or not source.num_classes:
@@ -97,43 +46,42 @@ def is_labelled(source: Source | None) -> bool:
 
 
 def num_labelled(source: Source) -> int:
-    """Images that a measurement counts: labelled, and not found unreadable so far."""
+    """Images that an evaluation counts: labelled, and not found unreadable so far."""
     if not isinstance(source, Streamed):
         return sum(not source.is_skipped(int(index)) for index in np.flatnonzero(source.labels >= 0))
     return source.num_examples - len(source.skipped)
 
 
-def measure(encode: Encode, train_source: Source, test_source: Source, config: ConfigDict,
-            mesh: jax.sharding.Mesh, *, linear: bool, held_out: bool = False) -> dict[str, float]:
+def frozen_accuracies(encode: Encode, train_source: Source, test_source: Source, config: ConfigDict,
+                      mesh: jax.sharding.Mesh, *, linear: bool, held_out: bool = False) -> dict[str, float]:
     """`knn_accuracy` and, if `linear`, `linear_accuracy`: top-1 on the test split, in [0, 1].
 
     The classifiers see the training split's features and labels alone. `held_out` adds
-    `heldout_knn_accuracy`, what `measure_heldout` calls knn_accuracy.
+    `heldout_knn_accuracy`, that of `heldout_accuracy`.
     """
-    train = labelled_features(encode, train_source, config, mesh)
-    test = labelled_features(encode, test_source, config, mesh)
+    train, test = (encode_source(encode, source, config, mesh)[0] for source in (train_source, test_source))
     num_classes = train_source.num_classes
     results = {'knn_accuracy': knn_accuracy(train, test, num_classes=num_classes, k=config.eval.knn_k,
                                             temperature=config.eval.knn_temperature)}
     if linear:
         results['linear_accuracy'] = logistic_accuracy(train, test, num_classes=num_classes)
     if held_out:
-        results['heldout_knn_accuracy'] = (
-            _heldout_accuracy(train, config, num_classes) if of_large_set(train_source, config) is train_source
-            else measure_heldout(encode, train_source, config, mesh)['knn_accuracy'])
+        is_whole = of_large_set(train_source, config) is train_source
+        results['heldout_knn_accuracy'] = (_heldout_accuracy(train, config, num_classes) if is_whole else
+                                           heldout_accuracy(encode, train_source, config, mesh))
     return results
 
 
-def measure_heldout(encode: Encode, train_source: Source, config: ConfigDict,
-                    mesh: jax.sharding.Mesh) -> dict[str, float]:
-    """`knn_accuracy` on a tenth of the training split, at most 2,000 images, by the rest of it.
+def heldout_accuracy(encode: Encode, train_source: Source, config: ConfigDict, mesh: jax.sharding.Mesh
+                     ) -> float:
+    """kNN accuracy on a tenth of the training split, at most 2,000 images, by the rest of it, in [0, 1].
 
     What checkpoints are compared and chosen by: no test image is looked at. The held-out images
     follow from config.seed; the encoder has seen them in training, without their labels. Of more than
     `eval.knn_max_images` a random part stands for all (see `of_large_set`).
     """
-    train = labelled_features(encode, of_large_set(train_source, config), config, mesh)
-    return {'knn_accuracy': _heldout_accuracy(train, config, train_source.num_classes)}
+    train, _ = encode_source(encode, of_large_set(train_source, config), config, mesh)
+    return _heldout_accuracy(train, config, train_source.num_classes)
 
 
 def _heldout_accuracy(train: Features, config: ConfigDict, num_classes: int) -> float:

@@ -1,14 +1,20 @@
 """Health of a representation: spread, rank, alignment, uniformity; a collapse called by its name."""
 
-from typing import Any, Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.evaluate.features import unit_rows
 from simclr_jax.models.network import Network, outputs
 
 _MAX_ROWS = 512     # the singular values of the rank cost rows^2 * width, pairs rows^2
+
+
+def unit_rows(rows: jax.Array) -> jax.Array:
+    """Rows [N, D] as float32 of length 1; a row of zeros stays."""
+    rows = jnp.asarray(rows, jnp.float32)
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 def spread(rows: jax.Array) -> jax.Array:
@@ -31,7 +37,7 @@ def effective_rank(rows: jax.Array) -> jax.Array:
     return jnp.exp(jax.scipy.special.entr(share).sum())
 
 
-def pair_measures(view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
+def pair_metrics(view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
     """How near the two views [N, D] of an image lie to each other, and how far from those of other images.
 
     On unit vectors: 'alignment', the mean squared distance of positive pairs, and 'uniformity',
@@ -65,22 +71,22 @@ def make_health(network: Network) -> Callable[[Any, jax.Array, jax.Array], dict[
     """(variables, view1, view2: both [N, H, W, 3]) -> float32 scalars, for the caller to jit.
 
     'feature_spread', 'feature_rank', 'projection_spread' and 'projection_rank' of the first views, and the
-    `pair_measures` of the projections; BatchNorm uses its running statistics. At most 512 images are used.
+    `pair_metrics` of the projections; BatchNorm uses its running statistics. At most 512 images are used.
     """
 
     def health(variables: Any, view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
         stride = -(-len(view1) // _MAX_ROWS)
         first, second = (outputs(network, variables, view[::stride]) for view in (view1, view2))
-        measures = pair_measures(first.projection, second.projection)
+        metrics = pair_metrics(first.projection, second.projection)
         for name, rows in (('feature', first.features), ('projection', first.projection)):
-            measures |= {f'{name}_spread': spread(rows), f'{name}_rank': effective_rank(unit_rows(rows))}
-        return measures
+            metrics |= {f'{name}_spread': spread(rows), f'{name}_rank': effective_rank(unit_rows(rows))}
+        return metrics
 
     return health
 
 
 class CollapseWatch:
-    """Names a collapse once, and once its end; asked with the measures of `make_health`.
+    """Names a collapse once, and once its end; asked with the metrics of `make_health`.
 
     A run has collapsed when the projections or the features of different images point the same way
     (spread below `least_spread`) or lie on one line (effective rank below `least_rank`).
@@ -90,10 +96,10 @@ class CollapseWatch:
         self._limits = {'spread': least_spread, 'rank': least_rank}
         self._collapsed = False
 
-    def __call__(self, step: int, measures: dict[str, float]) -> str:
-        """The sentence to tell at `step`, '' for none; measures that are missing are not judged."""
-        low = [f'{part} {kind} {measures[f"{part}_{kind}"]:.3g}' for part in ('feature', 'projection')
-               for kind, limit in self._limits.items() if measures.get(f'{part}_{kind}', limit) < limit]
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> str:
+        """The sentence to tell at `step`, '' for none; metrics that are missing are not judged."""
+        low = [f'{part} {kind} {metrics[f"{part}_{kind}"]:.3g}' for part in ('feature', 'projection')
+               for kind, limit in self._limits.items() if metrics.get(f'{part}_{kind}', limit) < limit]
         if bool(low) == self._collapsed:
             return ''
         self._collapsed = bool(low)

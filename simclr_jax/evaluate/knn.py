@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from simclr_jax.evaluate.features import Features, check_same_preprocessing, check_usable, unit_rows
+from simclr_jax.evaluate.features import Features, check_features
 
 _QUERIES = 1024             # at a time
 _BLOCK_BYTES = 32 << 20     # of the similarities to them that are held at a time, at least
@@ -37,23 +37,24 @@ def knn_accuracies(train: Features, test: Features, *, num_classes: int, ks: Seq
         ValueError: train and test were preprocessed differently, a k is below 1, the temperature is not
             positive, a feature is not finite or a label none of the classes.
     """
-    check_same_preprocessing(train, test)
-    for what, features in (('training', train), ('test', test)):
-        check_usable(what, features, num_classes)
+    check_features(num_classes, training=train, test=test)
     if not temperature > 0:
         raise ValueError(f'kNN needs a positive temperature, got {temperature}.')
     if not len(ks) or min(ks) < 1:
         raise ValueError(f'k of kNN is {tuple(ks)}: it is 1 or more.')
     count = len(train.labels) - (0 if without is None else len(without))
     similarity, row = nearest_neighbours(train, test.features, k=min(max(ks), count), without=without)
+    labels = train.labels[row]
+    return {k: float((vote(similarity[:, :k], labels[:, :k], num_classes=num_classes,
+                           temperature=temperature) == test.labels).mean()) for k in ks}
+
+
+def vote(similarity: np.ndarray, labels: np.ndarray, *, num_classes: int, temperature: float) -> np.ndarray:
+    """The class int [Q] that neighbours vote for, of their cosines and classes [Q, k]."""
+    votes = np.zeros((len(labels), num_classes))
     weights = np.exp((similarity - 1) / temperature)            # at most 1; the scale cancels
-    votes, shares = np.zeros((len(test.labels), num_classes)), {}
-    counted = 0
-    for k in sorted(set(ks)):
-        columns = slice(counted, k)
-        np.add.at(votes, (np.arange(len(votes))[:, None], train.labels[row[:, columns]]), weights[:, columns])
-        counted, shares[k] = k, float((votes.argmax(-1) == test.labels).mean())
-    return {k: shares[k] for k in ks}
+    np.add.at(votes, (np.arange(len(votes))[:, None], labels), weights)
+    return votes.argmax(-1)
 
 
 def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int, without: np.ndarray | None = None
@@ -84,9 +85,11 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int, without:
     row = np.zeros((each, k), np.int32)
     space = np.empty((min(tile_size, each), min(columns, len(bank))) if on_cpu else (0, 0), np.float32)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:     # numpy lets go of the lock
-        scale = np.concatenate(list(pool.map(_inverse_lengths, _few(bank)))) * np.where(kept, np.float32(1), np.float32(np.nan))
+        scale = 1 / np.concatenate(list(pool.map(_lengths, _few(bank))))
+        scale[~kept] = np.nan                   # no product with it counts
         for first in range(0, len(mine), tile_size):
-            tile = unit_rows(mine[first:first + tile_size])
+            tile = mine[first:first + tile_size]
+            tile = tile / _lengths(tile)[:, None]
             part = slice(first, first + len(tile))
             for start in range(0, len(bank), columns):
                 block, of_block = bank[start:start + columns], scale[start:start + columns]
@@ -99,12 +102,13 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int, without:
                 list(pool.map(functools.partial(_keep_nearest, of_block), _few(dots), _few(rows),
                               _few(similarity[part]), _few(row[part])))
     order = np.argsort(-similarity, axis=1, kind='stable')
-    similarity, row = (_gather(np.take_along_axis(array, order, axis=1))[:len(queries)] for array in (similarity, row))
+    similarity, row = (_gather(np.take_along_axis(array, order, axis=1))[:len(queries)]
+                       for array in (similarity, row))
     return similarity, row
 
 
-def _inverse_lengths(rows: np.ndarray) -> np.ndarray:
-    return 1 / np.maximum(np.linalg.norm(rows.astype(np.float32, copy=False), axis=-1), np.float32(1e-12))
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    return np.maximum(np.linalg.norm(rows.astype(np.float32, copy=False), axis=-1), np.float32(1e-12))
 
 
 @functools.partial(jax.jit, static_argnames='k')
@@ -131,7 +135,7 @@ def _keep_nearest(scale: np.ndarray | None, dots: np.ndarray, rows: np.ndarray, 
     k, bound = similarity.shape[1], similarity.min(1)
     groups = dots.shape[1] // _GROUP
     if groups >= 2 * k and np.isneginf(bound[0]):           # nothing yet: k columns or more reach the k-th
-        maxima = np.fmax.reduce(dots[:, :groups * _GROUP].reshape(-1, _GROUP, groups), axis=1)  # of the maxima
+        maxima = np.fmax.reduce(dots[:, :groups * _GROUP].reshape(-1, _GROUP, groups), axis=1)
         maxima[np.isnan(maxima)] = -np.inf
         bound = np.nextafter(np.partition(maxima, groups - k, axis=1)[:, groups - k], np.float32(-np.inf))
     query, column = np.divmod(np.flatnonzero(dots > bound[:, None]), dots.shape[1])     # nan is not

@@ -1,6 +1,5 @@
 """The paper's linear evaluation: a linear classifier, trained with crops, on a frozen encoder."""
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -8,15 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import order
 from simclr_jax.data.memory import check_batch_size
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.features import Features
-from simclr_jax.evaluate.frozen import Encode, unchanged
-from simclr_jax.evaluate.logistic import Logistic, fit_best_classifier, fit_standardised
+from simclr_jax.evaluate.features import Encode, Features
+from simclr_jax.evaluate.frozen import unchanged
+from simclr_jax.evaluate.logistic import check_l2, fit_with_l2
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, load_splits, load_subject
 from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
@@ -41,7 +39,7 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     It is tested once, when fitted, on centre crops. Encoder, image size, crops and normalisation come from
     the checkpoint's own config; `config` gives the `linear` block and the data, as far as it names them.
     Choose hyper-parameters on a part of the training split (`data.train_split='train[:90%]'`,
-    `data.test_split='train[90%:]'`), never on the test split. The same measurement of the randomly
+    `data.test_split='train[90%:]'`), never on the test split. The same evaluation of the randomly
     initialised encoder, and L-BFGS on the raw pixels where they fit in memory, stand beside it as floors.
     `encoder` is the module itself, where the config of its run cannot name it.
 
@@ -52,23 +50,22 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
       ValueError, FileNotFoundError: no checkpoint, labels or test split; nothing was written.
       RuntimeError: the encoder changed while the classifier was trained.
     """
-    settings = config.linear
-    l2 = _check_solver(settings)
+    settings, started = config.linear, time.time()
+    if settings.solver not in ('sgd', 'lbfgs'):
+        raise ValueError(f"linear.solver is {settings.solver!r}: it takes 'sgd' or 'lbfgs'.")
+    l2, by_sgd = check_l2('linear.l2', settings.l2), settings.solver == 'sgd'
     subject = load_subject(settings, workdir, 'linear', encoder)
     train_source, test_source = load_splits(config, subject, 'a linear evaluation')
-    by_sgd = settings.solver == 'sgd'
     if by_sgd:
         sharding.local_batch_size(settings.batch_size, subject.mesh, field='linear.batch_size')
         check_batch_size(train_source, settings.batch_size, jax.process_count(), field='linear.batch_size')
-    num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs,
-                                          settings.batch_size)
-    started, results, details, offset = time.time(), {}, {}, 0
+    num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
+    results, details, offset = {}, {}, 0
     with MetricWriter(f'{workdir}/linear', total_steps=2 * num_steps, batch_size=settings.batch_size,
                       is_lead=sharding.is_lead()) as writer:
         writer.note(*train_source.notes, *test_source.notes)
-        encoders = subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
-                                    note=writer.note)
-        for name, encode in encoders.items():
+        for name, encode in subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
+                                             note=writer.note).items():
             if by_sgd and name != 'raw pixels':
                 log = log_to(writer, every=config.log.every_steps, offset=offset, name=name)
                 logits, labels = _fit_by_sgd(config, subject, encode, train_source, test_source, num_steps,
@@ -80,42 +77,15 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
                 logits, labels, num_train = classifier.logits(test.features), test.labels, len(train.labels)
                 details[name] = {'solver': 'lbfgs', 'l2': classifier.l2, 'heldout': classifier.heldout}
             results[name] = accuracies(logits, labels)
+        pixels = '; raw pixels by lbfgs, l2 = 1' if by_sgd and 'raw pixels' in results else ''
         report_results(
-            writer, workdir, f'Linear evaluation ({settings.solver}'
-            f'{"; raw pixels by lbfgs, l2 = 1" if by_sgd and "raw pixels" in results else ""}) of '
-            f'{subject.pretrained.source} on {test_source.name}, {test_source.split}: {len(labels):,} images',
+            writer, workdir, f'Linear evaluation ({settings.solver}{pixels}) of {subject.pretrained.source} '
+            f'on {test_source.name}, {test_source.split}: {len(labels):,} images',
             results, is_lead=sharding.is_lead(), evaluation='linear', details=details,
             **subject.provenance(train_source, test_source, num_train, len(labels)),
             seconds=round(time.time() - started, 1),
             protocol=settings.to_dict() | {'encoder': subject.pretrained.encoder})
     return results
-
-
-def _check_solver(settings: ConfigDict) -> float | None:
-    """The l2 that is given, None for the sweep; ValueError where solver or l2 will not do."""
-    if settings.solver not in ('sgd', 'lbfgs'):
-        raise ValueError(f"linear.solver is {settings.solver!r}: it takes 'sgd' or 'lbfgs'.")
-    return check_l2('linear.l2', settings.l2)
-
-
-def check_l2(field: str, value: str | float) -> float | None:
-    """An l2 as a number, None for 'sweep'; ValueError for anything else."""
-    if value == 'sweep':
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float('inf'):
-        raise ValueError(f"{field} is {value!r}: it takes 'sweep' or a number of 0 or more.")
-    return number
-
-
-def fit_with_l2(train: Features, num_classes: int, l2: float | None, seed: int) -> Logistic:
-    """Logistic regression by L-BFGS with this l2; None: the best on a held-out tenth of `train`."""
-    if l2 is None:
-        return fit_best_classifier(train, num_classes=num_classes, seed=seed)
-    return fit_standardised(train, num_classes=num_classes, l2=l2)
 
 
 def _fit_by_sgd(config: ConfigDict, subject: Subject, encode: Encode, train_source: Source,
@@ -125,7 +95,7 @@ def _fit_by_sgd(config: ConfigDict, subject: Subject, encode: Encode, train_sour
     with unchanged(encode):
         if settings.augment:
             batches, crops = labelled_crops(config, subject.config.augment, train_source, settings.batch_size)
-            features_of = functools.partial(_encode_crops, encode, crops)
+            features_of = lambda batch: encode(crops(batch))
         else:
             train, = subject.features(encode, train_source)
             features_of, batches = lambda batch: batch['image'], _feature_batches(
@@ -137,42 +107,26 @@ def _fit_by_sgd(config: ConfigDict, subject: Subject, encode: Encode, train_sour
     return test.features @ kernel + bias, test.labels
 
 
-def _encode_crops(encode: Encode, crops: Callable, batch: dict) -> jax.Array:
-    return encode(crops(batch))
-
-
 def fit_classifier(batches: Iterator[dict], features_of: Callable[[dict], jax.Array], *,
                    width: int, num_classes: int, num_steps: int, settings: ConfigDict, seed: int,
                    mesh: jax.sharding.Mesh, log: Callable[[int, dict], None]
                    ) -> tuple[np.ndarray, np.ndarray]:
-    """Trains kernel [width, num_classes] and bias [num_classes] on `num_steps` batches.
+    """Kernel [width, num_classes] and bias [num_classes], trained on `num_steps` batches.
 
-    batches: {'label': [B], ...} numpy, the rows of this process; `features_of` maps
-    a batch, sharded over `mesh`, to features [B, width]. No gradient ever reaches it. Labels of
-    -1 do not count. FloatingPointError if the classifier diverges.
+    `features_of` maps a batch to features [B, width]; the other arguments are those of `supervised.fit`.
     """
     optimizer = optim.make_optimizer('sgd', momentum=settings.momentum, nesterov=settings.nesterov,
                                      weight_decay=settings.weight_decay)
-    learning_rate = schedules.make_schedule(
-        'warmup_cosine', total_steps=num_steps,
-        peak=schedules.scaled_learning_rate(settings.learning_rate, settings.batch_size))
 
-    def loss(params, features, labels):
+    def loss(params, others, features, labels, key):
+        del key
         logits = jnp.matmul(features, params['kernel'], precision='highest') + params['bias']
-        return cross_entropy(logits, labels)[0]
-
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-    def fit_step(state, features, labels, step):
-        params, opt_state = state
-        rate = learning_rate(step)
-        value, gradient = jax.value_and_grad(loss)(params, features, labels)
-        updates, opt_state = optimizer(rate).update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), {'loss': value, 'learning_rate': rate}
+        return cross_entropy(logits, labels)[0], (others, {})
 
     kernel = 0.01 * jax.random.normal(jax.random.key(seed), (width, num_classes))    # tf2/model.py
-    params = jax.device_put({'kernel': kernel, 'bias': jnp.zeros(num_classes)}, sharding.replicated(mesh))
-    params, _ = fit(fit_step, (params, optimizer(0.0).init(params)), batches, features_of,
-                    num_steps=num_steps, mesh=mesh, log=log, name='linear')
+    params, _ = fit(loss, ({'kernel': kernel, 'bias': jnp.zeros(num_classes)}, ()), batches, features_of,
+                    settings=settings, optimizer=optimizer, num_steps=num_steps, seed=seed, mesh=mesh,
+                    log=log, name='linear')
     return np.asarray(params['kernel']), np.asarray(params['bias'])
 
 

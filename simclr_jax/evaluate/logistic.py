@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import scipy.optimize
 
-from simclr_jax.evaluate.features import Features, check_same_preprocessing, check_usable, take
+from simclr_jax.evaluate.features import Features, check_features, take
 from simclr_jax.evaluate.subsets import heldout_rows
 
 # Chen et al. 2020, App. B.8. Here they weigh 0.5 |W|^2 beside the summed cross-entropy, as 1/C of
@@ -37,10 +37,29 @@ class Logistic(NamedTuple):
 def logistic_accuracy(train: Features, test: Features, *, num_classes: int, l2: float = 1.0,
                       max_steps: int = 500) -> float:
     """Top-1 accuracy on `test` of the classifier fitted to `train` (see `fit_standardised`)."""
-    check_same_preprocessing(train, test)
-    check_usable('test', test, num_classes)
+    check_features(num_classes, training=train, test=test)
     classifier = fit_standardised(train, num_classes=num_classes, l2=l2, max_steps=max_steps)
     return float((classifier.logits(test.features).argmax(-1) == test.labels).mean())
+
+
+def check_l2(field: str, value: str | float) -> float | None:
+    """An l2 as a number, None for 'sweep'; ValueError for anything else."""
+    if value == 'sweep':
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float('inf'):
+        raise ValueError(f"{field} is {value!r}: it takes 'sweep' or a number of 0 or more.")
+    return number
+
+
+def fit_with_l2(train: Features, num_classes: int, l2: float | None, seed: int) -> Logistic:
+    """Logistic regression by L-BFGS with this l2; None: the best on a held-out tenth of `train`."""
+    if l2 is None:
+        return fit_best_classifier(train, num_classes=num_classes, seed=seed)
+    return fit_standardised(train, num_classes=num_classes, l2=l2)
 
 
 def fit_standardised(train: Features, *, num_classes: int, l2: float = 1.0, max_steps: int = 500) -> Logistic:
@@ -53,7 +72,7 @@ def fit_standardised(train: Features, *, num_classes: int, l2: float = 1.0, max_
 
     Raises ValueError where a feature is not finite or a label none of the classes.
     """
-    check_usable('training', train, num_classes)
+    check_features(num_classes, training=train)
     mean, std = train.features.mean(0), train.features.std(0) + 1e-6
     weights, bias = fit_logistic((train.features - mean) / std, train.labels, num_classes=num_classes,
                                  l2=l2 / len(train.labels), max_steps=max_steps)
@@ -70,7 +89,7 @@ def fit_best_classifier(train: Features, *, num_classes: int, seed: int, share: 
         seed: of the choice of the held-out examples.
         share: of `train` that is held out.
     """
-    check_usable('training', train, num_classes)
+    check_features(num_classes, training=train)
     fitted, held = (take(train, rows) for rows in heldout_rows(len(train.labels), seed, share=share))
     mean, std = fitted.features.mean(0), fitted.features.std(0) + 1e-6
     axes = _principal_axes((fitted.features - mean) / std)
@@ -92,7 +111,7 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, *, num_classes: int, 
     features: [N, D] float32, of zero mean or near it; labels: [N] int. Computed in float64. Stops when a
     step gains less than `tolerance`.
     """
-    with jax.enable_x64(True):          # in float32 the last digits of the loss are noise, and steps go in circles
+    with jax.enable_x64(True):          # in float32 the last digits of the loss are noise
         axes = _principal_axes(features.astype(np.float64))
         weights, bias = _minimise(axes, labels, axes.zeros(num_classes), l2, max_steps, tolerance)
     weights = weights.T if axes.vectors is None else axes.vectors @ weights.T
@@ -128,7 +147,7 @@ def _minimise(axes, labels, start, l2, max_steps, tolerance):
     """
     num_classes = len(start[1])
     curvature = axes.spread / num_classes + l2
-    scale = np.append(1 / np.sqrt(np.maximum(curvature, 1e-6 * curvature.max() + 1e-12)), num_classes ** 0.5)  # [D + 1]
+    scale = np.append(1 / np.sqrt(np.maximum(curvature, 1e-6 * curvature.max() + 1e-12)), num_classes ** 0.5)
     labels, l2 = jnp.asarray(labels), jnp.asarray(l2, axes.features.dtype)
 
     def value_and_gradient(flat):
@@ -146,7 +165,7 @@ def _minimise(axes, labels, start, l2, max_steps, tolerance):
 @jax.jit
 @jax.value_and_grad
 def _value_and_gradient(classifier, features, labels, l2):
-    """Of [C, D + 1], the bias last: the gradient of a product of features and [D, C] takes XLA three times as long."""
+    """Of [C, D + 1], the bias last: by [D, C] the gradient takes XLA three times as long."""
     weights, bias = classifier[:, :-1], classifier[:, -1]
     logits = jnp.matmul(features, weights.T, precision='highest') + bias                    # [N, C]
     fit = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

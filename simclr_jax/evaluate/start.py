@@ -11,7 +11,7 @@ from simclr_jax.training.state import TrainState
 
 
 def start_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[str]]:
-    """The state at step 0 with the encoder of `config.init_from`, and its head where it fits; what is to be said.
+    """The state at step 0 with the encoder of `config.init_from`, and its head where it fits; and notes.
 
     A target network gets them too. Everything else, the optimiser's state and the schedule, starts anew.
 
@@ -34,8 +34,8 @@ def start_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[
                          f'encoder fields to its own ({_fields(given.config)}).')
     for field in ('mean', 'std'):
         if not np.allclose(given.config.augment[field], config.augment[field]):
-            notes.append(f'Its pixels had augment.{field} {tuple(given.config.augment[field])}; those of this run have '
-                         f'{tuple(config.augment[field])}.')
+            notes.append(f'Its pixels had augment.{field} {tuple(given.config.augment[field])}; those of '
+                         f'this run have {tuple(config.augment[field])}.')
 
     def filled(variables: Any) -> dict:
         return {kind: tree | {part: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding),
@@ -46,7 +46,8 @@ def start_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[
     method_state = state.method_state
     if 'target' in method_state:
         method_state = method_state | {'target': filled(method_state['target'])}
-    return state.replace(params=online['params'], batch_stats=online['batch_stats'], method_state=method_state), notes
+    return state.replace(params=online['params'], batch_stats=online['batch_stats'],
+                         method_state=method_state), notes
 
 
 def _variables(state: TrainState) -> dict:

@@ -10,9 +10,9 @@ import numpy as np
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
-from simclr_jax.data.source import Source
-from simclr_jax.evaluate.features import Features, raw_pixels
-from simclr_jax.evaluate.frozen import Encode, check_preprocessing, is_labelled, labelled_features, unchanged
+from simclr_jax.data.source import Source, Streamed
+from simclr_jax.evaluate.features import Encode, Features, encode_source, raw_pixels
+from simclr_jax.evaluate.frozen import is_labelled, unchanged
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.runtime import sharding
 from simclr_jax.storage import as_path
@@ -42,7 +42,7 @@ class Subject(NamedTuple):
 
         With `pixel_floor` 'raw pixels' before them, or a note where those of `splits` do not fit in memory.
         """
-        found = {}
+        found: dict[str, Encode] = {}
         if pixel_floor:
             needed = sum(split.num_examples for split in splits) * self.config.augment.image_size ** 2 * 3 * 4
             if needed <= _PIXEL_BYTES:
@@ -57,12 +57,30 @@ class Subject(NamedTuple):
         return functools.partial(self.encode, jax.device_put(variables, sharding.replicated(self.mesh)))
 
     def features(self, encode: Encode, *splits: Source) -> list[Features]:
-        """Of each split, with the preprocessing of the checkpoint; RuntimeError if the encoder changes."""
+        """Of the labelled images of each split; RuntimeError if the encoder changes meanwhile."""
         with unchanged(encode):
-            found = [labelled_features(encode, split, self.config, self.mesh) for split in splits]
-        for features in found:
-            check_preprocessing(features, self.config)
-        return found
+            return [encode_source(encode, split, self.config, self.mesh)[0] for split in splits]
+
+    def embed(self, source: Source, *, num_threads: int | None = None,
+              advance: Callable[[], None] = lambda: None) -> tuple[Features, np.ndarray]:
+        """Of all readable images, labelled or not, and their rows: see `features.encode_source`.
+
+        Raises:
+            ValueError: too many images cannot be read, or a stream would be read by several processes.
+            FloatingPointError: a feature is not finite.
+        """
+        if isinstance(source, Streamed) and jax.process_count() > 1:
+            raise ValueError(f'{source.name} is streamed from its files, which embed reads in one process: '
+                             'run it without --multihost.')
+        found, rows = encode_source(
+            self.frozen(self.pretrained.variables), source, self.config, self.mesh, labelled=False,
+            batch_size=min(self.config.eval.batch_size, source.num_examples), num_threads=num_threads,
+            advance=advance)
+        source.check_bad_share()
+        if not np.isfinite(found.features).all():
+            raise FloatingPointError(f'Some features of {self.pretrained.source} are not finite: nothing was '
+                                     'written.')
+        return found, rows
 
     def provenance(self, train_source: Source, test_source: Source, num_train: int, num_test: int
                    ) -> dict[str, Any]:
@@ -82,15 +100,20 @@ def load_subject(settings: ConfigDict, workdir: str, block: str, module: nn.Modu
     """
     path = as_path(settings.pretrained or workdir)
     pretrained = load_pretrained(path, settings.checkpoint, settings.encoder, encoder=module)
-    mesh = sharding.make_mesh()
-    encode = jax.jit(make_encode(pretrained.network, layer=settings.layer))
-    size = pretrained.config.augment.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     try:
-        width = jax.eval_shape(encode, pretrained.variables, image).shape[1]
+        return make_subject(pretrained, layer=settings.layer, path=path)
     except ValueError as error:
         raise ValueError(f'{block}.{error}') from None
-    return Subject(pretrained, mesh, encode, width, path)
+
+
+def make_subject(pretrained: Pretrained, *, layer: int, mesh: jax.sharding.Mesh | None = None, path: str = ''
+                 ) -> Subject:
+    """An encoder on the devices of `mesh`, by default on all; ValueError for a layer that it has not."""
+    encode = jax.jit(make_encode(pretrained.network, layer=layer))
+    size = pretrained.config.augment.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    width = jax.eval_shape(encode, pretrained.variables, image).shape[1]
+    return Subject(pretrained, mesh or sharding.make_mesh(), encode, width, path)
 
 
 def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: bool = False) -> tuple[Source, Source]:

@@ -1,5 +1,6 @@
 """What a linear probe by SGD and fine-tuning share: labelled crops, loss, loop and accuracies."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from simclr_jax.data import batches
 from simclr_jax.data.source import Source
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
+from simclr_jax.training import schedules
+from simclr_jax.training.optimizers import Optimizer
 from simclr_jax.views.presets import crop_and_flip_of
 
 
@@ -35,28 +38,47 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     return (losses * known).sum() / count, (logits.argmax(-1) == labels).sum() / count
 
 
-def fit(step_function: Callable, state: Any, batches: Iterator[dict], rows_of: Callable[[dict], jax.Array], *,
-        num_steps: int, mesh: jax.sharding.Mesh, log: Callable[[int, dict], None], name: str) -> Any:
-    """The state after `num_steps` of step_function(state, rows, labels, step) -> (state, metrics).
+def fit(loss: Callable, state: tuple[Any, Any], batches: Iterator[dict],
+        rows_of: Callable[[dict], jax.Array], *, settings: ConfigDict, optimizer: Optimizer, num_steps: int,
+        seed: int, mesh: jax.sharding.Mesh, log: Callable[[int, dict], None], name: str) -> tuple[Any, Any]:
+    """`state`, what is trained and what else the loss needs, after `num_steps`: a cosine, no warm-up.
 
     Args:
-        batches: numpy, the rows of this process.
-        rows_of: a batch, sharded over `mesh` -> rows [B, ...].
+        loss: (trained, others, rows, labels, key) -> (value, (others, metrics)); labels of -1 do not count.
+        batches: numpy, {'label': [B], ...}, the rows of this process.
+        rows_of: a batch, sharded over `mesh` -> rows [B, ...]. No gradient ever reaches it.
+        settings: the learning rate of a batch of 256, batch_size and, unless it is linear, scaling.
         name: of the block whose learning rate is to be lowered where the state is not finite any more.
 
     Raises:
         FloatingPointError: it diverged.
     """
+    learning_rate = schedules.make_schedule('warmup_cosine', total_steps=num_steps, peak=(
+        schedules.scaled_learning_rate(settings.learning_rate, settings.batch_size,
+                                       settings.get('scaling', 'linear'))))
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    def fit_step(state, rows, labels, step):
+        trained, others, opt_state = state
+        rate, key = learning_rate(step), jax.random.fold_in(jax.random.key(seed), step)
+        (value, (others, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            trained, others, rows, labels, key)
+        updates, opt_state = optimizer(rate).update(gradient, opt_state, trained)
+        return (optax.apply_updates(trained, updates), others, opt_state), {
+            'loss': value, **metrics, 'learning_rate': rate}
+
+    trained, others = state
+    state = jax.device_put((trained, others, optimizer(0.0).init(trained)), sharding.replicated(mesh))
     metrics = None
     for step in range(num_steps):
         batch = sharding.put_batch(mesh, next(batches))
         rows = rows_of(batch)
         jax.block_until_ready(metrics)      # one step ahead is enough; more only fills the memory
-        state, metrics = step_function(state, rows, batch['label'], step)
+        state, metrics = fit_step(state, rows, batch['label'], step)
         log(step + 1, metrics)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state))):
         raise FloatingPointError(f'The training diverged: lower {name}.learning_rate.')
-    return state
+    return state[:2]
 
 
 def accuracies(logits: np.ndarray, labels: np.ndarray, name: str = 'linear') -> dict[str, float]:

@@ -4,16 +4,13 @@ import time
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import numpy as np
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.frozen import is_labelled
 from simclr_jax.evaluate.intervals import mean_per_class, per_class_interval, wilson_interval
-from simclr_jax.evaluate.linear import check_l2, fit_with_l2
-from simclr_jax.evaluate.logistic import Logistic
+from simclr_jax.evaluate.logistic import check_l2, fit_with_l2
 from simclr_jax.evaluate.results import append_lines, percent
 from simclr_jax.evaluate.subject import Subject, data_options, load_subject
 from simclr_jax.runlog.writer import MetricWriter
@@ -42,7 +39,6 @@ DATA_SETS = {
     'caltech101': DataSet('train', 'test', per_class=True),
     'oxford_flowers102': DataSet('train+validation', 'test', per_class=True),
 }
-_MEASURES = {False: 'logistic_accuracy', True: 'logistic_per_class'}
 
 
 def transfer(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
@@ -70,27 +66,28 @@ def transfer(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
     results, cells = {}, {}
     with MetricWriter(f'{workdir}/transfer', total_steps=len(splits), is_lead=sharding.is_lead()) as writer:
         for name, (train_source, test_source, per_class) in splits.items():
-            lines = []
+            metric, lines = 'logistic_per_class' if per_class else 'logistic_accuracy', []
             encoders = subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                         note=lambda text, name=name: writer.note(f'{name}: {text}'))
             for encoder_name, encode in encoders.items():
                 started = time.time()
                 train, test = subject.features(encode, train_source, test_source)
-                classifier, value, interval = _measure(train, test, train_source.num_classes, per_class, l2,
-                                                       config.seed)
-                lines.append({'encoder': encoder_name, _MEASURES[per_class]: value,
-                              f'{_MEASURES[per_class]}_interval': list(interval), 'l2': classifier.l2,
-                              'heldout': classifier.heldout,
-                              **subject.provenance(train_source, test_source, len(train.labels),
-                                                   len(test.labels)),
-                              'seconds': round(time.time() - started, 1)})
+                classifier = fit_with_l2(train, train_source.num_classes, l2, config.seed)
+                hits = classifier.logits(test.features).argmax(-1) == test.labels
+                value = mean_per_class(hits, test.labels) if per_class else float(hits.mean())
+                interval = (per_class_interval(hits, test.labels, seed=config.seed) if per_class else
+                            wilson_interval(value, len(hits)))
+                lines.append({
+                    'evaluation': 'transfer', 'encoder': encoder_name, metric: value,
+                    f'{metric}_interval': list(interval), 'l2': classifier.l2, 'heldout': classifier.heldout,
+                    **subject.provenance(train_source, test_source, len(train.labels), len(hits)),
+                    'seconds': round(time.time() - started, 1), 'protocol': settings.to_dict()})
                 cells[name, encoder_name] = percent(value, interval)
-            results[name] = {line['encoder']: line[_MEASURES[per_class]] for line in lines}
+            results[name] = {line['encoder']: line[metric] for line in lines}
             writer.note(f'{name}: ' + ', '.join(f'{encoder_name} {100 * value:.1f} %'
                                                 for encoder_name, value in results[name].items()))
             if sharding.is_lead():
-                append_lines(workdir, [{'evaluation': 'transfer', **line,
-                                        'protocol': settings.to_dict()} for line in lines])
+                append_lines(workdir, lines)
         _tabulate(writer, subject, splits, cells)
     return results
 
@@ -122,16 +119,6 @@ def load_data_set(name: str, config: ConfigDict, trained: ConfigDict) -> tuple[S
                 f'transfer.sources: {name} has no class for each image in {source.split}. Sets with several '
                 'labels an image, such as VOC 2007 and its 11-point mAP, are not measured here.')
     return train_source, test_source, known.per_class
-
-
-def _measure(train: Features, test: Features, num_classes: int, per_class: bool, l2: float | None, seed: int
-             ) -> tuple[Logistic, float, tuple[float, float]]:
-    classifier = fit_with_l2(train, num_classes, l2, seed)
-    hits = classifier.logits(test.features).argmax(-1) == test.labels
-    if per_class:
-        return classifier, mean_per_class(hits, test.labels), per_class_interval(hits, test.labels, seed=seed)
-    share = float(np.mean(hits))
-    return classifier, share, wilson_interval(share, len(hits))
 
 
 def _tabulate(writer: MetricWriter, subject: Subject, splits: dict[str, Any], cells: dict) -> None:

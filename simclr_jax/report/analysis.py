@@ -1,4 +1,4 @@
-"""What a report computes from features, by scikit-learn: maps, neighbours, votes and similarities."""
+"""What a report computes from features, by scikit-learn: maps, neighbours and similarities."""
 
 import numpy as np
 from sklearn import neighbors
@@ -38,18 +38,6 @@ def neighbours(bank: np.ndarray, queries: np.ndarray | None, *, k: int) -> tuple
     k = min(k, len(bank) - (queries is None))
     distances, rows = neighbors.NearestNeighbors(metric='cosine').fit(bank).kneighbors(queries, k)
     return 1 - distances, rows
-
-
-def vote(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray | None, *, k: int, temperature: float
-         ) -> np.ndarray:
-    """The class [Q] that the k nearest of `bank`, with `labels` [N], vote for; as `neighbours` finds them.
-
-    Each with the weight exp(cosine / temperature) (Wu et al. 2018, sec. 3.4).
-    """
-    k = min(k, len(bank) - (queries is None))
-    classifier = neighbors.KNeighborsClassifier(
-        k, metric='cosine', weights=lambda distances: np.exp(-distances / temperature))
-    return classifier.fit(bank, labels).predict(queries)
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:

@@ -4,8 +4,8 @@ matplotlib is an extra: `pip install simclr_jax[report]`. Whoever can do without
 ImportError of this module. Figures are drawn without pyplot, so that nothing is global.
 """
 
-import collections
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,11 +55,15 @@ def lines(series: Mapping[str, tuple[Any, Any]], *, x_label: str, y_label: str, 
         size: in inches.
     """
     figure, axes = _start(title, size)
-    looks = _looks({name: (groups or {}).get(name, name) for name in series})
+    groups = groups or {name: name for name in series}
+    of_group = {group: [name for name in series if groups[name] == group] for group in groups.values()}
+    colours = dict(zip(of_group, itertools.cycle(PALETTE)))
     for number, (name, (x, values)) in enumerate(series.items()):
         few = markers or np.isfinite(values).sum() < 3          # a lone point has no line
-        axes.errorbar(x, values, (errors or {}).get(name), **looks[name], label=name, capsize=2,
-                      elinewidth=0.9, marker=MARKERS[number % len(MARKERS)] if few else None)
+        dashes = _LINES[of_group[groups[name]].index(name) % len(_LINES)]
+        axes.errorbar(x, values, (errors or {}).get(name), color=colours[groups[name]], linestyle=dashes,
+                      label=name, capsize=2, elinewidth=0.9,
+                      marker=MARKERS[number % len(MARKERS)] if few else None)
     if log_x:
         axes.set_xscale('log')
         if markers:
@@ -230,14 +234,3 @@ def _start(title: str, size: tuple[float, float]):
     axes = figure.add_subplot()
     axes.set_title(title)
     return figure, axes
-
-
-def _looks(groups: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """{name: colour and dashes} of {name: group}: a colour for each group, dashes by the number within it."""
-    places, members, looks = list(dict.fromkeys(groups.values())), collections.Counter(), {}
-    for name, group in groups.items():
-        place = places.index(group)
-        dashes = members[group] + place // len(PALETTE)
-        members[group] += 1
-        looks[name] = {'color': PALETTE[place % len(PALETTE)], 'linestyle': _LINES[dashes % len(_LINES)]}
-    return looks

@@ -10,9 +10,9 @@ from sklearn.metrics import confusion_matrix
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.embed import encode_source
+from simclr_jax.evaluate.knn import vote
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
-from simclr_jax.evaluate.subject import data_options
+from simclr_jax.evaluate.subject import data_options, make_subject
 from simclr_jax.report import analysis, charts, images, page
 from simclr_jax.report.page import Cell, Figures, Section
 from simclr_jax.runtime import sharding
@@ -97,11 +97,13 @@ def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, S
         'cache': '', 'decode_once': False, 'arguments': dict(data.get('arguments', {})),
         'max_bad_share': run.data.get('max_bad_share', config.data.max_bad_share)}
 
+    subject = make_subject(pretrained, layer=settings.layer, mesh=_one_device())
+
     def read(source):
         chosen, original, how = images.sample(source, settings.max_images, config.seed)
-        features, rows, labels = encode_source(pretrained, chosen, layer=settings.layer, mesh=_one_device())
+        found, rows = subject.embed(chosen, num_threads=config.data.num_threads)
         share = len(original) / source.num_examples
-        return Sample(chosen, how, share, features, rows, original[rows], labels)
+        return Sample(chosen, how, share, found.features, rows, original[rows], found.labels)
 
     train_source, test_source = sources.load_pair(data.source, data.train_split, data.test_split, **where)
     train = read(train_source)
@@ -172,13 +174,15 @@ def nearest_and_confusion(figures: Figures, train: Sample, test: Sample, *, k: i
 
     Where `test` is `train` itself, an image is not its own neighbour.
     """
-    searched = None if test is train else test.features
-    cosines, rows = analysis.neighbours(train.features, searched, k=_NEAREST)
+    cosines, rows = analysis.neighbours(train.features, None if test is train else test.features,
+                                        k=max(_NEAREST, k))
     queries = np.sort(np.random.default_rng(seed).permutation(len(test.features))[:num_queries])
-    nearest = _nearest(figures, train, test, queries, cosines, rows) | {'seed': seed, 'encoder': encoder}
+    nearest = _nearest(figures, train, test, queries, cosines[:, :_NEAREST], rows[:, :_NEAREST]) | {
+        'seed': seed, 'encoder': encoder}
     if not (train.is_labelled and test.is_labelled):
         return nearest, page.absent('confusion matrix', 'the images have no labels.')
-    predictions = analysis.vote(train.features, train.labels, searched, k=k, temperature=temperature)
+    predictions = vote(cosines[:, :k], train.labels[rows[:, :k]], num_classes=len(train.class_names),
+                       temperature=temperature)
     return nearest, _confusion(figures, train, test, predictions, min(k, len(train.labels)))
 
 

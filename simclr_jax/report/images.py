@@ -108,7 +108,8 @@ def squares(source: Source, rows: np.ndarray, image_size: int) -> tuple[np.ndarr
     """Central squares [M, S, S, 3] float32 of the images that can be read, and their places in `rows`."""
     images = [picture(source, int(row)) for row in rows]
     kept = [place for place, image in enumerate(images) if image is not None]
-    crops = [host.eval_crop(image, image_size=image_size, proportion=1.0) for image in images if image is not None]
+    crops = [host.eval_crop(image, image_size=image_size, proportion=1.0)
+             for image in images if image is not None]
     return np.array(crops).reshape(-1, image_size, image_size, 3), np.array(kept, int)
 
 

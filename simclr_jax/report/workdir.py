@@ -3,7 +3,6 @@
 import datetime
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,14 +10,10 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.config import flatten
+from simclr_jax.evaluate.results import metric_title
 from simclr_jax.training.workdir import load_config
 
 _NOT_THE_RUN = ('task', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')
-_MEASURE = re.compile(r'(.+_(?:accuracy|per_class))(?:_k(\d+))?')
-_NAMES = {'knn_accuracy': 'kNN top-1', 'linear_accuracy': 'linear top-1',
-         'linear_top5_accuracy': 'linear top-5', 'logistic_accuracy': 'logistic top-1',
-         'logistic_per_class': 'logistic, mean per class',
-         'finetune_accuracy': 'fine-tuned top-1', 'finetune_top5_accuracy': 'fine-tuned top-5'}
 _FLOORS = ('random', 'raw pixels')
 
 
@@ -97,11 +92,10 @@ def evaluation_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             encoder += f', by {line["solver"]}'         # raw pixels beside a probe trained by SGD
         row = {name: line.get(name, '') for name in ('evaluation', 'data', 'split', 'step', 'num_train')}
         for name, value in line.items():
-            match = _MEASURE.fullmatch(name)
-            if not match or not isinstance(value, (int, float)):
+            metric = metric_title(name)
+            if not metric or not isinstance(value, (int, float)):
                 continue
-            measure, k = _NAMES.get(match[1], match[1].replace('_', ' ')), match[2]
-            key = row | {'measure': measure + (f', k = {k}' if k else ''), 'encoder': encoder}
+            key = row | {'measure': metric, 'encoder': encoder}
             found.pop(tuple(key.values()), None)
             found[tuple(key.values())] = key | {
                 'value': value, 'interval': line.get(f'{name}_interval'),

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import unflatten_dict
+
 from simclr_jax.config import ConfigDict, check_values, flatten, nearest_field
 
 
@@ -66,17 +68,11 @@ def cell_config(config: ConfigDict, cell: Cell, seed: int = 0) -> ConfigDict:
     one.study.update({'grid': None, 'only': '', 'num_seeds': 1})
     one.seed = config.seed + seed
     fields = flatten(one)
-    for name, value in cell.overrides.items():
+    for name in cell.overrides:
         if name not in fields and not name.startswith(('augment.view1.', 'augment.view2.')):
             raise ValueError(f'The cell {cell.name!r} sets {name!r}, which is no field; '
                              f'did you mean {nearest_field(one, name)!r}?')
-        *path, leaf = name.split('.')
-        group = one
-        with one.unlocked():            # a view holds only what it overrides
-            for part in path:
-                if part not in group:
-                    group[part] = ConfigDict()
-                group = group[part]
-            group[leaf] = value
+    with one.unlocked():                # a view holds only what it overrides
+        one.update(unflatten_dict(dict(cell.overrides), sep='.'))
     check_values(one)
     return one

@@ -8,11 +8,12 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from simclr_jax import storage
+from simclr_jax.evaluate.results import metric_title
 from simclr_jax.report.tables import write_csv
 from simclr_jax.studies.grid import Grid
 
 _NAN = float('nan')
-_MEASURES = {'linear_accuracy': 'linear top-1 %', 'knn_accuracy': 'kNN top-1 %'}
+_METRICS = ('linear_accuracy', 'knn_accuracy')
 _LAYERS = {0: 'h', -1: 'z'}
 _LAST = {'contrastive_accuracy': 'contrastive accuracy %', 'contrastive_entropy': 'entropy, nats',
          'mined_share': 'anchors mined %'}
@@ -21,7 +22,7 @@ Found = Mapping[tuple[str, ...], Records]   # by the place of the cell
 
 
 class Estimate(NamedTuple):
-    """A measure in per cent: of one seed with its 95 % interval over the test images, of several their mean
+    """An accuracy in per cent: of one seed with its 95 % interval over the test images, of several their mean
     -+ one standard deviation; NaN before any is finished."""
 
     mean: float = _NAN
@@ -59,30 +60,32 @@ def render(grid: Grid, records: Records, directory: str) -> None:
     storage.write_atomically(os.path.join(directory, 'study.md'), text.encode())
 
 
-def _estimate(records: Records, layer: int, measures: Sequence[str] = tuple(_MEASURES)) -> Estimate:
-    """Of the first of `measures` that the records have: top-1 of the linear probe, or else of kNN."""
-    measured = [record for record in records if str(layer) in record.get('measures', {})]
-    for name in measures:
-        values = [100 * record['measures'][str(layer)][name] for record in measured
+def _estimate(records: Records, layer: int, metrics: Sequence[str] = _METRICS) -> Estimate:
+    """Of the first of `metrics` that the records have: top-1 of the linear probe, or else of kNN."""
+    finished = [record for record in records if str(layer) in record.get('measures', {})]
+    for name in metrics:
+        values = [100 * record['measures'][str(layer)][name] for record in finished
                   if name in record['measures'][str(layer)]]
-        if not values:
+        if len(values) == 1:
+            bounds = 100 * np.array(finished[0]['intervals'][str(layer)][name])
+        elif values:
+            bounds = np.mean(values) + np.std(values, ddof=1) * np.array([-1, 1])
+        else:
             continue
-        mean = np.mean(values)
-        bounds = (mean - np.std(values, ddof=1), mean + np.std(values, ddof=1)) if len(values) > 1 else (
-            100 * bound for bound in measured[0]['intervals'][str(layer)][name])
-        mean, low, high = (round(float(value), 3) for value in (mean, *bounds))
-        return Estimate(mean, low, high, len(values))
+        return Estimate(*(round(float(value), 3) for value in (np.mean(values), *bounds)), len(values))
     return Estimate()
 
 
 def _columns(grid: Grid, found: Found) -> dict[str, list[Any]]:
     """{heading: a value for each cell}: places, `Estimate`s, what the log says last, the paper's, status."""
-    columns: dict[str, list[Any]] = {name: [cell.place[axis] for cell in grid.cells] for axis, name in enumerate(grid.axes)}
+    columns: dict[str, list[Any]] = {name: [cell.place[axis] for cell in grid.cells]
+                                     for axis, name in enumerate(grid.axes)}
     for layer in grid.layers:
-        for measure, heading in _MEASURES.items():
-            estimates = [_estimate(records, layer, [measure]) for records in found.values()]
+        for name in _METRICS:
+            estimates = [_estimate(records, layer, [name]) for records in found.values()]
             if any(estimate.num_seeds for estimate in estimates):
-                columns[heading + (f', layer {layer}' if len(grid.layers) > 1 else '')] = estimates
+                of_layer = f', layer {layer}' if len(grid.layers) > 1 else ''
+                columns[f'{metric_title(name)} %{of_layer}'] = estimates
     for name, heading in _LAST.items():
         scale = 1 if name == 'contrastive_entropy' else 100
         values = [[scale * record['last'][name] for record in records if name in record.get('last', {})]
@@ -109,10 +112,10 @@ def _describe(grid: Grid, found: Found, columns: Mapping[str, list], *, has_figu
     parts = [f'# {grid.title}', f'{sum(map(bool, found.values()))} of {len(found)} cells; {uncertain}. '
                                 f'Paper: {grid.source}.']
     if floors := [record['random'] for records in found.values() for record in records if 'random' in record]:
-        name = next(name for name in _MEASURES if name in floors[0])
+        name = next(name for name in _METRICS if name in floors[0])
         values = [100 * floor[name] for floor in floors]
         parts.append(f'The encoders before training have {min(values):.1f} to {max(values):.1f} '
-                     f'{_MEASURES[name]}: the floor.')
+                     f'{metric_title(name)} %: the floor.')
     ours = [_estimate(records, grid.layers[0]) for records in found.values()]
     pairs = [(estimate.mean, cell.paper) for estimate, cell in zip(ours, grid.cells)
              if estimate.num_seeds and cell.paper is not None]
@@ -157,7 +160,7 @@ def _matrices(grid: Grid, found: Found) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _figure(grid: Grid, found: Found) -> Any:
-    """The chart of the study; None without matplotlib, or before anything is measured."""
+    """The chart of the study; None without matplotlib, or before any cell is finished."""
     if not any(_estimate(records, grid.layers[0]).num_seeds for records in found.values()):
         return None
     try:

@@ -5,7 +5,6 @@ written anew after every run. A study that was killed goes on with the same comm
 skipped, and the one that was killed resumes from its last checkpoint.
 """
 
-import functools
 import json
 import os
 import time
@@ -15,12 +14,12 @@ import jax
 
 from simclr_jax import storage, train
 from simclr_jax.runtime import sharding
-from simclr_jax.training import steps, workdir as workdirs
+from simclr_jax.training import workdir as workdirs
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import sources
-from simclr_jax.evaluate.frozen import measure
+from simclr_jax.evaluate.frozen import frozen_accuracies
 from simclr_jax.evaluate.intervals import wilson_interval
 from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.evaluate.subject import make_subject
 from simclr_jax.report.workdir import read_rows
 from simclr_jax.studies.grid import Cell, Grid, cell_config
 from simclr_jax.studies.render import render
@@ -76,11 +75,11 @@ def read_record(path: str) -> dict[str, Any] | None:
 
 
 def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple[int, ...]) -> dict[str, Any]:
-    """Pretrains and measures a cell in its workdir `path`, or goes on with it.
+    """Pretrains and evaluates a cell in its workdir `path`, or goes on with it.
 
     Returns:
-        Its record, as written to cell.json: 'place', 'overrides', 'seed'; 'measures' {layer: {measure:
-        share}} and 'intervals' of 95 % alike, 'random' (the measures of the encoder before training), 'last'
+        Its record, as written to cell.json: 'place', 'overrides', 'seed'; 'measures' {layer: {metric:
+        share}} and 'intervals' of 95 % alike, 'random' (the same of the encoder before training), 'last'
         (of the log), 'seconds'. Or, of a run whose loss was no longer finite, 'failed', the sentence that
         says so.
     """
@@ -89,10 +88,10 @@ def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple
     try:
         results = train.pretrain(config, path)
         if not results:
-            raise ValueError(f'{config.data.source} has no labelled split to measure a study on: '
+            raise ValueError(f'{config.data.source} has no labelled split to evaluate a study on: '
                              'set data.test_split.')
         measures = {str(layers[0]): results['pretrained'],
-                    **{str(layer): _measure_layer(config, path, layer) for layer in layers[1:]}}
+                    **{str(layer): _accuracies_of_layer(config, path, layer) for layer in layers[1:]}}
         if sharding.is_lead():
             num_test = read_rows(path, 'results.jsonl')[-1]['num_test']
             intervals = {layer: {name: wilson_interval(value, num_test) for name, value in values.items()}
@@ -110,15 +109,13 @@ def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple
     return record
 
 
-def _measure_layer(config: ConfigDict, path: str, layer: int) -> dict[str, float]:
+def _accuracies_of_layer(config: ConfigDict, path: str, layer: int) -> dict[str, float]:
     """What pretraining reports at its end, of another layer of the same encoder."""
-    found = load_pretrained(path)
-    where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
-    train_source, test_source = sources.load_pair(config.data.source, config.data.train_split,
-                                                  config.data.test_split, **where)
-    encode = jax.jit(steps.make_encode(found.network, layer=layer))
-    return measure(functools.partial(encode, found.variables), train_source=train_source, test_source=test_source,
-                   config=config, mesh=sharding.make_mesh(), linear=config.eval.linear_at_end)
+    subject = make_subject(load_pretrained(path), layer=layer)
+    train_source, test_source = train.load_sources(config)
+    assert test_source is not None          # or pretraining would have reported nothing
+    return frozen_accuracies(subject.frozen(subject.pretrained.variables), train_source, test_source, config,
+                             subject.mesh, linear=config.eval.linear_at_end)
 
 
 def _last_row(path: str) -> dict[str, float]:

@@ -1,6 +1,11 @@
 """A small pretraining run, and configs that evaluate it."""
 
+import jax
+import numpy as np
+
 from simclr_jax.config import base_config, smoke
+from simclr_jax.evaluate.pretrained import as_imported
+from simclr_jax.weights.flax_file import write_flax
 
 
 def small_config(**data):
@@ -22,3 +27,11 @@ def task_config(task, workdir, **settings):
     config.task, config.data.source, config.data.train_split = task, '', ''
     config[task].update({'pretrained': workdir, **settings})
     return config
+
+
+def overflowing(pretrained, directory):
+    """The path of a file of an encoder whose features are not finite, though all its weights are."""
+    path = str(directory / 'overflowing.safetensors')
+    write_flax(path, as_imported(pretrained, variables=jax.tree.map(
+        lambda leaf: np.full_like(leaf, 1e38), pretrained.variables)))
+    return path

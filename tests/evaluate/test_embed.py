@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,10 @@ from PIL import Image
 
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.views.device import eval_crop
-from simclr_jax.evaluate import embed as embed_module
-from simclr_jax.evaluate.embed import embed, output_paths, read_features, write_features
-from simclr_jax.evaluate.frozen import fingerprint
+from simclr_jax.evaluate.embed import embed, fingerprint, output_paths, read_features, write_features
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.training.steps import make_encode
-from tests.evaluate.runs import task_config
+from tests.evaluate.runs import overflowing, task_config
 
 
 @pytest.fixture(scope='module')
@@ -104,20 +103,27 @@ def test_unlabelled_sets_are_embedded_in_their_order(workdir, pretrained, tmp_pa
 def test_what_cannot_be_written_is_said_before_anything_is_encoded(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="embed.file is 'x.csv'"):
         output_paths('x.csv', str(tmp_path))
-    monkeypatch.setattr(embed_module, '_pyarrow', lambda: False)
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)         # as if it were not installed
     assert [os.path.basename(path) for path in output_paths('', str(tmp_path))] == ['features.npz']
     with pytest.raises(ValueError, match='needs pyarrow'):
         output_paths('x.parquet', str(tmp_path))
 
 
-def test_features_that_are_not_finite_are_refused(workdir, pretrained, tmp_path, monkeypatch):
-    broken = pretrained._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, pretrained.variables))
-    monkeypatch.setattr(embed_module, 'load_pretrained', lambda *_, **keywords: broken)
-    config = task_config('embed', workdir, file=str(tmp_path / 'out.npz'))
+def test_features_that_are_not_finite_are_refused(pretrained, tmp_path):
+    path = overflowing(pretrained, tmp_path)
+    config = task_config('embed', path, file=str(tmp_path / 'out.npz'))
     config.data.update({'source': 'shapes:10', 'train_split': 'train'})
     with pytest.raises(FloatingPointError, match='not finite'):
-        embed(config, str(tmp_path))
-    assert not list(tmp_path.iterdir())
+        embed(config, str(tmp_path / 'out'))
+    assert os.listdir(tmp_path) == [os.path.basename(path)]
+
+
+def test_the_fingerprint_sees_one_bit():
+    tree = {'a': np.zeros(3, np.float32), 'b': [np.ones((2, 2), np.float32)]}
+    before = fingerprint(tree)
+    assert fingerprint(jax.tree.map(np.copy, tree)) == before
+    tree['b'][0][1, 1] = np.nextafter(np.float32(1), np.float32(2))
+    assert fingerprint(tree) != before
 
 
 def test_a_write_that_fails_leaves_the_old_file(files, tmp_path, monkeypatch):

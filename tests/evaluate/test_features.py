@@ -1,17 +1,36 @@
 import jax
 import numpy as np
+import pytest
 
+from simclr_jax.data.source import Source
+from simclr_jax.evaluate.features import encode_source, raw_pixels
 from simclr_jax.runtime import sharding
-from simclr_jax.evaluate.features import extract_features, raw_pixels
+from tests.evaluate.runs import small_config
 
 
-def test_padding_is_dropped_and_rows_stay_with_their_labels():
-    rng = np.random.default_rng(0)
-    images = rng.random((24, 2, 2, 3), np.float32)
-    valid = np.ones(24, bool)
-    valid[[5, 22, 23]] = False
-    batches = [{'image': images[rows], 'label': np.arange(24, dtype=np.int32)[rows], 'valid': valid[rows]}
-               for rows in (slice(0, 8), slice(8, 16), slice(16, 24))]
-    extracted = extract_features(jax.jit(raw_pixels), batches, sharding.make_mesh(), at_most=24)
-    np.testing.assert_array_equal(extracted.labels, np.flatnonzero(valid))
-    np.testing.assert_array_equal(extracted.features, images[valid].reshape(21, -1))
+class Pictures(Source):
+    """24 images of 16 pixels a side, of which one cannot be read and two have no label."""
+
+    labels = np.where(np.isin(np.arange(24), (2, 9)), -1, np.arange(24)).astype(np.int32)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
+
+    def load(self, index):
+        if index == 5:
+            raise OSError('no image')
+        return self.pixels[index]
+
+
+@pytest.mark.parametrize('labelled, left_out', [(True, [2, 5, 9]), (False, [5])])
+def test_rows_stay_with_their_labels_whatever_is_left_out(labelled, left_out):
+    config, calls = small_config(), []
+    config.eval.batch_size = 10                                     # filled up to 16 on eight devices
+    pictures = Pictures('pictures', 'train', 24, tuple(map(str, range(24))))
+    found, rows = encode_source(jax.jit(raw_pixels), pictures, config, sharding.make_mesh(), labelled=labelled,
+                                advance=lambda: calls.append(1))
+    expected = np.setdiff1d(np.arange(24), left_out)
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(found.labels, Pictures.labels[expected])
+    pixels = Pictures.pixels[expected].reshape(len(expected), -1) / 255
+    np.testing.assert_allclose(found.features, pixels, atol=1e-6)
+    assert len(calls) == 24
+    assert found.preprocessing == '16 px, crop 1, mean (0.4, 0.5, 0.6), std (1, 1, 1)'

@@ -1,5 +1,6 @@
 """Fine-tuning of a small run: what is trained, on which labels, and what it leaves."""
 
+import itertools
 import json
 
 import jax
@@ -7,15 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data import batches
+from simclr_jax.data.arrays import shapes_source
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.evaluate import finetune as module
 from simclr_jax.evaluate.finetune import finetune, frozen_module
 from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.evaluate.supervised import labelled_crops
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.training.steps import make_encode
-from tests.evaluate.runs import task_config
+from tests.evaluate.runs import overflowing, task_config
+
+
+CLASSIFIER_ALONE = {'from_block': 4, 'zero_init': True}
 
 
 def finetune_config(workdir, **settings):
@@ -80,99 +84,71 @@ def test_a_pass_with_all_frozen_is_that_of_evaluation(workdir):
     np.testing.assert_allclose(projection, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.fixture
-def fits(monkeypatch):
-    """What would have been trained: (variables, source, from_block) of each call, and nothing is."""
-    calls = []
-
-    def fit(config, subject, variables, source, *_, from_block):
-        calls.append((variables, source, from_block))
-        return module.Tuned(variables, np.zeros((32, source.num_classes), np.float32),
-                            np.zeros(source.num_classes, np.float32))
-
-    monkeypatch.setattr(module, 'fit_network', fit)
-    return calls
-
-
-def test_scratch_is_the_row_beside_it_and_a_share_of_labels_is_balanced(workdir, tmp_path, fits):
-    config = finetune_config(workdir, init='both', label_share=0.1, batch_size=8, from_block=4)
+def test_scratch_is_the_row_beside_it_on_a_balanced_share_of_labels(workdir, tmp_path):
+    config = finetune_config(workdir, init='both', label_share=0.1, batch_size=8, from_block=4,
+                             learning_rate=0.0)
     assert list(finetune(config, str(tmp_path))) == ['scratch', 'pretrained']
+    rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+    assert [row['num_train'] for row in rows] == [10, 10]               # one of each class
     pretrained = load_pretrained(workdir)
-    for (variables, source, from_block), expected, block in zip(
-            fits, (pretrained.initial, pretrained.variables), (-1, 4)):
-        jax.tree.map(np.testing.assert_array_equal, variables, expected)
-        assert np.bincount(source.labels).tolist() == [1] * 10 and from_block == block
-    for name, expected in (('finetuned', pretrained.variables), ('scratch', pretrained.initial)):
-        kept = load_pretrained(f'{tmp_path}/{name}.safetensors')
-        jax.tree.map(np.testing.assert_array_equal, kept.variables, expected)
+    tuned, scratch = (load_pretrained(f'{tmp_path}/{name}.safetensors').variables
+                      for name in ('finetuned', 'scratch'))
+    jax.tree.map(np.testing.assert_array_equal, tuned, pretrained.variables)
+    jax.tree.map(np.testing.assert_array_equal, scratch['params'], pretrained.initial['params'])
+    assert changed(pretrained.initial, scratch, 'batch_stats')          # nothing of it is frozen
 
 
-def test_a_list_of_files_of_a_folder_chooses_the_labels(workdir, tmp_path, fits):
+def test_a_list_of_files_of_a_folder_chooses_the_labels(workdir, tmp_path):
     for split, count in (('train', 40), ('test', 20)):
         for number, (image, label) in enumerate(zip(*make_shapes(split, 16, count))):
             path = tmp_path / 'images' / split / f'class{label}' / f'{number}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
     (tmp_path / 'list.txt').write_text(''.join(f'{number}.png\n' for number in range(5, 25)))
-    config = finetune_config(workdir, batch_size=16, subset_file=f'{tmp_path}/list.txt')
+    config = finetune_config(workdir, batch_size=16, subset_file=f'{tmp_path}/list.txt', **CLASSIFIER_ALONE)
     config.data.update({'source': f'folder:{tmp_path}/images', 'train_split': 'train', 'test_split': 'test'})
     finetune(config, str(tmp_path / 'out'))
     row = json.loads((tmp_path / 'out' / 'results.jsonl').read_text())
     assert (row['num_train'], row['num_test']) == (20, 20)
-    source = fits[0][1]
-    assert {source.name_of(row).split('/')[1] for row in range(20)} == {f'{n}.png' for n in range(5, 25)}
 
 
-CLASSIFIER_ALONE = {'from_block': 4, 'zero_init': True}
-
-
-def test_the_classifier_alone_follows_nesterov_sgd_in_float64(workdir, tmp_path, monkeypatch):
+def test_the_classifier_alone_follows_nesterov_sgd_in_float64(workdir, tmp_path):
     """Against the recurrence written out: v = m v + g, w -= lr (g + m v), lr along a cosine."""
-    images = []
-    make = batches.make_crops_and_flips
-
-    def keep(**view):
-        crops = make(**view)
-        return lambda batch: images.append((crops(batch), np.asarray(batch['label']))) or images[-1][0]
-
-    monkeypatch.setattr(batches, 'make_crops_and_flips', keep)
     config = finetune_config(workdir, **CLASSIFIER_ALONE)
     config.log.every_steps = 1
     finetune(config, str(tmp_path))
     rows = map(json.loads, (tmp_path / 'finetune' / 'metrics.jsonl').read_text().splitlines())
     losses = [row['pretrained_loss'] for row in rows if 'pretrained_loss' in row]
+    assert len(losses) == 3
     pretrained, tuned = load_pretrained(workdir), load_pretrained(f'{tmp_path}/finetuned.safetensors')
     jax.tree.map(np.testing.assert_array_equal, tuned.variables, pretrained.variables)
     encode = jax.jit(make_encode(pretrained.network))
     parameters = np.zeros((33, 10))                     # kernel, and bias below it
     velocity, expected = np.zeros_like(parameters), []
-    for step, (batch, labels) in enumerate(images):
-        h = encode(pretrained.variables, np.asarray(batch))
+    batches, crops = labelled_crops(config, pretrained.config.augment,
+                                    shapes_source('shapes', 'train[:128]', 16), 64)
+    for step, batch in enumerate(itertools.islice(batches, 3)):
+        h, labels = encode(pretrained.variables, crops(batch)), batch['label']
         rows = np.append(np.asarray(h, np.float64), np.ones((len(labels), 1)), axis=1)
         p = np.exp(rows @ parameters)
         p /= p.sum(1, keepdims=True)
         expected.append(-np.log(p[np.arange(len(labels)), labels]).mean())
         gradient = rows.T @ (p - np.eye(10)[labels]) / len(labels)
         velocity = 0.9 * velocity + gradient
-        parameters -= 0.05 * (1 + np.cos(np.pi * step / len(images))) * (gradient + 0.9 * velocity)
-    assert len(losses) == 3
+        parameters -= 0.05 * (1 + np.cos(np.pi * step / 3)) * (gradient + 0.9 * velocity)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     np.testing.assert_allclose(tuned.classifier['kernel'], parameters[:-1], rtol=2e-3, atol=2e-5)
     np.testing.assert_allclose(tuned.classifier['bias'], parameters[-1], rtol=2e-3, atol=2e-5)
 
 
-def test_a_training_that_is_no_longer_finite_leaves_no_result(workdir, tmp_path, monkeypatch):
-    load = module.load_subject
-
-    def broken(*arguments):
-        subject = load(*arguments)
-        variables = jax.tree.map(lambda leaf: leaf * np.float32('nan'), subject.pretrained.variables)
-        return subject._replace(pretrained=subject.pretrained._replace(variables=variables))
-
-    monkeypatch.setattr(module, 'load_subject', broken)
+def test_a_training_that_is_no_longer_finite_leaves_no_result(workdir, tmp_path):
+    path = overflowing(load_pretrained(workdir), tmp_path)
+    config = finetune_config(path, **CLASSIFIER_ALONE)
+    config.data.update({'source': 'shapes', 'train_split': 'train[:128]', 'test_split': 'test[:64]'})
     with pytest.raises(FloatingPointError, match='lower finetune.learning_rate'):
-        finetune(finetune_config(workdir, **CLASSIFIER_ALONE), str(tmp_path))
-    assert not (tmp_path / 'results.jsonl').exists() and not (tmp_path / 'finetuned.safetensors').exists()
+        finetune(config, str(tmp_path / 'out'))
+    assert not (tmp_path / 'out' / 'results.jsonl').exists()
+    assert not (tmp_path / 'out' / 'finetuned.safetensors').exists()
 
 
 @pytest.mark.parametrize('settings, sentence', [

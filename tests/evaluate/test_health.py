@@ -129,11 +129,11 @@ def test_health_measures_features_and_projections_of_the_network(health, variabl
         np.testing.assert_allclose(got[f'{name}_spread'], root_mean_square_distance(rows), rtol=1e-4)
         np.testing.assert_allclose(got[f'{name}_rank'], rank_me(unit(rows)), rtol=1e-4)
     projections = (layers(variables, some[::stride])[1] for some in (images, others))
-    for name, value in pair_measures_in_loops(*projections).items():
+    for name, value in pair_metrics_in_loops(*projections).items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def pair_measures_in_loops(view1, view2):
+def pair_metrics_in_loops(view1, view2):
     """Wang & Isola 2020, eq. 2 and 3 with alpha = t = 2, and the cosines of all pairs, in float64."""
     view1, view2 = unit(np.float64(view1)), unit(np.float64(view2))
     positive = [a @ b for a, b in zip(view1, view2)]
@@ -150,7 +150,7 @@ def pair_measures_in_loops(view1, view2):
 
 def test_equal_views_are_aligned_and_opposite_corners_are_uniform():
     corners = np.float32([[1, 0], [-1, 0]])
-    got = jax.jit(measures.pair_measures)(corners, corners)
+    got = jax.jit(measures.pair_metrics)(corners, corners)
     np.testing.assert_allclose(got['alignment'], 0, atol=1e-6)
     np.testing.assert_allclose(got['uniformity'], -8, atol=1e-4)        # 1 + expm1(-8) has 11 bits left
     np.testing.assert_allclose([got['positive_similarity'], got['negative_similarity']], [1, -1], rtol=1e-6)
@@ -182,7 +182,7 @@ def test_measures_that_are_missing_are_not_judged():
 def test_uniformity_of_a_collapse_keeps_its_digits():
     """As every view is nearly one vector: float32 cosines would all be 1."""
     rows = 1 + 1e-3 * np.random.default_rng(0).normal(size=(16, 64))
-    expected = pair_measures_in_loops(rows, rows[::-1])
-    got = jax.jit(measures.pair_measures)(np.float32(rows), np.float32(rows[::-1]))
+    expected = pair_metrics_in_loops(rows, rows[::-1])
+    got = jax.jit(measures.pair_metrics)(np.float32(rows), np.float32(rows[::-1]))
     for name in ('uniformity', 'alignment', 'negative_similarity_std'):
         np.testing.assert_allclose(got[name], expected[name], rtol=2e-3, err_msg=name)

@@ -1,12 +1,16 @@
 import json
 import os
 
-from PIL import Image
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
 
+import simclr_jax
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.evaluate import subject
+from simclr_jax.data.source import Source
 from simclr_jax.evaluate.knn_task import knn
+from simclr_jax.evaluate.subject import load_subject
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config, task_config
 
@@ -29,10 +33,25 @@ def test_knn_of_a_workdir_stands_beside_its_floors_with_all_that_it_is_a_number_
     assert 'kNN (k = 20) top-1 %' in said and '95 % interval' in said
 
 
-def test_raw_pixels_that_do_not_fit_are_left_out_and_it_is_said(workdir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(subject, '_PIXEL_BYTES', 192 * 16 * 16 * 3 * 4 - 1)
-    assert set(knn(task_config('knn', workdir, k=(5,)), str(tmp_path))) == {'random', 'pretrained'}
-    assert 'The raw pixels are left out: they do not fit in memory.' in capsys.readouterr().out
+def test_preprocessing_and_encoder_are_those_of_the_checkpoint(workdir, tmp_path):
+    """Against scikit-learn on what `load_encoder` makes of the images; the config has other values."""
+    results = knn(task_config('knn', workdir, k=(20,), pixel_floor=False), str(tmp_path))
+    encoder = simclr_jax.load_encoder(workdir)
+    (train, train_labels), (test, test_labels) = make_shapes('train', 16, 128), make_shapes('test', 16, 64)
+    oracle = KNeighborsClassifier(20, metric='cosine', weights=lambda distance: np.exp(-distance / 0.07))
+    expected = oracle.fit(encoder(train), train_labels).score(encoder(test), test_labels)
+    assert results['pretrained']['knn_accuracy_k20'] == pytest.approx(expected, abs=1.5 / 64)
+    assert encoder.preprocessing.image_size == 16 and encoder.preprocessing.mean == (0.4, 0.5, 0.6)
+
+
+def test_raw_pixels_that_do_not_fit_are_left_out_and_it_is_noted(workdir):
+    subject, notes = load_subject(task_config('knn', workdir).knn, workdir, 'knn'), []
+    small, large = (Source('set', 'train', count, None) for count in (1000, 400_000))
+    assert set(subject.encoders(small, pixel_floor=True, note=notes.append)) == {
+        'raw pixels', 'random', 'pretrained'} and not notes
+    both = subject.encoders(small, large, pixel_floor=True, note=notes.append)
+    assert set(both) == {'random', 'pretrained'}
+    assert notes == ['The raw pixels are left out: they do not fit in memory.']
 
 
 def test_k_is_at_most_the_training_images_and_the_home_directory_is_found(workdir, tmp_path, monkeypatch, capsys):

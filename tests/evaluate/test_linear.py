@@ -6,17 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.data import batches
-from simclr_jax.runtime import sharding
 from simclr_jax.config import base_config
-from simclr_jax.evaluate import frozen
-from simclr_jax.evaluate import linear as linear_module
-from simclr_jax.evaluate import subject as subject_module
-from simclr_jax.evaluate.features import Features
-from simclr_jax.evaluate.linear import linear
+from simclr_jax.data.arrays import shapes_source
+from simclr_jax.evaluate.frozen import unchanged
+from simclr_jax.evaluate.linear import fit_classifier, linear
 from simclr_jax.evaluate.logistic import L2_VALUES
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.evaluate.supervised import accuracies
+from simclr_jax.evaluate.subject import load_subject
+from simclr_jax.evaluate.supervised import accuracies, labelled_crops
+from simclr_jax.runtime import sharding
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config, task_config
 
@@ -26,30 +24,20 @@ def linear_config(workdir, **settings):
                                              **settings})
 
 
-def test_preprocessing_and_network_come_from_the_checkpoint(workdir, tmp_path, monkeypatch):
-    seen = []
-
-    def spy(name):
-        original = getattr(batches, name)
-
-        def call(source, **keywords):
-            seen.append((name, keywords['image_size'], keywords.get('crop_proportion')))
-            return original(source, **keywords)
-
-        monkeypatch.setattr(batches, name, call)
-
-    spy('probe_batches')
-    spy('eval_batches')
+def test_both_encoders_have_a_line_of_results(workdir, tmp_path):
     results = linear(linear_config(workdir), str(tmp_path))
-    assert {size for _, size, _ in seen} == {16} and {name for name, _, _ in seen} == {
-        'probe_batches', 'eval_batches'}
-    assert {proportion for name, _, proportion in seen if name == 'eval_batches'} == {1.0}
-    assert load_pretrained(workdir).network.mean == (0.4, 0.5, 0.6)
     assert set(results) == {'random', 'pretrained'}
     rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
     assert [row['linear_accuracy'] for row in rows] == [
         results[name]['linear_accuracy'] for name in ('random', 'pretrained')]
     assert rows[1]['step'] == 2 and (rows[1]['num_train'], rows[1]['num_test']) == (128, 64)
+
+
+def test_the_crops_of_training_are_made_as_the_checkpoint_says(workdir):
+    pretrained = load_pretrained(workdir)
+    batches, crops = labelled_crops(linear_config(workdir), pretrained.config.augment, shapes_source(
+        'shapes', 'train[:128]', 16), 8)
+    assert crops(next(batches)).shape == (8, 16, 16, 3) and pretrained.network.mean == (0.4, 0.5, 0.6)
 
 
 def test_the_random_encoder_is_the_one_that_training_started_from(workdir, tmp_path):
@@ -68,45 +56,14 @@ def test_cached_features_serve_when_augmentation_is_off(workdir, tmp_path):
     assert all(0 <= value <= 1 for row in results.values() for value in row.values())
 
 
-def test_an_encoder_that_learns_while_it_is_probed_is_caught(workdir, tmp_path, monkeypatch):
-    """By fault injection: the probe's loop also moves one weight of the encoder."""
-    fit = linear_module.fit_classifier
-
-    def fit_both(batches, features_of, **keywords):
-        variables = features_of.args[0].args[0]                 # of the frozen encoder
-        kernel = variables['params']['encoder']['stem_conv']['kernel']
-        variables['params']['encoder']['stem_conv']['kernel'] = kernel.at[0, 0, 0, 0].add(1e-6)
-        return fit(batches, features_of, **keywords)
-
-    monkeypatch.setattr(linear_module, 'fit_classifier', fit_both)
-    with pytest.raises(RuntimeError, match='encoder changed during its evaluation'):
-        linear(linear_config(workdir), str(tmp_path))
-    assert not (tmp_path / 'results.jsonl').exists()
-
-
-def test_the_fingerprint_sees_one_bit_and_not_where_arrays_lie():
-    tree = {'a': np.zeros(3, np.float32), 'b': [np.ones((2, 2), np.float32)]}
-    before = frozen.fingerprint(tree)
-    assert frozen.fingerprint(jax.tree.map(np.copy, tree)) == before
-    on_devices = jax.device_put(tree, sharding.replicated(sharding.make_mesh()))
-    assert frozen.fingerprint(on_devices) == frozen.fingerprint(jax.tree.map(jax.numpy.copy, on_devices))
-    tree['b'][0][1, 1] = np.nextafter(np.float32(1), np.float32(2))
-    assert frozen.fingerprint(tree) != before
-
-
-def test_features_of_another_preprocessing_than_the_checkpoints_are_caught(workdir, tmp_path, monkeypatch):
-    """By fault injection: images are made as the command's config says instead of the run's own."""
-    original = subject_module.labelled_features
-
-    def wrongly_made(encode, source, config, mesh):
-        config = small_config()
-        config.eval.crop_proportion = 0.875
-        return original(encode, source, config, mesh)
-
-    monkeypatch.setattr(subject_module, 'labelled_features', wrongly_made)
-    with pytest.raises(ValueError, match='of images of 16 px, crop 0.875.*trained for 16 px, crop 1'):
-        linear(linear_config(workdir, solver='lbfgs'), str(tmp_path))
-    assert not (tmp_path / 'results.jsonl').exists()
+def test_an_encoder_that_changes_while_it_is_evaluated_is_caught(workdir):
+    subject = load_subject(linear_config(workdir).linear, workdir, 'linear')
+    encode = subject.frozen(subject.pretrained.variables)
+    with unchanged(encode):
+        pass
+    with pytest.raises(RuntimeError, match='encoder changed during its evaluation'), unchanged(encode):
+        stem = encode.args[0]['params']['encoder']['stem_conv']
+        stem['kernel'] = stem['kernel'].at[0, 0, 0, 0].add(1e-6)
 
 
 def test_lbfgs_chooses_an_l2_for_each_encoder_and_says_which(workdir, tmp_path):
@@ -167,9 +124,9 @@ def test_a_classifier_learns_a_separable_problem():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300).astype(np.int32)
     features = (np.eye(3)[labels] * 4 + 0.3 * rng.normal(size=(300, 3))).astype(np.float32)
-    batches = linear_module._feature_batches(Features(features, labels), seed=0, batch_size=64)
-    kernel, bias = linear_module.fit_classifier(
-        batches, lambda batch: batch['image'], width=3, num_classes=3, num_steps=60, seed=0,
-        mesh=sharding.make_mesh(),
-        settings=base_config().linear, log=lambda step, metrics: None)
+    rows = (rng.choice(300, 64, replace=False) for _ in iter(int, 1))
+    kernel, bias = fit_classifier(
+        ({'image': features[row], 'label': labels[row]} for row in rows), lambda batch: batch['image'],
+        width=3, num_classes=3, num_steps=60, seed=0, mesh=sharding.make_mesh(), settings=base_config().linear,
+        log=lambda step, metrics: None)
     assert ((features @ kernel + bias).argmax(1) == labels).mean() > 0.99

@@ -2,28 +2,19 @@
 
 import copy
 import csv
-import functools
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.evaluate import search as search_module
-from simclr_jax.evaluate.embed import embed, read_features, write_features
-from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.evaluate.embed import check_same_encoder, embed, read_features, write_features
+from simclr_jax.evaluate.pretrained import as_imported, load_pretrained
 from simclr_jax.evaluate.search import search
+from simclr_jax.weights.flax_file import write_flax
 from tests.evaluate.runs import task_config
 
 HOSTILE = 'a<img src=x onerror=alert(1)>&"\'.png'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def load_once():
-    """The checkpoint is read once for all of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, 'load_pretrained', functools.cache(load_pretrained))
-        yield
 
 
 @pytest.fixture(scope='module')
@@ -80,26 +71,27 @@ def test_a_set_that_is_gone_leaves_the_table_and_says_so(place, tmp_path):
     assert len(rows) == 4 and 'could not be read' in text and text.count('<img') == 1
 
 
-@pytest.mark.parametrize('part, change', [
-    ('preprocessing', {'image_size': 32}), ('preprocessing', {'crop_proportion': 0.875}),
-    ('preprocessing', {'mean': [0.0, 0.0, 0.0]}), ('encoder', {'weights': 'others'})])
-def test_features_of_another_encoder_or_preprocessing_are_refused(place, tmp_path, part, change):
-    bank = read_features(str(place / 'features.npz'))
-    metadata = copy.deepcopy(bank.metadata)
-    metadata[part] |= change
-    write_features(str(tmp_path / 'features.npz'), bank._replace(metadata=metadata))
-    with pytest.raises(ValueError, match=f'made with another {part} .*cannot be compared'):
-        search(search_config(str(place / '3.png')), str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ['features.npz']
-
-
-def test_an_encoder_of_another_shape_is_refused(place, workdir, monkeypatch):
-    pretrained = search_module.load_pretrained(workdir)
+def test_features_of_another_encoder_or_preprocessing_are_refused(place, workdir):
+    pretrained, path = load_pretrained(workdir), str(place / 'features.npz')
+    metadata = read_features(path).metadata
+    check_same_encoder(path, metadata, pretrained)
+    for part, change in (('preprocessing', {'image_size': 32}), ('preprocessing', {'crop_proportion': 0.875}),
+                         ('preprocessing', {'mean': [0.0, 0.0, 0.0]}), ('encoder', {'weights': 'others'})):
+        with pytest.raises(ValueError, match=f'made with another {part} .*cannot be compared'):
+            check_same_encoder(path, metadata | {part: metadata[part] | change}, pretrained)
     own = copy.deepcopy(pretrained.config)
     own.encoder.max_pool = 'same'           # the same weights, another function
-    monkeypatch.setattr(search_module, 'load_pretrained', lambda *_, **keywords: pretrained._replace(config=own))
     with pytest.raises(ValueError, match='another encoder'):
-        search(search_config(str(place / '3.png'), pretrained=workdir), str(place))
+        check_same_encoder(path, metadata, pretrained._replace(config=own))
+
+
+def test_a_search_by_another_encoder_is_refused(place, workdir, tmp_path):
+    pretrained = load_pretrained(workdir)
+    write_flax(tmp_path / 'start.safetensors', as_imported(pretrained, variables=pretrained.initial))
+    with pytest.raises(ValueError, match='made with another encoder'):
+        search(search_config(str(place / '3.png'), pretrained=str(tmp_path / 'start.safetensors'),
+                             features=str(place / 'features.npz')), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ['start.safetensors']
 
 
 @pytest.mark.parametrize('queries, message', [

@@ -1,4 +1,4 @@
-"""Maps, neighbours, votes and similarities against numpy's own."""
+"""Maps, neighbours and similarities against numpy's own."""
 
 import numpy as np
 from sklearn import neighbors
@@ -44,20 +44,6 @@ def test_neighbours_are_the_largest_cosines_and_never_the_image_itself():
     _, found = analysis.neighbours(bank, None, k=100)
     np.testing.assert_array_equal(np.sort(found, axis=1),
                                   [np.delete(np.arange(60), row) for row in range(60)])
-
-
-def test_votes_weigh_near_neighbours_more():
-    """Cosines of 0.9 against twice 0.2, and against twice 0.89, at a temperature of 0.07."""
-    def at(cosine):
-        return [cosine, np.sqrt(1 - cosine ** 2)]
-
-    for other, expected in ((0.2, 0), (0.89, 1)):
-        bank = np.array([at(0.9), at(other), at(other)])
-        found = analysis.vote(bank, np.array([0, 1, 1]), np.array([[1.0, 0.0]]), k=3, temperature=0.07)
-        assert found == [expected]
-    bank = np.array([at(1.0), at(0.99), at(0.98)])
-    np.testing.assert_array_equal(       # no image votes for itself
-        analysis.vote(bank, np.array([0, 1, 2]), None, k=1, temperature=0.07), [1, 2, 1])
 
 
 def test_the_largest_counts_off_the_diagonal_are_the_most_confused():

@@ -3,39 +3,34 @@
 import html.parser
 import json
 import re
+import shutil
 
-import jax
-import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.config import ConfigDict, base_config, smoke
+from simclr_jax.config import ConfigDict
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.evaluate.pretrained import Pretrained
-from simclr_jax.models.network import make_network
-from simclr_jax.report import charts
-from simclr_jax.report import encoder_sections, report as report_module
+from simclr_jax.evaluate.pretrained import as_imported, load_pretrained
 from simclr_jax.report.report import report
 from simclr_jax.report.workdir import evaluation_rows
+from simclr_jax.weights.flax_file import write_flax
+from tests.evaluate import runs
 
-SIZE = 16
 HOSTILE = '<script>alert(1)</script><img src="http://example.com/x.png">'
 
 
 def small_config():
-    config = smoke(base_config())
-    config.encoder.width = 0.0625
-    config.augment.image_size = SIZE
+    config = runs.small_config()
     for name in ('jitter', 'grey', 'blur'):         # seconds of compilation
         config.augment[name].probability = 0.0
     config.augment.view2 = {'solarize': {'probability': 0.5}}
-    config.data.update({'source': 'shapes', 'train_split': 'train[:60]', 'test_split': 'test[:30]'})
+    config.data.update({'train_split': 'train[:60]', 'test_split': 'test[:30]'})
     return config
 
 
-def write_run(workdir, config):
-    """The files of a run of 20 steps, without a checkpoint."""
-    workdir.mkdir(exist_ok=True)
+def write_run(workdir, config, run):
+    """The files of a run of 20 steps, with the checkpoint of another."""
+    shutil.copytree(f'{run}/checkpoints', workdir / 'checkpoints')
     (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
     rows = [{'step': step, 'time': 1.7e9 + step, 'loss': 5 - step / 10, 'learning_rate': 0.1,
              'contrastive_accuracy': 0.5, 'feature_rank': 4.0, 'feature_spread': 0.5,
@@ -54,24 +49,10 @@ def write_run(workdir, config):
     (workdir / 'log.txt').write_text(f'2026-01-01 00:00:00  Collapse at step 7: {HOSTILE}\n')
 
 
-@pytest.fixture(scope='module')
-def encoder():
-    """An encoder as `load_pretrained` gives it, not trained."""
-    config = small_config()
-    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(),
-                           mean=config.augment.mean, std=config.augment.std)
-    variables = jax.device_get(network.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32),
-                                            train=False))
-    return Pretrained(config, network, variables, variables, 20, 'online', f'simclr, step 20 {HOSTILE}', {})
-
-
-def make_report(workdir, config, encoder, monkeypatch, **settings):
-    """The page of `workdir`, with `encoder` in the place of a checkpoint, asked for by another recipe."""
-    monkeypatch.setattr(charts, '_DPI', 40)     # small files, soon written
-    own = encoder._replace(config=config)
-    for module in (report_module, encoder_sections):
-        monkeypatch.setattr(module, 'load_pretrained', lambda *_, **__: own)
+def make_report(workdir, data=None, **settings):
+    """The page of `workdir`, asked for by another recipe."""
     asked = small_config()
+    asked.data.update(data or {})
     asked.report.update({'max_images': 40, 'num_queries': 3, **settings})
     return Page(report(asked, str(workdir)))
 
@@ -98,15 +79,14 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope='module')
-def full(tmp_path_factory, encoder):
-    """(page, workdir) of a run that has everything."""
-    workdir = tmp_path_factory.mktemp('runs') / 'run'
+def full(tmp_path_factory, workdir):
+    """(page, directory) of a run that has everything."""
+    directory = tmp_path_factory.mktemp('runs') / 'run'
     config = small_config()
     config.optimizer.learning_rate = 0.125
     config.method.name = f'simclr{HOSTILE}'
-    write_run(workdir, config)
-    with pytest.MonkeyPatch.context() as patch:
-        return make_report(workdir, config, encoder, patch), workdir
+    write_run(directory, config, workdir)
+    return make_report(directory), directory
 
 
 def test_every_part_is_there(full):
@@ -174,7 +154,7 @@ def test_a_directory_with_a_config_alone_is_a_page_of_sentences(tmp_path):
     assert not page.loads and 'Notes of the run' not in page.text
 
 
-def test_unlabelled_images_without_a_test_split(tmp_path, encoder, monkeypatch):
+def test_unlabelled_images_without_a_test_split(tmp_path, workdir):
     """A folder of several sizes and a broken file: neighbours within it, nothing marked, no confusion."""
     images, _ = make_shapes('train', 20, num_examples=9)
     (tmp_path / 'images').mkdir()
@@ -184,39 +164,19 @@ def test_unlabelled_images_without_a_test_split(tmp_path, encoder, monkeypatch):
     config = small_config()
     config.data.update({'source': f'folder:{tmp_path}/images', 'train_split': 'train', 'test_split': '',
                         'max_bad_share': 0.5})
-    workdir = tmp_path / 'run'
-    write_run(workdir, config)
-    page = make_report(workdir, config, encoder, monkeypatch, tsne=False)
+    write_run(tmp_path / 'run', config, workdir)
+    page = make_report(tmp_path / 'run', tsne=False)
     assert 'No confusion matrix: the images have no labels.' in page.text
     assert 'There are no labels, so that none is marked' in page.text and 'itself left out' in page.text
     assert ' right' not in re.findall('<div class="cell[^"]*', page.source)
     assert 'no labels to colour them by' in page.text and 't-SNE' not in page.text
 
 
-def test_an_encoder_and_a_source_that_are_not_ours_have_every_part(tmp_path, encoder, monkeypatch):
-    config = small_config()
-    config.encoder.update({'name': 'tests.encoders:CNN', 'arguments': ConfigDict({'width': 12})})
-    config.data.update({'source': 'examples.source:Stripes', 'arguments': ConfigDict({'count': 30}),
-                        'train_split': 'train', 'test_split': 'test'})
-    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(),
-                           mean=config.augment.mean, std=config.augment.std)
-    variables = jax.device_get(network.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32),
-                                            train=False))
-    write_run(tmp_path / 'run', config)
-    theirs = encoder._replace(network=network, variables=variables, initial=variables)
-    page = make_report(tmp_path / 'run', config, theirs, monkeypatch, tsne=False)
-    assert 'tests.encoders:CNN(width=12)' in page.text and 'all 30 images' in page.text
-    assert 'horizontal' in page.text and 'The vote of the ' in page.text
-    for heading in ('Augmentations', 'Nearest neighbours', 'Map of the features', 'Similarities of views'):
-        assert f'<h2>{heading}</h2>' in page.source
-    assert not re.search('<p class="missing">No (?!floor)', page.source)
-
-
-def test_data_that_are_gone_are_said(tmp_path, encoder, monkeypatch):
+def test_data_that_are_gone_are_named(tmp_path, workdir):
     config = small_config()
     config.data.source = f'folder:{tmp_path}/gone'
-    write_run(tmp_path / 'run', config)
-    page = make_report(tmp_path / 'run', config, encoder, monkeypatch)
+    write_run(tmp_path / 'run', config, workdir)
+    page = make_report(tmp_path / 'run')
     assert 'No augmentations, neighbours, map' in page.text and 'There is no directory' in page.text
     assert 'curve_loss.png' in page.source
 
@@ -244,22 +204,24 @@ def test_the_last_of_several_measurements_counts():
         line | {'linear_accuracy': 0.5, 'protocol': {'solver': 'sgd'}},
         line | {'linear_accuracy': 0.6, 'solver': 'lbfgs', 'protocol': {'solver': 'sgd'}}])
     assert [(row['measure'], row['encoder'], row['value'], row['interval']) for row in rows] == [
-        ('kNN top-1, k = 20', 'pretrained', 0.2, [0.1, 0.3]), ('kNN top-1, k = 20', 'pretrained', 0.3, None),
-        ('kNN top-1, k = 20', 'pretrained, layer 1', 0.4, None),
+        ('kNN (k = 20) top-1', 'pretrained', 0.2, [0.1, 0.3]), ('kNN (k = 20) top-1', 'pretrained', 0.3, None),
+        ('kNN (k = 20) top-1', 'pretrained, layer 1', 0.4, None),
         ('linear top-1', 'pretrained', 0.5, None), ('linear top-1', 'pretrained, by lbfgs', 0.6, None)]
 
 
-def test_a_file_of_weights_has_a_page_on_the_data_that_it_is_asked_for(tmp_path, encoder, monkeypatch):
-    own = small_config()
-    own.data.update({'source': '', 'train_split': 'train', 'test_split': ''})       # a file names no data
+def test_a_file_of_weights_has_a_page_on_the_data_that_it_is_asked_for(tmp_path, workdir):
+    """The images are of a source that is not ours."""
+    path = tmp_path / 'mine.safetensors'
+    write_flax(path, as_imported(load_pretrained(workdir)))
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'results.jsonl').write_text(json.dumps(
-        {'encoder': 'pretrained', 'knn_accuracy_k20': 0.512, 'evaluation': 'knn', 'data': 'shapes'}) + '\n')
-    page = make_report(tmp_path / 'out', own, encoder, monkeypatch, pretrained=str(tmp_path / 'mine.pth'),
-                       tsne=False)
-    said = page.text
-    assert 'on shapes' in said and str(tmp_path / 'mine.pth') in said and 'holds no curves' in said
-    assert '51.2' in said and 'kNN top-1, k = 20' in said
-    for part in ('Augmentations', 'Nearest neighbours', 'Map of the features', 'Confusion'):
-        assert part in said
-    assert 'Deviations from the recipe' not in said and '<script' not in page.source
+        {'encoder': 'pretrained', 'knn_accuracy_k20': 0.512, 'evaluation': 'knn', 'data': 'stripes'}) + '\n')
+    stripes = {'source': 'examples.source:Stripes', 'arguments': ConfigDict({'count': 30}),
+               'train_split': 'train', 'test_split': 'test'}
+    page = make_report(tmp_path / 'out', stripes, pretrained=str(path), tsne=False)
+    assert 'on examples.source:Stripes' in page.text and str(path) in page.text
+    assert 'holds no curves' in page.text and 'all 30 images' in page.text and 'horizontal' in page.text
+    assert '51.2' in page.text and 'kNN (k = 20) top-1' in page.text
+    for part in ('Augmentations', 'Nearest neighbours', 'Map of the features', 'Similarities', 'Confusion'):
+        assert f'<h2>{part}' in page.source
+    assert 'Deviations from the recipe' not in page.text and '<script' not in page.source

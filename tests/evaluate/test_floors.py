@@ -1,0 +1,37 @@
+"""What a run says before any training: encoded once, kept in the workdir, nothing of it held on the devices."""
+
+import jax
+
+from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.shapes import CLASS_NAMES, make_shapes
+from simclr_jax.train import pretrain
+from tests.evaluate.runs import small_config
+
+
+class Counted(ArraySource):
+    """Images in memory, and how often a batch of them was read."""
+
+    reads = 0
+
+    def __getattribute__(self, name):
+        if name == 'images':
+            self.reads += 1
+        return super().__getattribute__(name)
+
+
+def test_the_floors_are_encoded_once_and_their_encoder_is_freed(tmp_path):
+    config, sources, results, live = small_config(), [], [], []
+    config.eval.update({'pixel_floor': True, 'linear_at_end': False})
+    config.head.hidden_width = 57               # a shape that no other test has
+    shape = (32, 57)
+
+    def count(encode, step):
+        live.append(sum(array.shape == shape for array in jax.live_arrays()))
+        return {}
+
+    for _ in range(2):                          # the second goes on where the first has ended
+        sources.append(Counted('shapes', 'test', *make_shapes('test', 16, 64), CLASS_NAMES))
+        results.append(pretrain(config, str(tmp_path), test_source=sources[-1], evaluators=[count]))
+    assert list(results[0]) == ['raw pixels', 'random', 'pretrained'] and results[0] == results[1]
+    assert sources[0].reads - sources[1].reads == 2         # of the pixels, and of the random encoder
+    assert live == [2]                          # the parameters, and the momentum of the optimiser

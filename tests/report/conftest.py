@@ -1,0 +1,1 @@
+from tests.evaluate.conftest import workdir  # noqa: F401
