@@ -43,7 +43,7 @@ def preprocessing_of(config: ConfigDict) -> str:
 def check_features(num_classes: int, **splits: Features) -> None:
     """ValueError for features that are not finite, labels that are no class, or two preprocessings.
 
-    splits: by the word for each in a message: training, test.
+    splits: training and, where there are any, test.
     """
     for what, split in splits.items():
         bad = ~np.isfinite(split.features.sum(axis=1, dtype=np.float64))
@@ -56,9 +56,9 @@ def check_features(num_classes: int, **splits: Features) -> None:
                              f'[0, {num_classes}), the first is {split.labels[outside][0]}: leave examples '
                              'without a class out.')
     if len({split.preprocessing for split in splits.values()}) > 1:
-        made = ', '.join(f'the {what} features from images of {split.preprocessing or "an unknown kind"}'
-                         for what, split in splits.items())
-        raise ValueError(f'Features of two preprocessings: {made}. Make both alike.')
+        train, test = (split.preprocessing or 'unknown' for split in splits.values())
+        raise ValueError(f'The training features were made from images of {train}, the test features from '
+                         f'{test}: make both alike.')
 
 
 def take(features: Features, rows: np.ndarray) -> Features:

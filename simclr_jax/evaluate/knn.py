@@ -80,7 +80,7 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int, without:
     each = -(-len(queries) // jax.process_count())                      # queries of a process
     mine = queries[jax.process_index() * each:][:each]
     tile_size = _QUERIES if on_cpu else 8 * _QUERIES                    # each tile reads the whole bank
-    columns = max(k, max(_BLOCK_BYTES, bank.nbytes // 8) // (4 * min(tile_size, max(1, each))))
+    columns = max(k, max(_BLOCK_BYTES, bank.nbytes // 16) // (4 * min(tile_size, max(1, each))))
     similarity = np.full((each, k), -np.inf, np.float32)
     row = np.zeros((each, k), np.int32)
     space = np.empty((min(tile_size, each), min(columns, len(bank))) if on_cpu else (0, 0), np.float32)
