@@ -10,7 +10,7 @@ after the step and the `batch` of it. Attributes that an evaluator may have:
 
 from collections.abc import Callable, Mapping, Sequence
 import inspect
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -29,10 +29,17 @@ class Evaluator(Protocol):
     def __call__(self, encode: 'StepEncoder', step: int) -> Metrics: ...
 
 
+@runtime_checkable
+class OfRows(Evaluator, Protocol):
+    """One whose metrics go into the rows of the log."""
+
+    every_steps: int
+
+
 class StepEncoder(NamedTuple):
     """The encoder after a step, and what else the step leaves to be looked at."""
 
-    encode: Callable[[Any, jax.Array], jax.Array]   # (variables, images) -> features
+    encode: Callable[[Any, jax.typing.ArrayLike], jax.Array]    # (variables, images) -> features
     state: TrainState
     batch: Mapping[str, jax.Array]                  # as it came to the devices, see data/batches.py
     network: str = 'online'                         # or 'target'
@@ -87,7 +94,8 @@ def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator
     for name in run.config.eval.evaluators:
         evaluator = names.resolve(name, 'eval.evaluators')
         if inspect.isclass(evaluator):
-            evaluator = evaluator(run) if inspect.signature(evaluator).parameters else evaluator()
+            arguments = (run,) if inspect.signature(evaluator).parameters else ()
+            evaluator = evaluator(*arguments)
         found.append(evaluator)
     found += given
     for evaluator in found:
@@ -100,7 +108,7 @@ def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator
 def split_by_schedule(evaluators: Sequence[Evaluator], default_every_epochs: float
                       ) -> tuple[list[tuple[Evaluator, int]], list[tuple[Evaluator, float]]]:
     """([(evaluator of rows, every so many steps)], [(evaluator, every so many epochs)])."""
-    of_rows = [(each, each.every_steps) for each in evaluators if hasattr(each, 'every_steps')]
+    of_rows = [(each, each.every_steps) for each in evaluators if isinstance(each, OfRows)]
     of_epochs = [(each, getattr(each, 'every_epochs', default_every_epochs)) for each in evaluators
-                 if not hasattr(each, 'every_steps')]
+                 if not isinstance(each, OfRows)]
     return of_rows, of_epochs

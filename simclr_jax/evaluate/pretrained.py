@@ -109,9 +109,8 @@ def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Modu
     network, initial = _network(config, encoder)
     with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
         step = _find_step(checkpointer, which, workdir)
-        if step is None:
-            step = checkpointer.latest_step()
         variables = checkpointer.restore_encoder(step, network=which_network)
+        assert step is not None         # or there was nothing to restore
     for part in variables.values():                     # batch_stats has those of the predictor
         for name in ('predictor', 'probe'):
             part.pop(name, None)

@@ -1,5 +1,6 @@
 """Pretraining that goes on from weights at hand: a workdir, or any file that `load_pretrained` reads."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -46,8 +47,8 @@ def start_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[
     method_state = state.method_state
     if 'target' in method_state:
         method_state = method_state | {'target': filled(method_state['target'])}
-    return state.replace(params=online['params'], batch_stats=online['batch_stats'],
-                         method_state=method_state), notes
+    return dataclasses.replace(state, params=online['params'], batch_stats=online['batch_stats'],
+                               method_state=method_state), notes
 
 
 def _variables(state: TrainState) -> dict:

@@ -136,6 +136,7 @@ def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: boo
         if not is_labelled(source):
             raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '
                              f'{what} needs them to train and to test on.')
+    assert test_source is not None
     is_of_run = not by_name and all(trained.data[name] == value for name, value in data.items())
     changes = data_changes(subject.path, train_source) if is_of_run else ''
     if changes:

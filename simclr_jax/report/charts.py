@@ -160,7 +160,7 @@ def scatter(points: np.ndarray, labels: np.ndarray | None = None, class_names: S
         mark = MARKERS[max(label, 0) // len(PALETTE) % len(MARKERS)]
         axes.scatter(*chosen.T, s=8, marker=mark, linewidths=0, alpha=0.75,
                      color='#777777' if label < 0 else PALETTE[label % len(PALETTE)],
-                     label='no label' if label < 0 else literal(class_names[label]))
+                     label='no label' if label < 0 else literal(class_names[int(label)]))
     axes.set(xlabel=x_label, ylabel=y_label)
     if 1 < len(np.unique(labels)) <= 20:
         figure.legend(loc='outside lower left', ncols=3, markerscale=1.6)

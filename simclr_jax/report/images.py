@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ def picture(source: Source, index: int) -> np.ndarray | None:
         return None
 
 
-def pictures(name: str, split: str, indices: np.ndarray, options: Mapping[str, Any]
+def pictures(name: str, split: str, indices: Iterable[int], options: Mapping[str, Any]
              ) -> dict[int, np.ndarray | None]:
     """{index: pixels or None} of a split by its name; `options`: of `sources.load_source`.
 

@@ -72,7 +72,8 @@ def _estimate(records: Records, layer: int, metrics: Sequence[str] = _METRICS) -
             bounds = np.mean(values) + np.std(values, ddof=1) * np.array([-1, 1])
         else:
             continue
-        return Estimate(*(round(float(value), 3) for value in (np.mean(values), *bounds)), len(values))
+        mean, low, high = (round(float(value), 3) for value in (np.mean(values), *bounds))
+        return Estimate(mean, low, high, len(values))
     return Estimate()
 
 
