@@ -139,7 +139,7 @@ def test_deviations_are_from_the_recipe_asked_for_and_from_the_defaults(full):
     page, _ = full
     recipe, defaults = page.source.split('Deviations from the defaults')[0:2]
     recipe = recipe.split('Deviations from the recipe')[1]
-    assert 'optimizer.learning_rate</td><td class="short">0.125</td><td class="short">0.3<' in recipe
+    assert 'optimizer.learning_rate</td><td class="short">0.125</td><td class="short">0.1<' in recipe
     assert 'encoder.depth' not in recipe and 'report.max_images' not in recipe
     assert 'encoder.depth</td><td class="short">10</td><td class="short">50<' in defaults
 
