@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from simclr_jax.models.cpu.convolution import convolve
+from simclr_jax.models.max_pool import max_pool
 from simclr_jax.models.norm import BatchNorm
 
 ModuleDef = Callable[..., nn.Module]
@@ -250,7 +251,7 @@ class ResNet(nn.Module):
         else:
             x = conv(channels, 7, 2, name='stem_conv')(x)
             x = norm(name='stem_norm')(x, rectify=True)
-        return nn.max_pool(x, (3, 3), (2, 2), MAX_POOL_PADDING[self.max_pool])
+        return max_pool(x, MAX_POOL_PADDING[self.max_pool])
 
 
 def _check_choice(field, value, choices):
