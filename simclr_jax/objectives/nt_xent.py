@@ -46,8 +46,8 @@ def nt_xent(
             2N / devices anchors.
         decoupled: leaves the positive out of the denominator of each anchor (Yeh et al. 2021,
             Decoupled Contrastive Learning, eq. 6), so that 2N-2 candidates remain in it.
-        tile: images in a tile, whose sides are 2 * tile projections; None chooses. The result
-            does not depend on it.
+        tile: images in a tile, whose sides are 2 * tile projections; None chooses, by the platform of the
+            mesh, or else of jax's default device. The result does not depend on it.
 
     Returns:
         The loss, a float32 scalar, and its metrics, float32 scalars without gradient:
@@ -70,7 +70,8 @@ def nt_xent(
     check_divisible('nt_xent', view1.shape[0], mesh)
     if tile is not None and tile < 1:
         raise ValueError(f'nt_xent needs tiles of at least one image, got {tile}.')
-    return _tiled(view1, view2, temperature, normalize, mesh, decoupled, tile)
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return _tiled(view1, view2, temperature, normalize, mesh, decoupled, tile or platform)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))

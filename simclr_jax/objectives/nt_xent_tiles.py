@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 
 TILE_IMAGES = 512  # [1024, 1024] similarities, 4 MiB: near a core's cache, large enough for matmuls
+GPU_TILE_IMAGES = 2048  # [4096, 4096], 64 MiB: a GPU takes some microseconds to launch each of a tile's kernels
 LARGE = 16384  # projections; beyond, tiles of twice the side: faster, and small beside the projections
 MASKED = -1e37  # a similarity that does not count; finite, since 0 * -inf is not a number
 NEAR = 60.0  # exp of anything this close to 0 is exact in float32, and so is its quotient by another
@@ -129,10 +130,14 @@ def _grid(z, everyone, axes, tile):
 
 
 def _side(length, tile):
-    """Projections along one side of a tile, for `length` of them: even, so that pairs stay together."""
-    if tile is not None:
+    """Projections along one side of a tile, for `length` of them: even, so that pairs stay together.
+
+    `tile` is the number of its images, or the name of the platform that it is for.
+    """
+    if not isinstance(tile, str):
         return min(2 * tile, length)
-    tiles = -(-length // (2 * TILE_IMAGES * (2 if length > LARGE else 1)))
+    images = GPU_TILE_IMAGES if tile == 'gpu' else TILE_IMAGES
+    tiles = -(-length // (2 * images * (2 if length > LARGE else 1)))
     side = -(-length // tiles)  # as equal as can be, so that little is filled up
     return length if tiles == 1 else -(-side // 128) * 128  # whole matrix units of a TPU or GPU
 
@@ -153,10 +158,12 @@ def _similarities(grid, a, b, temperature):
 def _negatives(s, grid, a, b, is_diagonal):
     """Tile s [R, C] = (a, b) without the filled columns, own similarities and positives."""
     row, column = _at(grid.row_index, a)[:, None], _at(grid.column_index, b)[None, :]
-    hidden = column >= grid.width  # [1, C]
+    masked = jnp.where(a < 0, 0.0, MASKED)  # never 0; a constant tile would be kept in memory all along
+    if grid.column_index.size > grid.width:
+        s = jnp.where(column >= grid.width, masked, s)
     if is_diagonal:
-        hidden |= row >> 1 == column >> 1  # [R, C], the same image
-    return jnp.where(hidden, MASKED, s)
+        s = jnp.where(row >> 1 == column >> 1, masked, s)  # the same image
+    return s
 
 
 class _Summary(NamedTuple):
