@@ -53,7 +53,8 @@ def online_probe(logits: jax.Array | None, labels: jax.Array) -> tuple[jax.Array
     labels = jnp.repeat(labels, logits.shape[0] // labels.shape[0])              # [M]
     known = labels >= 0
     count = jnp.maximum(known.sum(), 1)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
+    # Not by integer labels, whose gradient is a scatter.
+    losses = optax.softmax_cross_entropy(logits, jax.nn.one_hot(jnp.where(known, labels, 0), logits.shape[-1]))
     hits = logits.argmax(-1) == labels
     loss = (losses * known).sum() / count
     return loss, {'probe_loss': loss, 'probe_accuracy': (hits & known).sum() / count}
