@@ -2,7 +2,8 @@
 # Trains on the GPUs of this machine, and starts again what was killed.
 #   launch/gpu.sh --config=configs/cifar10.py --workdir=runs/cifar10
 #   launch/gpu.sh --processes 8 --restarts 3 --config=configs/imagenet.py --workdir=runs/imagenet
-# One process drives all GPUs. Options of this script come before those of the program:
+# One process drives all GPUs; where jax finds none, it ends with status 1 and says why. Options of this
+# script come before those of the program:
 #   --processes N     N processes (--multihost) that share the GPUs evenly, where one cannot feed them all
 #   --cpu-devices K   K simulated CPU devices a process instead of GPUs: a pod in a box
 #   --restarts M      starts all again, at most M times, after a process was killed or crashed
@@ -39,15 +40,17 @@ if [ -n "$cpu_devices" ]; then
     settings=(JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$cpu_devices")
 else
     EXTRAS=${EXTRAS:-gpu,tfds}
-    if [ "$processes" -gt 1 ]; then
-        visible=${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}
-        IFS=, read -ra gpus <<< "$visible"
-        if [ ${#gpus[@]} = 0 ] || [ $((${#gpus[@]} % processes)) != 0 ]; then
-            fail "$processes processes cannot share ${#gpus[@]} GPUs evenly."
-        fi
-    fi
+    # Of a GPU's memory jax would take three quarters, and no more.
+    settings=("XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}")
 fi
 source launch/environment.sh
+if [ -z "$cpu_devices" ]; then
+    need_gpus
+    if [ "$processes" -gt 1 ]; then
+        IFS=, read -ra gpus <<< "$visible"
+        [ $((${#gpus[@]} % processes)) = 0 ] || fail "$processes processes cannot share ${#gpus[@]} GPUs evenly."
+    fi
+fi
 
 free_port() {
     local candidate

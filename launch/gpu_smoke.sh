@@ -18,7 +18,8 @@ EXTRAS=${EXTRAS:-gpu}
 source launch/environment.sh
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}       # without an installation too
 
-run "$python" -c 'import jax; print(jax.devices()); assert jax.default_backend() == "gpu", "jax sees no GPU"'
+need_gpus
+run "$python" -c 'import jax; print(jax.devices())'
 
 if [ -n "$dry_run" ]; then workdir=WORKDIR; else workdir=$(mktemp -d); trap 'rm -rf "$workdir"' EXIT; fi
 run "$python" -m simclr_jax.main --config=configs/smoke.py:smoke --workdir="$workdir"
