@@ -53,8 +53,6 @@ def make_steps():
         batch = sharding.put_batch(mesh, {'view1': view1, 'view2': view2,
                                           'label': np.zeros(config.batch_size, np.int32)})
         state = [jax.jit(init_state, out_shardings=shardings)()]
-        train_step = jax.jit(train_step, donate_argnums=0,
-                             out_shardings=(shardings, sharding.replicated(mesh)))
 
         def step(state=state, train_step=train_step, batch=batch):
             state[0], metrics = train_step(state[0], batch)

@@ -74,8 +74,6 @@ class Training:
             self.config, self.mesh, num_examples=num_examples, num_classes=10, num_steps=spec['max_steps'],
             inputs=self.inputs)
         self.encode = jax.jit(steps.make_encode(network))
-        self.train_step = jax.jit(self.train_step, donate_argnums=0,
-                                  out_shardings=(self.shardings, sharding.replicated(self.mesh)))
 
     def start(self):
         """Data, state, and the first step."""

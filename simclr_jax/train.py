@@ -50,6 +50,9 @@ MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cach
               'eval.knn_max_images', 'eval.linear_at_end', 'eval.pixel_floor', 'eval.encoder', 'eval.evaluators',
               'eval.evaluators_every_epochs', 'shard_state')
 
+# For a GPU XLA would keep float32 between bfloat16 operations where it may: more memory, more to move.
+_COMPILER_OPTIONS = {'gpu': {'xla_allow_excess_precision': False}}
+
 
 def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: Any = None,
              test_source: Any = None, method: Callable | None = None, views: Any = None,
@@ -126,7 +129,6 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         config, mesh, num_examples=train_source.num_examples, num_classes=train_source.num_classes,
         num_steps=num_steps, inputs=inputs, encoder=encoder, method=method)
     init_state = steps.jit_once(init_state, out_shardings=shardings)
-    train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
     encode_state = functools.partial(StepEncoder, encode, network=config.eval.encoder)
     state, size = init_state(), config.augment.image_size
@@ -226,7 +228,7 @@ def _report(run: Run, writer: MetricWriter, results: dict[str, dict], encode: Ca
 def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num_classes: int,
           num_steps: int, inputs: Inputs | None = None, encoder: Any = None, method: Callable | None = None
           ) -> tuple[Network, Callable, Callable, Any]:
-    """What a run computes, for the caller to compile: nothing is allocated here.
+    """What a run computes; nothing is allocated or compiled here.
 
     Args:
         mesh: of the devices that will run it, at hand or not.
@@ -235,7 +237,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
         encoder, method: in the place of the config's, see `pretrain`.
 
     Returns:
-        The network, `init_state`, `train_step` (see steps.py), and the shardings of the state.
+        The network, `init_state`, `train_step` (see steps.py), which gives its state away and is compiled at
+        its first call, and the shardings of the state.
     """
     fields = config.encoder.to_dict()
     if fields['dtype'] == 'auto':
@@ -254,6 +257,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
                                        prepare=(inputs or make_inputs(config, form='views')).make_prepare(mesh),
                                        update_metrics=_update_metrics(config))
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
+    train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0,
+                         compiler_options=_COMPILER_OPTIONS.get(mesh.devices.flat[0].platform))
     return network, init_state, train_step, shardings
 
 

@@ -76,7 +76,7 @@ def transfer_config() -> ConfigDict:
 def plan_config() -> ConfigDict:
     """Ahead-of-time compilation for devices at hand or not."""
     return ConfigDict({
-        'topology': '',                 # '' = the devices at hand; or a TPU slice: v4:4x4x2, v5e:4x8, ...
+        'topology': '',                 # '' = the devices at hand; a TPU slice: v4:4x4x2, v5e:4x8; GPUs: h100:8
         'memory_gib': 0.0,              # of a device; 0 = what it says, or the published figure
         'search': True,                 # for the largest batch that fits: several compiles
         'max_batch': 0,                 # where the search ends; 0 = 64 times where it starts

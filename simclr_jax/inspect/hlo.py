@@ -27,6 +27,10 @@ _WHILE = re.compile(r'\b(condition|body)=%?([\w.\-]+)')
 _OP_NAME = re.compile(r'\bop_name="((?:[^"\\]|\\.)*)"')
 _NORM = re.compile(r'norm\d*/')        # models/resnet.py and heads.py: stem_norm, norm1; not jit(norm)
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# What runs other instructions, and what a GPU launches nothing for.
+_CONTROL = ('while', 'call', 'conditional', 'async-start')
+_NO_KERNEL = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id',
+              'replica-id', 'opt-barrier', 'async-update', *_CONTROL)
 _SIZE = r'([\d.]+)([KMGT]?)(?:iB|B)?'
 _DOES_NOT_FIT = (re.compile(rf'Used {_SIZE} of {_SIZE} hbm', re.I),
                  re.compile(rf'temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)', re.I))
@@ -46,6 +50,13 @@ class Collective(NamedTuple):
     count: int
     bytes: int
     certain: bool = True
+
+
+class Kernels(NamedTuple):
+    """What a GPU runs in one run of a program: kernels, and the bytes that they read and write in all."""
+
+    count: int
+    bytes: int
 
 
 class Instruction(NamedTuple):
@@ -123,6 +134,28 @@ def has_loops(text: str) -> bool:
     """Whether the program has a loop, whose body XLA's own cost analysis counts once."""
     return any(instruction.op == 'while' for instructions in parse(text)[0].values()
                for instruction in instructions.values())
+
+
+def kernels(text: str) -> Kernels:
+    """Of a GPU's program: what it launches, but for collectives, loops as often as they run.
+
+    Every operand and result counts whole, once for each kernel, cache or not.
+    """
+    program, entry = parse(text)
+    calls, count, size = _calls(program), 0, 0
+    inside = {name for instructions in program.values() for instruction in instructions.values()
+              if instruction.op not in _CONTROL for name in instruction.called}       # of fusions and reductions
+    for name, instructions in program.items():
+        times = 0 if name in inside else _executions(name, entry, calls)[0]
+        for instruction in instructions.values() if times else ():
+            kind = instruction.op.removesuffix('-start')
+            if kind in KINDS or kind in _NO_KERNEL or instruction.op.endswith('-done'):
+                continue
+            count += times
+            size += times * (shape_bytes(instruction.shape) + sum(
+                shape_bytes(instructions[operand].shape) for operand in instruction.operands
+                if operand in instructions))
+    return Kernels(count, size)
 
 
 def arrays_between(text: str, rows: set[int], columns: set[int]) -> list[str]:

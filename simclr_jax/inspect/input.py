@@ -182,7 +182,6 @@ def _accelerator_rate(source: Source, inputs: Inputs, config: ConfigDict, mesh) 
         config, mesh, num_examples=source.num_examples, num_classes=source.num_classes, num_steps=num_steps,
         inputs=inputs)
     state = steps.jit_once(init_state, out_shardings=shardings)()
-    train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
     with inputs.batches(source, mesh) as batches:
         batch = next(batches)
     for _ in range(3):

@@ -3,10 +3,12 @@
     python -m simclr_jax.main --config=configs/imagenet.py --config.task=plan \\
         --config.plan.topology=v4:4x4x2 --workdir=DIR
 
-It compiles the very step that `train.pretrain` runs, for the devices at hand or for a TPU slice that
-nobody here owns (libtpu compiles without a TPU), and says what lies in the memory of a device, how many
-FLOPs and bytes a step takes, what the devices send each other, the time below which no step can be, and
-the largest batch that fits. No data set is read and no array made.
+It compiles the very step that `train.pretrain` runs, for the devices at hand or for a TPU slice or GPUs
+that nobody here owns (libtpu and jax's CUDA plugin compile without a device), and says what lies in the
+memory of a device, how many FLOPs, bytes and kernels a step takes, what the devices send each other, the
+time below which no step can be, and the largest batch that fits. No data set is read and no array made.
+
+Of a GPU that is not there, the compiler knows nothing by timing: cuDNN's workspaces are not in the memory.
 """
 
 import functools
@@ -14,6 +16,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import time
 from typing import Any, Callable, NamedTuple
 
@@ -21,6 +24,7 @@ import jax
 from jax.experimental import topologies
 
 from simclr_jax.inspect import hlo
+from simclr_jax.inspect.chips import CHIPS, GPUS, Chip, gpu_target
 from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules
 from simclr_jax.config import ConfigDict
@@ -33,37 +37,10 @@ _PER_DEVICE = 8                 # images: the grain of the search, a tile of TPU
 # The search asks only what fits. Without the last optimisations a TPU compile of ResNet-50 takes a third of
 # the time (77 s against 265 s) and its temporaries differ by 0.2 %. The answer is then compiled in full.
 _QUICK = {'tpu': {'exec_time_optimization_effort': -1.0}, 'cpu': {'xla_backend_optimization_level': 0}}
-_EXAMPLE_NAMES = 'v4:4x4x2, v5e:4x8, v5p:4x4x4, v6e:8x8 or v3:4x8 (chips along each axis)'
-
-
-class Chip(NamedTuple):
-    """Published figures of one jax device; None = not published, or not known here.
-
-    Attributes:
-        memory: bytes.
-        flops: a second, bfloat16 inputs, dense.
-        bandwidth: of the memory, bytes a second.
-        interconnect: bytes a second that a device can send to its neighbours over all its links.
-    """
-
-    memory: int | None = None
-    flops: float | None = None
-    bandwidth: float | None = None
-    interconnect: float | None = None
-
-
-# By jax's device_kind. TPUs: cloud.google.com/tpu/docs/v3, v4, v5e, v5p and v6e, 'key specifications'; of a
-# bidirectional interconnect half counts. A v3 chip is two devices, and each has half of it. v4's and v3's
-# pages give no interconnect. GPUs: NVIDIA's data sheets of the H100 SXM and the H200, without sparsity.
-_CHIPS = {
-    'TPU v3': Chip(16 * _GIB, 61.5e12, 450e9),
-    'TPU v4': Chip(32 * _GIB, 275e12, 1200e9),
-    'TPU v5 lite': Chip(16 * _GIB, 197e12, 819e9, 200e9),
-    'TPU v5': Chip(95 * _GIB, 459e12, 2765e9, 600e9),
-    'TPU v6 lite': Chip(32 * _GIB, 918e12, 1638e9, 400e9),
-    'NVIDIA H100 80GB HBM3': Chip(None, 989e12, 3350e9),
-    'NVIDIA H200': Chip(None, 989e12, 4800e9),
-}
+_EXAMPLE_NAMES = ('v4:4x4x2, v5e:4x8, v5p:4x4x4, v6e:8x8 or v3:4x8 (chips along each axis); for GPUs '
+                  f'{", ".join(GPUS)}, as in h100:8 or h100:2x8 (hosts x GPUs of a host)')
+# Of a GPU's memory, what jax takes as its pool unless this variable says otherwise.
+_POOL_VARIABLE, _POOL_SHARE = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 0.75
 
 
 class Need(NamedTuple):
@@ -121,25 +98,52 @@ def prepare(config: ConfigDict) -> None:
 
 
 def slice_devices(topology: str) -> list:
-    """The devices of a TPU slice by name, such as 'v4:4x4x2', as a description to compile for.
+    """The devices of 'v4:4x4x2', a TPU slice, or of 'h100:2x8', hosts x GPUs, as a description to compile for.
 
     Raises:
-        ValueError: libtpu is missing, or it knows no such slice.
+        ValueError: the compiler is not installed, or there are no such devices.
     """
-    if importlib.util.find_spec('libtpu') is None:
-        raise ValueError("plan.topology needs libtpu, which compiles for TPUs without having one: pip "
-                         "install 'simclr_jax[tpu]', or leave plan.topology empty for the devices at hand.")
-    # Cloud TPU v4 joins the two cores of a chip into one device; libtpu's description does not by itself.
-    options = {'chip_config_name': 'megacore'} if topology.startswith('v4:') else {}
+    name, _, shape = topology.partition(':')
+    unknown = ValueError(f'plan.topology is {topology!r}, which no compiler here knows; such names are '
+                         f'{_EXAMPLE_NAMES}.')
     try:
-        return list(topologies.get_topology_desc(
-            platform='tpu', topology_name=topology, **options).devices)
+        if name in GPUS:
+            return _gpus(name, shape, unknown)
+        return _tpus(topology, name)
     except jax.errors.JaxRuntimeError as error:
         if 'lockfile' in str(error):
             raise ValueError('libtpu is in use by another process of this machine: wait for it, or remove '
                              '/tmp/libtpu_lockfile if there is none.') from error
-        raise ValueError(f'plan.topology is {topology!r}, which libtpu does not know; such names are '
-                         f'{_EXAMPLE_NAMES}.') from error
+        raise unknown from error
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):           # the package that it lies in is missing
+        return False
+
+
+def _tpus(topology: str, name: str) -> list:
+    if not _is_installed('libtpu'):
+        raise ValueError("plan.topology needs libtpu, which compiles for TPUs without having one: pip "
+                         "install 'simclr_jax[tpu]', or leave plan.topology empty for the devices at hand.")
+    # Cloud TPU v4 joins the two cores of a chip into one device; libtpu's description does not by itself.
+    options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
+    return list(topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices)
+
+
+def _gpus(name: str, shape: str, unknown: ValueError) -> list:
+    if not re.fullmatch(r'([1-9]\d*x)?[1-9]\d*', shape):
+        raise unknown
+    if not _is_installed('jax_plugins.xla_cuda12'):
+        raise ValueError("plan.topology needs jax's CUDA plugin, which compiles for GPUs without having one: "
+                         "pip install 'simclr_jax[plan-gpu]', or leave plan.topology empty for the devices "
+                         'at hand.')
+    hosts, _, gpus = shape.rpartition('x')
+    return list(topologies.get_topology_desc(
+        platform='cuda', topology_name='', topology=f'1x{hosts or 1}x{gpus}',
+        target_config=gpu_target(name)).devices)
 
 
 def lower_step(config: ConfigDict, mesh):
@@ -153,7 +157,6 @@ def lower_step(config: ConfigDict, mesh):
     _, init_state, train_step, shardings = build(
         config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps,
         inputs=inputs)
-    train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
     batch = inputs.abstract_batch(mesh)
     state = jax.tree.map(_place, jax.eval_shape(init_state), shardings)
     traced = train_step.trace(state, batch)
@@ -192,12 +195,14 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
     text = compiled.as_text() or ''
     keep(text)
     parts = memory_parts(state, batch, hlo.memory(compiled))
-    cost = compiled.cost_analysis() or {}
+    cost = compiled.cost_analysis() or {}       # a GPU's compiler has none
+    kernels = hlo.kernels(text) if mesh.devices.flat[0].platform == 'gpu' else None
     sent = hlo.collectives(text)
     report |= {
         'fits': chip.memory is None or parts['total'] <= chip.memory, 'memory': parts,
-        'bytes_accessed': cost.get('bytes accessed'), 'xla_flops': cost.get('flops'),
-        'loops_counted_once': hlo.has_loops(text),
+        'bytes_accessed': kernels.bytes if kernels else cost.get('bytes accessed'),
+        'xla_flops': cost.get('flops'), 'kernels': kernels and kernels.count,
+        'loops_counted_once': kernels is None and hlo.has_loops(text),
         'collectives': {kind: value._asdict() for kind, value in sorted(sent.items())}}
     return report | {'floor': floor_seconds(report, chip, mesh.size)}
 
@@ -250,6 +255,8 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     amounts = {'FLOPs': f'{step["flops"] / 1e12:,.4g} TFLOP', 'memory': 'unknown', 'interconnect': 'as above'}
     if step['bytes_accessed'] is not None:
         amounts['memory'] = f'{step["bytes_accessed"] / 1e9:,.4g} GB{_or_more(step["loops_counted_once"])}'
+    if step.get('kernels'):
+        found.append(('Kernels of a step', ['kernels', 'number'], [['all', f'{step["kernels"]:,}']]))
     floor = step['floor']
     slowest = max(floor, key=floor.get, default='')
     title = 'Floor of a step, from peak rates'
@@ -362,15 +369,21 @@ def _confirmed(ask, batch: int, unit: int, full: dict[int, Need]) -> int:
 
 
 def chip_of(device, memory_gib: float = 0.0) -> Chip:
-    """The figures of a device at hand or described, with its own word for the memory where it gives one."""
-    chip = _CHIPS.get(device.device_kind, Chip())
+    """The figures of a device at hand or described, with its own word for the memory where it gives one.
+
+    Of a GPU that is described the memory is jax's pool: the share of it that
+    XLA_PYTHON_CLIENT_MEM_FRACTION says, three quarters by default.
+    """
+    chip = CHIPS.get(device.device_kind, Chip())
     if memory_gib:
         return chip._replace(memory=round(memory_gib * _GIB))
     try:
-        own = (device.memory_stats() or {}).get('bytes_limit')
+        limit = (device.memory_stats() or {}).get('bytes_limit')
     except jax.errors.JaxRuntimeError:              # a description has no memory to look into
-        own = None
-    return chip._replace(memory=own or chip.memory)
+        limit = None
+    if limit is None and device.platform == 'gpu' and chip.memory:
+        limit = int(chip.memory * float(os.environ.get(_POOL_VARIABLE, _POOL_SHARE)))
+    return chip._replace(memory=limit or chip.memory)
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,10 @@ import simclr_jax
 from simclr_jax.config import base_config, flatten
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml-collections', 'numpy',
-             'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets')
+             'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets',
+             'libtpu', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'nvidia-cudnn-cu12', 'nvidia-cudnn-cu13',
+             'nvidia-nccl-cu12', 'nvidia-nccl-cu13')
+_DRIVER = '/proc/driver/nvidia/version'     # on Linux, with NVIDIA's driver
 # Fields of any name; and those of a user's recipe that nothing is built from.
 _OPEN = r'method\.|study\.|(encoder|data)\.arguments\.|augment\.view[12]\.'
 _MAY_BE_UNKNOWN = rf'{_OPEN}|(?!(encoder|head|predictor)\.)'
@@ -35,7 +38,7 @@ class Data(Protocol):
 
 
 def save_run(workdir: Workdir, config: Mapping[str, Any], data: Data) -> None:
-    """Writes config.json (of JSON values), data.json, and versions.json: packages, platform, devices (process 0)."""
+    """Writes config.json (of JSON values), data.json, and versions.json: packages, driver, devices (process 0)."""
     packages = {}
     for name in _PACKAGES:
         try:
@@ -47,6 +50,7 @@ def save_run(workdir: Workdir, config: Mapping[str, Any], data: Data) -> None:
     write_json(workdir, 'versions.json', {
         'simclr_jax': simclr_jax.__version__, 'python': platform.python_version(), 'packages': packages,
         'platform': platform.platform(), 'backend': jax.default_backend(),
+        'driver': pathlib.Path(_DRIVER).read_text().splitlines()[0] if os.path.exists(_DRIVER) else '',
         'device_kind': jax.devices()[0].device_kind, 'devices': jax.device_count(),
         'local_devices': jax.local_device_count(), 'processes': jax.process_count()})
 

@@ -199,3 +199,34 @@ def test_other_errors_are_not_about_memory(message):
     ('f8e4m3fn[7]', 7), ('token[]', 0), ('f32[<=4,2]', 32)])
 def test_bytes_of_shapes(shape, size):
     assert hlo.shape_bytes(shape) == size
+
+
+def test_kernels_are_what_a_gpu_launches_loops_as_often_as_they_run():
+    text = '''HloModule jit_f
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %e = f32[8]{0} exponential(%p)
+}
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%t), index=1
+  %i = s32[] get-tuple-element(%t), index=0
+  %y = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %r = (s32[], f32[8]{0}) tuple(%i, %y)
+}
+%condition (t: (s32[], f32[8])) -> pred[] {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  ROOT %c = pred[] constant(true)
+}
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %z = s32[] constant(0)
+  %b = f32[8]{0} fusion(%a), kind=kLoop, calls=%fused
+  %s = (s32[], f32[8]{0}) tuple(%z, %b)
+  %w = (s32[], f32[8]{0}) while(%s), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %o = f32[8]{0} get-tuple-element(%w), index=1
+  %g = f32[8]{0} all-reduce(%o), to_apply=%fused
+  ROOT %q = f32[8]{0} copy(%g)
+}
+'''
+    assert hlo.kernels(text) == hlo.Kernels(1 + 5 + 1, 7 * 2 * 32)
