@@ -4,10 +4,8 @@
     features = encoder(images)                          # [N, H, W, 3] -> [N, D] float32
 
 `pretrain(config, workdir)` is what the command runs, with parts of your own where you give them; `config`
-holds the recipes' building blocks.
-
-`nt_xent` is the loss, `simclr_views` the two random views of a batch, `augment` one of an image with
-every operation of yours, `ResNet` and `ProjectionHead` the networks: each can be used alone.
+holds the recipes' building blocks. Every part can also be used alone, in any program of JAX: views, networks,
+losses, LARS and its schedules, kNN and the linear probe (docs/parts.md).
 """
 
 import importlib
@@ -19,30 +17,49 @@ from typing import TYPE_CHECKING
 __version__ = '0.1.0'
 
 if TYPE_CHECKING:
-    from simclr_jax import config
-    from simclr_jax.encoder import Encoder, load_encoder
-    from simclr_jax.models.heads import ProjectionHead
-    from simclr_jax.models.resnet import ResNet
-    from simclr_jax.objectives.nt_xent import nt_xent
-    from simclr_jax.runtime.sharding import make_mesh
-    from simclr_jax.train import pretrain
-    from simclr_jax.views.device import augment, eval_crop
-    from simclr_jax.views.presets import simclr_views
+    from simclr_jax import config as config
+    from simclr_jax.data.sources import load_source as load_source
+    from simclr_jax.encoder import Encoder as Encoder, load_encoder as load_encoder
+    from simclr_jax.evaluate.arrays import knn as knn, linear_probe as linear_probe
+    from simclr_jax.models.heads import ProjectionHead as ProjectionHead
+    from simclr_jax.models.resnet import ResNet as ResNet
+    from simclr_jax.objectives.cosine_regression import cosine_regression as cosine_regression
+    from simclr_jax.objectives.info_nce import info_nce as info_nce
+    from simclr_jax.objectives.nt_xent import nt_xent as nt_xent
+    from simclr_jax.runtime.sharding import make_mesh as make_mesh
+    from simclr_jax.train import pretrain as pretrain
+    from simclr_jax.training.optimizers import lars as lars
+    from simclr_jax.training.schedules import epoch_cosine as epoch_cosine, warmup_cosine as warmup_cosine
+    from simclr_jax.views.device import augment as augment, eval_crop as eval_crop
+    from simclr_jax.views.fields import View as View
+    from simclr_jax.views.pairs import (byol_views as byol_views, moco_views as moco_views,
+                                        simclr_views as simclr_views, two_views as two_views)
 
 # Where each name lives; it is imported when it is first asked for, so that `import simclr_jax` costs nothing.
-_NAMES = {
-    'load_encoder': 'encoder', 'Encoder': 'encoder', 'nt_xent': 'objectives.nt_xent',
-    'simclr_views': 'views.presets', 'augment': 'views.device', 'eval_crop': 'views.device',
-    'ResNet': 'models.resnet', 'ProjectionHead': 'models.heads',
-    'pretrain': 'train', 'make_mesh': 'runtime.sharding',
-}
+_NAMES = {name: module for module, names in {
+    'data.sources': ['load_source'],
+    'encoder': ['Encoder', 'load_encoder'],
+    'evaluate.arrays': ['knn', 'linear_probe'],
+    'models.heads': ['ProjectionHead'],
+    'models.resnet': ['ResNet'],
+    'objectives.cosine_regression': ['cosine_regression'],
+    'objectives.info_nce': ['info_nce'],
+    'objectives.nt_xent': ['nt_xent'],
+    'runtime.sharding': ['make_mesh'],
+    'train': ['pretrain'],
+    'training.optimizers': ['lars'],
+    'training.schedules': ['epoch_cosine', 'warmup_cosine'],
+    'views.device': ['augment', 'eval_crop'],
+    'views.fields': ['View'],
+    'views.pairs': ['byol_views', 'moco_views', 'simclr_views', 'two_views'],
+}.items() for name in names}
 # Modules that once stood at the top, and where they are now: `import simclr_jax.plan` goes on working.
 _MOVED = {'device_augment': 'views.device', 'plan': 'inspect.plan'}
-__all__ = ['Encoder', 'ProjectionHead', 'ResNet', 'augment', 'config', 'eval_crop', 'load_encoder', 'make_mesh',
-           'nt_xent', 'pretrain', 'simclr_views']
 
 
 if not TYPE_CHECKING:               # to a checker every name but those above is a mistake
+    __all__ = sorted([*_NAMES, 'config'])
+
     def __getattr__(name: str):
         if name in _MOVED or name == 'config':
             return importlib.import_module(f'{__name__}.{name}')
@@ -52,7 +69,7 @@ if not TYPE_CHECKING:               # to a checker every name but those above is
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_NAMES, 'config'])
 
 
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -18,6 +18,7 @@ from simclr_jax.runtime import sharding
 from simclr_jax.training.checkpoint import quiet_orbax_logs
 from simclr_jax.training.steps import make_encode
 from simclr_jax.views import device as device_augment
+from simclr_jax.views.checks import checked_images
 from simclr_jax.views.resize import Resize
 
 
@@ -52,6 +53,12 @@ def load_encoder(path: str | os.PathLike, *, checkpoint: str = 'last', network: 
     Raises:
         FileNotFoundError, ValueError: as `evaluate.pretrained.load_pretrained`; or a dtype for an encoder
             that takes none.
+
+    >>> import numpy as np, simclr_jax
+    >>> encoder = simclr_jax.load_encoder('runs/mine')
+    >>> features = encoder(np.zeros((2, 20, 30, 3), np.uint8))
+    >>> features.shape == (2, encoder.width), features.dtype.name
+    (True, 'float32')
     """
     quiet_orbax_logs()
     pretrained = load_pretrained(path, checkpoint, network, encoder=encoder)
@@ -59,7 +66,7 @@ def load_encoder(path: str | os.PathLike, *, checkpoint: str = 'last', network: 
 
 
 class Encoder:
-    """Images to features. Made by `load_encoder`.
+    """Images to features; made by `load_encoder`, called as encoder(images).
 
     Attributes:
         preprocessing: what it does to images first.
@@ -67,6 +74,13 @@ class Encoder:
         layers: the names that `layer` takes, beside the numbers of the head's layers.
         source: what it is, in words; `card`: what its file says of itself; `config`: its recipe.
         variables: {'params', 'batch_stats'} as numpy arrays; `network`: the Flax module they belong to.
+
+    >>> import numpy as np, simclr_jax
+    >>> encoder = simclr_jax.load_encoder('runs/mine')
+    >>> encoder.layers[0], encoder.layers[-1], encoder.preprocessing.mean
+    ('features', 'projection', (0.0, 0.0, 0.0))
+    >>> encoder(np.zeros((2, 8, 8, 3), np.uint8), layer='projection').shape[0]
+    2
     """
 
     def __init__(self, pretrained: Pretrained, *, dtype: str = '', batch_size: int = 64):
@@ -117,14 +131,14 @@ class Encoder:
                              'or the number of a layer of the head.')
         if isinstance(images, (list, tuple)):
             return self._encode_one_by_one(images, layer)
-        images = _checked(images)
+        images = checked_images(images)
         rows = [self._encode_batch(images[start:start + self.batch_size], layer)
                 for start in range(0, max(len(images), 1), self.batch_size)]
         return np.concatenate(rows)
 
     def _encode_one_by_one(self, images, layer) -> np.ndarray:
         """Images of one shape at a time; the results in the order of the images."""
-        images = [_checked(np.asarray(image)[None])[0] for image in images]
+        images = [checked_images(np.asarray(image), lone=True) for image in images]
         if not images:
             return self(np.zeros((0, 32, 32, 3), np.uint8), layer=layer)
         groups = {}
@@ -165,26 +179,6 @@ def _features_and_maps(network: Network, variables: dict, images: jax.Array) -> 
     """The features [N, D], and {name: map} of what the encoder leaves on its way."""
     features, sown = network.apply(variables, images, train=False, method='encode', mutable=abilities.MAPS)
     return features, abilities.maps_of(sown)
-
-
-def _checked(images) -> np.ndarray | jax.Array:
-    """The images, as uint8 or float32; ValueError says what is wrong with them."""
-    images = images if isinstance(images, jax.Array) else np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3:
-        first = images.ndim == 4 and images.shape[1] == 3
-        raise ValueError(f'images have the shape {list(images.shape)}: it takes [N, H, W, 3].'
-                         + ' Their channels come first: transpose them.' * first)
-    if 0 in images.shape[1:3]:
-        raise ValueError(f'images have the shape {list(images.shape)}: they have no pixels.')
-    if images.dtype == np.uint8:
-        return images
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f'images are {images.dtype}: it takes uint8, or floats in [0, 1].')
-    low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f'images hold values from {low:g} to {high:g}: it takes uint8, or floats in [0, 1] '
-                         'that are not yet normalised (the encoder does that).')
-    return images.astype(np.float32)
 
 
 def _with_dtype(network: Network, dtype: str) -> Network:

@@ -82,6 +82,14 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         ValueError, FileNotFoundError: config, data or workdir will not do; nothing was written.
         FloatingPointError: the loss is no longer finite; the last good checkpoint stays.
         SystemExit: SIGINT or SIGTERM came; the state was saved first.
+
+    >>> import simclr_jax
+    >>> config = simclr_jax.config.smoke(simclr_jax.config.base_config())      # SimCLR, a tiny ResNet
+    >>> config.batch_size, config.num_train_steps, config.augment.image_size, config.encoder.width = 8, 2, 8, 1 / 32
+    >>> config.data.train_split, config.data.test_split = 'train[:16]', 'none'
+    >>> simclr_jax.pretrain(config, 'runs/mine')                  # doctest: +ELLIPSIS
+    simclr on shapes, train[:16]: 16 images...
+    {}
     """
     given = {'encoder': encoder, 'method': method}
     workdir = os.path.expanduser(workdir)

@@ -1,4 +1,15 @@
-"""Every field of a config with its default, what recipes share, and how a command changes a field."""
+"""Every field of a config with its default, what recipes share, and how a command changes a field.
+
+`base_config()` has every field (config/fields.py says what each is); `use_method` and the `..._augment`
+functions set those of a method, and raise ValueError for a name that is none; `smoke` makes a recipe tiny.
+
+>>> import simclr_jax
+>>> config = simclr_jax.config.base_config()
+>>> simclr_jax.config.use_method(config, 'moco_v2')
+>>> config.augment = simclr_jax.config.moco_augment(image_size=32, blur=False)
+>>> config.method.temperature, config.augment.crop.area
+(0.2, (0.2, 1.0))
+"""
 
 from simclr_jax.config.arguments import (check_profile_steps, check_values, describe, flatten, nearest_field,
                                          parse_argument, recipe_path, recipes_here)

@@ -1,8 +1,10 @@
 """What recipes share: the settings of a method, the augmentations of the papers, and `:smoke`."""
 
+import dataclasses
 from typing import Any
 
 from simclr_jax.config.config_dict import ConfigDict
+from simclr_jax.views.fields import View
 
 _HEAD = {
     'mode': 'nonlinear',                # none, linear, nonlinear (tf2/run.py proj_head_mode)
@@ -76,7 +78,7 @@ def for_short_runs(config: ConfigDict) -> None:
 
 
 def augment_config(*, image_size: int, strength: float, blur: bool = True) -> ConfigDict:
-    """The augmentation of the official code: crop, flip, jitter of `strength`, grey, blur.
+    """The augmentation of the official code, `View.simclr`: crop, flip, jitter of `strength`, grey, blur.
 
     `view1` and `view2` override single values for one view, for example
     `config.augment.view2 = {'blur': {'probability': 0.1}}`. The last five operations are the ones
@@ -86,19 +88,7 @@ def augment_config(*, image_size: int, strength: float, blur: bool = True) -> Co
         'image_size': image_size,
         'mean': (0.0, 0.0, 0.0),        # none beyond [0, 1] (tf2/data_util.py)
         'std': (1.0, 1.0, 1.0),
-        'crop': {'probability': 1.0, 'law': 'tf', 'area': (0.08, 1.0), 'aspect': (3 / 4, 4 / 3)},
-        'flip': {'probability': 0.5},
-        'jitter': {
-            'probability': 0.8, 'brightness': 0.8 * strength, 'contrast': 0.8 * strength,
-            'saturation': 0.8 * strength, 'hue': 0.2 * strength, 'brightness_mode': 'multiply',
-        },
-        'grey': {'probability': 0.2},
-        'blur': {'probability': 0.5 if blur else 0.0, 'sigma': (0.1, 2.0), 'kernel_fraction': 0.1},
-        'rotate': {'probability': 0.0},
-        'sobel': {'probability': 0.0},
-        'noise': {'probability': 0.0, 'std': 0.1},
-        'solarize': {'probability': 0.0, 'threshold': 0.5},
-        'cutout': {'probability': 0.0, 'size': 0.5},
+        **_operations(View.simclr(strength=strength, blur=blur)),
         'sequence': (),                 # view 2 is made of view 1 by these operations, in this order (Fig. 5)
         'extra': (),                    # then functions of (image, key): 'package.module:function'
         'view1': {},
@@ -106,35 +96,30 @@ def augment_config(*, image_size: int, strength: float, blur: bool = True) -> Co
     })
 
 
+def _operations(view: View) -> dict[str, dict]:
+    return {name: dataclasses.asdict(operation) for name, operation in view.operations().items()}
+
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def moco_augment(*, image_size: int, area: tuple[float, float] = (0.2, 1.0), blur: bool = True) -> ConfigDict:
-    """MoCo v2's augmentation (facebookresearch/moco main_moco.py --aug-plus), both views alike.
-
-    Its operations are torchvision's: crops of uniform area, brightness, contrast and saturation in
-    [0.6, 1.4]. Saturation here scales that of HSV, contrast is about the mean of each channel.
-    """
-    augment = augment_config(image_size=image_size, strength=0.5, blur=blur)
-    augment.crop.update({'law': 'uniform', 'area': area})
-    augment.jitter.update({'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1})
+    """MoCo v2's augmentation (facebookresearch/moco main_moco.py --aug-plus), `View.moco`, both views alike."""
+    augment = augment_config(image_size=image_size, strength=0.5)
+    augment.update(_operations(View.moco(area=area, blur=blur)))
     augment.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
     return augment
 
 
 def byol_augment(*, image_size: int, blur: bool = True) -> ConfigDict:
-    """BYOL's augmentation (byol/utils/augmentations.py): view 1 blurred, view 2 seldom but solarized.
-
-    Brightness is additive. `blur=False` for small images, as solo-learn's CIFAR recipe.
-    """
+    """BYOL's augmentation (byol/utils/augmentations.py), `View.byol`: view 1 blurred, view 2 seldom but solarized."""
+    view1, view2 = View.byol(blur=blur)
     augment = augment_config(image_size=image_size, strength=0.5, blur=blur)
-    augment.crop.law = 'uniform'
-    augment.jitter.update({'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.2, 'hue': 0.1,
-                           'brightness_mode': 'add'})
-    augment.view1 = ConfigDict({'blur': {'probability': 1.0 if blur else 0.0}})
-    augment.view2 = ConfigDict({'blur': {'probability': 0.1 if blur else 0.0},
-                                'solarize': {'probability': 0.2}})
-    augment.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
+    augment.update({'crop': dataclasses.asdict(view1.crop), 'jitter': dataclasses.asdict(view1.jitter),
+                    'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
+    augment.view1 = ConfigDict({'blur': {'probability': view1.blur.probability}})
+    augment.view2 = ConfigDict({'blur': {'probability': view2.blur.probability},
+                                'solarize': {'probability': view2.solarize.probability}})
     return augment
 
 

@@ -159,24 +159,17 @@ class Inputs:
 
     def _both(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, mesh: jax.sharding.Mesh
               ) -> dict[str, jax.Array]:
-        """The two views by function(*one view's arguments, key, view=view); compiled once where made alike."""
+        """The two views by function(*one view's arguments, key, view=view), see `device.both_views`."""
         keys = _keys(self.seed, batch['epoch'], batch['index'])
         lone_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
-
-        def apply(function, view, *arguments, **options):
-            return device.over_batch(functools.partial(function, view=view, **options), lone_cpu=lone_cpu)(*arguments)
-
-        def of_slot(slot):
-            return *(argument[:, slot] for argument in arguments), keys[:, slot]
-
-        if self.sequence:
-            view1 = apply(function, self.view1, *of_slot(0))
-            view2 = apply(device.augment_in_sequence, self.view2, view1, keys[:, 1], sequence=self.sequence)
-        elif self.view1 == self.view2:
-            views = apply(function, self.view1, *arguments, keys)
-            view1, view2 = views[:, 0], views[:, 1]
+        if not self.sequence:
+            view1, view2 = device.both_views(function, (self.view1, self.view2), *arguments, keys, lone_cpu=lone_cpu)
         else:
-            view1, view2 = apply(function, self.view1, *of_slot(0)), apply(function, self.view2, *of_slot(1))
+            first = device.over_batch(functools.partial(function, view=self.view1), lone_cpu=lone_cpu)
+            then = device.over_batch(functools.partial(device.augment_in_sequence, view=self.view2,
+                                                       sequence=self.sequence), lone_cpu=lone_cpu)
+            view1 = first(*(argument[:, 0] for argument in arguments), keys[:, 0])
+            view2 = then(view1, keys[:, 1])
         return {'view1': view1, 'view2': view2, 'label': batch['label']}
 
 

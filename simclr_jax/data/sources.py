@@ -64,6 +64,13 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     Raises:
         FileNotFoundError: the data are not there.
         ValueError: they are there and will not do, or have no such split.
+
+    >>> import simclr_jax
+    >>> source = simclr_jax.load_source('shapes:100', 'train[:20]', image_size=16)
+    >>> len(source), source[0]['image'].shape, source[0]['image'].dtype.name, source.labels.shape
+    (20, (16, 16, 3), 'uint8', (20,))
+    >>> source.images.shape             # where the images lie in memory, `source.uniform`
+    (20, 16, 16, 3)
     """
     if source is None and not name:
         raise ValueError('The images of the run were given as an object, which has no name to find it by: '

@@ -27,6 +27,13 @@ class ProjectionHead(nn.Module):
         init_stddev: of the kernels at the start; 0 takes 1 / sqrt(input width), as Haiku's BYOL.
         norm_groups, norm_strided, norm_momentum, norm_epsilon: see `BatchNorm`.
         dtype: of the matrix products. Parameters, norms and outputs are float32.
+
+    >>> import jax, jax.numpy as jnp, simclr_jax
+    >>> head, features = simclr_jax.ProjectionHead(num_layers=2, out_dim=8), jnp.zeros((4, 16))
+    >>> variables = head.init(jax.random.key(0), features, True)
+    >>> layers, updates = head.apply(variables, features, True, mutable=['batch_stats'])
+    >>> [layer.shape for layer in layers]               # h, the hidden layer, z
+    [(4, 16), (4, 16), (4, 8)]
     """
 
     mode: str = 'nonlinear'
@@ -48,8 +55,10 @@ class ProjectionHead(nn.Module):
     def __call__(self, features: jax.Array, train: bool) -> tuple[jax.Array, ...]:
         """Maps features [B, D] to (h, layer 1, ..., z), all float32; z is [B, out_dim].
 
-        Raises ValueError for an unknown mode or a nonlinear head of no layers.
+        Raises ValueError for another number of axes, an unknown mode or a nonlinear head of no layers.
         """
+        if features.ndim != 2:
+            raise ValueError(f'ProjectionHead takes features [B, D], not {list(features.shape)}.')
         kernel_init = (nn.initializers.normal(self.init_stddev) if self.init_stddev
                        else nn.initializers.lecun_normal())
         layers = [features]

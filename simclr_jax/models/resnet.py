@@ -170,6 +170,14 @@ class ResNet(nn.Module):
         norm_groups, norm_strided, norm_momentum, norm_epsilon: see `BatchNorm`.
         remat: compute each block's activations again in the backward pass instead of keeping them.
         dtype: of the activations. Parameters, statistics and features are float32.
+
+    >>> import jax, jax.numpy as jnp, simclr_jax
+    >>> resnet, images = simclr_jax.ResNet(depth=10, width=1 / 32, stem='cifar'), jnp.zeros((2, 8, 8, 3))
+    >>> variables = jax.jit(resnet.init, static_argnums=2)(jax.random.key(0), images, True)
+    >>> features, updates = resnet.apply(variables, images, True, mutable=['batch_stats'])     # training
+    >>> features = resnet.apply(variables, images, False)                                      # evaluation
+    >>> sorted(variables), features.shape, features.dtype.name
+    (['batch_stats', 'params'], (2, 16), 'float32')
     """
 
     depth: int

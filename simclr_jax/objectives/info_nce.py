@@ -14,7 +14,7 @@ def info_nce(query: jax.Array, positive: jax.Array, negatives: jax.Array, *,
     """Mean cross-entropy of each query's own key among 1 + K candidates (moco/builder.py).
 
     Args:
-        query: [N, D] float32, rows of unit length.
+        query: [N, D] floats, rows of unit length; computed in float32.
         positive: [N, D] float32, the key of the same image as each query, unit length.
         negatives: [K, D] float32, keys of other images for all queries alike, unit length.
         temperature: more than 0.
@@ -28,6 +28,12 @@ def info_nce(query: jax.Array, positive: jax.Array, negatives: jax.Array, *,
 
     Raises:
         ValueError: other shapes, or a temperature that is not positive.
+
+    >>> import jax.numpy as jnp, simclr_jax
+    >>> axes = jnp.eye(4)
+    >>> loss, metrics = simclr_jax.info_nce(axes[:2], axes[:2], axes[2:], temperature=0.2)
+    >>> round(float(loss), 4), float(metrics['contrastive_accuracy'])
+    (0.0134, 1.0)
     """
     if query.ndim != 2 or query.shape != positive.shape or negatives.shape[1:] != query.shape[1:]:
         raise ValueError('info_nce needs query and positive [N, D] and negatives [K, D], got '

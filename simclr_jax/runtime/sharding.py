@@ -11,8 +11,25 @@ _AXIS = 'data'
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """One axis over `devices`, by default all devices of all processes."""
+    """A mesh of one axis, 'data', for `mesh=` of the losses and for shardings of your own.
+
+    Args:
+        devices: by default all devices of all processes.
+
+    Returns:
+        The mesh; its axis is Auto, so that the compiler propagates shardings.
+
+    Raises:
+        ValueError: no devices.
+
+    >>> import jax, simclr_jax
+    >>> mesh = simclr_jax.make_mesh(jax.devices()[:1])
+    >>> mesh.axis_names, mesh.size
+    (('data',), 1)
+    """
     devices = jax.devices() if devices is None else devices
+    if not len(devices):
+        raise ValueError('make_mesh needs at least one device, got none.')
     # Auto: the compiler propagates shardings. The default, Explicit, puts them into array types.
     return jax.make_mesh(
         (len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)

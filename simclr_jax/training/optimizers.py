@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Optimizer = Callable[[jax.typing.ArrayLike], optax.GradientTransformation]
+Optimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 EXCLUDE = ('(^|/)probe/',)      # by default; of the probe, whose optimiser is its own, a log then tells no ratio
 
 
@@ -82,6 +82,47 @@ def make_optimizer(
     if name not in optimizers:
         raise ValueError(f"unknown optimizer '{name}': choose one of {', '.join(optimizers)}.")
     return optimizers[name]
+
+
+def lars(learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float = 0.0,
+         trust_coefficient: float = 0.001, exclude: Sequence[str] = (), rate_in_momentum: bool = True
+         ) -> optax.GradientTransformation:
+    """LARS (You et al. 2017) as an optax transformation, by default as SimCLR's official code has it.
+
+    See `make_optimizer` for its formula. Scales and biases (at most one axis) get neither weight decay nor the
+    trust ratio. Parameters, gradients and state are float32 trees of one structure.
+
+    Args:
+        learning_rate: a number of at least 0, a scalar array, or an optax schedule, step -> rate.
+        momentum: in [0, 1).
+        weight_decay: at least 0; the official commands pass 1e-4, the paper 1e-6.
+        trust_coefficient: more than 0.
+        exclude: regular expressions; parameters whose path, such as 'Dense_0/kernel', matches one are left out
+            too.
+        rate_in_momentum: False keeps the rate out of the momentum's buffer, as BYOL and MoCo v3.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    >>> import functools, jax.numpy as jnp, optax, simclr_jax
+    >>> params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+    >>> schedule = functools.partial(simclr_jax.warmup_cosine, peak=4.8, warmup_steps=10, total_steps=100)
+    >>> optimizer = simclr_jax.lars(schedule, weight_decay=1e-4)
+    >>> state = optimizer.init(params)
+    >>> updates, state = optimizer.update(params, state, params)        # here the gradients are the parameters
+    >>> optax.apply_updates(params, updates)['kernel'].shape            # the rate of step 0 is 0
+    (2, 2)
+    """
+    for name, value, is_valid, wanted in (
+            ('momentum', momentum, 0 <= momentum < 1, 'in [0, 1)'),
+            ('weight_decay', weight_decay, weight_decay >= 0, 'at least 0'),
+            ('trust_coefficient', trust_coefficient, trust_coefficient > 0, 'more than 0'),
+            ('learning_rate', learning_rate, not isinstance(learning_rate, (int, float)) or learning_rate >= 0,
+             'at least 0')):
+        if not is_valid:
+            raise ValueError(f'lars: {name} is {value!r}: it must be {wanted}.')
+    return make_optimizer('lars', momentum=momentum, weight_decay=weight_decay, exclude=exclude,
+                          trust_coefficient=trust_coefficient, rate_in_momentum=rate_in_momentum)(learning_rate)
 
 
 def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequence[tuple[str, float]] = (),

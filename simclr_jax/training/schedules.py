@@ -18,12 +18,27 @@ def constant(step: jax.Array, *, peak: float) -> jax.Array:
 
 
 def warmup_cosine(
-    step: jax.Array, *, peak: float, warmup_steps: int, total_steps: int
+    step: jax.typing.ArrayLike, *, peak: float, warmup_steps: int, total_steps: int
 ) -> jax.Array:
     """Linear from 0 to `peak` over `warmup_steps`, then half a cosine to 0 at `total_steps`.
 
-    `warmup_steps=0` is the plain cosine. Steps before 0 are like step 0, those beyond `total_steps` stay at 0.
-    Raises ValueError for a warm-up that leaves no step for the cosine.
+    Args:
+        step: an integer or float, of any shape, traced or not. Steps before 0 are like step 0, those beyond
+            `total_steps` stay at 0.
+        peak: the highest learning rate.
+        warmup_steps: 0 for the plain cosine.
+        total_steps: length of the run.
+
+    Returns:
+        The rate, float32 of the shape of `step`. With all but the step bound it is a schedule of optax.
+
+    Raises:
+        ValueError: a warm-up that leaves no step for the cosine.
+
+    >>> import functools, simclr_jax
+    >>> schedule = functools.partial(simclr_jax.warmup_cosine, peak=0.5, warmup_steps=10, total_steps=110)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
+    [0.0, 0.25, 0.5, 0.25, 0.0]
     """
     _check_warmup(warmup_steps, total_steps)
     step = jnp.maximum(jnp.asarray(step, jnp.float32), 0)
@@ -33,10 +48,32 @@ def warmup_cosine(
     return peak * jnp.where(step < warmup_steps, warmup, cosine)
 
 
-def epoch_cosine(step: jax.Array, *, peak: float, steps_per_epoch: float, num_epochs: float) -> jax.Array:
-    """Half a cosine from `peak` to 0 that changes only when an epoch begins (facebookresearch/moco
-    main_moco.py adjust_learning_rate): epoch e of E has peak * (1 + cos(pi * e / E)) / 2.
+def epoch_cosine(step: jax.typing.ArrayLike, *, peak: float, steps_per_epoch: float, num_epochs: float
+                 ) -> jax.Array:
+    """Half a cosine from `peak` to 0 that changes only when an epoch begins (MoCo).
+
+    Epoch e of E has peak * (1 + cos(pi * e / E)) / 2 (facebookresearch/moco main_moco.py
+    adjust_learning_rate), and 0 from E on.
+
+    Args:
+        step: an integer or float, of any shape, traced or not.
+        peak: the highest learning rate.
+        steps_per_epoch, num_epochs: more than 0; need not be whole.
+
+    Returns:
+        The rate, float32 of the shape of `step`.
+
+    Raises:
+        ValueError: an epoch or a run of no steps.
+
+    >>> import simclr_jax
+    >>> rates = [simclr_jax.epoch_cosine(step, peak=0.5, steps_per_epoch=10, num_epochs=2) for step in (0, 9, 10, 20)]
+    >>> [round(float(rate), 3) for rate in rates]
+    [0.5, 0.5, 0.25, 0.0]
     """
+    if not (steps_per_epoch > 0 and num_epochs > 0):
+        raise ValueError(f'epoch_cosine needs more than 0 steps_per_epoch and num_epochs, got {steps_per_epoch} and '
+                         f'{num_epochs}.')
     epoch = jnp.floor(jnp.asarray(step, jnp.float32) / steps_per_epoch)
     return peak * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(epoch / num_epochs, 0.0, 1.0)))
 

@@ -9,14 +9,17 @@ Sources: SimCLR (arXiv 2002.05709, section 3 and appendix A) and its code, googl
 tf2/data_util.py. Rotation, cutout, Sobel and noise are in the paper only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+import functools
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simclr_jax.views import ops
-from simclr_jax.views.fields import JITTER_ORDERS, OPS, Crop, Operation, View
+from simclr_jax.views.checks import check_image_size, check_key, checked_images
+from simclr_jax.views.fields import JITTER_ORDERS, OPS, Crop, Operation, Operations, View
 from simclr_jax.views.ops import crop_box
 from simclr_jax.views.resize import Resize, crop_side, resize_weights
 
@@ -32,27 +35,36 @@ _SIDE_FOR_BRANCHES = 64
 # ---- entry points --------------------------------------------------------------------------------
 
 
-def augment(image: jax.Array, key: jax.Array, view: View = View(), *, image_size: int,
-            **operations: Operation | Mapping[str, Any]) -> jax.Array:
-    """One random view of an image.
+def augment(image: np.ndarray | jax.Array, key: jax.Array, view: View = View(), *, image_size: int,
+            **operations: Unpack[Operations]) -> jax.Array:
+    """One random view of an image; `two_views` makes those of a batch.
 
     The operations run in the order of `View`, each with its own probability. As in the official code, colour
     starts from the unclipped bicubic crop and the image is clipped to [0, 1] once colour is done.
 
     Args:
-      image: uint8 [H, W, 3] of any size, or float32 [H, W, 3] in [0, 1].
-      key: the result is a pure function of (image, key).
+      image: uint8 [H, W, 3] of any size, or floats [H, W, 3] in [0, 1]; a traced image whose floats lie
+        outside is clipped.
+      key: of jax.random; the result is a pure function of (image, key).
       view: its operations and further functions.
-      image_size: side S of the result.
-      operations: in place of those of `view`: `flip={'probability': 0.5}`.
+      image_size: side S of the result, in pixels.
+      operations: in place of those of `view`: `flip={'probability': 0.5}`, or `flip=Flip(0.5)`.
 
     Returns:
       float32 [S, S, 3] in [0, 1].
 
     Raises:
-      ValueError: for an unknown or missing field or a value out of range.
+      ValueError: an image, key or size that will not do; an unknown or missing field, or a value out of range.
+
+    >>> import jax, numpy as np, simclr_jax
+    >>> image = np.zeros((20, 30, 3), np.uint8)
+    >>> view = simclr_jax.augment(image, jax.random.key(0), image_size=8, flip={'probability': 0.5})
+    >>> view.shape, view.dtype.name
+    ((8, 8, 3), 'float32')
     """
-    view = view.replace(**operations)
+    image, view = jnp.asarray(checked_images(image, lone=True)), view.replace(**operations)
+    check_key(key)
+    check_image_size(image_size)
     return augment_box(image, _random_box(image, key, view.crop), key, view, image_size=image_size)
 
 
@@ -113,20 +125,31 @@ def augment_in_sequence(image: jax.Array, key: jax.Array, view: View, *, sequenc
     return _pixels(planes)
 
 
-def eval_crop(image: jax.Array, *, image_size: int, proportion: float,
+def eval_crop(image: np.ndarray | jax.Array, *, image_size: int, proportion: float,
               resize: Resize = Resize()) -> jax.Array:
     """The central square crop of evaluation (google-research/simclr tf2/data_util.py center_crop).
 
     Args:
-      image: uint8 [H, W, 3] of any size, or float32 [H, W, 3] in [0, 1].
-      image_size: side of the result.
+      image: uint8 [H, W, 3] of any size, or floats [H, W, 3] in [0, 1]; a traced image whose floats lie
+        outside is clipped.
+      image_size: side S of the result, in pixels.
       proportion: side of the crop over the image's shorter side, in (0, 1]: 0.875 for ImageNet.
         With 1.0 a square image that has the size already passes unchanged.
       resize: other ways than the official one, such as torchvision's.
 
     Returns:
-      float32 [image_size, image_size, 3] in [0, 1].
+      float32 [S, S, 3] in [0, 1].
+
+    Raises:
+      ValueError: an image, size or proportion that will not do.
+
+    >>> import numpy as np, simclr_jax
+    >>> crop = simclr_jax.eval_crop(np.ones((20, 30, 3), np.float32), image_size=8, proportion=0.875)
+    >>> crop.shape, round(float(crop.min()), 4)
+    ((8, 8, 3), 1.0)
     """
+    image = jnp.asarray(checked_images(image, lone=True))
+    check_image_size(image_size)
     height, width, _ = image.shape
     if resize != Resize():
         rows, columns = resize_weights(height, width, image_size, proportion, resize)
@@ -172,6 +195,23 @@ def over_batch(function: Callable[..., jax.Array], *, lone_cpu: bool = False) ->
         return mapped(images, *arguments)
 
     return batched
+
+
+def both_views(function: Callable[..., jax.Array], views: tuple[View, View], *arguments: jax.Array,
+               lone_cpu: bool) -> tuple[jax.Array, jax.Array]:
+    """The two views of a batch by function(*arguments of a view, view=view), float32 [B, S, S, 3] each.
+
+    arguments: [B, 2, ...], a slot for each view; images first, keys last. `function` is compiled once where
+    both views are made alike. `lone_cpu`: see `over_batch`.
+    """
+    def apply(view, *arguments):
+        return over_batch(functools.partial(function, view=view), lone_cpu=lone_cpu)(*arguments)
+
+    if views[0] == views[1]:
+        made = apply(views[0], *arguments)
+        return made[:, 0], made[:, 1]
+    first, second = (apply(view, *(argument[:, slot] for argument in arguments)) for slot, view in enumerate(views))
+    return first, second
 
 
 def _loop_rows(function: Callable[..., jax.Array], side: int) -> Callable[..., jax.Array]:

@@ -3,14 +3,15 @@
 numpy only, so that neither form of the augmentation, on the host or on the accelerator, imports the other's
 framework. A `View` is checked when it is made, and can be a static argument of `jax.jit`.
 
-Source: google-research/simclr tf2/data_util.py (ranges of the jitter, size of the blur kernel).
+Sources: google-research/simclr tf2/data_util.py (SimCLR's view, size of the blur kernel); facebookresearch/moco
+main_moco.py --aug-plus; deepmind-research byol/utils/augmentations.py.
 """
 
 import dataclasses
 import itertools
 import math
 import numbers
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, TypedDict, Unpack
 
 import numpy as np
 
@@ -80,12 +81,10 @@ class Crop(Operation):
     aspect: tuple[float, float] = _field(_range_within(math.inf), (3 / 4, 4 / 3))
 
 
-@dataclasses.dataclass(frozen=True)
 class Flip(Operation):
     """Left to right."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Rotate(Operation):
     """By 90, 180 or 270 degrees, each as often."""
 
@@ -120,12 +119,10 @@ class Jitter(Operation):
         return low.astype(np.float32), high.astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
 class Grey(Operation):
     """Three equal channels."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Sobel(Operation):
     """Gradient magnitude."""
 
@@ -163,15 +160,39 @@ class Cutout(Operation):
     size: float = _field(_between(0, 1), 0.5)
 
 
+class Operations(TypedDict, total=False):
+    """The operations of a view as keywords, each as itself or as its fields."""
+
+    crop: Crop | Mapping[str, Any]
+    flip: Flip | Mapping[str, Any]
+    rotate: Rotate | Mapping[str, Any]
+    jitter: Jitter | Mapping[str, Any]
+    grey: Grey | Mapping[str, Any]
+    sobel: Sobel | Mapping[str, Any]
+    noise: Noise | Mapping[str, Any]
+    blur: Blur | Mapping[str, Any]
+    solarize: Solarize | Mapping[str, Any]
+    cutout: Cutout | Mapping[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """A random view of an image: operations in the order in which they run, then the functions of `extra`.
+
+    Those that are left out do not run. `View.simclr()`, `View.moco()` and `View.byol()` are the papers'; the
+    classes of the operations stand in `simclr_jax.views.fields`. A view is hashable, so that it may be a static
+    argument of `jax.jit`.
 
     extra: further functions (image float32 [S, S, 3], key) -> image of the same shape and type, pure and
     traceable by JAX, in the order in which they run; on the device only.
 
     Raises:
         ValueError: with one sentence, for a value out of range, or what is no operation or function.
+
+    >>> import simclr_jax
+    >>> view = simclr_jax.View.simclr(strength=0.5, blur=False).replace(solarize={'probability': 0.2})
+    >>> view.jitter.hue, view.solarize
+    (0.1, Solarize(probability=0.2, threshold=0.5))
     """
 
     crop: Crop = Crop(0.0)
@@ -197,7 +218,38 @@ class View:
             if not callable(function):
                 raise ValueError(f'extra of a View must hold functions of (image, key); got {function!r}.')
 
-    def replace(self, **operations: Operation | Mapping[str, Any]) -> 'View':
+    @classmethod
+    def simclr(cls, *, strength: float = 1.0, blur: bool = True) -> 'View':
+        """SimCLR's: crop of 8 to 100 % of the area, flip, colour jitter in random order, grey, blur.
+
+        Args:
+            strength: of the jitter, in [0, 1.25]: 1.0 for ImageNet, 0.5 for CIFAR-10.
+            blur: off for small images.
+        """
+        colour = 0.8 * strength
+        return cls(crop=Crop(1.0), flip=Flip(0.5), jitter=Jitter(0.8, colour, colour, colour, 0.2 * strength),
+                   grey=Grey(0.2), blur=Blur(0.5 if blur else 0.0))
+
+    @classmethod
+    def moco(cls, *, area: tuple[float, float] = (0.2, 1.0), blur: bool = True) -> 'View':
+        """MoCo v2's: crops of uniform area; brightness, contrast and saturation in [0.6, 1.4].
+
+        Its operations are torchvision's, but saturation here scales that of HSV, contrast is about the mean of
+        each channel, and the crop is resized bicubic without antialiasing.
+        """
+        return cls.simclr(blur=blur).replace(crop=Crop(1.0, 'uniform', area), jitter=Jitter(0.8, 0.4, 0.4, 0.4, 0.1))
+
+    @classmethod
+    def byol(cls, *, blur: bool = True) -> tuple['View', 'View']:
+        """BYOL's two: the first always blurred, the second seldom but at times solarized.
+
+        Brightness is additive. `blur=False` for small images, as solo-learn's CIFAR recipe.
+        """
+        view = cls.simclr().replace(crop=Crop(1.0, 'uniform'), jitter=Jitter(0.8, 0.4, 0.4, 0.2, 0.1, 'add'))
+        return (view.replace(blur=Blur(1.0 if blur else 0.0)),
+                view.replace(blur=Blur(0.1 if blur else 0.0), solarize=Solarize(0.2)))
+
+    def replace(self, **operations: Unpack[Operations]) -> 'View':
         """The view with these operations in place of its own, each as itself or as its fields.
 
         Raises:

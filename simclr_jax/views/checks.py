@@ -1,0 +1,55 @@
+"""What the functions of images take; what will not do is named in one sentence."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+def checked_images(images: np.ndarray | jax.Array, *, lone: bool = False) -> np.ndarray | jax.Array:
+    """The images [N, H, W, 3], or [H, W, 3] where `lone`, as uint8 or float32.
+
+    Raises:
+        ValueError: another shape or dtype, or floats outside [0, 1] or not finite. The values of a traced
+            array are not known, and are not looked at.
+    """
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    axes, what, form = (3, 'image has', '[H, W, 3]') if lone else (4, 'images have', '[N, H, W, 3]')
+    noun, shape = what.split()[0], list(images.shape)
+    if len(shape) != axes or shape[-1] != 3:
+        advice = ''
+        if len(shape) == axes and shape[-3] == 3:
+            advice = ' The channels come first: transpose them.'
+        elif lone and len(shape) == 4:
+            advice = ' Use jax.vmap for a batch.'
+        raise ValueError(f'The {what} the shape {shape}: it takes {form}.{advice}')
+    if 0 in shape[-3:]:
+        raise ValueError(f'The {what} the shape {shape}: there are no pixels.')
+    if images.dtype == np.uint8:
+        return images
+    verb = 'is' if lone else 'are'
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f'The {noun} {verb} {images.dtype}: it takes uint8, or floats in [0, 1].')
+    if not isinstance(images, Tracer) and images.size:
+        low, high = (float(jax.device_get(value)) for value in (images.min(), images.max()))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f'The {noun} {"holds" if lone else "hold"} values from {low:g} to {high:g}: it takes '
+                             'uint8, or floats in [0, 1] that are not normalised yet.')
+    return images.astype(np.float32)
+
+
+def check_key(key: jax.Array) -> None:
+    """ValueError for anything but one key of `jax.random`."""
+    typed = jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key)
+    shape = getattr(key, 'shape', None)
+    if not (shape == () if typed else shape == jax.random.PRNGKey(0).shape and key.dtype == np.uint32):
+        given = f'an array of {"keys" if typed else key.dtype} {list(shape)}' if shape is not None else repr(key)
+        raise ValueError(f'key must be one key, as jax.random.key(0) makes; got {given}.')
+
+
+def check_image_size(image_size: int) -> None:
+    """ValueError for a side that is not a whole number of pixels."""
+    if not isinstance(image_size, numbers.Integral) or image_size < 1:
+        raise ValueError(f'image_size is {image_size!r}: it must be a whole number of pixels, 1 or more.')
