@@ -32,17 +32,18 @@ def step_breakdown(trace, program: str, *, num_steps: int, seconds: float, waite
         waited: seconds in which the loop waited for batches.
 
     Returns:
-        {part: ms} for PARTS; 'unnamed', operations that stem from no part; 'input_wait' and 'idle', the time
+        {part: ms} for PARTS; 'unnamed', operations that stem from no part or, as those of a GPU's command
+        buffers, from no operation that the trace names; 'input_wait' and 'idle', the time
         in which the device had nothing to do, because its batch was not there or for another reason
         (launching, logging). {} where the trace has no operation of the program.
     """
     parts = parts_of(program)
     times = own_times(operations(trace, parts, hlo.module_name(program)))
-    if not times:
+    if not any(times):
         return {}
     per_part: dict[str, float] = collections.defaultdict(float)
     for name, nanoseconds in times.items():
-        per_part[parts[name] or 'unnamed'] += nanoseconds / 1e9
+        per_part[parts.get(name) or 'unnamed'] += nanoseconds / 1e9
     idle = max(0.0, seconds - sum(per_part.values()))
     per_part |= {'input_wait': min(waited, idle), 'idle': idle - min(waited, idle)}
     return {name: 1000 * per_part[name] / num_steps for name in (*PARTS, 'unnamed', 'input_wait', 'idle')}
@@ -86,6 +87,8 @@ def parts_of(program: str) -> dict[str, str | None]:
 def operations(trace, names: Iterable[str], module: str) -> list[tuple[float, float, str]]:
     """[(start, end, instruction)] in nanoseconds, by start: the operations of one device in a trace.
 
+    The instruction is '' of a GPU's kernel that the trace has no operation for.
+
     Args:
         names: of the instructions of the program.
         module: name of the program; operations of others are left out.
@@ -108,6 +111,7 @@ def _read_events(trace, names, module):
         for line in plane.lines:
             if line.name.startswith('Async'):           # a TPU's copies beside its operations
                 continue
+            of_kernels = on_device and line.name.startswith('Stream')           # of a GPU
             for event in line.events:
                 name = event.name.partition(' ')[0].lstrip('%')
                 if name == 'end:':                      # of an operation that a CPU began on another thread
@@ -118,6 +122,9 @@ def _read_events(trace, names, module):
                     if name in names and told.get('hlo_module', module).partition('(')[0] == module:
                         spans[plane.name, told.get('device_ordinal', 0)].append(
                             (event.start_ns, event.end_ns, name, told.get('_p')))
+                    elif of_kernels and 'hlo_module' not in told:
+                        spans[plane.name, told.get('device_ordinal', 0)].append(
+                            (event.start_ns, event.end_ns, '', None))
     return spans, ends
 
 

@@ -118,6 +118,14 @@ def test_a_gpus_kernels_are_known_by_the_operation_that_launched_them():
     assert breakdown(planes, waited=0.006) == pytest.approx(EXPECTED)
 
 
+def test_a_gpus_kernels_that_nothing_names_are_no_idle_time():
+    ops = [op(name, start, end) for name, start, end in TIMES]
+    ops[3] = ('cudaGraph kernel', 32, 72, {'correlation_id': 3})
+    ops.append(op('conv.9', 80, 90, hlo_module='jit_health'))           # of another program
+    parts = breakdown({'/device:GPU:0': {'Stream #1': ops}}, waited=0.006)
+    assert parts == pytest.approx(EXPECTED | {'backward': 0.0, 'unnamed': 20.0})
+
+
 def test_a_tpus_events_are_named_by_their_instruction():
     ops = [(f'%{name} = f32[8]{{0}} fusion(f32[8]{{0}} %x)', start, end, {}) for name, start, end in TIMES]
     lines = {'XLA Ops': ops, 'XLA Modules': [('jit_train_step(7)', 0, 80, {})],
