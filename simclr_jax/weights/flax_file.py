@@ -11,13 +11,9 @@ one, stands under 'classifier/kernel' and 'classifier/bias'.
 
 import os
 
-import numpy as np
-
 from simclr_jax.weights import header
 from simclr_jax.weights.tensors import read_json, read_metadata, read_tensors, write_tensors
-from simclr_jax.weights.tree import Imported, check_classifier, fit, flat
-
-_CLASSIFIER = 'classifier/'
+from simclr_jax.weights.tree import Imported, all_arrays, fit
 
 
 def write_flax(path: str | os.PathLike, imported: Imported) -> None:
@@ -27,13 +23,7 @@ def write_flax(path: str | os.PathLike, imported: Imported) -> None:
         ValueError: the variables do not fit the network or are not finite; nothing is written.
         OSError: the file cannot be written.
     """
-    arrays = flat(imported.variables)
-    size = imported.image_size
-    fit(arrays, encoder=imported.encoder, head=imported.head, file=imported.source, image_size=size)
-    if imported.classifier is not None:
-        check_classifier(imported.classifier, imported.encoder, imported.source, image_size=size)
-        arrays |= {_CLASSIFIER + name: np.asarray(array) for name, array in imported.classifier.items()}
-    write_tensors(path, arrays, {header.KEY: header.to_header(imported, 'flax')})
+    write_tensors(path, all_arrays(imported), {header.KEY: header.to_header(imported, 'flax')})
 
 
 def read_flax(path: str | os.PathLike) -> Imported:
@@ -45,14 +35,9 @@ def read_flax(path: str | os.PathLike) -> Imported:
     """
     arrays, metadata = read_tensors(path)
     fields = header.from_header(metadata.get(header.KEY, '{}'), str(path), layout='flax')
-    classifier = {name.removeprefix(_CLASSIFIER): array for name, array in arrays.items()
-                  if name.startswith(_CLASSIFIER)}
-    arrays = {name: array for name, array in arrays.items() if not name.startswith(_CLASSIFIER)}
-    size = fields['image_size']
-    variables = fit(arrays, encoder=fields['encoder'], head=fields['head'], file=str(path), image_size=size)
-    if classifier:
-        check_classifier(classifier, fields['encoder'], str(path), image_size=size)
-    return Imported(variables=variables, classifier=classifier or None, **header.imported_fields(fields))
+    variables, classifier = fit(arrays, encoder=fields['encoder'], head=fields['head'], file=str(path),
+                                image_size=fields['image_size'])
+    return Imported(variables=variables, classifier=classifier, **header.imported_fields(fields))
 
 
 def is_flax_file(path: str | os.PathLike) -> bool:

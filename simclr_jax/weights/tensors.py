@@ -1,4 +1,4 @@
-"""Safetensors files: read with every doubt refused, written whole or not at all."""
+"""Safetensors files: read with every doubt refused."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from simclr_jax import storage
 from simclr_jax.weights.tree import refuse
 
 _COUNTERS = 'num_batches_tracked'       # torch's int64 counts of batches, of no use to the network
@@ -64,25 +65,14 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
 
 def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray],
                   metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file under a temporary name, then renames it.
+    """Writes a safetensors file, whole or not at all.
 
     Raises:
         OSError: it cannot be written; nothing is left there, and what was there stays.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode         # as any file gets here; the library lets the owner alone read
-        # The library writes the bytes as they lie in memory.
-        safetensors.numpy.save_file({name: np.asarray(array, order='C') for name, array in arrays.items()},
-                                    temporary, metadata=dict(metadata))
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    except safetensors.SafetensorError as error:        # how the library says that a disk is full
-        raise OSError(f'{path} cannot be written: {_first_line(error)}.') from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    # The library takes the bytes as they lie in memory.
+    dense = {name: np.asarray(array, order='C') for name, array in arrays.items()}
+    storage.write_atomically(path, safetensors.numpy.save(dense, dict(metadata)))
 
 
 def read_json(text: str, file: str) -> dict:

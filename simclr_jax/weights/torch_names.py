@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
-from simclr_jax.weights.tree import expected, fit, flat, resnet_depth
+from simclr_jax.weights.tree import CLASSIFIER, expected, fit, flat, resnet_depth
 
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
            'var': 'running_var'}
@@ -100,56 +100,48 @@ def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any
 
 def encoder_from_torch(arrays: Mapping[str, np.ndarray], head_arrays: Mapping[str, np.ndarray], *,
                        encoder: Mapping[str, Any], head: Mapping[str, Any], file: str, prefix: str = '',
-                       head_prefix: str = '') -> dict[str, Any]:
-    """The variables of encoder and head: all that the network needs, and nothing left over.
+                       head_prefix: str = ''
+                       ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+    """The variables of encoder and head, and the classifier, or None: see `tree.fit`.
 
     Args:
-        arrays: a state dict of the encoder, without classifier.
+        arrays: a state dict of the encoder, with the classifier `fc` or without.
         head_arrays: that of the head, named by places ('0.weight', ...); {} under head mode 'none'.
         encoder, head: fields, see tree.Imported.
         file, prefix, head_prefix: where the names stand in the file, for messages.
 
-    Returns:
-        {'params', 'batch_stats'}, see tree.fit.
-
     Raises:
-        ValueError: as tree.fit, and a last norm of the head with an offset; names are the file's.
+        ValueError: as `tree.fit`, and a last norm of the head with an offset; names are the file's.
     """
     places = head_places(head)
-    names = {}      # path here -> name there
-    for path in expected(encoder, head, file):
-        kind, part, *layer, leaf = path.split('/')
-        of_head = part == 'head'
-        there = places['/'.join(layer)] if of_head else _encoder_layer('/'.join(layer), encoder)
-        names[path] = f'{there}.{_LEAVES[leaf]}', of_head
-    found, used = {}, {'encoder': set(), 'head': set()}
-    for path, (name, of_head) in names.items():
-        source, taken = (head_arrays, used['head']) if of_head else (arrays, used['encoder'])
-        streams = [name.replace('*', index) for index in '01'] if '*' in name else [name]
-        taken.update(streams)
-        if all(stream in source for stream in streams):
-            found[path] = _joined([_axes_here(source[stream]) for stream in streams])
+    there = ({prefix + name: array for name, array in arrays.items()}
+             | {head_prefix + name: array for name, array in head_arrays.items()})
     layers = list(places)
-    last = f'{places[layers[-1]]}.bias' if layers and layers[-1].startswith('norm') else ''
-    if np.any(head_arrays.get(last, 0)):
-        raise ValueError(f'{file}: {head_prefix}{last} is not zero, and the last norm of a head has no '
-                         'offset here.')
-    found |= {prefix + name: array for name, array in arrays.items()
-              if name not in used['encoder'] and not name.endswith(_COUNTER)}
-    found |= {head_prefix + name: array for name, array in head_arrays.items()
-              if name not in used['head'] | {last} and not name.endswith(_COUNTER)}
-
-    def name_of(path):
-        name, of_head = names.get(path, (path, None))
-        return (head_prefix if of_head else prefix if of_head is not None else '') + name.replace('*', '[01]')
-
-    return fit(found, encoder=encoder, head=head, file=file, name_of=name_of, shape_of=_shape_there)
+    offset = f'{head_prefix}{places[layers[-1]]}.bias' if layers and layers[-1].startswith('norm') else ''
+    if np.any(there.pop(offset, 0)):
+        raise ValueError(f'{file}: {offset} is not zero, and the last norm of a head has no offset here.')
+    found, used = {}, set()
+    names: dict[str, str] = dict(zip(CLASSIFIER, (f'{prefix}fc.weight', f'{prefix}fc.bias')))   # path -> name
+    for path in expected(encoder, head, file):
+        _, part, *layer, leaf = path.split('/')
+        name = (head_prefix + places['/'.join(layer)] if part == 'head' else
+                prefix + _encoder_layer('/'.join(layer), encoder))
+        names[path] = f'{name}.{_LEAVES[leaf]}'
+    for path, name in names.items():
+        streams = [name.replace('*', index) for index in '01'] if '*' in name else [name]
+        used.update(streams)
+        if all(stream in there for stream in streams):
+            found[path] = _joined([_axes_here(there[stream]) for stream in streams])
+    found |= {name: array for name, array in there.items()
+              if name not in used and not name.endswith(_COUNTER)}
+    return fit(found, encoder=encoder, head=head, file=file, shape_of=_shape_there,
+               name_of=lambda path: names.get(path, path).replace('*', '[01]'))
 
 
 def head_places(head: Mapping[str, Any]) -> dict[str, str]:
     """{layer of a ProjectionHead: its place in an nn.Sequential of Linear, BatchNorm1d and ReLU}."""
     mode = head.get('mode', 'nonlinear')
-    num_layers = {'none': 0, 'linear': 1}.get(mode, head.get('num_layers', 3))
+    num_layers = head.get('num_layers', 3) if mode == 'nonlinear' else int(mode == 'linear')
     places, place = {}, 0
     for index in range(1, num_layers + 1):
         last = index == num_layers

@@ -15,6 +15,7 @@ import numpy as np
 from simclr_jax.models.network import init_variables, make_network, outputs
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 
+CLASSIFIER = ('classifier/kernel', 'classifier/bias')        # paths beside those of `expected`
 _SHOWN = 4      # names of each kind in a message
 
 
@@ -55,6 +56,19 @@ class Imported:
 def is_resnet(encoder: Mapping[str, Any]) -> bool:
     """Whether these are fields of models.resnet.ResNet."""
     return encoder.get('name', 'resnet') == 'resnet'
+
+
+def size_step(encoder: Mapping[str, Any], image_size: int) -> int:
+    """What divides height and width of the images that a traced program takes; 0 = it takes image_size alone.
+
+    A ResNet takes any size. But how SAME pads a convolution with a stride depends on the size, and is known
+    beforehand only for what all of the strides divide: 32.
+    """
+    if not is_resnet(encoder):
+        return 0
+    if encoder.get('conv_padding', 'symmetric') != 'same':
+        return 1
+    return 32 if image_size % 32 == 0 else 0
 
 
 def expected(encoder: Mapping[str, Any], head: Mapping[str, Any], file: str = '',
@@ -100,25 +114,43 @@ def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in leaves.items()}
 
 
+def named_leaves(variables: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+    """[('encoder/stem_conv/kernel', array)] in the order of jax.tree.leaves, for files of programs."""
+    return [('/'.join(str(key.key) for key in path[1:]), np.asarray(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(variables)]
+
+
+def all_arrays(imported: Imported) -> dict[str, np.ndarray]:
+    """{path: array} of all that an encoder consists of, checked by `fit`."""
+    arrays = flat({**imported.variables, 'classifier': imported.classifier or {}})
+    fit(arrays, encoder=imported.encoder, head=imported.head, file=imported.source,
+        image_size=imported.image_size)
+    return arrays
+
+
 def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: Mapping[str, Any], file: str,
         name_of: Callable[[str], str] = str, shape_of: Callable[[Sequence[int]], Sequence[int]] = list,
-        image_size: int = 32) -> dict[str, Any]:
+        image_size: int = 32) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     """The variables of the network, each taken from `arrays`: none missing, none left over.
 
     Args:
-        arrays: {path: array}, paths as in `expected`; axes in this project's order already.
+        arrays: {path: array}, paths as in `expected`, and maybe the two of `CLASSIFIER`; axes in this
+            project's order already.
         encoder, head, file, image_size: see `expected`.
-        name_of: a path of `expected` -> the name that it has in the file, for messages.
+        name_of: a path -> the name that it has in the file, for messages.
         shape_of: a shape here -> the shape in the file's order of axes, for messages.
 
     Returns:
-        {'params', 'batch_stats'}: nested dicts of float32 arrays.
+        {'params', 'batch_stats'}, nested dicts of float32 arrays; and the classifier, see `Imported`.
 
     Raises:
         ValueError: names are missing, unexpected or of another shape, dtype than float32, or hold a
             value that is not finite. One sentence names them.
     """
-    wanted = expected(encoder, head, file, image_size)
+    wanted = dict(expected(encoder, head, file, image_size))
+    if any(path in arrays for path in CLASSIFIER):
+        classes = max(np.shape(arrays[path])[-1:] for path in CLASSIFIER if path in arrays)
+        wanted |= zip(CLASSIFIER, ((feature_width(encoder, image_size), *classes), classes))
     missing = [name_of(path) for path in wanted if path not in arrays]
     unexpected = [name_of(path) for path in arrays if path not in wanted]
     both = {path: np.asarray(arrays[path]) for path in wanted if path in arrays}
@@ -130,29 +162,8 @@ def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: M
               if array.dtype == np.float32 and not np.isfinite(array).all()]
     negative = [name_of(path) for path, array in both.items() if path.endswith('/var') and (array < 0).any()]
     refuse(file, {'not float32': dtypes, 'not finite': broken, 'negative variances': negative})
-    return flax.traverse_util.unflatten_dict(both, sep='/') | (
-        {} if any(path.startswith('batch_stats/') for path in wanted) else {'batch_stats': {}})
-
-
-def check_classifier(classifier: Mapping[str, np.ndarray], encoder: Mapping[str, Any], file: str, *,
-                     names: Mapping[str, str] | None = None, image_size: int = 32) -> None:
-    """ValueError unless it is {'kernel' [D, C], 'bias' [C]}, float32 and finite, for features of width D.
-
-    `names` are those that 'kernel' and 'bias' have in the file, for messages.
-    """
-    names = names or {'kernel': 'classifier/kernel', 'bias': 'classifier/bias'}
-    arrays = {name: np.asarray(array) for name, array in classifier.items()}
-    refuse(file, {'missing': [names[name] for name in names if name not in arrays],
-                  'unexpected': [name for name in arrays if name not in names]})
-    kernel, bias = arrays['kernel'], arrays['bias']
-    width = feature_width(encoder, image_size)
-    fits = kernel.ndim == 2 and kernel.shape[0] == width and bias.shape == kernel.shape[1:]
-    refuse(file, {'of another shape': [] if fits else [
-        f'{names["kernel"]} and {names["bias"]} are no classifier of {width} features']})
-    refuse(file, {
-        'not float32': [names[name] for name, array in arrays.items() if array.dtype != np.float32],
-        'not finite': [names[name] for name, array in arrays.items()
-                       if array.dtype == np.float32 and not np.isfinite(array).all()]})
+    tree = {'batch_stats': {}} | flax.traverse_util.unflatten_dict(both, sep='/')
+    return tree, tree.pop('classifier', None)
 
 
 def resnet_depth(names: Iterable[str], pattern: str, *, first: int, bottleneck: bool, file: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.weights.tree import Imported, check_classifier, expected, fit, refuse, resnet_depth
+from simclr_jax.weights.tree import CLASSIFIER, Imported, expected, fit, refuse, resnet_depth
 
 # byol/byol_experiment.py _ByolExperimentState
 _STATE_FIELDS = ('online_params', 'target_params', 'online_state', 'target_state', 'opt_state')
@@ -48,15 +48,13 @@ def read_byol(path: str | os.PathLike) -> Imported:
         raise ValueError(f'{file} holds no Haiku ResNet: none of its modules is named res_net50 or the like.')
     encoder, head = _encoder(arrays, root, file), _projector(arrays)
     names = {path: _name(path, root) for path in expected(encoder, head, file)}
-    classifier = {field: arrays.pop(f'classifier/{leaf}') for field, leaf in (('kernel', 'w'), ('bias', 'b'))
-                  if f'classifier/{leaf}' in arrays}
+    names |= zip(CLASSIFIER, ('classifier/w', 'classifier/b'))
     paths = {_plain(name): path for path, name in names.items()}
     ours = {paths.get(name, name): array for name, array in arrays.items()}
-    if classifier:
-        check_classifier(classifier, encoder, file, names={'kernel': 'classifier/w', 'bias': 'classifier/b'})
-    variables = fit(ours, encoder=encoder, head=head, file=file, name_of=lambda path: names.get(path, path))
+    variables, classifier = fit(ours, encoder=encoder, head=head, file=file,
+                                name_of=lambda path: names.get(path, path))
     return Imported(encoder=encoder, head=head, variables=variables, mean=_MEAN, std=_STD, image_size=224,
-                    crop_proportion=0.875, classifier=classifier or None,
+                    crop_proportion=0.875, classifier=classifier,
                     source=f'BYOL ResNet-{encoder["depth"]} ({encoder["width"]:g}x)',
                     card={'layout': 'Haiku pickle', 'step': _step(checkpoint)})
 
@@ -77,7 +75,7 @@ def _online(checkpoint, file):
     return state['online_params'], state['online_state']
 
 
-def _flat(modules, file):
+def _flat(modules: Any, file: str) -> dict[str, Any]:
     """{plain name of a module/leaf: record of an array}"""
     if not (isinstance(modules, dict) and all(isinstance(name, str) and isinstance(leaves, dict)
                                               for name, leaves in modules.items())):
@@ -86,7 +84,7 @@ def _flat(modules, file):
             for leaf, value in leaves.items()}
 
 
-def _arrays(records, file):
+def _arrays(records: Mapping[str, Any], file: str) -> dict[str, np.ndarray]:
     arrays, broken = {}, []
     for name, record in records.items():
         try:
@@ -135,8 +133,9 @@ def _name(path: str, root: str) -> str:
     where = f'{root}/~'
     if block:
         where += f'/block_group_{int(block[1]) - 1}/~/block_{int(block[2]) - 1}/~'
-    kind, number = re.fullmatch(r'(?:stem_)?(shortcut_)?(conv|norm)(\d?)', layers[-1]).group(2, 3)
-    kind = {'conv': 'conv', 'norm': 'batchnorm'}[kind]
+    match = re.fullmatch(r'(?:stem_)?(?:shortcut_)?(conv|norm)(\d?)', layers[-1])
+    assert match, f'{path} is of no ResNet'
+    kind, number = {'conv': 'conv', 'norm': 'batchnorm'}[match[1]], match[2]
     layer = f'{kind}_{int(number) - 1}' if number else f'{"shortcut" if block else "initial"}_{kind}'
     return f'{where}/{layer}/{"w" if leaf == "kernel" else _NORM[leaf]}'
 
@@ -150,77 +149,15 @@ def _step(checkpoint):
 
 # ---- the pickle --------------------------------------------------------------------------------------
 
+_BYTES = ('_codecs.encode', 'builtins.bytes', '__builtin__.bytes')          # how protocol 2 writes bytes
+_DICTS = ('collections.OrderedDict', 'haiku._src.data_structures.FlatMapping',
+          'haiku._src.data_structures.FlatMap', 'haiku._src.data_structures.frozendict')
 _RECORDED = re.compile(
     r'numpy\.(dtype|ndarray)|numpy\._?core\.(?:_?multiarray(?:_umath)?\.(_reconstruct|scalar)'
-    r'|numeric\.(_frombuffer))|dill\._dill\.(_import_module|_create_array)'
+    r'|numeric\.(_frombuffer))|dill\._dill\.(_import_module|_create_array|_create_namedtuple|_get_attr)'
     # Code that may have written a checkpoint (google3: BYOL's released ones).
     r'|(?:byol|google3|optax|jax|jaxlib)\..*')
 _DTYPE = re.compile(r'[<>=|]?([fiu][1248]|b1)')
-
-
-class _Record:
-    """Of a call that was not made.
-
-    Attributes:
-        args: its positional arguments.
-        state: what would have been set on its result.
-        fields: the names of `args`, where the pickle gives them.
-    """
-
-    __slots__ = ('args', 'state')
-    fields = ()
-
-    def __new__(cls, *args, **kwargs):
-        self = object.__new__(cls)
-        self.args, self.state = args, None
-        return self
-
-    def __setstate__(self, state):
-        self.state = state
-
-
-class _Bytes(_Record):
-    """codecs.encode(text, 'latin1') and bytes(): how protocol 2 writes bytes."""
-
-    def __new__(cls, text='', encoding='latin1'):
-        if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
-            raise pickle.UnpicklingError('bytes in an unknown form')
-        return text.encode('latin1')
-
-
-class _NamedTuple(_Record):
-    """dill's _create_namedtuple(name, fields, module): records that know the names of their arguments."""
-
-    def __new__(cls, name, fields, *_):
-        if not isinstance(fields, (tuple, list)) or not all(isinstance(field, str) for field in fields):
-            raise pickle.UnpicklingError('a named tuple without names')
-        return type('_Record', (_Record,), {'__slots__': (), 'fields': tuple(fields)})
-
-
-class _Attribute(_Record):
-    """dill's _get_attr(module, name), by which it names functions written in C."""
-
-    def __new__(cls, module, name):
-        if type(module).__name__ != '_import_module' or not isinstance(name, str):
-            raise _Forbidden(f'dill._dill._get_attr of {name!r}')
-        return _stand_in(f'{module.args[0]}.{name}')
-
-
-_STAND_INS = {'_codecs.encode': _Bytes, 'builtins.bytes': _Bytes, '__builtin__.bytes': _Bytes,
-              'dill._dill._create_namedtuple': _NamedTuple, 'dill._dill._get_attr': _Attribute,
-              'collections.OrderedDict': dict, 'haiku._src.data_structures.FlatMapping': dict,
-              'haiku._src.data_structures.FlatMap': dict, 'haiku._src.data_structures.frozendict': dict}
-
-
-def _stand_in(name):
-    """What is called in the place of `name`."""
-    recorded = _RECORDED.fullmatch(name)
-    if not recorded and name not in _STAND_INS:
-        raise _Forbidden(name)
-    if not recorded:
-        return _STAND_INS[name]
-    kind = next(filter(None, recorded.groups()), '_Record')
-    return type(kind, (_Record,), {'__slots__': ()})
 
 
 class _Forbidden(Exception):
@@ -231,6 +168,54 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         return _stand_in(f'{module}.{name}')
+
+
+def _stand_in(name):
+    """What is called in the place of `name`: a class of its own, or dict."""
+    if name in _DICTS:
+        return dict
+    recorded = _RECORDED.fullmatch(name)
+    if not recorded and name not in _BYTES:
+        raise _Forbidden(name)
+    kind = 'bytes' if not recorded else next(filter(None, recorded.groups()), '')
+    return type('_Record', (_Record,), {'__slots__': (), 'kind': kind})
+
+
+class _Record:
+    """Of a call that was not made.
+
+    Attributes:
+        kind: what was called, its last name; '' where that does not matter.
+        args: its positional arguments.
+        state: what would have been set on its result.
+        fields: the names of `args`, where the pickle gives them.
+    """
+
+    __slots__ = ('args', 'state')
+    kind, fields = '', ()
+
+    def __new__(cls, *args, **kwargs):
+        if cls.kind == 'bytes':
+            return _encoded(*args)
+        if cls.kind == '_create_namedtuple':        # (name, fields, module), of dill
+            return type('_Record', (_Record,), {'__slots__': (), 'fields': tuple(map(str, args[1]))})
+        if cls.kind == '_get_attr':                 # (module, name): how dill names functions written in C
+            module, name = args
+            if getattr(module, 'kind', '') != '_import_module' or not isinstance(name, str):
+                raise _Forbidden(f'dill._dill._get_attr of {name!r}')
+            return _stand_in(f'{module.args[0]}.{name}')
+        self = object.__new__(cls)
+        self.args, self.state = args, None
+        return self
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+def _encoded(text='', encoding='latin1'):
+    if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
+        raise pickle.UnpicklingError('bytes in an unknown form')
+    return text.encode('latin1')
 
 
 def _load(path: str) -> Any:
@@ -253,17 +238,18 @@ def _to_array(value: Any) -> np.ndarray:
     if isinstance(value, (bool, int, float)):
         return np.asarray(value)
     try:
-        kind, order = type(value).__name__, 'C'
-        if kind == 'scalar':
+        order = 'C'
+        if value.kind == 'scalar':
             (dtype, data), shape = value.args, ()
-        elif kind == '_frombuffer':
+        elif value.kind == '_frombuffer':
             data, dtype, shape, order = value.args
         else:                   # dill's _create_array has the state among its arguments, and no attributes
-            state = value.args[2] if kind == '_create_array' and not any(value.args[3:]) else value.state
+            by_dill = value.kind == '_create_array' and not any(value.args[3:])
+            state = value.args[2] if by_dill else value.state
             _, shape, dtype, fortran, data = state
             order = 'F' if fortran else 'C'
         code, byte_order = dtype.args[0], dtype.state[1] if dtype.state else '='
-        if type(dtype).__name__ != 'dtype' or not _DTYPE.fullmatch(code) or byte_order not in list('<>=|'):
+        if dtype.kind != 'dtype' or not _DTYPE.fullmatch(code) or byte_order not in list('<>=|'):
             raise ValueError
         dtype = np.dtype(code).newbyteorder(byte_order)
         if not isinstance(data, (bytes, bytearray)) or math.prod(shape) * dtype.itemsize != len(data):

@@ -5,6 +5,7 @@ taken whole: each variable fills its place, or is a known extra (optimizer, step
 weights), or the file is refused.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.weights.read.official_layout import encoder_names, head_names, infer_encoder
-from simclr_jax.weights.tree import Imported, check_classifier, feature_width, fit, refuse
+from simclr_jax.weights.tree import CLASSIFIER, Imported, feature_width, fit, refuse
 
 _GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
 _VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
@@ -23,8 +24,6 @@ _ATTRIBUTE = re.compile(
     r'|initial_conv_relu_max_pool|conv2d(_\d+|_fixed_padding)?|batch_norm_relu(_1)?|bn|bn_relu|dense'
     r'|se_layer|se_reduce|se_expand|kernel|bias|gamma|beta|moving_mean|moving_variance')
 _PARTS = ('resnet_model', '_projection_head', 'supervised_head')
-# What the reader raises beside TensorFlow's own errors; IndexError is a file that ends too early.
-_READ_ERRORS = (ValueError, RuntimeError, IndexError, TypeError, MemoryError)
 _MAX_ATTRIBUTES = 12    # from the model to a variable; official ones have at most nine
 # What a checkpoint holds beside the model.
 _TF2_EXTRA = re.compile(rf'{_GRAPH}|(global_step|save_counter|optimizer)/.*|.*/\.OPTIMIZER_SLOT/.*')
@@ -75,25 +74,27 @@ def read_official(path: str | os.PathLike) -> Imported:
     names = (encoder_names(encoder['depth'], encoder['stem'], encoder['sk_ratio'] > 0, tf1)
              | head_names(layers, norm))
     supervised = 'head_supervised' if tf1 else 'supervised_head'
-    dense = {f'{supervised}/linear_layer/dense/{name}': name for name in ('kernel', 'bias')}
-    taken = set(names.values()) | set(dense)
-    arrays = {path: _read(reader, ours[name], file) for path, name in names.items() if name in ours}
-    arrays |= {name: np.zeros(0, np.float32) for name in ours if name not in taken}     # for fit to refuse
-    variables = fit(arrays, encoder=encoder, head=head, file=file, name_of=lambda path: names.get(path, path))
-    classifier = {field: _read(reader, ours[name], file) for name, field in dense.items() if name in ours}
+    names |= {path: f'{supervised}/linear_layer/dense/{path.split("/")[1]}' for path in CLASSIFIER}
     small = encoder['stem'] == 'cifar'
     card = {'layout': 'TF1 names' if tf1 else 'TF2 objects', 'step': _step(reader, shapes, file)}
+    width = by_name.get(names[CLASSIFIER[0]], ())[:1]
+    if width and width != (feature_width(encoder),):        # fine-tuned with ft_proj_selector
+        card['supervised_head'] = (f'reads {width[0]} values, not the {feature_width(encoder)} features: '
+                                   'not imported')
+        for path in CLASSIFIER:
+            ours.pop(names[path], None)
+    arrays = {path: _read(reader, ours[name], file) for path, name in names.items() if name in ours}
+    known = set(names.values())
+    arrays |= {name: np.zeros(0, np.float32) for name in ours if name not in known}       # for fit to refuse
+    variables, classifier = fit(arrays, encoder=encoder, head=head, file=file,
+                                name_of=lambda path: names.get(path, path))
     ignored = sorted({_kind(key) for key in shapes if extra.fullmatch(key)} - {''})
     return Imported(encoder=encoder, head=head, variables=variables,
                     mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), image_size=32 if small else 224,
-                    crop_proportion=1.0 if small else 0.875, source=_describe(encoder),
-                    classifier=_checked(classifier, encoder, file, supervised, card),
-                    card=card | ({'not_read': ignored} if ignored else {}))
-
-
-def _describe(encoder):
-    sk = ', SK' if encoder['sk_ratio'] else ''
-    return f'official SimCLR ResNet-{encoder["depth"]} ({encoder["width"]:g}x{sk})'
+                    crop_proportion=1.0 if small else 0.875,
+                    source=f'official SimCLR ResNet-{encoder["depth"]} ({encoder["width"]:g}x'
+                           f'{", SK" if encoder["sk_ratio"] else ""})',
+                    classifier=classifier, card=card | ({'not_read': ignored} if ignored else {}))
 
 
 def _some(names, count=4):
@@ -145,25 +146,26 @@ def _tensorflow():
 
 
 def _open(prefix, file):
-    tf = _tensorflow()
-    try:
-        reader = tf.train.load_checkpoint(prefix)
+    with _readable(file):
+        reader = _tensorflow().train.load_checkpoint(prefix)
         return reader, reader.get_variable_to_shape_map()
-    except (tf.errors.OpError, *_READ_ERRORS) as error:
-        raise _unreadable(file, error) from error
 
 
 def _read(reader, key, file):
-    tf = _tensorflow()
-    try:
+    with _readable(f'{file}, variable {key.removesuffix(_VALUE)},'):
         return reader.get_tensor(key)
-    except (tf.errors.OpError, *_READ_ERRORS) as error:
-        raise _unreadable(f'{file}, variable {key.removesuffix(_VALUE)},', error) from error
 
 
-def _unreadable(what, error):
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ValueError(f'{what} cannot be read: it is damaged or not whole ({lines[0][:200]}).')
+@contextlib.contextmanager
+def _readable(what):
+    """Turns what the readers of TensorFlow raise into one sentence."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:      # TensorFlow's own, those of C++ and protobuf's, which has no public home
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f'{what} cannot be read: it is damaged or not whole ({lines[0][:200]}).') from error
 
 
 def _step(reader, shapes, file):
@@ -184,15 +186,13 @@ def _object_keys(graph: bytes, shapes: Mapping[str, Any], file: str) -> dict[str
     of the official code has its key for a name.
     """
     from tensorflow.core.protobuf import trackable_object_graph_pb2
-    try:
+    with _readable(f'{file}, graph of objects,'):
         nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(graph).nodes
         children = [{child.local_name: child.node_id for child in node.children} for node in nodes]
         keys = [next((value.checkpoint_key for value in node.attributes
                       if value.name == 'VARIABLE_VALUE'), '') for node in nodes]
         if any(not 0 <= target < len(nodes) for names in children for target in names.values()):
             raise ValueError('it refers to objects that are not there')
-    except Exception as error:      # protobuf's DecodeError has no public home
-        raise _unreadable(f'{file}, graph of objects,', error) from error
     named, seen = {}, set()
     models = [names for names in children if 'resnet_model' in names]
     stack = [(part, model[part]) for model in models[:1] for part in _PARTS if part in model]
@@ -228,16 +228,3 @@ def _infer_head(shapes, tf1, file):
     head = {'mode': 'linear' if count == 1 else 'nonlinear', 'num_layers': count, 'hidden_width': 0,
             'out_dim': last[1], 'norm': True, 'final_norm': True, 'bias': False, 'final_bias': False}
     return head | ({'hidden_width': first[1]} if count > 1 and first[0] != first[1] else {}), layers, norm
-
-
-def _checked(classifier, encoder, file, supervised, card):
-    """The classifier with kernel [D, C] and bias [C]; None, with a line in the card, if it reads no h."""
-    if not classifier:
-        return None
-    width, kernel = feature_width(encoder), classifier.get('kernel', np.zeros(0))
-    if kernel.ndim == 2 and len(kernel) != width:       # fine-tuned with ft_proj_selector
-        card['supervised_head'] = f'reads {len(kernel)} values, not the {width} features: not imported'
-        return None
-    check_classifier(classifier, encoder, file, names={
-        name: f'{supervised}/linear_layer/dense/{name}' for name in ('kernel', 'bias')})
-    return classifier

@@ -3,90 +3,62 @@
 Names and order of creation are those of tf2/resnet.py, tf2/model.py, resnet.py and model_util.py there.
 """
 
+import collections
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 from simclr_jax.weights.tree import resnet_depth
 
-NORM_VARIABLES = {'gamma': 'params/{}/scale', 'beta': 'params/{}/bias',
-                  'moving_mean': 'batch_stats/{}/mean', 'moving_variance': 'batch_stats/{}/var'}
 STEM = 'initial_conv_relu_max_pool'
 _SK_RATIO = 0.0625      # the one that SimCLRv2 uses
+# {layer of ours: where it stands in the TF2 model}, of the stem and of a block.
+_STEM = {'conv': '0/conv2d', 'norm': '2/bn'}
+_STEM_OF_RESNET_D = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '2/conv2d', 'norm2': '3/bn',
+                     'conv3': '4/conv2d', 'norm3': '6/bn'}
+_BASIC = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '2/conv2d', 'norm2': '3/bn'}
+_BOTTLENECK = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '3/conv2d', 'norm2': '4/bn',
+               'conv3': '6/conv2d', 'norm3': '7/bn'}
+_SELECTIVE = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2/conv': '3/conv2d_fixed_padding/conv2d',
+              'conv2/norm': '3/batch_norm_relu/bn', 'conv2/squeeze_conv': '3/conv2d_0',
+              'conv2/squeeze_norm': '3/batch_norm_relu_1/bn', 'conv2/mixing_conv': '3/conv2d_1',
+              'conv3': '5/conv2d', 'norm3': '6/bn'}
+_NORM_VARIABLES = {'params/{}/scale': 'gamma', 'params/{}/bias': 'beta',
+                   'batch_stats/{}/mean': 'moving_mean', 'batch_stats/{}/var': 'moving_variance'}
 
 
-class Layer(NamedTuple):
-    """A layer of the encoder: its path here, its path in the TF2 model, and whether it is a BatchNorm."""
-
-    ours: str
-    official: str
-    is_norm: bool
-
-
-def encoder_layers(depth: int, stem: str, sk: bool) -> Iterator[Layer]:
-    """The layers of an encoder in the order in which the TF1 code creates, and so numbers, them."""
-    if sk and stem == 'imagenet':       # ResNet-D: three convolutions
-        for index, (conv, norm) in enumerate(((0, 1), (2, 3), (4, 6)), start=1):
-            yield Layer(f'stem_conv{index}', f'{STEM}/{conv}/conv2d', False)
-            yield Layer(f'stem_norm{index}', f'{STEM}/{norm}/bn', True)
-    else:
-        yield Layer('stem_conv', f'{STEM}/0/conv2d', False)
-        yield Layer('stem_norm', f'{STEM}/2/bn', True)
+def encoder_layers(depth: int, stem: str, sk: bool) -> dict[str, str]:
+    """{layer here: layer in the TF2 model}, in the order in which the TF1 code creates and numbers them."""
+    of_stem = _STEM_OF_RESNET_D if sk and stem == 'imagenet' else _STEM
+    layers = {f'stem_{layer}': f'{STEM}/{place}' for layer, place in of_stem.items()}
     block_type, stage_sizes = DEPTHS[depth]
-    layers = _bottleneck_layers if block_type is BottleneckBlock else _basic_layers
+    if block_type is BottleneckBlock:
+        shortcut, path, of_block = ('projection_layers', 'conv_relu_dropblock_layers',
+                                    _SELECTIVE if sk else _BOTTLENECK)
+    else:
+        shortcut, path, of_block = 'shortcut_layers', 'conv2d_bn_layers', _BASIC
     for stage, num_blocks in enumerate(stage_sizes):
+        first = (2 if stage else 1) if sk else 0        # of a shortcut, after padding and pooling
         for block in range(num_blocks):
             ours, official = f'stage{stage + 1}_block{block + 1}', f'block_groups/{stage}/layers/{block}'
-            for layer in layers(sk, stride=2 if stage else 1, project=block == 0):
-                yield Layer(f'{ours}/{layer.ours}', f'{official}/{layer.official}', layer.is_norm)
-
-
-def _shortcut_layers(name, sk, stride):
-    first = (2 if stride > 1 else 1) if sk else 0       # after padding and pooling
-    yield Layer('shortcut_conv', f'{name}/{first}/conv2d', False)
-    yield Layer('shortcut_norm', f'{name}/{first + 1}/bn', True)
-
-
-def _basic_layers(sk, stride, project):
-    if project:
-        yield from _shortcut_layers('shortcut_layers', sk, stride)
-    for index in (0, 1):
-        yield Layer(f'conv{index + 1}', f'conv2d_bn_layers/{2 * index}/conv2d', False)
-        yield Layer(f'norm{index + 1}', f'conv2d_bn_layers/{2 * index + 1}/bn', True)
-
-
-def _bottleneck_layers(sk, stride, project):
-    if project:
-        yield from _shortcut_layers('projection_layers', sk, stride)
-    path = 'conv_relu_dropblock_layers'
-    yield Layer('conv1', f'{path}/0/conv2d', False)
-    yield Layer('norm1', f'{path}/1/bn', True)
-    if sk:
-        yield Layer('conv2/conv', f'{path}/3/conv2d_fixed_padding/conv2d', False)
-        yield Layer('conv2/norm', f'{path}/3/batch_norm_relu/bn', True)
-        yield Layer('conv2/squeeze_conv', f'{path}/3/conv2d_0', False)
-        yield Layer('conv2/squeeze_norm', f'{path}/3/batch_norm_relu_1/bn', True)
-        yield Layer('conv2/mixing_conv', f'{path}/3/conv2d_1', False)
-    else:
-        yield Layer('conv2', f'{path}/3/conv2d', False)
-        yield Layer('norm2', f'{path}/4/bn', True)
-    last = 5 if sk else 6
-    yield Layer('conv3', f'{path}/{last}/conv2d', False)
-    yield Layer('norm3', f'{path}/{last + 1}/bn', True)
+            if block == 0:
+                layers[f'{ours}/shortcut_conv'] = f'{official}/{shortcut}/{first}/conv2d'
+                layers[f'{ours}/shortcut_norm'] = f'{official}/{shortcut}/{first + 1}/bn'
+            layers |= {f'{ours}/{layer}': f'{official}/{path}/{place}' for layer, place in of_block.items()}
+    return layers
 
 
 def encoder_names(depth: int, stem: str, sk: bool, tf1: bool) -> dict[str, str]:
     """{path of weights.tree.expected: name of the variable in the file} of an encoder."""
-    names, counts = {}, {False: 0, True: 0}
-    for layer in encoder_layers(depth, stem, sk):
-        name = f'resnet_model/{layer.official}'
+    names, counts = {}, collections.Counter()
+    for ours, official in encoder_layers(depth, stem, sk).items():
+        name = f'resnet_model/{official}'
         if tf1:
-            count = counts[layer.is_norm]
-            counts[layer.is_norm] += 1
-            name = ('base_model/' + ('batch_normalization' if layer.is_norm else 'conv2d')
-                    + (f'_{count}' if count else ''))
-        names |= _variables(f'encoder/{layer.ours}', name, layer.is_norm)
+            kind = 'batch_normalization' if _is_norm(ours) else 'conv2d'
+            name = f'base_model/{kind}' + f'_{counts[kind]}' * (counts[kind] > 0)
+            counts[kind] += 1
+        names |= _variables(f'encoder/{ours}', name)
     return names
 
 
@@ -97,15 +69,19 @@ def head_names(layers: list[str], norm: str) -> dict[str, str]:
     """
     names = {}
     for index, layer in enumerate(layers, start=1):
-        names |= _variables(f'head/dense{index}', f'{layer}/dense', is_norm=False)
-        names |= _variables(f'head/norm{index}', f'{layer}/{norm}', is_norm=True)
+        names |= _variables(f'head/dense{index}', f'{layer}/dense')
+        names |= _variables(f'head/norm{index}', f'{layer}/{norm}')
     return names
 
 
-def _variables(ours, official, is_norm):
-    if not is_norm:
+def _is_norm(layer):
+    return 'norm' in layer.rsplit('/', 1)[-1]
+
+
+def _variables(ours, official):
+    if not _is_norm(ours):
         return {f'params/{ours}/kernel': f'{official}/kernel'}
-    return {path.format(ours): f'{official}/{name}' for name, path in NORM_VARIABLES.items()}
+    return {path.format(ours): f'{official}/{name}' for path, name in _NORM_VARIABLES.items()}
 
 
 def infer_encoder(shapes: Mapping[str, tuple[int, ...]], tf1: bool, file: str) -> dict[str, Any]:
@@ -162,8 +138,7 @@ def _tf1_blocks(shapes, file):
     count = max((int(match[1] or 0) + 1 for match in matches if match), default=0)
     for depth in DEPTHS:
         for sk, stem in ((False, 'imagenet'), (True, 'imagenet'), (True, 'cifar')):
-            layers = encoder_layers(depth, stem, sk)
-            if count == sum(not layer.is_norm for layer in layers):
+            if count == sum(not _is_norm(layer) for layer in encoder_layers(depth, stem, sk)):
                 return depth, sk, sk and stem == 'imagenet'
     raise ValueError(f'{file} holds {count} convolutions under base_model, which is no ResNet of depth '
                      f'{", ".join(map(str, DEPTHS))}, with or without selective kernels.')

@@ -19,7 +19,7 @@ import numpy as np
 from simclr_jax.weights import header
 from simclr_jax.weights.tensors import check_file, read_tensors
 from simclr_jax.weights.torch_names import encoder_fields, encoder_from_torch
-from simclr_jax.weights.tree import Imported, check_classifier, refuse
+from simclr_jax.weights.tree import Imported, refuse
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # torchvision.transforms
 # What a file of others does not say.
@@ -95,9 +95,9 @@ def _from_export(path, arrays, text, image_size):
         fields['card'] = {**fields['card'], 'head': f'left out: {head_path.name} is not beside {path.name}'}
     if not head_arrays:
         fields['head'] = {**fields['head'], 'mode': 'none'}
-    classifier, arrays = _take_classifier(arrays, fields['encoder'], str(path))
-    variables = encoder_from_torch(arrays, head_arrays, encoder=fields['encoder'], head=fields['head'],
-                                   file=str(path), head_prefix=f'{head_path.name}: ')
+    variables, classifier = encoder_from_torch(
+        arrays, head_arrays, encoder=fields['encoder'], head=fields['head'], file=str(path),
+        head_prefix=f'{head_path.name}: ')
     if image_size:
         fields['image_size'] = image_size
     return Imported(variables=variables, classifier=classifier, **fields)
@@ -124,19 +124,18 @@ def _from_others(file, arrays, halves, image_size):
     if small and 'classifier' in found.beside and found.prefix:
         raise ValueError(f'{file} is of solo-learn, whose first convolution of 3x3 pixels pads by two of '
                          'them; here it is padded by one: the features would be others.')
-    head, classifier, head_arrays = _projector(found, file), None, found.head
-    if head['mode'] == 'none':
-        head_arrays = {}
-        classifier, arrays = _take_classifier(arrays, encoder, file)
-    variables = encoder_from_torch(arrays, head_arrays, encoder=encoder, head=head, file=file,
-                                   prefix=found.name(''), head_prefix=found.head_prefix)
+    head = _projector(found, file)
+    head_arrays = {} if head['mode'] == 'none' else found.head
+    variables, classifier = encoder_from_torch(
+        arrays, head_arrays, encoder=encoder, head=head, file=file, prefix=found.outer + found.prefix,
+        head_prefix=found.head_prefix)
     name = f'ResNet-{encoder["depth"]}' + f' {encoder["width"]:g}x' * (encoder['width'] != 1)
     version = {'encoder_q.': 1 + (head['mode'] == 'nonlinear'), 'base_encoder.': 3}.get(found.prefix)
     assumed = [name for name in _ASSUMED
                if name not in ('mean', 'std') or 'data_preprocessor' not in found.beside]
     ignored = sorted(found.outer + part + '.*' * dotted for part, dotted in found.beside.items())
     size = image_size or (32 if small else 224)
-    resize = {} if small else _RESIZE | {'resize_to': round(size / 0.875)}
+    resize: dict[str, Any] = {} if small else _RESIZE | {'resize_to': round(size / 0.875)}
     return Imported(
         encoder=encoder, head=head, variables=variables, mean=found.mean, std=found.std, image_size=size,
         **resize, crop_proportion=1.0 if small else 0.875,
@@ -156,10 +155,6 @@ class _Found(NamedTuple):
     beside: dict[str, bool]                 # what is left: first part of a name -> whether more follows
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-
-    def name(self, name: str) -> str:
-        """The name of the encoder's in the file."""
-        return self.outer + self.prefix + name
 
 
 def _unwrap(file: str, arrays: Mapping[str, np.ndarray]) -> _Found:
@@ -232,25 +227,13 @@ def _projector(found: _Found, file: str) -> dict[str, Any]:
             'out_dim': len(arrays['2.weight']), **plain}
 
 
-def _take_classifier(arrays, encoder, file):
-    """(fc as a classifier or None, the other arrays)."""
-    rest = {name: array for name, array in arrays.items() if not name.startswith('fc.')}
-    if len(rest) == len(arrays):
-        return None, rest
-    names = {'kernel': 'fc.weight', 'bias': 'fc.bias'}
-    refuse(file, {'unexpected': [name for name in arrays if name not in rest and name not in names.values()]})
-    classifier = {here: arrays[there].T for here, there in names.items() if there in arrays}
-    check_classifier(classifier, encoder, file, names=names)
-    return classifier, rest
-
-
 def spare_triton() -> None:
     """Before torch is imported beside tensorflow: the LLVM of triton and that of tensorflow end the process.
 
     Triton compiles kernels for GPUs, which nothing here does. In the other order of imports they agree.
     """
     if 'tensorflow' in sys.modules:
-        sys.modules.setdefault('triton', None)
+        sys.modules.setdefault('triton', None)      # pyright: ignore[reportArgumentType]
 
 
 def _state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
