@@ -28,8 +28,8 @@ import numpy as np  # noqa: E402
 import runs  # noqa: E402
 from simclr_jax.views.device import eval_crop
 from simclr_jax.models.network import make_network  # noqa: E402
-from simclr_jax.weights.write.formats import (FORMATS, largest_difference, make_job, missing_modules,
-                                              relative_difference, why_unusable)
+from simclr_jax.weights.write.formats import (FORMATS, largest_difference, make_job, relative_difference,
+                                              why_unusable)
 from simclr_jax.weights.tree import Imported, flat  # noqa: E402
 
 NETWORKS = {'18': {'depth': 18}, '50': {'depth': 50}, '50x2': {'depth': 50, 'width': 2.0},
@@ -62,7 +62,7 @@ def main():
 
 def measure(kind, job, photographs, ours):
     """Differences, size and seconds of a format; {'left_out': why} where it cannot be run here."""
-    reason = ', '.join(missing_modules(FORMATS[kind].needs)) or why_unusable(FORMATS[kind].runtime)
+    reason = why_unusable(FORMATS[kind].needs) or why_unusable(FORMATS[kind].runtime)
     if reason:
         return {'left_out': reason}
     with tempfile.TemporaryDirectory() as directory:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 import simclr_jax
+from simclr_jax import storage
 from simclr_jax.views.resize import Resize
 from simclr_jax.weights.header import to_header
-from simclr_jax.weights.tree import Imported, feature_width, flat, is_resnet
+from simclr_jax.weights.tree import Imported, feature_width, flat, is_resnet, size_step
 
 NAME = 'card.json'
 _VERSION = 1
@@ -63,12 +64,14 @@ def describe_file(name: str, card: Mapping[str, Any], *, size: int,
     side = card['preprocessing']['image_size']
     fixed = f'[B, {side}, {side}, 3]'
     sizes = '[B, H, W, 3]' if is_resnet(card['encoder']) else fixed
-    by_32 = f'{sizes}, H and W multiples of 32' if side % 32 == 0 and sizes != fixed else fixed
+    step = size_step(card['encoder'], side)
+    multiples = f'{sizes}, H and W multiples of {step} (its padding is SAME)'
+    of_savedmodel = {0: fixed, 1: sizes}.get(step, multiples)
     values = 'normalised inside' if card['graphs']['normalize_inside'] else 'normalised: (x - mean) / std'
     inputs = {
         'encoder.safetensors': 'float32 [B, 3, H, W], normalised: (x - mean) / std',
         'encoder.flax.safetensors': 'uint8, or float32 in [0, 1], [B, H, W, 3] of any size',
-        'encoder.onnx': f'float32 {sizes}, {values}', 'savedmodel': f'float32 {by_32}, {values}',
+        'encoder.onnx': f'float32 {sizes}, {values}', 'savedmodel': f'float32 {of_savedmodel}, {values}',
         'encoder.stablehlo': f'float32 {fixed}, {values}'}
     return {'bytes': size, 'largest_difference': difference, 'load': _LOAD[name]} | (
         {'input': inputs[name]} if name in inputs else {})
@@ -86,15 +89,8 @@ def read_card(directory: str | os.PathLike) -> dict[str, Any] | None:
 
 def write_card(directory: str | os.PathLike, card: Mapping[str, Any]) -> None:
     """Writes card.json, whole or not at all."""
-    path = os.path.join(directory, NAME)
-    temporary = f'{path}.tmp'
-    try:
-        with open(temporary, 'w') as file:
-            file.write(json.dumps(card, indent=2, allow_nan=False) + '\n')
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    text = json.dumps(card, indent=2, allow_nan=False) + '\n'
+    storage.write_atomically(os.path.join(directory, NAME), text.encode())
 
 
 def read_evaluation(workdir: str | os.PathLike, step: int) -> list[dict[str, Any]]:

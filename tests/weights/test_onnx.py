@@ -10,10 +10,10 @@ pytest.importorskip('onnxruntime')
 
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.network import Network
-from simclr_jax.weights.write import onnx as onnx_file
 from simclr_jax.weights.write.onnx import load_onnx, write_onnx
-from tests.weights.tiny_encoders import (CASES, OTHERS, assert_close, depth_of_bottlenecks,  # noqa: E402
-                                         layers_of, network_of_others, random_images, random_network)
+from tests.weights.tiny_encoders import (CASES, OTHERS, TWO_GIB, assert_close,  # noqa: E402
+                                         depth_of_bottlenecks, layers_of, network_of_others, random_images,
+                                         random_network)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -69,12 +69,10 @@ def test_it_passes_the_checker_and_says_what_goes_in_and_out(tmp_path):
     assert 'encoder/stem_conv/kernel' in {array.name for array in model.graph.initializer}
 
 
-def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_refused(tmp_path):
     network, variables = random_network('basic')
     with pytest.raises(ValueError, match='layer is 4: the head has layers 0 .features. to 3 .projection.'):
         write_onnx(tmp_path / 'encoder.onnx', network, variables, layer=4)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables['params']['encoder']))
-    monkeypatch.setattr(onnx_file, '_MOST_BYTES', size // 2)
-    with pytest.raises(ValueError, match='GiB of weights and an ONNX file holds at most 2'):
-        write_onnx(tmp_path / 'encoder.onnx', network, variables)
+    with pytest.raises(ValueError, match='2.0 GiB of weights and an ONNX file holds at most 2'):
+        write_onnx(tmp_path / 'encoder.onnx', network, {'params': {'encoder': TWO_GIB}})
     assert not list(tmp_path.iterdir())

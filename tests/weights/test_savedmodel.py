@@ -1,13 +1,18 @@
 """Encoders in TensorFlow: the same features as here, from a program that TensorFlow runs by itself."""
 
+import os
+
 import numpy as np
 import pytest
 
+import simclr_jax
+
 tf = pytest.importorskip('tensorflow')      # the format is its own
 
+from simclr_jax.weights.tree import size_step
 from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
-from tests.weights.tiny_encoders import (OTHERS, assert_close, depth_of_bottlenecks, layers_of,  # noqa: E402
-                                         network_of_others, random_images, random_network)
+from tests.weights.tiny_encoders import (CASES, OTHERS, assert_close, depth_of_bottlenecks,  # noqa: E402
+                                         layers_of, network_of_others, random_images, random_network)
 
 
 @pytest.mark.parametrize('name', ['selective kernels', *OTHERS])
@@ -21,22 +26,28 @@ def test_features_of_any_encoder_are_those_of_our_own_network(name, tmp_path):
             assert_close(load_savedmodel(tmp_path / 'model')(images), ours)
 
 
-def test_the_loaded_object_takes_images_of_any_number_and_of_sizes_that_32_divides(tmp_path):
-    network, variables = random_network('cifar')
-    write_savedmodel(tmp_path / 'model', network, variables)
+@pytest.mark.parametrize('case, step', [('basic', 1), ('resnet-d', 1), ('as haiku', 32)])
+def test_the_loaded_object_takes_images_of_any_number_and_size(case, step, tmp_path):
+    """SAME convolutions: of sizes that 32 divides."""
+    network, variables = random_network(case)
+    assert size_step(CASES[case][0], 64) == step
+    write_savedmodel(tmp_path / 'model', network, variables, size_step=step)
     loaded = tf.saved_model.load(str(tmp_path / 'model'))
     serve = loaded.signatures['serving_default']
     assert tuple(serve.inputs[0].shape) == (None, None, None, 3)
     assert tuple(serve.structured_outputs['features'].shape) == (None, 64)
-    for shape in ((3, 32, 32), (1, 32, 64)):
+    for shape in ((3, 32, 32), (1, 64, 32)) if step == 32 else ((1, 33, 50), (2, 61, 28)):
         images = random_images(*shape)
         ours = layers_of(network, variables, images)[0]
         assert_close(loaded(tf.constant(images))['features'].numpy(), ours)
-    with pytest.raises(tf.errors.InvalidArgumentError, match='32'):
-        loaded(tf.constant(random_images(1, 33, 33)))
+    if step == 32:
+        with pytest.raises(tf.errors.InvalidArgumentError, match='32'):
+            loaded(tf.constant(random_images(1, 33, 33)))
+    assert not any(os.path.dirname(simclr_jax.__file__).encode() in path.read_bytes()
+                   for path in (tmp_path / 'model').rglob('*') if path.is_file())
     weights = {weight.name: weight.numpy() for weight in loaded.weights}
-    kernel = variables['params']['encoder']['stem_conv']['kernel']
-    np.testing.assert_array_equal(weights['encoder/stem_conv/kernel:0'], kernel)
+    kernel = variables['params']['encoder']['stage1_block1']['conv1']['kernel']
+    np.testing.assert_array_equal(weights['encoder/stage1_block1/conv1/kernel:0'], kernel)
 
 
 def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path):

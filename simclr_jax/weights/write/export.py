@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.storage import as_path
 from simclr_jax.weights import card as cards
-from simclr_jax.weights.write.formats import (FORMATS, Job, largest_difference, make_job, missing_modules,
-                                              why_unusable)
+from simclr_jax.weights.write.formats import FORMATS, Job, largest_difference, make_job, why_unusable
 from simclr_jax.weights.tree import Imported, flat
 
 TOLERANCE = 1e-4        # of the largest difference of features, over their root mean square
@@ -138,14 +138,12 @@ def _make(name: str, directory: str, job: Job) -> _Outcome:
     def outcome(whole, difference=None, note='', wrong=False):
         return _Outcome(whole, difference, time.time() - started, note, wrong)
 
-    missing = missing_modules(kind.needs)
-    if missing:
-        return outcome(False, note=f'{", ".join(missing)} is not installed: pip install "simclr_jax[export]"')
+    if unusable := why_unusable(kind.needs):
+        return outcome(False, note=f'{unusable}: pip install "simclr_jax[export]"')
     os.mkdir(directory)
     try:
         kind.write(directory, job)
-        unusable = why_unusable(kind.runtime)
-        if unusable:
+        if unusable := why_unusable(kind.runtime):
             return outcome(True, note=f'not checked: {unusable}')
         difference = largest_difference(kind.load(directory, job)(job.images), job.ours)
     except ValueError as error:
@@ -177,7 +175,7 @@ def _publish(directory: str, temporary: str, outcomes: Mapping[str, _Outcome], c
             if same and file in old.get('files', {}) and os.path.exists(path):
                 files[file] = old['files'][file]
             elif file not in new:
-                _remove(path)
+                storage.remove(path)
     for file, (path, difference) in new.items():
         files[file] = cards.describe_file(file, card, size=_size(path), difference=difference)
         target = os.path.join(directory, file)
@@ -194,13 +192,6 @@ def _size(path: str) -> int:
         return os.path.getsize(path)
     return sum(os.path.getsize(os.path.join(where, name))
                for where, _, names in os.walk(path) for name in names)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.remove(path)
 
 
 def _report(directory: str, source: str, outcomes: Mapping[str, _Outcome], files: Mapping[str, dict]) -> None:

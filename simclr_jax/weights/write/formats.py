@@ -1,7 +1,6 @@
 """The formats of an export: how each is written, run, and compared with our own network."""
 
 import importlib
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ import jax
 import numpy as np
 
 from simclr_jax.models.network import Network, make_network, outputs
-from simclr_jax.models.resnet import ResNet
 from simclr_jax.weights.read.torch import spare_triton
 from simclr_jax.weights.flax_file import read_flax, write_flax
 from simclr_jax.weights.header import to_header
@@ -19,7 +17,7 @@ from simclr_jax.weights.write.torch import write_torch
 from simclr_jax.weights.write.onnx import load_onnx, write_onnx
 from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
 from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
-from simclr_jax.weights.tree import Imported
+from simclr_jax.weights.tree import Imported, is_resnet, size_step
 
 _NUM_IMAGES = 3
 
@@ -42,7 +40,7 @@ class Job(NamedTuple):
 class Format(NamedTuple):
     """A format; its functions raise ValueError where it cannot hold this encoder."""
 
-    write: Callable[[str, Job], None]                                   # into an empty directory
+    write: Callable[[str, Job], Any]                                    # into an empty directory
     load: Callable[[str, Job], Callable[[np.ndarray], Layers]]          # from there: of images in [0, 1]
     needs: tuple[str, ...]                                              # modules to write it
     runtime: tuple[str, ...]                                            # and to run it
@@ -76,11 +74,6 @@ def largest_difference(theirs: Layers, ours: Layers) -> float:
     return max(relative_difference(output, ours[layer]) for layer, output in theirs.items())
 
 
-def missing_modules(modules: Sequence[str]) -> list[str]:
-    """Those that are not installed."""
-    return [module for module in modules if importlib.util.find_spec(module) is None]
-
-
 def why_unusable(modules: Sequence[str]) -> str:
     """Why one of the modules cannot be imported; '' if all can."""
     if 'torch' in modules:
@@ -110,10 +103,6 @@ def _normalized(images, job):
 # ---- weights -----------------------------------------------------------------------------------------
 
 
-def _write_torch(directory, job):
-    write_torch(directory, job.imported)
-
-
 def _load_torch(directory, job):
     import torch
     from simclr_jax.weights.write import torch_model
@@ -130,10 +119,6 @@ def _load_torch(directory, job):
         return {layer: output.numpy() for layer, output in outputs.items()}
 
     return run
-
-
-def _write_flax(directory, job):
-    write_flax(os.path.join(directory, 'encoder.flax.safetensors'), job.imported)
 
 
 def _load_flax(directory, job):
@@ -155,24 +140,20 @@ def _program(job: Job) -> dict[str, Any]:
     return {'network': network, 'variables': job.imported.variables, 'layer': job.layer}
 
 
-def _fixed_size(job: Job, *, step: int = 1) -> int:
-    """The side of the images that a program takes; 0 = any: of a ResNet, if it is a multiple of `step`."""
-    size = job.imported.image_size
-    return 0 if isinstance(job.network.encoder, ResNet) and size % step == 0 else size
-
-
 def _write_onnx(directory, job):
     imported = job.imported
     metadata = {'source': imported.source, 'step': imported.card.get('step', ''), 'layer': job.layer,
                 'image_size': imported.image_size, 'crop_proportion': imported.crop_proportion,
                 'mean': imported.mean, 'std': imported.std, 'normalize_inside': job.normalize_inside}
-    write_onnx(os.path.join(directory, 'encoder.onnx'), **_program(job), image_size=_fixed_size(job),
+    write_onnx(os.path.join(directory, 'encoder.onnx'), **_program(job),
+               image_size=0 if is_resnet(imported.encoder) else imported.image_size,
                metadata={name: str(value) for name, value in metadata.items()})
 
 
 def _write_savedmodel(directory, job):
-    write_savedmodel(os.path.join(directory, 'savedmodel'), **_program(job),
-                     image_size=_fixed_size(job, step=32))
+    size, step = job.imported.image_size, size_step(job.imported.encoder, job.imported.image_size)
+    write_savedmodel(os.path.join(directory, 'savedmodel'), **_program(job), image_size=0 if step else size,
+                     size_step=step)
 
 
 def _write_stablehlo(directory, job):
@@ -190,8 +171,10 @@ def _program_loader(file, load):
 
 
 FORMATS = {
-    'torch': Format(_write_torch, _load_torch, ('safetensors',), ('torch', 'timm')),
-    'flax': Format(_write_flax, _load_flax, ('safetensors',), ()),
+    'torch': Format(lambda directory, job: write_torch(directory, job.imported), _load_torch, (),
+                    ('torch', 'timm')),
+    'flax': Format(lambda directory, job: write_flax(os.path.join(directory, 'encoder.flax.safetensors'),
+                                                     job.imported), _load_flax, (), ()),
     'onnx': Format(_write_onnx, _program_loader('encoder.onnx', load_onnx), ('onnx',), ('onnxruntime',)),
     'savedmodel': Format(_write_savedmodel, _program_loader('savedmodel', load_savedmodel), ('tensorflow',),
                          ()),

@@ -8,12 +8,13 @@ import jax
 import jax.export
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.models.network import Network
+from simclr_jax.weights.tree import named_leaves
 from simclr_jax.weights.write.onnx_graph import Graph
-from simclr_jax.weights.write.stablehlo import encode_freely
+from simclr_jax.weights.write.stablehlo import check_size, encode_freely
 
 _OPSET, _IR_VERSION = 17, 8         # of 2022: what runtimes of the last years all read
-_MOST_BYTES = 2 ** 31 - 2 ** 20     # a protobuf holds 2 GiB; the nodes take some
 
 
 def write_onnx(path: str | os.PathLike, network: Network, variables: Mapping[str, Any], *,
@@ -37,18 +38,15 @@ def write_onnx(path: str | os.PathLike, network: Network, variables: Mapping[str
     import onnx
     from onnx import helper
 
+    check_size(variables, 'an ONNX file')
     sizes = f'{image_size}, {image_size}' if image_size else '32*height, 32*width'
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f'batch, {sizes}, 3'), np.float32)
     traced = jax.make_jaxpr(encode_freely(network, layer))(variables, images)
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
-    names = {id(leaf): name.split('/', 1)[1] for leaf, name in zip(leaves, _paths(variables), strict=True)}
-    graph = Graph(names)
-    features, = graph.run(traced, [*leaves, graph.tensor('images', images.shape)])
-    graph.node('Identity', graph.whole(features), name='features')
+    leaves = named_leaves(variables)
+    graph = Graph({id(leaf): name for name, leaf in leaves})
+    features, = graph.run(traced, [*(leaf for _, leaf in leaves), 'images'])
+    graph.node('Identity', features, name='features')
     graph.prune('features')
-    if graph.bytes > _MOST_BYTES:
-        raise ValueError(f'The encoder has {graph.bytes / 2**30:.1f} GiB of weights and an ONNX file '
-                         'holds at most 2: export it as a savedmodel.')
     kind = onnx.TensorProto.FLOAT
     shape = ['batch', image_size or 'height', image_size or 'width', 3]
     model = helper.make_model(
@@ -59,8 +57,7 @@ def write_onnx(path: str | os.PathLike, network: Network, variables: Mapping[str
         opset_imports=[helper.make_opsetid('', _OPSET)], ir_version=_IR_VERSION, producer_name='simclr_jax')
     helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model)
-    with open(path, 'wb') as file:
-        file.write(model.SerializeToString())
+    storage.write_atomically(path, model.SerializeToString())
 
 
 def load_onnx(path: str | os.PathLike) -> Callable[[np.ndarray], np.ndarray]:
@@ -73,9 +70,3 @@ def load_onnx(path: str | os.PathLike) -> Callable[[np.ndarray], np.ndarray]:
 
     session = onnxruntime.InferenceSession(os.fspath(path), providers=['CPUExecutionProvider'])
     return lambda images: session.run(['features'], {'images': np.asarray(images, np.float32)})[0]
-
-
-def _paths(variables):
-    """'params/encoder/stem_conv/kernel' for each leaf, in jax's order."""
-    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
-    return ['/'.join(str(key.key) for key in path) for path, _ in leaves]

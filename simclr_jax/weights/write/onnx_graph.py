@@ -6,20 +6,13 @@ jax2onnx (0.13 and 0.14) is not used: its max-pool loses the padding, and positi
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 _END = 2 ** 62       # of an axis, whatever its size
-
-
-class Tensor(NamedTuple):
-    """A value in the graph: axis i of the tensor `name` is axis order[i] of the value in JAX."""
-
-    name: str
-    order: tuple[int, ...]
 
 
 # Operations on each value by itself, as functions of (node, *inputs).
@@ -51,16 +44,19 @@ def _unknown(what):
 
 
 class Graph:
-    """Nodes and constants of an ONNX graph, made from a traced program."""
+    """Nodes and constants of an ONNX graph, made from a traced program.
+
+    A value is the name of a tensor, or an array where nothing of an image is in it.
+    """
 
     def __init__(self, names: Mapping[int, str]):
         self.nodes, self.initializers = [], {}
         self.names = names      # of arrays, by their id
-        self.bytes = 0          # of all constants
         self.sizes = {}         # symbolic size -> (tensor, axis) that has it
+        self.transposed = {}    # tensor -> (the tensor that it is a transpose of, in this order of axes)
 
     def run(self, program: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-        """The results of a program; values are `Tensor`s, or arrays where nothing of an image is in them."""
+        """The results of a program, as values; so are its inputs."""
         jaxpr = program.jaxpr
         values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(np.asarray, program.consts), *inputs)))
 
@@ -69,12 +65,13 @@ class Graph:
                 return np.asarray(variable.val, variable.aval.dtype)
             return values[variable]
 
+        for variable, value in list(values.items()):
+            self.remember_sizes(value, variable.aval.shape)
         for equation in jaxpr.eqns:
             outputs = self.apply(equation, [value_of(variable) for variable in equation.invars])
             for variable, output in zip(equation.outvars, outputs, strict=True):
                 values[variable] = output
-                if isinstance(output, Tensor):
-                    self.tensor(*output[:1], variable.aval.shape, output.order)
+                self.remember_sizes(output, variable.aval.shape)
         return [value_of(variable) for variable in jaxpr.outvars]
 
     def apply(self, equation: Any, inputs: list[Any]) -> list[Any]:
@@ -102,13 +99,11 @@ class Graph:
 
     # ---- the graph
 
-    def tensor(self, name: str, shape: Sequence[Any], order: tuple[int, ...] | None = None) -> Tensor:
-        """The value of that name, whose symbolic sizes are known from now on."""
-        order = tuple(range(len(shape))) if order is None else order
-        for axis, source in enumerate(order):
-            if not isinstance(shape[source], int):
-                self.sizes.setdefault(shape[source], (name, axis))
-        return Tensor(name, order)
+    def remember_sizes(self, value: Any, shape: Sequence[Any]) -> None:
+        """From now on the symbolic sizes of this value are known."""
+        for axis, size in enumerate(shape):
+            if isinstance(value, str) and not isinstance(size, int):
+                self.sizes.setdefault(size, (value, axis))
 
     def node(self, kind: str, *inputs: Any, name: str = '', **attributes: Any) -> str:
         """Adds a node; its inputs are names, or arrays, which become constants. Returns the output's name."""
@@ -126,9 +121,7 @@ class Graph:
         name = self.names.get(id(array if like is None else like), '')
         if name in self.initializers or not name:
             name = f'constant_{len(self.initializers)}'
-        array = np.asarray(array, order='C')
-        self.bytes += array.nbytes
-        self.initializers[name] = numpy_helper.from_array(array, name)
+        self.initializers[name] = numpy_helper.from_array(np.asarray(array, order='C'), name)
         return name
 
     def prune(self, output: str) -> None:
@@ -141,17 +134,15 @@ class Graph:
         self.nodes = kept[::-1]
         self.initializers = {name: value for name, value in self.initializers.items() if name in needed}
 
-    def whole(self, value: Any) -> Any:
-        """A value with JAX's own order of axes: a name, or an array."""
-        if not isinstance(value, Tensor):
-            return value
-        return self.ordered(value, tuple(range(len(value.order))))
-
-    def ordered(self, value: Tensor, order: tuple[int, ...]) -> str:
-        """The name of the tensor with this order of axes."""
-        if value.order == order:
-            return value.name
-        return self.node('Transpose', value.name, perm=[value.order.index(axis) for axis in order])
+    def transpose(self, value: str, order: Sequence[int]) -> str:
+        """The value with its axes in this order; transposing it back gives the value itself."""
+        source, before = self.transposed.get(value, (value, range(len(order))))
+        order = [before[axis] for axis in order]
+        if order == sorted(order):
+            return source
+        name = self.node('Transpose', source, perm=order)
+        self.transposed[name] = source, tuple(order)
+        return name
 
     def size(self, size: Any) -> Any:
         """A size as an int64 [1]: an array, or the name of what it is in the images at hand."""
@@ -175,38 +166,38 @@ class Graph:
     def reshape(self, value: Any, sizes: Sequence[Any]) -> str:
         free = [size for size in sizes if not isinstance(size, int)]
         known = [-1 if size in free else size for size in sizes] if len(free) == 1 else sizes
-        return self.node('Reshape', self.whole(value), self.shape(known))
+        return self.node('Reshape', value, self.shape(known))
 
     # ---- operations
 
-    def elementwise(self, equation: Any, inputs: list[Any]) -> Tensor:
-        """In the order of axes that the tensors have, if it is one."""
+    def elementwise(self, equation: Any, values: list[Any]) -> str:
+        """Before a transposition that all inputs have behind them, so that the next one undoes it."""
         name, rank = equation.primitive.name, len(equation.outvars[0].aval.shape)
-        orders = {value.order for value in inputs if isinstance(value, Tensor) and value.order}
-        order = orders.pop() if len(orders) == 1 else tuple(range(rank))
-
-        def placed(value):
-            if isinstance(value, Tensor):
-                return self.ordered(value, order) if value.order else value.name
-            return value.transpose(order) if value.ndim == rank else value
-
-        values = [placed(value) for value in inputs]
         if name == 'select_n' and equation.invars[0].aval.dtype != bool:
             raise _unknown('chooses between more than two values')
+        orders = {self.transposed[value][1] for value in values
+                  if isinstance(value, str) and value in self.transposed}
+        order = orders.pop() if len(orders) == 1 else ()
+        if order:
+            back = _inverse(order)
+            full = [len(variable.aval.shape) == rank for variable in equation.invars]       # not a scalar
+            values = [value if not is_full else self.transpose(value, back) if isinstance(value, str)
+                      else value.transpose(back) for value, is_full in zip(values, full)]
         if name == 'sub' and isinstance(values[1], np.ndarray) and values[1].dtype == np.float32:
-            name, values[1] = 'add', -values[1]     # which runtimes join with a convolution
-        return Tensor(_ELEMENTWISE[name](self.node, *values), order)
+            name, values = 'add', [values[0], -values[1]]   # which runtimes join with a convolution
+        result = _ELEMENTWISE[name](self.node, *values)
+        return self.transpose(result, order) if order else result
 
     def op_integer_pow(self, equation, x):
         power = np.asarray(equation.params['y'], equation.invars[0].aval.dtype)
-        return Tensor(self.node('Pow', x.name, power), x.order)
+        return self.node('Pow', x, power)
 
     def op_convert_element_type(self, equation, x):
-        return Tensor(self.node('Cast', x.name, to=_onnx_type(equation.params['new_dtype'])), x.order)
+        return self.node('Cast', x, to=_onnx_type(equation.params['new_dtype']))
 
     def op_dim_as_value(self, equation):
         scalar = self.node('Reshape', self.size(equation.params['dim']), np.zeros(0, np.int64))
-        return Tensor(self.node('Cast', scalar, to=_onnx_type(equation.outvars[0].aval.dtype)), ())
+        return self.node('Cast', scalar, to=_onnx_type(equation.outvars[0].aval.dtype))
 
     def op_broadcast_in_dim(self, equation, x, *_):
         shape, dimensions = equation.outvars[0].aval.shape, equation.params['broadcast_dimensions']
@@ -216,23 +207,21 @@ class Graph:
             result = x.reshape(spread)
         else:
             new = [axis for axis in range(len(shape)) if axis not in sizes]
-            result = self.node('Unsqueeze', self.whole(x), np.array(new, np.int64)) if new else self.whole(x)
+            result = self.node('Unsqueeze', x, np.array(new, np.int64)) if new else x
         if tuple(spread) != tuple(shape):
             result = self.node('Expand', result, self.shape(shape))
-        return Tensor(result if isinstance(result, str) else self.constant(result), _plain(equation))
+        return result if isinstance(result, str) else self.constant(result)
 
     def op_reshape(self, equation, x, *_):
-        return Tensor(self.reshape(x, equation.outvars[0].aval.shape), _plain(equation))
+        return self.reshape(x, equation.outvars[0].aval.shape)
 
     op_squeeze = op_expand_dims = op_reshape
 
     def op_transpose(self, equation, x):
-        return Tensor(self.node('Transpose', self.whole(x), perm=list(equation.params['permutation'])),
-                      _plain(equation))
+        return self.transpose(x, equation.params['permutation'])
 
     def op_concatenate(self, equation, *values):
-        return Tensor(self.node('Concat', *map(self.whole, values), axis=equation.params['dimension']),
-                      _plain(equation))
+        return self.node('Concat', *values, axis=equation.params['dimension'])
 
     def op_slice(self, equation, x):
         params, shape = equation.params, equation.invars[0].aval.shape
@@ -241,18 +230,16 @@ class Graph:
                for axis, ((start, limit, stride), size) in enumerate(zip(bounds, shape))
                if (start, limit, stride) != (0, size, 1)}
         starts, ends, steps = np.array(list(cut.values()), np.int64).T
-        return Tensor(self.node('Slice', self.whole(x), starts, ends, np.array([*cut], np.int64), steps),
-                      _plain(equation))
+        return self.node('Slice', x, starts, ends, np.array([*cut], np.int64), steps)
 
     def op_tile(self, equation, x):
-        return Tensor(self.node('Tile', self.whole(x), self.shape(equation.params['reps'])), _plain(equation))
+        return self.node('Tile', x, self.shape(equation.params['reps']))
 
     def op_split(self, equation, x):
         sizes = np.array(equation.params['sizes'])
         bounds = [np.array([each], np.int64) for each in (0, *np.cumsum(sizes))]
         axis = np.array([equation.params['axis']], np.int64)
-        return [Tensor(self.node('Slice', self.whole(x), start, end, axis), _plain(equation))
-                for start, end in zip(bounds, bounds[1:])]
+        return [self.node('Slice', x, start, end, axis) for start, end in zip(bounds, bounds[1:])]
 
     def op_gather(self, equation, x, *indices):
         """Of places that are known: taken by number from the values of each image, laid out in a row."""
@@ -269,7 +256,7 @@ class Graph:
             places = equation.primitive.bind(numbers, *indices, **params)
         rows = self.reshape(x, [shape[0] if by_image else 1, numbers.size])
         taken = self.node('Gather', rows, np.asarray(places, np.int64).reshape(-1), axis=1)
-        return Tensor(self.reshape(Tensor(taken, (0, 1)), out), _plain(equation))
+        return self.reshape(taken, out)
 
     op_dynamic_slice = op_rev = op_gather
 
@@ -278,23 +265,20 @@ class Graph:
         if any(interior or low < 0 or high < 0 for low, high, interior in config):
             raise _unknown('pads between pixels or crops by padding')
         pads = np.array([low for low, *_ in config] + [high for _, high, _ in config], np.int64)
-        return Tensor(self.node('Pad', self.whole(x), pads, self.whole(value)), _plain(equation))
+        return self.node('Pad', x, pads, value)
 
     def op_reduce_sum(self, equation, x):
-        axes = [x.order.index(axis) for axis in equation.params['axes']]
-        left = [axis for axis in x.order if axis not in equation.params['axes']]
-        kind = _REDUCTIONS.get(equation.primitive.name)
-        name = (self.node(kind, x.name, axes=axes, keepdims=0) if kind else
-                self.node('ReduceSum', x.name, np.array(axes, np.int64), keepdims=0))
-        return Tensor(name, tuple(sorted(left).index(axis) for axis in left))
+        axes, kind = list(equation.params['axes']), _REDUCTIONS.get(equation.primitive.name)
+        if kind:
+            return self.node(kind, x, axes=axes, keepdims=0)
+        return self.node('ReduceSum', x, np.array(axes, np.int64), keepdims=0)
 
     op_reduce_max = op_reduce_min = op_reduce_prod = op_reduce_sum
 
     def op_argmax(self, equation, x):
         axis, = equation.params['axes']
-        index = self.node('ArgMax', self.whole(x), axis=axis, keepdims=0)
-        index = self.node('Cast', index, to=_onnx_type(equation.params['index_dtype']))
-        return Tensor(index, _plain(equation))
+        index = self.node('ArgMax', x, axis=axis, keepdims=0)
+        return self.node('Cast', index, to=_onnx_type(equation.params['index_dtype']))
 
     def op_dot_general(self, equation, x, y):
         (x_sum, y_sum), (x_batch, y_batch) = equation.params['dimension_numbers']
@@ -305,38 +289,35 @@ class Graph:
         for left, right in (*zip(x_sum, y_sum), *zip(x_batch, y_batch)):
             y_axes[right] = x_axes[left]
         if not x_batch and ranks[1] == 2 and tuple(x_sum) == (ranks[0] - 1,) and tuple(y_sum) == (0,):
-            return Tensor(self.node('MatMul', self.whole(x), self.whole(y)), _plain(equation))
+            return self.node('MatMul', x, y)
         out = [x_axes[axis] for axis in x_batch] + [
             letter for letter in x_axes + y_axes if (letter in x_axes) != (letter in y_axes)]
-        product = self.node('Einsum', self.whole(x), self.whole(y),
-                            equation=f'{"".join(x_axes)},{"".join(y_axes)}->{"".join(out)}')
-        return Tensor(product, _plain(equation))
+        return self.node('Einsum', x, y, equation=f'{"".join(x_axes)},{"".join(y_axes)}->{"".join(out)}')
 
     def op_conv_general_dilated(self, equation, x, kernel):
         params, numbers = equation.params, equation.params['dimension_numbers']
         if params['batch_group_count'] != 1 or set(params['lhs_dilation']) != {1}:
             raise _unknown('has a transposed convolution')
-        x = self.ordered(x, tuple(numbers.lhs_spec))
         sizes = [equation.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:]]
         if isinstance(kernel, np.ndarray):
             kernel = self.constant(kernel.transpose(numbers.rhs_spec), like=kernel)
         else:
-            kernel = self.ordered(kernel, tuple(numbers.rhs_spec))
+            kernel = self.transpose(kernel, numbers.rhs_spec)
         reach = [dilation * (size - 1) + 1 for size, dilation in zip(sizes, params['rhs_dilation'])]
-        result = self.node('Conv', x, kernel, group=params['feature_group_count'], kernel_shape=sizes,
+        result = self.node('Conv', self.transpose(x, numbers.lhs_spec), kernel, kernel_shape=sizes,
                            strides=list(params['window_strides']), dilations=list(params['rhs_dilation']),
+                           group=params['feature_group_count'],
                            **_padding(params['padding'], reach, params['window_strides']))
-        return Tensor(result, tuple(numbers.out_spec))
+        return self.transpose(result, _inverse(numbers.out_spec))
 
     def op_reduce_window_max(self, equation, x):
         return self.pool('MaxPool', equation, x)
 
     def op_reduce_window_sum(self, equation, x):
-        mean = self.pool('AveragePool', equation, x, count_include_pad=1)
         size = np.float32(math.prod(equation.params['window_dimensions']))
-        return Tensor(self.node('Mul', mean.name, size), mean.order)
+        return self.pool('AveragePool', equation, x, scale=size, count_include_pad=1)
 
-    def pool(self, kind, equation, x, **attributes):
+    def pool(self, kind, equation, x, scale=None, **attributes):
         params = equation.params
         windows, strides = params['window_dimensions'], params['window_strides']
         padding, dilations = params['padding'], {*params['base_dilation'], *params['window_dilation']}
@@ -347,20 +328,21 @@ class Graph:
         sizes, steps, pads = ([values[axis] for axis in spatial] for values in (windows, strides, padding))
         attributes |= _padding(pads, sizes, steps if kind == 'MaxPool' else None)
         order = (*others, *spatial)
-        x = self.ordered(x, order)
-        return Tensor(self.node(kind, x, kernel_shape=sizes, strides=steps, **attributes), order)
+        result = self.node(kind, self.transpose(x, order), kernel_shape=sizes, strides=steps, **attributes)
+        if scale is not None:
+            result = self.node('Mul', result, scale)
+        return self.transpose(result, _inverse(order))
 
 
-def _plain(equation):
-    """JAX's own order of axes, of the output."""
-    return tuple(range(len(equation.outvars[0].aval.shape)))
+def _inverse(order):
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def _of_one_image(sizes):
     return tuple(size if isinstance(size, int) else 1 for size in sizes)
 
 
-def _padding(pads, sizes, strides):
+def _padding(pads: Sequence[Any], sizes: Sequence[int], strides: Sequence[int] | None) -> dict[str, Any]:
     """Attributes; the padding of SAME by its name, which is right for other sizes of images too."""
     pads = [tuple(map(int, each)) for each in pads]
     if strides and max(strides) > 1:

@@ -1,5 +1,6 @@
 """An encoder of any make as one serialized StableHLO program with its weights inside (`jax.export`)."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,12 +8,18 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
+from jaxlib.mlir import passmanager
 
+from simclr_jax import storage
 from simclr_jax.models.network import Network
 from simclr_jax.training.steps import make_encode
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-_MOST_BYTES = 2 ** 31 - 2 ** 24     # a flatbuffer holds 2 GiB; the program takes some
+_VERSION = '1.0.0'      # of StableHLO: the first, which TensorFlow 2.21 reads whatever JAX writes it
+_PASSES = 'builtin.module(func.func(stablehlo-legalize-composite-to-call),inline,strip-debuginfo)'
+_MOST_BYTES = 2 ** 31 - 2 ** 24     # a flatbuffer, and a protobuf, holds 2 GiB; the program takes some
 
 
 def write_stablehlo(path: str | os.PathLike, network: Network, variables: Mapping[str, Any], *,
@@ -29,14 +36,18 @@ def write_stablehlo(path: str | os.PathLike, network: Network, variables: Mappin
         ValueError: no such layer; or more weights than such a file can hold, 2 GiB.
         OSError: the file could not be written.
     """
-    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(variables))
-    if size > _MOST_BYTES:
-        raise ValueError(f'The encoder has {size / 2**30:.1f} GiB of weights and a StableHLO file holds at '
-                         'most 2: export it as a savedmodel.')
+    check_size(variables, 'a StableHLO file')
     encode = encode_freely(network, layer)
     program = export_program(lambda images: encode(variables, images), f'{image_size}, {image_size}')
-    with open(path, 'wb') as file:
-        file.write(program.serialize())
+    storage.write_atomically(path, program.serialize())
+
+
+def check_size(variables: Mapping[str, Any], what: str) -> None:
+    """ValueError for more weights than a file of one message can hold."""
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(variables))
+    if size > _MOST_BYTES:
+        raise ValueError(f'The encoder has {size / 2**30:.1f} GiB of weights and {what} holds at most 2: '
+                         'export it as a savedmodel.')
 
 
 def encode_freely(network: Network, layer: int) -> Callable[[Any, jax.Array], jax.Array]:
@@ -61,11 +72,20 @@ def encode_freely(network: Network, layer: int) -> Callable[[Any, jax.Array], ja
 def export_program(encode: Callable[..., jax.Array], sizes: str, *arguments: Any) -> jax.export.Exported:
     """(*arguments, images [b, *sizes, 3]) -> features as a program, its products of full float32 precision.
 
+    The places in source files that it stems from are taken out. Composite operations such as erf are written
+    out, whose free sizes TensorFlow's reader does not follow.
+
     Sizes that are not known rule out the compiled loops of `models.cpu`, and that of the batch is none.
     """
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f'b, {sizes}, 3'), np.float32)
     with jax.default_matmul_precision('highest'):
-        return jax.export.export(jax.jit(encode), platforms=PLATFORMS)(*arguments, images)
+        program = jax.export.export(jax.jit(encode), platforms=PLATFORMS)(*arguments, images)
+    stablehlo.register_stablehlo_passes()
+    with ir.Context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, program.mlir_module_serialized)
+        passmanager.PassManager.parse(_PASSES).run(module.operation)
+        text = stablehlo.serialize_portable_artifact(module, _VERSION)
+    return dataclasses.replace(program, mlir_module_serialized=text)
 
 
 def load_stablehlo(path: str | os.PathLike) -> Callable[[jax.Array], jax.Array]:

@@ -7,15 +7,15 @@ its header what it takes to run it (header.py).
 import hashlib
 import os
 import pathlib
-import shutil
 
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 from simclr_jax.weights import header
 from simclr_jax.weights.tensors import write_tensors
 from simclr_jax.weights.torch_names import encoder_to_torch, head_places, head_to_torch
-from simclr_jax.weights.tree import Imported, check_classifier, fit, flat, is_resnet
+from simclr_jax.weights.tree import Imported, all_arrays, is_resnet
 
 
 def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathlib.Path]:
@@ -42,9 +42,7 @@ def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathli
         raise ValueError('the format torch holds ResNets alone, and the encoder is '
                          f'{imported.encoder["name"]}: export it as flax, onnx, savedmodel or stablehlo')
     directory = pathlib.Path(directory)
-    fit(flat(imported.variables), encoder=imported.encoder, head=imported.head, file=imported.source)
-    if imported.classifier is not None:
-        check_classifier(imported.classifier, imported.encoder, imported.source)
+    all_arrays(imported)        # or it is refused
     arrays = encoder_to_torch(imported.encoder, imported.variables, imported.classifier)
     block, sizes = DEPTHS[imported.encoder['depth']]
     torch_fields = {
@@ -61,9 +59,10 @@ def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathli
         written.append(head_path)
     else:
         head_path.unlink(missing_ok=True)       # of an earlier export
-    written.append(_copy_loader(directory))
+    loader = 'torch_model.py'
+    storage.write_atomically(directory / loader, pathlib.Path(__file__).with_name(loader).read_bytes())
     write_tensors(encoder_path, arrays, metadata)
-    return written
+    return [*written, directory / loader]
 
 
 def _head_shapes(imported):
@@ -71,18 +70,6 @@ def _head_shapes(imported):
     params = imported.variables['params'].get('head', {})
     return [(layer, np.shape(params[layer]['kernel' if layer.startswith('dense') else 'scale']))
             for layer in head_places(imported.head)]
-
-
-def _copy_loader(directory):
-    """Puts torch_model.py into the directory: the file that a user of PyTorch loads the export with."""
-    target = directory / 'torch_model.py'
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    try:
-        shutil.copyfile(pathlib.Path(__file__).with_name('torch_model.py'), temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
 
 
 def _digest(arrays):
