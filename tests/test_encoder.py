@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from simclr_jax.models.network import make_network
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
 
-def make_encoder(**options):
+def make_encoder(encoder=None, **options):
     config = smoke(base_config())
     config.encoder.width = 0.0625
     config.augment.update({'image_size': 16, 'mean': MEAN, 'std': STD})
     config.eval.crop_proportion = 0.75
-    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(), mean=MEAN, std=STD)
+    network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(), mean=MEAN, std=STD,
+                           module=encoder)
     variables = jax.device_get(jax.jit(lambda: network.init(
         jax.random.key(1), np.zeros((1, 16, 16, 3), np.float32), train=False))())
     return Encoder(Pretrained(config, network, variables, variables, 7, 'online', 'a test', {}), **options)
@@ -81,16 +83,17 @@ def test_every_layer_can_be_asked_for(encoder):
     np.testing.assert_allclose(maps['stage4'].mean((1, 2)), encoder(batch), rtol=1e-5, atol=1e-6)
 
 
-def test_the_batch_is_cut_over_all_devices(encoder):
-    assert jax.device_count() == 8
+def test_the_batch_is_cut_over_all_devices():
     seen = []
-    apply = encoder._apply
-    encoder._apply = lambda *arguments: seen.append(arguments[1].sharding) or apply(*arguments)
-    try:
-        encoder(images(3))
-    finally:
-        encoder._apply = apply
-    assert len(seen[0].device_set) == 8 and not seen[0].is_fully_replicated
+
+    class Witness(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            jax.debug.inspect_array_sharding(images, callback=seen.append)
+            return images.mean((1, 2))
+
+    assert jax.device_count() == 8 and make_encoder(Witness())(images(3)).shape == (3, 3)
+    assert len(seen[-1].device_set) == 8 and not seen[-1].is_fully_replicated
 
 
 @pytest.mark.parametrize('bad, message', [

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from flax.core import FrozenDict
 from flax.nnx import bridge
 from jax.typing import DTypeLike
@@ -74,20 +74,15 @@ def maps_of(collections: Mapping[str, Any]) -> dict[str, jax.Array]:
     """{name: map} of all that an encoder has sown into 'maps' or, as is usual in Flax, 'intermediates'."""
     found = {}
     for collection in MAPS:
-        for path, values in _flat(collections.get(collection, {}).get('encoder', {})):
-            found[path] = values[-1]
+        sown = collections.get(collection, {}).get('encoder', {})
+        for path, values in traverse_util.flatten_dict(sown, sep='/').items():
+            last = values[-1] if isinstance(values, tuple) and values else None
+            if isinstance(last, jax.Array | jax.ShapeDtypeStruct):
+                found[path] = last
     return found
 
 
 MAPS = ('maps', 'intermediates')
-
-
-def _flat(tree: Any, prefix: str = ''):
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f'{prefix}{name}/')
-        elif isinstance(value, tuple) and value and isinstance(value[-1], jax.Array | jax.ShapeDtypeStruct):
-            yield prefix + name, value
 
 
 def name_of(module: nn.Module) -> str:

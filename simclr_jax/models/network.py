@@ -88,7 +88,8 @@ class Network(nn.Module):
         """Images [B, H, W, 3] -> features h [B, D] float32."""
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        return abilities.encode(self.encoder, (images - np.float32(self.mean)) / np.float32(self.std), train)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return abilities.encode(self.encoder, (images - mean) / std, train)
 
     def project(self, features: jax.Array, train: bool) -> Output:
         """Features h [B, D] -> everything that is computed from them."""

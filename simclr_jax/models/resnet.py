@@ -44,7 +44,8 @@ class Conv(nn.Module):
         """x [B, H, W, C] -> [B, h, w, features]."""
         kernel = self.param('kernel', nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'),
                             (self.size, self.size, x.shape[-1], self.features))
-        padding = 'SAME' if self.padding == 'same' else ((self.size // 2,) * 2,) * 2
+        side = self.size // 2
+        padding = 'SAME' if self.padding == 'same' else ((side, side), (side, side))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding)
 
 
@@ -75,8 +76,8 @@ class SelectiveKernel(nn.Module):
         return (streams * mixing).sum(3)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions. Selective kernels change its shortcut only, as in the reference."""
+class _Block(nn.Module):
+    """What the blocks share."""
 
     features: int
     stride: int
@@ -85,6 +86,28 @@ class BasicBlock(nn.Module):
     norm: ModuleDef
     last_norm: ModuleDef
     project: bool = False   # the shortcut also where x could pass as it is
+    expansion: ClassVar[int]
+
+    def _shortcut(self, x):
+        """x itself, or its projection where the block changes the shape."""
+        features, stride = self.expansion * self.features, self.stride
+        if stride == 1 and x.shape[-1] == features and not self.project:
+            return x
+        if self.sk_ratio > 0:
+            # ResNet-D averages before the projection. At stride 2 the reference pads with a zero that
+            # counts (seen by odd sizes only); at stride 1 it pools SAME, which averages real pixels.
+            x = nn.avg_pool(x, (2, 2), (stride, stride), ((0, 1), (0, 1)), count_include_pad=stride > 1)
+        elif stride > 1:
+            # The pixels that a 1x1 kernel of this stride reads: its gradient is a product on the small map.
+            # Not x[:, ::stride, ::stride]: of sizes that are not known that is a gather.
+            x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
+        x = self.conv(features, 1, name='shortcut_conv')(x)
+        return self.norm(name='shortcut_norm')(x)
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions. Selective kernels change its shortcut only, as in the reference."""
+
     expansion: ClassVar[int] = 1
 
     @nn.compact
@@ -92,19 +115,12 @@ class BasicBlock(nn.Module):
         y = self.conv(self.features, 3, self.stride, name='conv1')(x)
         y = self.norm(name='norm1')(y, rectify=True)
         y = self.conv(self.features, 3, name='conv2')(y)
-        return self.last_norm(name='norm2')(y, shortcut=_shortcut(self, x), rectify=True)
+        return self.last_norm(name='norm2')(y, shortcut=self._shortcut(x), rectify=True)
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(_Block):
     """1x1, 3x3 with the stride, 1x1 to four times the width."""
 
-    features: int
-    stride: int
-    sk_ratio: float
-    conv: ModuleDef
-    norm: ModuleDef
-    last_norm: ModuleDef
-    project: bool = False   # the shortcut also where x could pass as it is
     expansion: ClassVar[int] = 4
 
     @nn.compact
@@ -118,25 +134,7 @@ class BottleneckBlock(nn.Module):
             y = self.conv(self.features, 3, self.stride, name='conv2')(y)
             y = self.norm(name='norm2')(y, rectify=True)
         y = self.conv(4 * self.features, 1, name='conv3')(y)
-        return self.last_norm(name='norm3')(y, shortcut=_shortcut(self, x), rectify=True)
-
-
-def _shortcut(block, x):
-    """x itself, or its projection where the block changes the shape (called within `block`)."""
-    features, stride = block.expansion * block.features, block.stride
-    if stride == 1 and x.shape[-1] == features and not block.project:
-        return x
-    if block.sk_ratio > 0:
-        # ResNet-D averages before the projection. At stride 2 the reference pads with a zero that
-        # counts (seen by odd sizes only); at stride 1 it pools SAME, which averages real pixels.
-        x = nn.avg_pool(x, (2, 2), (stride, stride), ((0, 1), (0, 1)),
-                        count_include_pad=stride > 1)
-    elif stride > 1:
-        # The pixels that a 1x1 kernel of this stride reads: its gradient is a product on the small map.
-        # Not x[:, ::stride, ::stride]: of sizes that are not known that is a gather.
-        x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
-    x = block.conv(features, 1, name='shortcut_conv')(x)
-    return block.norm(name='shortcut_norm')(x)
+        return self.last_norm(name='norm3')(y, shortcut=self._shortcut(x), rectify=True)
 
 
 DEPTHS = {
@@ -250,12 +248,9 @@ class ResNet(nn.Module):
             x = conv(channels, 3, name='stem_conv')(x)
             return norm(name='stem_norm')(x, rectify=True)
         if self.sk_ratio > 0:  # ResNet-D (arXiv:1812.01187)
-            x = conv(channels // 2, 3, 2, name='stem_conv1')(x)
-            x = norm(name='stem_norm1')(x, rectify=True)
-            x = conv(channels // 2, 3, name='stem_conv2')(x)
-            x = norm(name='stem_norm2')(x, rectify=True)
-            x = conv(channels, 3, name='stem_conv3')(x)
-            x = norm(name='stem_norm3')(x, rectify=True)
+            for number, features in enumerate((channels // 2, channels // 2, channels), start=1):
+                x = conv(features, 3, 2 if number == 1 else 1, name=f'stem_conv{number}')(x)
+                x = norm(name=f'stem_norm{number}')(x, rectify=True)
         else:
             x = conv(channels, 7, 2, name='stem_conv')(x)
             x = norm(name='stem_norm')(x, rectify=True)

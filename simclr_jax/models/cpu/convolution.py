@@ -48,10 +48,11 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1,
                          f'{images.shape} and {kernel.shape}. One image is a batch too: images[None].')
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), padding)
-    window = _Window(stride, tuple((int(low), int(high)) for low, high in padding))
-    if _is_compiled(images, kernel, window):
-        return call(_Forward(window), images, kernel)[0]
-    return _plain(images, kernel, window)
+    (top, bottom), (left, right) = padding
+    window = _Window(stride, ((top, bottom), (left, right)))
+    if not _is_compiled(images, kernel, window):
+        return _plain(images, kernel, window)
+    return call(_Convolution('output', window, images.shape[1:3], kernel.shape[:2]), images, kernel)[0]
 
 
 def _plain(images, kernel, window):
@@ -60,95 +61,66 @@ def _plain(images, kernel, window):
 
 
 def _is_compiled(images, kernel, window):
-    return (min(*window.padding[0], *window.padding[1]) >= 0 and loops.are_for(images, kernel)
-            and min(_output_size(images, kernel, window)) > 0)
+    return (loops.are_for(images, kernel) and min(*window.padding[0], *window.padding[1]) >= 0
+            and min(_output_size(images.shape[1:3], kernel.shape[:2], window)) > 0)
 
 
-def _output_size(images, kernel, window):
+def _output_size(image_size, kernel_size, window):
     return tuple((size + sum(pads) - extent) // window.stride + 1
-                 for size, pads, extent in zip(images.shape[1:3], window.padding, kernel.shape[:2]))
+                 for size, pads, extent in zip(image_size, window.padding, kernel_size))
 
 
+_FROM = {'output': ('images', 'kernel'), 'images': ('output', 'kernel'), 'kernel': ('images', 'output')}
+
+
+@dataclasses.dataclass(frozen=True)
 class _Convolution(Operation):
-    """A product of images, a kernel and an output, two of which are given: linear in each of them."""
+    """Of images [N, H, W, C], a kernel [KH, KW, C, D] and an output [N, h, w, D] two make the third.
 
+    What makes the output is the convolution itself, linear in each of its arguments. Its gradients in images
+    and kernel are made of the output's gradient and the other one, and are linear again.
+    """
+
+    result: str             # a key of _FROM
+    window: _Window
+    image_size: tuple[int, int]
+    kernel_size: tuple[int, int]
     linear = ((0,), (1,))
 
-    def compiled(self, *arrays):
-        return (self._loop(*arrays),)
+    def plain(self, first, second):
+        if self.result == 'output':
+            return (_plain(first, second, self.window),)
+        result = jax.ShapeDtypeStruct(self._shape(first, second), first.dtype)
+        if self.result == 'images':
+            forward, gradient = lambda images: _plain(images, second, self.window), first
+        else:
+            forward, gradient = lambda kernel: _plain(first, kernel, self.window), second
+        return jax.linear_transpose(forward, result)(gradient)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Forward(_Convolution):
-    """images [N, H, W, C], kernel [KH, KW, C, D] -> [N, h, w, D]."""
-
-    window: _Window
-
-    def plain(self, images, kernel):
-        return (_plain(images, kernel, self.window),)
-
-    def _loop(self, images, kernel):
-        shape = (images.shape[0], *_output_size(images, kernel, self.window), kernel.shape[3])
-        return _loop('forward', shape, self.window)(images, kernel)
-
-    def transpose(self, group, cotangents, arrays):
-        images, kernel = arrays
-        if group == (0,):
-            return call(_InputGradient(self.window, images.shape[1:3]), *cotangents, kernel)
-        return call(_KernelGradient(self.window, kernel.shape[:2]), images, *cotangents)
-
-
-@dataclasses.dataclass(frozen=True)
-class _InputGradient(_Convolution):
-    """gradient [N, h, w, D] of a convolution's output, kernel [KH, KW, C, D] -> that in its images [N, *size, C]."""
-
-    window: _Window
-    size: tuple[int, int]
-
-    def plain(self, gradient, kernel):
-        images = jax.ShapeDtypeStruct(self._shape(gradient, kernel), gradient.dtype)
-        return jax.linear_transpose(lambda images: _plain(images, kernel, self.window), images)(gradient)
-
-    def _loop(self, gradient, kernel):
-        return _loop('input_gradient', self._shape(gradient, kernel), self.window)(gradient, kernel)
-
-    def _shape(self, gradient, kernel):
-        return gradient.shape[0], *self.size, kernel.shape[2]
-
-    def transpose(self, group, cotangents, arrays):
-        gradient, kernel = arrays
-        if group == (0,):
-            return call(_Forward(self.window), *cotangents, kernel)
-        return call(_KernelGradient(self.window, kernel.shape[:2]), *cotangents, gradient)
-
-
-@dataclasses.dataclass(frozen=True)
-class _KernelGradient(_Convolution):
-    """images [N, H, W, C], gradient [N, h, w, D] of a convolution's output -> that in its kernel [*size, C, D]."""
-
-    window: _Window
-    size: tuple[int, int]
-
-    def plain(self, images, gradient):
-        kernel = jax.ShapeDtypeStruct(self._shape(images, gradient), images.dtype)
-        return jax.linear_transpose(lambda kernel: _plain(images, kernel, self.window), kernel)(gradient)
-
-    def _loop(self, images, gradient):
-        shape = self._shape(images, gradient)
-        # Each part is summed by one thread. How many there are depends on shapes alone, and so do the results.
-        parts = max(1, min(images.shape[0], _PARTS // -(-shape[3] // _LANES)))
-        partial = _loop('kernel_gradient', (parts, *shape), self.window)(images, gradient)
+    def compiled(self, first, second):
+        shape = self._shape(first, second)
+        if self.result != 'kernel':
+            name = 'forward' if self.result == 'output' else 'input_gradient'
+            return (_loop(name, shape, self.window)(first, second),)
+        # Each part is summed by one thread. Their number, and so the results, depends on shapes alone.
+        parts = max(1, min(first.shape[0], _PARTS // -(-shape[3] // _LANES)))
+        partial = _loop('kernel_gradient', (parts, *shape), self.window)(first, second)
         # One by one: XLA's reduction over the first axis takes several times as long.
-        return functools.reduce(jnp.add, partial)
+        return (functools.reduce(jnp.add, partial),)
 
-    def _shape(self, images, gradient):
-        return *self.size, images.shape[3], gradient.shape[3]
+    def _shape(self, first, second):
+        if self.result == 'output':
+            size = _output_size(self.image_size, self.kernel_size, self.window)
+            return (first.shape[0], *size, second.shape[3])
+        if self.result == 'images':
+            return (first.shape[0], *self.image_size, second.shape[2])
+        return (*self.kernel_size, first.shape[3], second.shape[3])
 
     def transpose(self, group, cotangents, arrays):
-        images, gradient = arrays
-        if group == (0,):
-            return call(_InputGradient(self.window, images.shape[1:3]), gradient, *cotangents)
-        return call(_Forward(self.window), images, *cotangents)
+        names = _FROM[self.result]
+        known = dict(zip(names, arrays)) | {self.result: cotangents[0]}
+        wanted = names[group[0]]
+        return call(dataclasses.replace(self, result=wanted), *(known[name] for name in _FROM[wanted]))
 
 
 def _loop(name, shape, window):
