@@ -22,6 +22,6 @@ def get_config(argument=''):
             ('brightness', 0.8), ('contrast', 0.8), ('saturation', 0.8), ('hue', 0.2))}
         overrides['augment.blur.probability'] = 0.5 * ('blur' in name)
         cells.append(Cell((name,), overrides, paper['top1'][name]))
-    config.study.grid = Grid('Strength of the colour distortion', ('strength',), tuple(cells), 'bars',
+    config.study.grid = Grid('Strength of the colour distortion', ('strength',), tuple(cells), 'points',
                              paper['source'])
     return config

@@ -23,5 +23,5 @@ def get_config(argument=''):
     for name in ('NT-Logistic', 'margin'):
         runs[f'{name}, semi-hard'] = runs[name] | {'method.mining': 'semi_hard'}
     cells = tuple(Cell((name,), overrides, paper['top1'][name]) for name, overrides in runs.items())
-    config.study.grid = Grid('Loss functions', ('loss',), cells, 'bars', paper['source'])
+    config.study.grid = Grid('Loss functions', ('loss',), cells, 'points', paper['source'])
     return config

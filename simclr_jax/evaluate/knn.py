@@ -76,31 +76,26 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int, without:
     kept[[] if without is None else without] = False
     if k > kept.sum():
         raise ValueError(f'{k} neighbours were asked for, but there are {kept.sum()} features.')
-    on_cpu = jax.default_backend() == 'cpu'
     each = -(-len(queries) // jax.process_count())                      # queries of a process
     mine = queries[jax.process_index() * each:][:each]
+    on_cpu = jax.default_backend() == 'cpu'                             # there numpy's BLAS is the fastest
     tile_size = _QUERIES if on_cpu else 8 * _QUERIES                    # each tile reads the whole bank
     columns = max(k, max(_BLOCK_BYTES, bank.nbytes // 16) // (4 * min(tile_size, max(1, each))))
-    similarity = np.full((each, k), -np.inf, np.float32)
-    row = np.zeros((each, k), np.int32)
+    similarity, row = np.full((each, k), -np.inf, np.float32), np.zeros((each, k), np.int32)
     space = np.empty((min(tile_size, each), min(columns, len(bank))) if on_cpu else (0, 0), np.float32)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:     # numpy lets go of the lock
         scale = 1 / np.concatenate(list(pool.map(_lengths, _few(bank))))
         scale[~kept] = np.nan                   # no product with it counts
         for first in range(0, len(mine), tile_size):
-            tile = mine[first:first + tile_size]
+            tile = np.asarray(mine[first:first + tile_size], np.float32)
             tile = tile / _lengths(tile)[:, None]
             part = slice(first, first + len(tile))
             for start in range(0, len(bank), columns):
-                block, of_block = bank[start:start + columns], scale[start:start + columns]
-                if on_cpu:                      # there numpy's BLAS is faster than XLA's
-                    dots = np.matmul(tile, block.T, out=space[:len(tile), :len(block)])
-                    rows = np.broadcast_to(np.arange(start, start + len(block)), dots.shape)
-                else:
-                    dots, rows = map(np.asarray, _nearest_of_block(tile, block, of_block, min(k, len(block))))
-                    rows, of_block = start + rows, None
-                list(pool.map(functools.partial(_keep_nearest, of_block), _few(dots), _few(rows),
-                              _few(similarity[part]), _few(row[part])))
+                block = bank[start:start + columns]
+                dots = (np.matmul(tile, block.T, out=space[:len(tile), :len(block)]) if on_cpu else
+                        np.array(_products(tile, block)))
+                keep = functools.partial(_keep_nearest, start, scale[start:start + columns])
+                list(pool.map(keep, _few(dots), _few(similarity[part]), _few(row[part])))
     order = np.argsort(-similarity, axis=1, kind='stable')
     similarity, row = (_gather(np.take_along_axis(array, order, axis=1))[:len(queries)]
                        for array in (similarity, row))
@@ -111,11 +106,9 @@ def _lengths(rows: np.ndarray) -> np.ndarray:
     return np.maximum(np.linalg.norm(rows.astype(np.float32, copy=False), axis=-1), np.float32(1e-12))
 
 
-@functools.partial(jax.jit, static_argnames='k')
-def _nearest_of_block(tile, block, scale, k):
-    """The cosines and columns of the k nearest of a block, on an accelerator."""
-    dots = jnp.matmul(tile, block.T, precision='highest') * scale
-    return jax.lax.top_k(jnp.where(jnp.isnan(scale), -jnp.inf, dots), k)
+@jax.jit
+def _products(tile: jax.Array, block: jax.Array) -> jax.Array:
+    return jnp.matmul(tile, block.T, precision='highest')
 
 
 def _few(array: np.ndarray) -> list[np.ndarray]:
@@ -123,15 +116,14 @@ def _few(array: np.ndarray) -> list[np.ndarray]:
     return [array[first:first + _FEW] for first in range(0, len(array), _FEW)]
 
 
-def _keep_nearest(scale: np.ndarray | None, dots: np.ndarray, rows: np.ndarray, similarity: np.ndarray,
-                  row: np.ndarray) -> None:
-    """Takes what is nearer of `dots` [q, n], products with the bank's `rows` [q, n], into [q, k] of both.
+def _keep_nearest(start: int, scale: np.ndarray, dots: np.ndarray, similarity: np.ndarray, row: np.ndarray
+                  ) -> None:
+    """Takes what is nearer of `dots` [q, n], by rows of the bank from `start` on, into [q, k] of both.
 
     Only what beats the k-th of those found so far is looked at: few after the first blocks. `scale` [n]
     makes cosines of the products; where it is nan, a column does not count.
     """
-    if scale is not None:
-        dots *= scale
+    dots *= scale
     k, bound = similarity.shape[1], similarity.min(1)
     groups = dots.shape[1] // _GROUP
     if groups >= 2 * k and np.isneginf(bound[0]):           # nothing yet: k columns or more reach the k-th
@@ -147,7 +139,7 @@ def _keep_nearest(scale: np.ndarray | None, dots: np.ndarray, rows: np.ndarray, 
     values = np.full((len(dots), k + width), -np.inf, np.float32)
     found = np.zeros(values.shape, np.int32)
     values[:, :k], found[:, :k] = similarity, row
-    values[query, k + place], found[query, k + place] = dots[query, column], rows[query, column]
+    values[query, k + place], found[query, k + place] = dots[query, column], start + column
     best = np.argpartition(values, width, axis=1)[:, width:]
     similarity[:], row[:] = np.take_along_axis(values, best, 1), np.take_along_axis(found, best, 1)
 

@@ -40,18 +40,19 @@ def literal(name: str) -> str:
 def lines(series: Mapping[str, tuple[Any, Any]], *, x_label: str, y_label: str, title: str = '',
           log_x: bool = False, log_y: bool = False, markers: bool = False,
           x_limits: tuple[float, float] | None = None, errors: Mapping[str, Any] | None = None,
-          groups: Mapping[str, str] | None = None, legend_title: str = '',
+          groups: Mapping[str, str] | None = None, legend_title: str = '', joined: bool = True,
           size: tuple[float, float] = (4.4, 3.1)) -> Figure:
-    """A line for each series.
+    """A line for each series, or its points alone.
 
     Args:
-        series: {name: (x [P], values [P])}; NaN leaves a gap.
+        series: {name: (x [P], values [P])}, x numbers or words; NaN leaves a gap.
         x_label, y_label: with units.
         markers: a mark at each point, for few of them; a logarithmic axis then has its ticks at them.
         x_limits: of the axis; None = of the points.
         errors: {name: (below, above) [2, P]} of error bars, in the unit of the values.
         groups: {name: group} of all series: a group has one colour, and each of its series its own dashes.
         legend_title: what the names of the series are.
+        joined: whether a line joins the points; else each has a mark.
         size: in inches.
     """
     figure, axes = _start(title, size)
@@ -59,9 +60,10 @@ def lines(series: Mapping[str, tuple[Any, Any]], *, x_label: str, y_label: str, 
     of_group = {group: [name for name in series if groups[name] == group] for group in groups.values()}
     colours = dict(zip(of_group, itertools.cycle(PALETTE)))
     for number, (name, (x, values)) in enumerate(series.items()):
-        few = markers or np.isfinite(values).sum() < 3          # a lone point has no line
+        few = markers or not joined or np.isfinite(values).sum() < 3        # a lone point has no line
         dashes = _LINES[of_group[groups[name]].index(name) % len(_LINES)]
-        axes.errorbar(x, values, (errors or {}).get(name), color=colours[groups[name]], linestyle=dashes,
+        axes.errorbar(x, values, (errors or {}).get(name), color=colours[groups[name]],
+                      linestyle=dashes if joined else 'none',
                       label=name, capsize=2, elinewidth=0.9,
                       marker=MARKERS[number % len(MARKERS)] if few else None)
     if log_x:
@@ -72,34 +74,11 @@ def lines(series: Mapping[str, tuple[Any, Any]], *, x_label: str, y_label: str, 
             axes.set_xticks([], minor=True)
     if log_y:
         axes.set_yscale('log')
+    if not joined:
+        axes.tick_params('x', rotation=30)
     axes.set(xlabel=x_label, ylabel=y_label, xlim=x_limits)
     if len(series) > 1:
         figure.legend(loc='outside lower left', ncols=3, title=legend_title or None, alignment='left')
-    return figure
-
-
-@matplotlib.rc_context(_STYLE)
-def bars(groups: Sequence[str], series: Mapping[str, Any], *, y_label: str, title: str = '',
-         errors: Mapping[str, Any] | None = None) -> Figure:
-    """Grouped bars: one group for each of `groups`, one bar in it for each series.
-
-    Args:
-        series: {name: values [G]}; NaN leaves a bar out.
-        errors: {name: (below, above) [2, G]} of error bars, in the unit of the values.
-    """
-    groups = [*map(literal, groups)]
-    figure, axes = _start(title, (max(4.4, 1.2 + 0.28 * len(groups) * (len(series) + 1)), 3.0))
-    axes.grid(axis='x', visible=False)
-    width = 0.8 / len(series)
-    for number, (name, values) in enumerate(series.items()):
-        place = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
-        axes.bar(place, values, 0.92 * width, color=PALETTE[number % len(PALETTE)], label=name,
-                 yerr=(errors or {}).get(name), capsize=2, error_kw={'linewidth': 0.9, 'ecolor': '#222222'})
-    turned = sum(map(len, groups)) > 12 * figure.get_figwidth()
-    axes.set_xticks(range(len(groups)), groups, rotation=35 * turned, ha='right' if turned else 'center')
-    axes.set_ylabel(y_label)
-    if len(series) > 1:
-        figure.legend(loc='outside lower left', ncols=4)
     return figure
 
 

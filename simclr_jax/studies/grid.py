@@ -32,7 +32,7 @@ class Grid:
     title: str
     axes: tuple[str, ...]               # what each part of a cell's place is, with its unit
     cells: tuple[Cell, ...]
-    chart: str                          # matrix (two axes), lines (the last axis is numbers) or bars
+    chart: str                          # matrix (two axes), lines (the last axis is numbers) or points
     source: str                         # of the paper's numbers
     layers: tuple[int, ...] = (0,)      # that are measured, as eval.layer; the first is the result
     log_x: bool = False                 # of lines

@@ -173,9 +173,10 @@ def _figure(grid: Grid, found: Found) -> Any:
         return charts.heatmaps({'here': ours} | ({'paper': paper} if np.isfinite(paper).any() else {}),
                                grid.levels(0), grid.levels(1), y_label=grid.axes[0], x_label=grid.axes[1],
                                unit='top-1, %')
-    lines = {}          # a line for each place but for its last part; all cells of bars are one
+    joined = grid.chart == 'lines'
+    lines = {}          # one for each place but for its last part; all cells of points are one
     for cell in grid.cells:
-        lines.setdefault('' if grid.chart == 'bars' else ' '.join(cell.place[:-1]), []).append(cell)
+        lines.setdefault(' '.join(cell.place[:-1]) if joined else '', []).append(cell)
     series, errors, groups = {}, {}, {}
     for layer in grid.layers:
         ours = f'here, {_LAYERS.get(layer, f"layer {layer}")}' if len(grid.layers) > 1 else 'here'
@@ -187,11 +188,10 @@ def _figure(grid: Grid, found: Found) -> Any:
         if any(cell.paper is not None for cell in cells):
             label = ', '.join(filter(None, (name, 'paper')))
             series[label], groups[label] = np.array([cell.paper for cell in cells], float), name
-    if grid.chart == 'bars':
-        return charts.bars([' '.join(cell.place) for cell in grid.cells], series, errors=errors,
-                           y_label='top-1, %', title=grid.title)
-    x = {label: [float(cell.place[-1]) for cell in lines[name]] for label, name in groups.items()}
+    x = {label: [float(cell.place[-1]) if joined else ' '.join(cell.place) for cell in lines[name]]
+         for label, name in groups.items()}
     return charts.lines({label: (x[label], values) for label, values in series.items()}, title=grid.title,
-                        x_label=grid.axes[-1], y_label='top-1, %', log_x=grid.log_x, markers=True,
-                        size=(6.4, 4.2), errors=errors, groups=groups,
-                        legend_title=', '.join(grid.axes[:-1]))
+                        x_label=', '.join(grid.axes[-1:] if joined else grid.axes), y_label='top-1, %',
+                        log_x=grid.log_x, markers=True, joined=joined, size=(6.4, 4.2), errors=errors,
+                        groups=groups if joined else None,
+                        legend_title=', '.join(grid.axes[:-1]) if joined else '')

@@ -39,15 +39,15 @@ def test_series_of_a_group_share_a_colour_and_ticks_stand_at_the_points():
     assert figure.legends[0].get_title().get_text() == 'l2'
 
 
-def test_bars_stand_in_their_groups_with_their_errors():
-    figure = charts.bars(['0.1', '0.5'], {'ours': [52.0, 62.0], 'paper': [55.0, np.nan]},
-                         errors={'ours': [[2.0, 1.0], [1.0, 3.0]]}, y_label='top-1 (%)')
-    error_bars = figure.axes[0].collections[0].get_segments()
-    np.testing.assert_allclose([bar[:, 1] for bar in error_bars], [[50.0, 53.0], [61.0, 65.0]])
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    np.testing.assert_allclose(heights, [52.0, 62.0, 55.0, np.nan])
-    centres = [bar.get_x() + bar.get_width() / 2 for bar in figure.axes[0].patches]
-    np.testing.assert_array_equal(np.round(centres), [0, 1, 0, 1])
+def test_points_stand_over_their_words_with_their_errors():
+    series = {'here': (['a', 'b'], [52.0, 62.0]), 'paper': (['a', 'b'], [55.0, np.nan])}
+    figure = charts.lines(series, joined=False, errors={'here': [[2.0, 1.0], [1.0, 3.0]]}, x_label='loss',
+                          y_label='top-1 (%)')
+    axes = figure.axes[0]
+    spans = [bar[:, 1] for bar in axes.collections[0].get_segments()]
+    np.testing.assert_allclose(spans, [[50.0, 53.0], [61.0, 65.0]])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ['a', 'b']
+    assert {bars.lines[0].get_linestyle() for bars in axes.containers} == {'None'}
     assert charts.as_png(figure).startswith(PNG)
 
 

@@ -107,7 +107,7 @@ def test_what_is_no_study_is_refused(tmp_path):
 def small_grid(**options):
     cells = tuple(Cell((name,), {'num_epochs': number + 1.0}, paper)
                   for number, (name, paper) in enumerate([('a', 60.0), ('b', 50.0), ('c', None)]))
-    return Grid('Letters', ('letter',), cells, 'bars', 'Table 0', **options)
+    return Grid('Letters', ('letter',), cells, 'points', 'Table 0', **options)
 
 
 @pytest.fixture
