@@ -92,11 +92,13 @@ def fit_best_classifier(train: Features, *, num_classes: int, seed: int, share: 
     check_features(num_classes, training=train)
     fitted, held = (take(train, rows) for rows in heldout_rows(len(train.labels), seed, share=share))
     mean, std = fitted.features.mean(0), fitted.features.std(0) + 1e-6
-    axes = _principal_axes((fitted.features - mean) / std)
-    held_features = axes.rotate((held.features - mean) / std)
-    accuracies, start = {}, axes.zeros(num_classes)
+    features, spread, axes = _along_principal_axes((fitted.features - mean) / std)
+    held_features = (held.features - mean) / std
+    held_features = held_features if axes is None else held_features @ axes
+    accuracies, start = {}, (np.zeros((num_classes, len(spread))), np.zeros(num_classes))
     for l2 in reversed(L2_VALUES):
-        start = _minimise(axes, fitted.labels, start, l2 / len(fitted.labels), _SWEEP_STEPS, _SWEEP_TOLERANCE)
+        start = _minimise(features, spread, fitted.labels, start, l2 / len(fitted.labels), _SWEEP_STEPS,
+                          _SWEEP_TOLERANCE)
         logits = held_features @ start[0].T + start[1]
         accuracies[l2] = float((logits.argmax(-1) == held.labels).mean())
     best = max(reversed(L2_VALUES), key=accuracies.__getitem__)
@@ -112,47 +114,37 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, *, num_classes: int, 
     step gains less than `tolerance`.
     """
     with jax.enable_x64(True):          # in float32 the last digits of the loss are noise
-        axes = _principal_axes(features.astype(np.float64))
-        weights, bias = _minimise(axes, labels, axes.zeros(num_classes), l2, max_steps, tolerance)
-    weights = weights.T if axes.vectors is None else axes.vectors @ weights.T
+        rotated, spread, axes = _along_principal_axes(features.astype(np.float64))
+        start = np.zeros((num_classes, len(spread))), np.zeros(num_classes)
+        weights, bias = _minimise(rotated, spread, labels, start, l2, max_steps, tolerance)
+    weights = weights.T if axes is None else axes @ weights.T
     return weights.astype(np.float32), bias.astype(np.float32)
 
 
-class _Axes(NamedTuple):
-    """Features in the coordinates of their principal axes, where their curvature is near diagonal."""
+def _along_principal_axes(features: np.ndarray) -> tuple[jax.Array, np.ndarray, np.ndarray | None]:
+    """Features [N, D] in the coordinates of their principal axes, where their curvature is near diagonal.
 
-    features: jax.Array             # [N, D] float32 or float64
-    spread: np.ndarray              # [D] mean squares
-    vectors: np.ndarray | None      # [D, D], an axis in each column; None: features as they came
-
-    def rotate(self, features: np.ndarray) -> np.ndarray:
-        return features if self.vectors is None else features @ self.vectors
-
-    def zeros(self, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-        """W [C, D] and b [C] to begin with."""
-        return np.zeros((num_classes, len(self.spread))), np.zeros(num_classes)
-
-
-def _principal_axes(features: np.ndarray) -> _Axes:
+    Beside them their mean squares [D], and the axes [D, D], a column each; None: the features as they came.
+    """
     if features.shape[1] > _WIDEST:
-        return _Axes(jnp.asarray(features), np.square(features).mean(0), None)
-    spread, vectors = np.linalg.eigh(features.T @ features / len(features))
-    return _Axes(jnp.asarray(features @ vectors), np.maximum(spread, 0), vectors)
+        return jnp.asarray(features), np.square(features).mean(0), None
+    spread, axes = np.linalg.eigh(features.T @ features / len(features))
+    return jnp.asarray(features @ axes), np.maximum(spread, 0), axes
 
 
-def _minimise(axes, labels, start, l2, max_steps, tolerance):
+def _minimise(features, spread, labels, start, l2, max_steps, tolerance):
     """W [C, D] and b [C] by L-BFGS, in coordinates scaled by the curvature where all classes are as likely.
 
     There it is spread / C + l2, and 1 / C of the bias.
     """
     num_classes = len(start[1])
-    curvature = axes.spread / num_classes + l2
+    curvature = spread / num_classes + l2
     scale = np.append(1 / np.sqrt(np.maximum(curvature, 1e-6 * curvature.max() + 1e-12)), num_classes ** 0.5)
-    labels, l2 = jnp.asarray(labels), jnp.asarray(l2, axes.features.dtype)
+    labels, l2 = jnp.asarray(labels), jnp.asarray(l2, features.dtype)
 
     def value_and_gradient(flat):
-        classifier = jnp.asarray(flat.reshape(num_classes, -1) * scale, axes.features.dtype)
-        value, gradient = _value_and_gradient(classifier, axes.features, labels, l2)
+        classifier = jnp.asarray(flat.reshape(num_classes, -1) * scale, features.dtype)
+        value, gradient = _value_and_gradient(classifier, features, labels, l2)
         return float(value), (np.asarray(gradient, np.float64) * scale).ravel()
 
     flat = (np.column_stack(start) / scale).ravel()
