@@ -34,7 +34,7 @@ class Sample(NamedTuple):
     labels: np.ndarray      # [M]; -1 for none
 
     def __str__(self) -> str:
-        return f'{self.source.name}, {self.source.split} ({self.how} images)'
+        return f'{self.source.name}, {self.source.split} ({self.how})'
 
     @property
     def class_names(self) -> list[str]:

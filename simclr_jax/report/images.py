@@ -47,14 +47,14 @@ def sample(source: Source, count: int, seed: int) -> tuple[Source, np.ndarray, s
         found = list(itertools.islice(
             source.ordered(shard_index=0, shard_count=1, is_decoded=False).as_numpy_iterator(), count))
         indices = np.array([example['index'] for example in found])
-        words = f'the first {len(found):,} of {source.num_examples:,} as stored'
+        words = f'the first {len(found):,} of {source.num_examples:,} images as stored'
         return _Encoded(source, found), indices, words
     if source.num_examples <= count:
-        return source, np.arange(source.num_examples), f'all {source.num_examples:,}'
+        return source, np.arange(source.num_examples), f'all {source.num_examples:,} images'
     rng = np.random.default_rng(seed)
     indices = np.sort(rng.choice(source.num_examples, count, replace=False))
-    return take_rows(source, indices), indices, (f'{count:,} of {source.num_examples:,}, chosen at random '
-                                                 f'(seed {seed})')
+    return take_rows(source, indices), indices, (f'{count:,} of {source.num_examples:,} images, chosen at '
+                                                 f'random with seed {seed}')
 
 
 def picture(source: Source, index: int) -> np.ndarray | None:

@@ -56,7 +56,7 @@ def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> Section:
         'data': f'{data.get("source", "?")}, {data.get("train_split", "?")}',
         'training': f'{_count(steps)} steps of {run.get("batch_size", "?")} images' if steps else '',
         'when': records.when(rows),
-        'devices': '{devices} x {device_kind} ({backend}), {processes} process(es)',
+        'devices': '{devices} x {device_kind}, processes: {processes}',
         'versions': 'simclr_jax {simclr_jax}, Python {python}'
                     + ''.join(f', {name} {value}' for name, value in versions.get('packages', {}).items()),
         'platform': versions.get('platform', ''),

@@ -101,7 +101,7 @@ def test_every_part_is_there(full):
     assert 'Some of these results were written without an interval.' in page.text
     assert 'crop 1' in page.text and 'solarize 0 / 0.5' in page.text
     assert 'Off in this run: rotate, jitter, grey, sobel, noise, blur, cutout.' in page.text
-    assert '40 of 60, chosen at random (seed 0)' in page.text and 'all 30 images' in page.text
+    assert '40 of 60 images, chosen at random with seed 0' in page.text and 'all 30 images' in page.text
     assert ('\N{CHECK MARK} right' in page.text) or ('\N{MULTIPLICATION X} wrong' in page.text)
     assert 'component 1 (' in page.source or 'map_pca.png' in page.source
 
