@@ -37,10 +37,10 @@ def checked_temperature(loss: str, temperature: float | jax.Array) -> jax.Array:
 def on_mesh(function: Callable, mesh: Mesh | None, views: tuple[jax.Array, ...], *scalars: jax.Array):
     """function(*views, *scalars, axes), whose results are the same on every device of the mesh.
 
-    `function` gets the rows of its device and the names of all axes of the mesh; without a mesh everything
-    and (). The axes may be Auto or Explicit, and the views sharded in any way, or not at all.
+    `function` gets the rows of its device and the names of all axes of the mesh; without a mesh, or on one
+    device, everything and (). The axes may be Auto or Explicit, and the views sharded in any way, or not at all.
     """
-    if mesh is None:
+    if mesh is None or mesh.size == 1:
         return function(*map(_whole, views), *scalars, ())
     axes, rows = mesh.axis_names, P(mesh.axis_names)
     if any(map(_is_typed, views)) or jax.sharding.get_abstract_mesh().explicit_axes:
