@@ -106,7 +106,7 @@ def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator
 
 
 def split_by_schedule(evaluators: Sequence[Evaluator], default_every_epochs: float
-                      ) -> tuple[list[tuple[Evaluator, int]], list[tuple[Evaluator, float]]]:
+                      ) -> tuple[list[tuple[OfRows, int]], list[tuple[Evaluator, float]]]:
     """([(evaluator of rows, every so many steps)], [(evaluator, every so many epochs)])."""
     of_rows = [(each, each.every_steps) for each in evaluators if isinstance(each, OfRows)]
     of_epochs = [(each, getattr(each, 'every_epochs', default_every_epochs)) for each in evaluators
