@@ -29,6 +29,12 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
 
     config.optimizer.learning_rate = 0.075          # paper App. B.1, with square-root scaling
     config.optimizer.scaling = 'sqrt'               # for batches below 4096 (paper Table B.1 and Lightly)
+    config.few_images.update({'below': 20_000, 'instead': (
+        ('optimizer.learning_rate', 0.075, 0.15),
+        ('augment.crop.area', (0.08, 1.0), (0.3, 1.0)),
+        ('augment.jitter.brightness', 0.8, 0.4), ('augment.jitter.contrast', 0.8, 0.4),
+        ('augment.jitter.saturation', 0.8, 0.4), ('augment.jitter.hue', 0.2, 0.1),
+        ('schedule.warmup_epochs', 10.0, min(10.0, options.epochs / 10)))})
     config.eval.knn_every_epochs = 5.0
     config.linear.update({'batch_size': options.batch})
     return recipes.smoke(config) if options.smoke else config

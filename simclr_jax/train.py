@@ -20,7 +20,7 @@ from simclr_jax.training import checkpoint, optimizers as optim, schedules, step
 from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
-from simclr_jax.config import names
+from simclr_jax.config import few_images, names
 from simclr_jax.config import ConfigDict, check_profile_steps, check_values, flatten
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
@@ -108,6 +108,8 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
     config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
     check_values(config)
     kept = workdirs.load_config(workdir) if workdirs.has(workdir, 'config.json') else {}
+    if kept:
+        config = few_images.as_begun(config, kept)
     if config.encoder.dtype == 'auto':
         dtype = kept.get('encoder', {}).get('dtype', 'auto')
         config.encoder.dtype = auto_dtype(mesh.devices.flat[0]) if dtype == 'auto' else dtype
@@ -120,6 +122,9 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
     config.data.update(sources.as_read(train_source, test_source))
     check_batch_size(train_source, config.batch_size, jax.process_count())
     workdirs.check_data(workdir, train_source)
+    if not kept:
+        config, instead = few_images.fit_to(config, train_source.num_examples)
+        notes += instead
     run = Run(config, workdir, mesh, train_source, test_source,
               is_measurable=is_labelled(train_source) and is_labelled(test_source))
     return run, make_inputs(config, train_source, views=views), notes

@@ -4,6 +4,7 @@ The defaults are those of the official TF2 code (google-research/simclr, tf2/run
 in configs/ lists only what it changes. Nothing below main, train and evaluate ever sees a config.
 """
 
+from simclr_jax.config import few_images
 from simclr_jax.config.config_dict import ConfigDict
 from simclr_jax.config.recipes import augment_config, use_method
 from simclr_jax.config.tasks import task_configs
@@ -83,6 +84,7 @@ def base_config() -> ConfigDict:
     })
     # warmup_cosine; epoch_cosine, which changes between epochs only (MoCo); constant
     config.schedule = ConfigDict({'name': 'warmup_cosine', 'warmup_epochs': 10.0})
+    config.few_images = ConfigDict(few_images.NONE)     # what sets below so many images have instead
     config.eval = ConfigDict({
         'online_probe': True,           # a linear classifier on stop-gradient features, trained alongside
         'layer': 0,                     # 0: features h; k: output of head layer k; -1: projection z
