@@ -146,3 +146,11 @@ def test_the_light_modules_load_without_tensorflow():
             'simclr_jax.runlog.writer, simclr_jax.data.sources, simclr_jax.data.order; '
             'sys.exit("tensorflow" in sys.modules)')
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+def test_every_odd_kind_of_data_has_a_test_that_exists():
+    named = re.findall(r'^\|.*\| `([\w/]+\.py)::(\w+)` \|$', (ROOT / 'docs' / 'odd_data.md').read_text(), re.MULTILINE)
+    assert len(named) >= 61
+    missing = [f'{path}::{test}' for path, test in named if not any(        # a file may have another name by now
+        f'\ndef {test}(' in file.read_text() for file in (ROOT / 'tests' / path).parent.glob('*.py'))]
+    assert not missing

@@ -2,22 +2,16 @@
 
 from simclr_jax.config.config_dict import ConfigDict
 
-
-def task_configs() -> dict[str, ConfigDict]:
-    """{task: its block}, for `config.base_config`."""
-    return {'linear': linear_config(), 'knn': knn_config(), 'finetune': finetune_config(),
-            'transfer': transfer_config(), 'plan': plan_config(), 'bench_input': bench_input_config(),
-            'embed': embed_config(), 'search': search_config(), 'report': report_config(),
-            'export': export_config(), 'study': study_config()}
-
-
-def linear_config() -> ConfigDict:
-    """The offline linear evaluation (README of the official code, 'linear evaluation' on ImageNet)."""
-    return ConfigDict({
-        'pretrained': '',               # the encoder: a workdir or a file of weights; '' = --workdir itself
-        'checkpoint': 'last',           # last, best (by kNN), or a step
-        'encoder': '',                  # online, or target; '' = as the run's own eval.encoder
-        'layer': 0,                     # as eval.layer; SimCLRv2 fine-tunes from 1
+_ENCODER = {
+    'pretrained': '',                   # the encoder: a workdir or a file of weights; '' = --workdir itself
+    'checkpoint': 'last',               # last, best (by kNN), or a step
+    'encoder': '',                      # online, or target; '' = as the run's own eval.encoder
+    'layer': 0,                         # as eval.layer; SimCLRv2 fine-tunes from 1
+}
+_TASKS = {
+    # The offline linear evaluation (README of the official code, 'linear evaluation' on ImageNet).
+    'linear': {
+        **_ENCODER,
         'solver': 'sgd',                # sgd: the paper's, with crops; lbfgs: to convergence on centre crops
         'l2': 'sweep',                  # of lbfgs: 45 values, the best on a held-out tenth; or a number, 1/C
         'pixel_floor': True,            # L-BFGS on the raw pixels beside it, where they fit in memory
@@ -28,24 +22,17 @@ def linear_config() -> ConfigDict:
         'momentum': 0.9,
         'nesterov': True,               # tf2/model.py builds momentum SGD with nesterov=True
         'weight_decay': 1e-6,
-    })
-
-
-def knn_config() -> ConfigDict:
-    """kNN alone (Wu et al. 2018, sec. 3.4)."""
-    return ConfigDict({
-        'pretrained': '', 'checkpoint': 'last', 'encoder': '', 'layer': 0,      # as in linear
+    },
+    # kNN alone (Wu et al. 2018, sec. 3.4).
+    'knn': {
+        **_ENCODER,
         'k': (1, 20, 200),
         'temperature': 0.07,
         'pixel_floor': True,            # the raw pixels beside it, where they fit in memory
-    })
-
-
-def finetune_config() -> ConfigDict:
-    """Fine-tuning as the README of the official code does on 1 % of ImageNet's labels."""
-    return ConfigDict({
-        'pretrained': '', 'checkpoint': 'last', 'encoder': '',                  # as in linear
-        'layer': 0,                     # the classifier sits on h, or on head layer k (ft_proj_selector)
+    },
+    # Fine-tuning as the README of the official code does on 1 % of ImageNet's labels.
+    'finetune': {
+        **_ENCODER,                     # layer: the classifier sits on h, or on head layer k (ft_proj_selector)
         'from_block': -1,               # -1: all is trained; k: what lies after stage k (0: after the stem);
                                         # 4: the classifier alone (fine_tune_after_block)
         'init': 'both',                 # pretrained; scratch: supervised training from random weights; both
@@ -60,90 +47,66 @@ def finetune_config() -> ConfigDict:
         'nesterov': False,              # the paper's SGD has it (App. B.5), the official LARS has not
         'weight_decay': 0.0,
         'zero_init': False,             # the classifier starts at zero instead of N(0, 0.01)
-    })
-
-
-def transfer_config() -> ConfigDict:
-    """Logistic regression on several data sets (Chen et al. 2020, App. B.8)."""
-    return ConfigDict({
-        'pretrained': '', 'checkpoint': 'last', 'encoder': '', 'layer': 0,      # as in linear
+    },
+    # Logistic regression on several data sets (Chen et al. 2020, App. B.8).
+    'transfer': {
+        **_ENCODER,
         'sources': (),                  # as data.source: ('cifar10', 'folder:PATH')
         'l2': 'sweep',                  # as linear.l2
         'pixel_floor': True,            # the raw pixels beside it, where they fit in memory
-    })
-
-
-def plan_config() -> ConfigDict:
-    """Ahead-of-time compilation for devices at hand or not."""
-    return ConfigDict({
+    },
+    # Ahead-of-time compilation for devices at hand or not.
+    'plan': {
         'topology': '',                 # '' = the devices at hand; a TPU slice: v4:4x4x2, v5e:4x8; GPUs: h100:8
         'memory_gib': 0.0,              # of a device; 0 = what it says, or the published figure
         'search': True,                 # for the largest batch that fits: several compiles
         'max_batch': 0,                 # where the search ends; 0 = 64 times where it starts
         'chunks': 8,                    # also searched with, where encoder_chunks is 1
         'num_classes': 1000,            # of the online probe: no data set is read
-    })
-
-
-def bench_input_config() -> ConfigDict:
-    """The input path of a data set, taken apart."""
-    return ConfigDict({
+    },
+    # The input path of a data set, taken apart.
+    'bench_input': {
         'num_images': 256,              # for each part that is measured
         'images_per_second': 0.0,       # of the accelerator to feed; 0 = measured, where one is at hand
-    })
-
-
-def embed_config() -> ConfigDict:
-    """Features of `data.source` to a file."""
-    return ConfigDict({
-        'pretrained': '',               # as linear.pretrained
-        'checkpoint': 'last',           # last, best (by kNN), or a step
-        'encoder': '',                  # online, or target; '' = as the run's own eval.encoder
-        'layer': 0,                     # as eval.layer
+    },
+    # Features of `data.source` to a file.
+    'embed': {
+        **_ENCODER,
         'split': '',                    # '' = data.train_split
         'file': '',                     # .npz, .npy or .parquet; '' = features.npz and .parquet in --workdir
-    })
-
-
-def search_config() -> ConfigDict:
-    """The nearest images to given ones, from a file of features."""
-    return ConfigDict({
+    },
+    # The nearest images to given ones, from a file of features.
+    'search': {
         'query': (),                    # image files: FILE, or ('a.png', 'b.png')
         'features': '',                 # of --config.task=embed; '' = features.npz in --workdir
         'k': 10,
         'pretrained': '',               # '' = the encoder that the file of features names, at its step
         'checkpoint': 'last',           # of `pretrained`
         'encoder': '',
-    })
-
-
-def report_config() -> ConfigDict:
-    """A run on one page."""
-    return ConfigDict({
-        'pretrained': '', 'checkpoint': 'last', 'encoder': '', 'layer': 0,      # as in linear
+    },
+    # A run on one page.
+    'report': {
+        **_ENCODER,
         'max_images': 2000,             # of each split, for neighbours, maps and the confusion matrix
         'num_queries': 10,              # on the sheet of neighbours
         'tsne': True,                   # beside the principal components
-    })
-
-
-def export_config() -> ConfigDict:
-    """The encoder as files for other programs, see weights/export.py."""
-    return ConfigDict({
-        'pretrained': '',               # the encoder: a workdir or a file of weights; '' = --workdir itself
-        'checkpoint': 'last',           # last, best (by kNN), or a step
-        'encoder': '',                  # online, or target; '' = as the run's own eval.encoder
+    },
+    # The encoder as files for other programs, see weights/export.py.
+    'export': {
+        **_ENCODER,                     # layer: of the last three formats; the others hold encoder and head
         'formats': (),                  # of torch, flax, onnx, savedmodel, stablehlo; () = all installed ones
-        'layer': 0,                     # as eval.layer, of the last three; the others hold encoder and head
         'dir': '',                      # where to; '' = export/ in --workdir
         'normalize_inside': True,       # the last three take images in [0, 1]; False: normalised ones
-    })
-
-
-def study_config() -> ConfigDict:
-    """A grid of runs, see simclr_jax/studies/grid.py; configs/studies/ has the grids."""
-    return ConfigDict({
+    },
+    # A grid of runs, see simclr_jax/studies/grid.py; configs/studies/ has the grids.
+    'study': {
         'grid': None,                   # what is run; from a file of configs/studies/
         'only': '',                     # names of cells, with commas between; '' = all
         'num_seeds': 1,                 # runs of each cell, from config.seed on
-    })
+    },
+}
+
+
+def task_configs() -> dict[str, ConfigDict]:
+    """{task: its block}, for `config.base_config`."""
+    return {name: ConfigDict(block) for name, block in _TASKS.items()}

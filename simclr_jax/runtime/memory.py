@@ -27,8 +27,10 @@ def keep_freed_memory() -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: Python's own, or XLA's, of a device or of the host."""
-    text = str(error)
-    return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text or 'Out of memory' in text
+    if isinstance(error, OSError):      # of a disk
+        return False
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ('RESOURCE_EXHAUSTED', 'Out of memory'))
 
 
 def out_of_memory(error: BaseException, *, batch_size: int, task: str) -> str:
