@@ -1,8 +1,8 @@
 """Fields that a set of few images has instead of a recipe's: the block `few_images` of a config.
 
-`below` is the number of training images that are no longer few (0: there is no such number), and `instead` holds
-(dotted field, the recipe's value, the value for few images). A field that has another value than the recipe's
-was set by the user, and stays; who wants the recipe's values all the same sets `below` to 0.
+`below` is the number of training images that are no longer few (0: there is no such number), and `instead`
+holds (dotted field, the recipe's value, the value for few images). A field that has another value than the
+recipe's was set by the user, and stays; who wants the recipe's values all the same sets `below` to 0.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ def fit_to(config: ConfigDict, num_examples: int) -> tuple[ConfigDict, list[str]
     chosen = _open_fields(config) if num_examples < config.few_images.below else {}
     if not chosen:
         return config, []
-    changes = ', '.join(f'{name} {value} in place of {flatten(config)[name]}' for name, value in chosen.items())
+    fields = flatten(config)
+    changes = ', '.join(f'{name} {value} in place of {fields[name]}' for name, value in chosen.items())
     return _with_fields(config, chosen), [f'{num_examples:,} training images are few: {changes}. '
                                           '--config.few_images.below=0 leaves all as it was.']
 
@@ -29,10 +30,9 @@ def as_begun(config: ConfigDict, begun: Mapping[str, Any]) -> ConfigDict:
 
     A run from before there was such a block has the recipe's values.
     """
-    block = begun.get('few_images', NONE)
-    config = _with_fields(config, {'few_images.below': block['below'], 'few_images.instead': _tuples(block['instead'])})
-    kept = flatten(begun)
-    return _with_fields(config, {name: _tuples(kept[name]) for name in _open_fields(config) if name in kept})
+    kept = {name: _tuples(value) for name, value in flatten({'few_images': NONE} | dict(begun)).items()}
+    config = _with_fields(config, {f'few_images.{field}': kept[f'few_images.{field}'] for field in NONE})
+    return _with_fields(config, {name: kept[name] for name in _open_fields(config) if name in kept})
 
 
 def _open_fields(config: ConfigDict) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _open_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def _is_of_no_view(augment: ConfigDict, name: str) -> bool:
-    """Whether both views have an `augment.OPERATION.FIELD` of their own, as those that Python code gives have."""
+    """Whether both views override an `augment.OPERATION.FIELD`, as those that Python code gives do."""
     if not name.startswith('augment.') or name.count('.') != 2:
         return False
     _, operation, field = name.split('.')
