@@ -24,13 +24,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-
 import runs  # noqa: E402
-from simclr_jax.views.device import eval_crop
+
 from simclr_jax.models.network import make_network  # noqa: E402
-from simclr_jax.weights.write.formats import (FORMATS, largest_difference, make_job, relative_difference,
-                                              why_unusable)
+from simclr_jax.views.device import eval_crop
 from simclr_jax.weights.tree import Imported, flat  # noqa: E402
+from simclr_jax.weights.write.formats import (
+    FORMATS,
+    largest_difference,
+    make_job,
+    relative_difference,
+    why_unusable,
+)
 
 NETWORKS = {'18': {'depth': 18}, '50': {'depth': 50}, '50x2': {'depth': 50, 'width': 2.0},
             '50-SK': {'depth': 50, 'sk_ratio': 0.0625}}

@@ -14,7 +14,6 @@ import pathlib
 import random
 
 import numpy as np
-
 from input_path import BATCH, photos_in, serve, strength_of
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)

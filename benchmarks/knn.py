@@ -77,10 +77,9 @@ def main():
             rows[name]['cpu_seconds'].append(time.process_time() - cpu)
             found[name] = np.sort(row, axis=1), vote(similarity, row, labels)
             del similarity, row
+    import runs
     import sklearn
     import torch
-
-    import runs
     reference = found['scikit-learn']
     size = f'{arguments.queries:,} x {arguments.bank:,}, width {arguments.width}, k = {arguments.k}'
     print(f'{size}; {os.cpu_count()} cores')

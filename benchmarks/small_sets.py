@@ -155,9 +155,9 @@ def train_lightly(data, epochs, seed, workdir):
     from lightly.transforms.utils import IMAGENET_NORMALIZE
 
     from simclr_jax.models.network import make_network
-    from simclr_jax.weights.write.torch import write_torch
     from simclr_jax.weights.tree import Imported
     from simclr_jax.weights.write import torch_model
+    from simclr_jax.weights.write.torch import write_torch
     torch.manual_seed(seed)
     normalisation = {name: tuple(values) for name, values in IMAGENET_NORMALIZE.items()}
     fields = ENCODER | {'dtype': 'float32'}

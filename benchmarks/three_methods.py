@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from runs import ROOT, keep, train
 
-from simclr_jax.runtime import sharding
 from simclr_jax.inspect.hlo import count_flops
+from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 
 METHODS = ('simclr', 'moco_v2', 'byol')

@@ -89,10 +89,10 @@ def near_batch(old, updated):
 def compare(name, fields, images, directory):
     from simclr_jax.models.network import make_network
     from simclr_jax.weights.read.torch import read_torch
-    from simclr_jax.weights.write.torch import write_torch
-    from simclr_jax.weights.write import torch_model
     from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
     from simclr_jax.weights.tree import flat
+    from simclr_jax.weights.write import torch_model
+    from simclr_jax.weights.write.torch import write_torch
     from tests.weights.random_weights import random_imported
 
     imported = random_imported(fields, HEAD)

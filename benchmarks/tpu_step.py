@@ -54,6 +54,7 @@ def measure(topology, batch, full):
 def floor_bytes(config, mesh):
     """{what: bytes} that no step can do without, as `CARRIED` names it."""
     import jax
+
     from simclr_jax.train import build
     _, init_state, _, _ = build(config, mesh, num_examples=1_000_000, num_classes=config.plan.num_classes,
                                 num_steps=1_000_000)

@@ -20,21 +20,20 @@ if importlib.util.find_spec('rich') is None:            # shows progress, which 
     for name in ('', '.console', '.progress', '.table'):
         sys.modules[f'rich{name}'] = mock.MagicMock()
 
-import jax                                              # noqa: E402
-import jax.numpy as jnp                                 # noqa: E402
-import numpy as np                                      # noqa: E402
-from jax.extend.core import ClosedJaxpr                 # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.extend.core import ClosedJaxpr  # noqa: E402
 
-from simclr_jax import train
-from simclr_jax import config as recipes
+from simclr_jax import config as recipes, train
+from simclr_jax.data import sources  # noqa: E402
+from simclr_jax.evaluate.frozen import frozen_accuracies  # noqa: E402
 from simclr_jax.inspect import hlo as facts
-from simclr_jax.runtime import sharding
-from simclr_jax.training import steps
-from simclr_jax.data import sources                     # noqa: E402
-from simclr_jax.evaluate.frozen import frozen_accuracies          # noqa: E402
 from simclr_jax.models.cpu import loops
 from simclr_jax.models.cpu.convolution import convolve
-from simclr_jax.models.network import make_network      # noqa: E402
+from simclr_jax.models.network import make_network  # noqa: E402
+from simclr_jax.runtime import sharding
+from simclr_jax.training import steps
 
 
 def make_config(spec):

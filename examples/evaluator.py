@@ -2,7 +2,7 @@
 
     python examples/evaluator.py WORKDIR
 
-In a config: `eval.evaluators = ('examples.evaluator:shift_similarity',)`, every `eval.evaluators_every_epochs`.
+In a config: `eval.evaluators = ('examples.evaluator:shift_similarity',)`, and eval.evaluators_every_epochs.
 """
 
 import sys

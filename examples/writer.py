@@ -2,7 +2,7 @@
 
     python examples/writer.py WORKDIR
 
-In a config: `log.writers = ('examples.writer:Csv',)`; it is then called as Csv(workdir, start_step=..., config=...).
+In a config: `log.writers = ('examples.writer:Csv',)`; the call is Csv(workdir, start_step=..., config=...).
 """
 
 import csv

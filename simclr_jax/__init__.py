@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from simclr_jax.training.schedules import epoch_cosine as epoch_cosine, warmup_cosine as warmup_cosine
     from simclr_jax.views.device import augment as augment, eval_crop as eval_crop
     from simclr_jax.views.fields import View as View
-    from simclr_jax.views.pairs import (byol_views as byol_views, moco_views as moco_views,
-                                        simclr_views as simclr_views, two_views as two_views)
+    from simclr_jax.views.pairs import (
+        byol_views as byol_views,
+        moco_views as moco_views,
+        simclr_views as simclr_views,
+        two_views as two_views,
+    )
 
 # Where each name lives; it is imported when it is first asked for, so that `import simclr_jax` costs nothing.
 _NAMES = {name: module for module, names in {

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.runtime import sharding
 from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.models import resnet
+from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 
 STEPS, BATCH, SIZE = 4, 32, 16

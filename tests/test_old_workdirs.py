@@ -1,8 +1,8 @@
-"""Workdirs of an earlier version resume, load and are evaluated: those in data_files were made at commit 77bd7c5.
+"""Workdirs of an earlier version resume, load and are evaluated: those in data_files are of commit 77bd7c5.
 
-configs/imagenet.py:smoke (SimCLR) and configs/moco_v2.py:smoke with an encoder 1/32 as wide, stopped by SIGTERM after
-step 7 of 12. What the code of that commit made of them stands beside them: features, the losses of the
-whole run, and the accuracy of kNN.
+configs/imagenet.py:smoke (SimCLR) and configs/moco_v2.py:smoke with an encoder 1/32 as wide, stopped by
+SIGTERM after step 7 of 12. What the code of that commit made of them stands beside them: features, the
+losses of the whole run, and the accuracy of kNN.
 """
 
 import json
@@ -18,8 +18,9 @@ DATA = pathlib.Path(__file__).parent / 'data_files' / 'workdir_77bd7c5'
 NUMBERS = json.loads((DATA / 'numbers.json').read_text())
 CONFIGS = {'simclr': ('--config=configs/imagenet.py:smoke', '--config.optimizer.learning_rate=0.0125'),
            'moco': ('--config=configs/moco_v2.py:smoke',)}
-SETTINGS = ('--config.encoder.width=0.03125', '--config.log.every_steps=1', '--config.checkpoint.every_epochs=0.5',
-            '--config.eval.knn_every_epochs=0.5', '--config.checkpoint.keep_last=1')
+SETTINGS = ('--config.encoder.width=0.03125', '--config.log.every_steps=1',
+            '--config.checkpoint.every_epochs=0.5', '--config.eval.knn_every_epochs=0.5',
+            '--config.checkpoint.keep_last=1')
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def test_it_resumes_to_its_end_as_the_whole_run_of_that_version(method, workdir,
     done = run_main(*CONFIGS[method], *SETTINGS, f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
     assert 'resumed at step 7' in done.stdout
-    losses = {row['step']: row['contrastive_loss'] for row in rows(workdir / 'metrics.jsonl') if 'loss' in row}
+    losses = {row['step']: row['contrastive_loss'] for row in rows(workdir / 'metrics.jsonl')
+              if 'loss' in row}
     assert list(losses) == list(range(1, 13))
     # Not bit for bit: another version of XLA, or another optimisation level, adds in another order.
     np.testing.assert_allclose(list(losses.values()), NUMBERS[method]['contrastive_loss'], rtol=1e-4)

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from simclr_jax.config import augment_config
 from simclr_jax.data.batches import Inputs
 from simclr_jax.runtime import sharding
-from simclr_jax.config import augment_config
 from simclr_jax.views.device import augment, augment_in_sequence
 from simclr_jax.views.presets import views_of
 

@@ -15,8 +15,8 @@ from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate import linear as linear_module
 from simclr_jax.evaluate.linear import linear
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.training.steps import make_encode
 from simclr_jax.train import pretrain
+from simclr_jax.training.steps import make_encode
 
 
 def small_config(source='shapes', train_split='train[:64]', test_split='test[:40]', **overrides):

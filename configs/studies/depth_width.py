@@ -1,6 +1,6 @@
 """Depth and width of the encoder (paper sec. 4.1, Fig. 7).
 
-    python -m simclr_jax.main --config=configs/studies/depth_width.py --workdir=DIR
+python -m simclr_jax.main --config=configs/studies/depth_width.py --workdir=DIR
 """
 
 import pathlib

@@ -1,0 +1,1 @@
+"""Data sources, their files and caches, and the batches made of them."""

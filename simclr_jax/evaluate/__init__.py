@@ -1,0 +1,1 @@
+"""What an encoder learned: kNN, linear, fine-tuned and transferred classifiers, features, search."""

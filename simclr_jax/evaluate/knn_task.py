@@ -4,12 +4,12 @@ import time
 
 import flax.linen as nn
 
-from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.knn import knn_accuracies
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import load_splits, load_subject
 from simclr_jax.runlog.writer import MetricWriter
+from simclr_jax.runtime import sharding
 
 
 def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -> dict[str, dict[str, float]]:

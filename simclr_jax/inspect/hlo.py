@@ -32,8 +32,8 @@ _CONTROL = ('while', 'call', 'conditional', 'async-start')
 _NO_KERNEL = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id',
               'replica-id', 'opt-barrier', 'async-update', *_CONTROL)
 _SIZE = r'([\d.]+)([KMGT]?)(?:iB|B)?'
-_DOES_NOT_FIT = (re.compile(rf'Used {_SIZE} of {_SIZE} hbm', re.I),
-                 re.compile(rf'temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)', re.I))
+_DOES_NOT_FIT = (re.compile(rf'Used {_SIZE} of {_SIZE} hbm', re.IGNORECASE),
+                 re.compile(rf'temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)', re.IGNORECASE))
 
 
 class Collective(NamedTuple):
@@ -85,7 +85,7 @@ class Instruction(NamedTuple):
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """({computation: {instruction name: instruction}}, name of the entry computation), in the text's order."""
+    """({computation: {instruction name: instruction}}, the entry computation's name), in the text's order."""
     program, entry, current = {}, '', {}
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):

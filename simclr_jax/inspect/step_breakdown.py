@@ -11,7 +11,8 @@ import collections
 import heapq
 import re
 import warnings
-from typing import Any, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from simclr_jax.inspect import hlo
 

@@ -1,0 +1,1 @@
+"""Flax networks: encoders, heads, BatchNorm."""

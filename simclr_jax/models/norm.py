@@ -40,7 +40,8 @@ class BatchNorm(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, shortcut: jax.Array | None = None, *, rectify: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, shortcut: jax.Array | None = None, *, rectify: bool = False
+                 ) -> jax.Array:
         """Normalises x [N, ..., C].
 
         What follows a norm in a ResNet can be asked for, and then has one derivative with it: a `shortcut`

@@ -1,8 +1,8 @@
 """Normalisation by a batch's own statistics, with its derivative written out, for `norm.BatchNorm`.
 
 Automatic differentiation of the formula keeps and moves more: x and what follows have to be kept for the
-convolutions anyway. The two sums of the derivative do not wait for each other, as those of the statistics: XLA
-reads the arrays once and sends one all-reduce. On one CPU compiled loops make both pairs of sums.
+convolutions anyway. The two sums of the derivative do not wait for each other, as those of the statistics:
+XLA reads the arrays once and sends one all-reduce. On one CPU compiled loops make both pairs of sums.
 """
 
 import dataclasses
@@ -135,7 +135,8 @@ class _GradientSums(Operation):
     def compiled(self, g, x, mean, slope, bias):
         channels = x.shape[-1]
         run = loops.loop('norm_gradient_sums', (_PARTS, 2, channels), is_rectified=self.is_rectified)
-        sums = run(g.reshape(-1, channels), x.reshape(-1, channels), mean.reshape(-1), slope.reshape(-1), bias)
+        sums = run(g.reshape(-1, channels), x.reshape(-1, channels), mean.reshape(-1), slope.reshape(-1),
+                   bias)
         return tuple(sums.sum(0).reshape(2, *_kept_shape(x, self.own)))
 
 

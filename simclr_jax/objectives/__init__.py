@@ -1,0 +1,1 @@
+"""Contrastive losses and regressions of pairs of views."""

@@ -21,7 +21,8 @@ def margin_triplet(view1: jax.Array, view2: jax.Array, *, margin: float, normali
     if not margin >= 0:
         raise ValueError(f'margin_triplet needs a margin of at least 0, got {margin}.')
 
-    return mean_over_anchors(view1, view2, _terms, jnp.float32(margin), normalize=normalize, mining=mining, mesh=mesh)
+    return mean_over_anchors(view1, view2, _terms, jnp.float32(margin), normalize=normalize, mining=mining,
+                             mesh=mesh)
 
 
 def _terms(positive, negatives, counts, margin):

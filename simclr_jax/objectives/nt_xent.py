@@ -4,9 +4,9 @@ With the similarities s_ik = <z_i, z_k> / temperature of the 2N projections, the
 
     -log(exp(s_ip) / sum_{k != i} exp(s_ik)) = log(1 + sum_{k != i, p} exp(s_ik - s_ip)),
 
-where p is the other view of its image. The second form is what is computed: it keeps its digits where the task
-is nearly solved and the loss close to 0. `nt_xent_dense` writes it plainly and holds the whole similarity
-matrix; `nt_xent` is the same in tiles (nt_xent_tiles.py), on any number of devices.
+where p is the other view of its image. The second form is what is computed: it keeps its digits where the
+task is nearly solved and the loss close to 0. `nt_xent_dense` writes it plainly and holds the whole
+similarity matrix; `nt_xent` is the same in tiles (nt_xent_tiles.py), on any number of devices.
 """
 
 import functools

@@ -20,8 +20,9 @@ MINING = ('none', 'semi_hard')
 Terms = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def mean_over_anchors(view1: jax.Array, view2: jax.Array, terms: Terms, parameter: jax.Array, *, normalize: bool,
-                      mining: str, mesh: Mesh | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+def mean_over_anchors(view1: jax.Array, view2: jax.Array, terms: Terms, parameter: jax.Array, *,
+                      normalize: bool, mining: str, mesh: Mesh | None
+                      ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The mean of `terms` over the 2N anchors.
 
     Args:

@@ -1,0 +1,1 @@
+"""A run on a page: its numbers, curves, pictures and neighbours."""

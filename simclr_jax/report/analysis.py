@@ -5,7 +5,7 @@ from sklearn import neighbors
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
-from threadpoolctl import threadpool_limits     # comes with scikit-learn
+from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 
 def pca(features: np.ndarray, num_components: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,7 @@ import numpy as np
 
 from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.config.tasks import task_configs
-from simclr_jax.report import charts, page
-from simclr_jax.report import workdir as records
+from simclr_jax.report import charts, page, workdir as records
 from simclr_jax.report.page import Figures, Section
 
 # Title, metrics, y label: what is drawn together. What is left is drawn alone, on request.
@@ -39,6 +38,7 @@ def _encoder_words(encoder: Mapping[str, Any]) -> str:
 
 
 def file_of_weights(path: str, run: Mapping[str, Any]) -> Section:
+    """What a file of weights says of itself."""
     augment = run['augment']
     return {'kind': 'file of weights', 'pairs': {
         'file': path, 'encoder': _encoder_words(run['encoder']),
@@ -49,6 +49,7 @@ def file_of_weights(path: str, run: Mapping[str, Any]) -> Section:
 
 
 def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> Section:
+    """What the run trained on and with, and how far it is."""
     data, versions = run.get('data', {}), records.read_versions(workdir)
     steps = max((row['step'] for row in rows if 'step' in row), default=None)
     pairs = {
@@ -70,6 +71,7 @@ def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> Section:
 
 
 def curves(figures: Figures, rows: list[dict], notes: str) -> Section:
+    """The metrics of the run over its steps, and its notes."""
     names = records.metric_names(rows)
     if not names:
         return page.absent('curves', 'no metrics were written.')
@@ -117,6 +119,7 @@ def _long_table(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[list
 
 
 def evaluation(figures: Figures, directories: Iterable[str]) -> Section:
+    """The results of all evaluations in the directories."""
     rows = records.evaluation_rows([row for directory in directories
                                     for row in records.read_rows(directory, 'results.jsonl')])
     if not rows:
@@ -137,6 +140,7 @@ def evaluation(figures: Figures, directories: Iterable[str]) -> Section:
 
 
 def configuration(run: Mapping[str, Any], given: ConfigDict) -> Section:
+    """The fields of the run that differ from the recipe's or from the defaults."""
     differences = [
         (name, column, [[field, *("''" if value == '' else value for value in values)] for field, *values
                         in records.differences(run, other.to_dict(), ignore=tuple(task_configs()))])

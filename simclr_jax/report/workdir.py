@@ -69,7 +69,7 @@ def when(rows: list[dict[str, Any]]) -> str:
     times = [row['time'] for row in rows if isinstance(row.get('time'), (int, float))]
     if not times:
         return ''
-    first, last = (datetime.datetime.fromtimestamp(time, datetime.timezone.utc)
+    first, last = (datetime.datetime.fromtimestamp(time, datetime.UTC)
                    for time in (min(times), max(times)))
     return f'{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC'
 

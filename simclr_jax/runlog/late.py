@@ -1,9 +1,9 @@
 """Each step's metrics, read while the next step runs, so that the devices never wait for a print."""
 
-from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np

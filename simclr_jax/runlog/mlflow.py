@@ -11,7 +11,11 @@ _EXPERIMENT = 'simclr_jax'
 
 
 class MLflow:
-    """A run of MLflow, named as the workdir; a run that resumes goes on in it. ImportError without the package."""
+    """A run of MLflow, named as the workdir, in which a run that resumes goes on.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
 
     def __init__(self, workdir: str, *, start_step: int = 0, config: dict[str, Any] | None = None):
         uri = os.environ.get('MLFLOW_TRACKING_URI', '')
@@ -23,7 +27,8 @@ class MLflow:
         self._metric, self._step = Metric, start_step
         self._client = MlflowClient(tracking_uri=uri)
         experiment = self._client.get_experiment_by_name(_EXPERIMENT)
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(_EXPERIMENT)
+        experiment_id = (experiment.experiment_id if experiment
+                         else self._client.create_experiment(_EXPERIMENT))
         self._run_id = start_step and self._earlier_run(experiment_id, workdir)
         if self._run_id:
             self._client.update_run(self._run_id, status='RUNNING')

@@ -5,8 +5,8 @@ that resumes goes on in the same run of wandb; rows are placed by their step, al
 """
 
 import os
-from typing import Any
 import uuid
+from typing import Any
 
 
 class WandB:

@@ -63,7 +63,7 @@ def state_shardings(mesh: Mesh, state, *, split: bool):
 
 
 def local_batch_size(batch_size: int, mesh: Mesh, *, field: str = 'batch_size') -> int:
-    """Rows of a global batch that this process loads; ValueError, which names `field`, if devices cannot share it."""
+    """Rows of a global batch that this process loads; ValueError, with `field`, if they do not divide."""
     if batch_size % mesh.size:
         raise ValueError(
             f'{field} {batch_size} is not divisible by the {mesh.size} devices: '

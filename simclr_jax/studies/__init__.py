@@ -1,0 +1,1 @@
+"""Grids of runs, as tables and figures."""

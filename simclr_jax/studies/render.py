@@ -23,7 +23,8 @@ Found = Mapping[tuple[str, ...], Records]   # by the place of the cell
 
 class Estimate(NamedTuple):
     """An accuracy in per cent: of one seed with its 95 % interval over the test images, of several their mean
-    -+ one standard deviation; NaN before any is finished."""
+    -+ one standard deviation; NaN before any is finished.
+    """
 
     mean: float = _NAN
     low: float = _NAN

@@ -9,7 +9,7 @@ tf2/data_util.py calls it; RandomResizedCrop of torchvision.
 
 import math
 import threading
-from typing import Iterable
+from collections.abc import Iterable
 
 import numpy as np
 

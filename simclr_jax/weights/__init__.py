@@ -1,0 +1,1 @@
+"""Encoders read from files and written to files."""

@@ -18,8 +18,9 @@ def test_a_module_of_the_current_directory_is_found(tmp_path, monkeypatch):
     assert resolve('module_of_mine:Encoder', 'encoder.name').__name__ == 'Encoder'
 
 
-@pytest.mark.parametrize('name, is_one', [('a.b:C', True), ('a:b', True), ('resnet', False), ('folder:/a/b', False),
-                                          ('arrays:x.npz', True), ('a:b:c', False), ('', False)])
+@pytest.mark.parametrize('name, is_one', [
+    ('a.b:C', True), ('a:b', True), ('resnet', False), ('folder:/a/b', False), ('arrays:x.npz', True),
+    ('a:b:c', False), ('', False)])
 def test_a_name_is_told_from_a_path(name, is_one):
     assert is_path(name) == is_one
 

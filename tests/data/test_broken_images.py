@@ -11,7 +11,17 @@ from simclr_jax.data import pipeline
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.data.sources import load_source
 from tests.data.streams import (
-    CROP_AND_FLIP, IDENTITY, SIZE, VIEW, Files, assert_equal_batches, evaluate, joined, jpeg, train_steps)
+    CROP_AND_FLIP,
+    IDENTITY,
+    SIZE,
+    VIEW,
+    Files,
+    assert_equal_batches,
+    evaluate,
+    joined,
+    jpeg,
+    train_steps,
+)
 
 BROKEN = {'empty': b'', 'text': b'hello', 'cut': jpeg()[:-30], 'header only': jpeg()[:200],
           'gone': FileNotFoundError('gone'), 'forbidden': PermissionError('forbidden')}

@@ -25,8 +25,8 @@ def test_rows_stay_with_their_labels_whatever_is_left_out(labelled, left_out):
     config, calls = small_config(), []
     config.eval.batch_size = 10                                     # filled up to 16 on eight devices
     pictures = Pictures('pictures', 'train', 24, tuple(map(str, range(24))))
-    found, rows = encode_source(jax.jit(raw_pixels), pictures, config, sharding.make_mesh(), labelled=labelled,
-                                advance=lambda: calls.append(1))
+    found, rows = encode_source(jax.jit(raw_pixels), pictures, config, sharding.make_mesh(),
+                                labelled=labelled, advance=lambda: calls.append(1))
     expected = np.setdiff1d(np.arange(24), left_out)
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(found.labels, Pictures.labels[expected])

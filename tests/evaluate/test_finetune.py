@@ -13,11 +13,10 @@ from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.finetune import finetune, frozen_module
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.evaluate.supervised import labelled_crops
-from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.partly_frozen import apply_partly_frozen
+from simclr_jax.models.resnet import ResNet
 from simclr_jax.training.steps import make_encode
 from tests.evaluate.runs import overflowing, task_config
-
 
 CLASSIFIER_ALONE = {'from_block': 4, 'zero_init': True}
 

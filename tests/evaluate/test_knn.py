@@ -133,7 +133,8 @@ def test_little_is_held_beside_the_features():
         more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
         print(more / bank.features.nbytes)
         """)
-    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=120,
+                          check=True)
     assert float(done.stdout) < 0.2
 
 

@@ -54,7 +54,8 @@ def test_raw_pixels_that_do_not_fit_are_left_out_and_it_is_noted(workdir):
     assert notes == ['The raw pixels are left out: they do not fit in memory.']
 
 
-def test_k_is_at_most_the_training_images_and_the_home_directory_is_found(workdir, tmp_path, monkeypatch, capsys):
+def test_k_is_at_most_the_training_images_and_the_home_directory_is_found(
+        workdir, tmp_path, monkeypatch, capsys):
     home, name = os.path.split(workdir)
     monkeypatch.setenv('HOME', home)
     results = knn(task_config('knn', f'~/{name}', k=(20, 200, 400), pixel_floor=False), str(tmp_path))
@@ -87,7 +88,8 @@ def test_data_that_changed_since_the_run_are_noted_and_moved_ones_are_not(tmp_pa
     save(tmp_path / 'a', 70)
     task.data.source = ''
     knn(task, str(tmp_path / 'grown'))
-    assert f'The training data of {run} have changed since its run: 64 images then, 70 now.' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'The training data of {run} have changed since its run: 64 images then, 70 now.' in printed
 
 
 def test_k_and_data_that_will_not_do_are_refused(workdir, tmp_path):

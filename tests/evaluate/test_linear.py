@@ -85,7 +85,8 @@ def test_the_raw_pixels_stand_beside_it_as_a_floor(workdir, tmp_path):
 
 def test_top_5_is_of_more_than_five_classes():
     logits, labels = np.eye(6)[:, ::-1], np.zeros(6, int)
-    assert accuracies(logits, labels) == pytest.approx({'linear_accuracy': 1 / 6, 'linear_top5_accuracy': 1.0})
+    assert accuracies(logits, labels) == pytest.approx(
+        {'linear_accuracy': 1 / 6, 'linear_top5_accuracy': 1.0})
     assert list(accuracies(logits[:, :5], labels)) == ['linear_accuracy']
 
 
@@ -93,7 +94,8 @@ def test_top_5_is_of_more_than_five_classes():
     ({'solver': 'adam'}, "linear.solver is 'adam'"), ({'l2': 'best'}, "linear.l2 is 'best'"),
     ({'l2': '-1'}, "linear.l2 is '-1'"),
     ({'batch_size': 256}, '^linear.batch_size is 256, but .*has only 128 images'),
-    ({'batch_size': 12}, '^linear.batch_size 12 is not divisible by the 8 devices'), ({'layer': 7}, 'linear.layer is 7: the head has layers 0')])
+    ({'batch_size': 12}, '^linear.batch_size 12 is not divisible by the 8 devices'),
+    ({'layer': 7}, 'linear.layer is 7: the head has layers 0')])
 def test_settings_that_will_not_do_are_refused(settings, sentence, workdir, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         linear(linear_config(workdir, **settings), str(tmp_path / 'out'))
@@ -127,6 +129,6 @@ def test_a_classifier_learns_a_separable_problem():
     rows = (rng.choice(300, 64, replace=False) for _ in iter(int, 1))
     kernel, bias = fit_classifier(
         ({'image': features[row], 'label': labels[row]} for row in rows), lambda batch: batch['image'],
-        width=3, num_classes=3, num_steps=60, seed=0, mesh=sharding.make_mesh(), settings=base_config().linear,
-        log=lambda step, metrics: None)
+        width=3, num_classes=3, num_steps=60, seed=0, mesh=sharding.make_mesh(),
+        settings=base_config().linear, log=lambda step, metrics: None)
     assert ((features @ kernel + bias).argmax(1) == labels).mean() > 0.99

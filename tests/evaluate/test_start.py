@@ -46,7 +46,8 @@ def test_a_run_begins_with_the_encoder_that_another_ended_with(method, first, tm
     assert second['init_from'] == results['pretrained']
     for network in ('online', 'target')[:1 if method == 'simclr' else 2]:
         before, after = load_pretrained(workdir), load_pretrained(tmp_path, network=network)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), after.variables['params']['encoder'],
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6),
+                     after.variables['params']['encoder'],
                      before.variables['params']['encoder'])         # m t + (1 - m) t is t but for rounding
 
 
@@ -60,9 +61,10 @@ def test_a_file_of_weights_is_a_start_by_the_command_with_its_floor(suffix, firs
     if suffix == 'pth':
         torch.save(safetensors.torch.load_file(path), path := tmp_path / 'encoder.pth')
     done = run_main('--config=configs/smoke.py:smoke', f'--config.init_from={path}', '--config.batch_size=16',
-                    '--config.num_train_steps=1', '--config.data.train_split=train[:64]', '--config.eval.knn_k=20',
+                    '--config.num_train_steps=1', '--config.data.train_split=train[:64]',
                     '--config.data.test_split=test[:40]', '--config.encoder.width=0.0625',
-                    '--config.augment.image_size=16', '--config.eval.linear_at_end=False', f'--workdir={tmp_path}/w')
+                    '--config.eval.knn_k=20', '--config.augment.image_size=16',
+                    '--config.eval.linear_at_end=False', f'--workdir={tmp_path}/w')
     assert done.returncode == 0, done.stderr
     assert f'({path}).' in done.stdout
     lines = [json.loads(line) for line in (tmp_path / 'w' / 'results.jsonl').read_text().splitlines()]

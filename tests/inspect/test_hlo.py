@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from simclr_jax.inspect import hlo
-from simclr_jax.runtime import sharding
 from simclr_jax.inspect.hlo import Collective
+from simclr_jax.runtime import sharding
 
 # As XLA:TPU and XLA:GPU write them: layouts with parentheses, tuples, asynchronous pairs, a loop.
 TEXT = """\

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.inspect import input as bench
 from simclr_jax.config import base_config, smoke
 from simclr_jax.data.shapes import make_shapes
+from simclr_jax.inspect import input as bench
 
 PARTS = ['decode', "decode, pad ('padded')", "decode, crop ('crops')", 'on the host: decode, crop, flip',
          '... and colour', "... and blur ('views')"]

@@ -16,7 +16,13 @@ from simclr_jax.models.network import Network
 from simclr_jax.training.optimizers import make_optimizer
 from simclr_jax.training.steps import make_init_state, make_train_step
 from tests.methods.small_network import (
-    SIZE, Encoder, assert_trees_close, finite_differences, float64, make_batch)
+    SIZE,
+    Encoder,
+    assert_trees_close,
+    finite_differences,
+    float64,
+    make_batch,
+)
 
 N = 6  # images of a batch
 DECAY = 0.01

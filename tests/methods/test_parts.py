@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from simclr_jax.methods.parts import (interleave_views, moving_average, online_probe, split_views, target_network,
-                                      target_params)
+from simclr_jax.methods.parts import (
+    interleave_views,
+    moving_average,
+    online_probe,
+    split_views,
+    target_network,
+    target_params,
+)
 from simclr_jax.models.network import make_network
 
 COLLECTIVES = ('all-gather', 'all-to-all', 'all-reduce', 'reduce-scatter', 'collective-permute')

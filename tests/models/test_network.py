@@ -74,7 +74,8 @@ def test_the_probe_reads_its_layer_and_sends_no_gradient_back(pixels, probe_laye
     gradients, output = quick_jit(gradient_of_probe_loss)(variables['params'])
     probe = variables['params']['probe']
     layer = np.float64(output.layers[probe_layer])
-    logits = (layer - layer.mean(0)) / np.sqrt(layer.var(0) + 1e-6) @ np.float64(probe['kernel']) + probe['bias']
+    standardised = (layer - layer.mean(0)) / np.sqrt(layer.var(0) + 1e-6)
+    logits = standardised @ np.float64(probe['kernel']) + probe['bias']
     np.testing.assert_allclose(output.probe_logits, logits, rtol=1e-4, atol=1e-6)
     assert np.abs(gradients['probe']['kernel']).max() > 0
     for leaf in jax.tree.leaves((gradients['encoder'], gradients['head'])):

@@ -6,7 +6,6 @@ import numpy as np
 
 from simclr_jax.objectives.cosine_regression import cosine_regression
 
-
 compiled = jax.jit(cosine_regression)
 gradients = jax.jit(jax.grad(lambda p, t: cosine_regression(p, t).sum(), argnums=(0, 1)))
 

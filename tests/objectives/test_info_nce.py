@@ -145,7 +145,8 @@ def test_arrays_split_over_a_mesh_of_explicit_axes(function, arrays):
     step = jax.jit(jax.value_and_grad(lambda *rows: function(*rows, temperature=0.2)[0]))
     mesh = jax.make_mesh((8,), ('devices',), axis_types=(jax.sharding.AxisType.Explicit,))
     split = jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('devices')))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), step(*split), step(*rows))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+                 step(*split), step(*rows))
     np.testing.assert_allclose(function(*split, temperature=0.2)[0], step(*rows)[0], rtol=1e-5)
 
 
@@ -155,10 +156,12 @@ def test_a_loss_close_to_0_keeps_its_digits():
     cosines = np.float64(query) @ np.float64(negatives).T
     expected = np.log1p(np.exp((cosines - 1) / 0.05).sum(axis=1)).mean()
     assert expected < 1e-6
-    loss, gradient = jax.value_and_grad(lambda own: info_nce(query, own, negatives, temperature=0.05)[0])(query)
+    loss, gradient = jax.value_and_grad(
+        lambda key: info_nce(query, key, negatives, temperature=0.05)[0])(query)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     share = np.exp((cosines - 1) / 0.05).sum(axis=1)
-    np.testing.assert_allclose(gradient, -(share / (1 + share))[:, None] * query / 0.05 / 2, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(gradient, -(share / (1 + share))[:, None] * query / 0.05 / 2,
+                               rtol=1e-5, atol=1e-12)
 
 
 def test_what_makes_no_loss_is_refused():

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from simclr_jax.runtime import sharding
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic
+from simclr_jax.runtime import sharding
 
 N, D, TAU, MARGIN = 16, 4, 0.2, 0.6
 LOSSES = {'nt_logistic': (nt_logistic, {'temperature': TAU}), 'margin': (margin_triplet, {'margin': MARGIN})}
@@ -114,7 +114,8 @@ def test_what_makes_no_loss_is_refused(function, options, sentence):
         margin_triplet(np.ones((1, 3)), np.ones((1, 3)), margin=1.0)
 
 
-@pytest.mark.parametrize('types, names', [((AxisType.Explicit,), 'a'), ((AxisType.Explicit, AxisType.Auto), 'ab')])
+@pytest.mark.parametrize('types, names', [
+    ((AxisType.Explicit,), 'a'), ((AxisType.Explicit, AxisType.Auto), 'ab')])
 @pytest.mark.parametrize('spec', [None, 'rows', 'whole'])
 @pytest.mark.parametrize('name', LOSSES)
 def test_a_mesh_of_any_axes_with_arrays_split_or_not(name, types, names, spec):

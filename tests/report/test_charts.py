@@ -35,7 +35,8 @@ def test_series_of_a_group_share_a_colour_and_ticks_stand_at_the_points():
     assert dashes['yes, here'] == dashes['no, here'] != dashes['yes, paper']
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ['0.05', '10']
     assert not len(axes.get_xticks(minor=True))
-    np.testing.assert_allclose([bar[:, 1] for bar in axes.collections[0].get_segments()], [[49.0, 53.0], [58.0, 64.0]])
+    np.testing.assert_allclose([bar[:, 1] for bar in axes.collections[0].get_segments()],
+                               [[49.0, 53.0], [58.0, 64.0]])
     assert figure.legends[0].get_title().get_text() == 'l2'
 
 
@@ -101,8 +102,8 @@ def test_what_is_not_there_is_an_empty_cell(tmp_path):
 def test_dollars_in_names_are_no_mathematics():
     names = ['US$', 'a$b$c', r'$\frac{$', 'plain']
     for figure in (charts.heatmaps({'': np.eye(4)}, names, names, x_label='x', y_label='y', unit='u'),
-                   charts.scatter(np.random.default_rng(0).random((8, 2)), np.arange(8) % 4, names, x_label='x',
-                                  y_label='y')):
+                   charts.scatter(np.random.default_rng(0).random((8, 2)), np.arange(8) % 4, names,
+                                  x_label='x', y_label='y')):
         figure.savefig(io.BytesIO())
     heatmap = charts.heatmaps({'': np.eye(4)}, names, names, x_label='x', y_label='y', unit='u')
     assert [tick.get_text().replace(r'\$', '$') for tick in heatmap.axes[0].get_yticklabels()] == names

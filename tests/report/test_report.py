@@ -204,7 +204,8 @@ def test_the_last_of_several_measurements_counts():
         line | {'linear_accuracy': 0.5, 'protocol': {'solver': 'sgd'}},
         line | {'linear_accuracy': 0.6, 'solver': 'lbfgs', 'protocol': {'solver': 'sgd'}}])
     assert [(row['measure'], row['encoder'], row['value'], row['interval']) for row in rows] == [
-        ('kNN (k = 20) top-1', 'pretrained', 0.2, [0.1, 0.3]), ('kNN (k = 20) top-1', 'pretrained', 0.3, None),
+        ('kNN (k = 20) top-1', 'pretrained', 0.2, [0.1, 0.3]),
+        ('kNN (k = 20) top-1', 'pretrained', 0.3, None),
         ('kNN (k = 20) top-1', 'pretrained, layer 1', 0.4, None),
         ('linear top-1', 'pretrained', 0.5, None), ('linear top-1', 'pretrained, by lbfgs', 0.6, None)]
 

@@ -35,7 +35,8 @@ class Broken(Kept):
 
 def run(workdir, writers, start_step=0, steps=(1, 2)):
     stream = io.StringIO()
-    with MetricWriter(workdir, total_steps=9, start_step=start_step, stream=stream, writers=writers) as writer:
+    with MetricWriter(workdir, total_steps=9, start_step=start_step, stream=stream,
+                      writers=writers) as writer:
         for step in steps:
             writer.write(step, {'loss': step / 8, 'views': PICTURE})
         writer.note('said')

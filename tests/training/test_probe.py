@@ -14,7 +14,7 @@ LABELS = np.arange(32, dtype=np.int32) % 4
 
 
 def train(num_steps, optimizer='lars', rate=1.0, labels=LABELS, std=1.0, **settings):
-    """Metrics of each step, and the last state; `std` divides the pixels: a small one makes large features."""
+    """Metrics of each step, and the last state; a small `std` of the pixels makes large features."""
     network = make_network(encoder={'depth': 10, 'width': 0.0625, 'stem': 'cifar'},
                            head={'mode': 'linear', 'out_dim': 8}, num_classes=4, std=(std,) * 3)
     method = make_method('simclr', network=network, num_train_steps=9, temperature=0.5)

@@ -9,9 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from simclr_jax.training.schedules import (constant, epoch_cosine, make_schedule, num_train_steps,
-                                           num_warmup_steps, rising_momentum, scaled_learning_rate,
-                                           warmup_cosine)
+from simclr_jax.training.schedules import (
+    constant,
+    epoch_cosine,
+    make_schedule,
+    num_train_steps,
+    num_warmup_steps,
+    rising_momentum,
+    scaled_learning_rate,
+    warmup_cosine,
+)
 
 
 def test_imagenet_recipe():

@@ -1,4 +1,4 @@
-"""Promises of workdir.py: what a run was made with comes back, and another config, data or version is named."""
+"""What a run was made with comes back from its workdir, and another config, data or version is named."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from simclr_jax.training import workdir as workdirs
 
 def images(count=4, seed=0):
     random = np.random.default_rng(seed)
-    return as_source([{'image': random.integers(0, 256, (4, 4, 3), np.uint8), 'label': i % 2} for i in range(count)],
-                     'train')
+    return as_source([{'image': random.integers(0, 256, (4, 4, 3), np.uint8), 'label': i % 2}
+                      for i in range(count)], 'train')
 
 
 def write_config(workdir, **fields):
@@ -80,8 +80,9 @@ def test_a_config_of_a_newer_version_names_itself(name, version, is_refused, tmp
     if not is_refused:
         assert workdirs.load_config(tmp_path)
         return
-    with pytest.raises(ValueError, match='config.json has .*wavelets, which simclr_jax .* does not know: use the '
-                                         f'version that wrote it{", " if version else ""}{version}, or a newer one'):
+    with pytest.raises(ValueError, match=(
+            'config.json has .*wavelets, which simclr_jax .* does not know: use the version that wrote it'
+            f'{", " if version else ""}{version}, or a newer one')):
         workdirs.load_config(tmp_path)
 
 

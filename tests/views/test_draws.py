@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from simclr_jax.views.fields import OPS, Crop
 from simclr_jax.views import draws
 from simclr_jax.views.draws import Draws
+from simclr_jax.views.fields import OPS, Crop
 from tests import augment_oracles as oracles
 
 LIMITS = {'area': (0.08, 1.0), 'aspect': (3 / 4, 4 / 3)}

@@ -24,7 +24,8 @@ def finished(images, view, **choices):
     names = ('order', 'amounts', 'grey', 'sobel', 'noise', 'sigma', 'solarize', 'top', 'left')
     drawn = {'order': NOTHING, 'amounts': (0.0,) * 4, 'top': -99, 'left': -99, **choices}
     rows = [np.concatenate([np.ravel(drawn.get(name, 0)[row] if isinstance(drawn.get(name), list)
-                                     else drawn.get(name, 0)) for name in names]) for row in range(len(images))]
+                                     else drawn.get(name, 0)) for name in names])
+            for row in range(len(images))]
     finish = host_colour.make_finish(view, 'float32')
     return finish(np.float32(images), np.float32(rows), np.zeros(len(images), np.float32)).numpy()
 

@@ -8,8 +8,16 @@ import pytest
 
 import simclr_jax
 from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
-from tests.weights.tiny_encoders import (OTHERS, TWO_GIB, assert_close, depth_of_bottlenecks, layers_of,
-                                         network_of_others, random_images, random_network)
+from tests.weights.tiny_encoders import (
+    OTHERS,
+    TWO_GIB,
+    assert_close,
+    depth_of_bottlenecks,
+    layers_of,
+    network_of_others,
+    random_images,
+    random_network,
+)
 
 
 @pytest.mark.parametrize('name', ['selective kernels', *OTHERS])

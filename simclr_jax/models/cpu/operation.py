@@ -29,13 +29,13 @@ class Operation:
         raise NotImplementedError
 
     def transpose(self, group, cotangents, arrays):
-        """Of the arguments `group`, which are jax.ShapeDtypeStruct in `arrays`: their cotangents, in order."""
+        """Cotangents of the arguments `group`, which are jax.ShapeDtypeStruct in `arrays`, in order."""
         raise NotImplementedError
 
 
 def call(operation: Operation, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The results of the operation."""
-    if jax.sharding.get_abstract_mesh().manual_axes:    # within shard_map, whose types JAX's own operations know
+    if jax.sharding.get_abstract_mesh().manual_axes:    # in shard_map, whose types JAX's operations know
         return operation.plain(*arrays)
     plain = jax.make_jaxpr(operation.plain)(*arrays)
     return tuple(_primitive.bind(*arrays, operation=operation, plain=plain))

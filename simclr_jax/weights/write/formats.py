@@ -10,14 +10,14 @@ import jax
 import numpy as np
 
 from simclr_jax.models.network import Network, make_network, outputs
-from simclr_jax.weights.read.torch import spare_triton
 from simclr_jax.weights.flax_file import read_flax, write_flax
 from simclr_jax.weights.header import to_header
-from simclr_jax.weights.write.torch import write_torch
+from simclr_jax.weights.read.torch import spare_triton
+from simclr_jax.weights.tree import Imported, is_resnet, size_step
 from simclr_jax.weights.write.onnx import load_onnx, write_onnx
 from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
 from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
-from simclr_jax.weights.tree import Imported, is_resnet, size_step
+from simclr_jax.weights.write.torch import write_torch
 
 _NUM_IMAGES = 3
 
@@ -105,6 +105,7 @@ def _normalized(images, job):
 
 def _load_torch(directory, job):
     import torch
+
     from simclr_jax.weights.write import torch_model
 
     encoder, head, _ = torch_model.load(os.path.join(directory, 'encoder.safetensors'))

@@ -119,7 +119,8 @@ def test_an_exported_program_has_no_loops_and_runs_on_any_platform(form):
     x, kernel = np.ones((2, 8, 8, 3), np.float32), np.ones((3, 3, 3, 8), np.float32)
     gradient = jax.grad(lambda kernel: convolve(x, kernel).sum())
     exported = jax.export.export(jax.jit(gradient), platforms=('cpu', 'tpu', 'cuda'))(kernel)
-    np.testing.assert_allclose(jax.export.deserialize(exported.serialize()).call(kernel), jax.jit(gradient)(kernel))
+    again = jax.export.deserialize(exported.serialize())
+    np.testing.assert_allclose(again.call(kernel), jax.jit(gradient)(kernel))
 
 
 def test_one_image_is_told_to_be_a_batch(form):
