@@ -4,7 +4,7 @@
     python -m simclr_jax.main --config=configs/byol.py:epochs=300 --workdir=DIR
     python -m simclr_jax.main --config=configs/byol.py:data=cifar10 --workdir=DIR
 
-Hardware: a TPU pod slice for the batch of 4096. Not run to the end by this project, which owns none.
+Hardware: a TPU pod slice for the batch of 4096. Not run to the end by this project, which has none.
 Published top-1 of the linear evaluation, ResNet-50: 74.3 at 1000 epochs (paper, abstract), 72.5 at 300.
 CIFAR-10, ResNet-18, 1000 epochs: 92.6 (solo-learn README, online linear probe).
 

@@ -4,7 +4,7 @@
     python -m simclr_jax.main --config=configs/imagenet.py:epochs=1000,width=4 --workdir=DIR
 
 Hardware: the official code needs "at least 32 TPUs" for this batch and about 6 hours on 32 TPU v3
-(google-research/simclr README). Not run to the end by this project, which owns no such machine.
+(google-research/simclr README). Not run to the end by this project, which has no such machine.
 Published top-1 of the linear evaluation (configs/linear.py): 64.6 at 100 epochs (paper Table B.1;
 README "~64.5"), 69.3 / 74.2 / 76.5 at 1000 epochs for width 1 / 2 / 4 (paper Table 6).
 

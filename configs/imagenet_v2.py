@@ -3,7 +3,7 @@
     python -m simclr_jax.main --config=configs/imagenet_v2.py --workdir=DIR                       # R50
     python -m simclr_jax.main --config=configs/imagenet_v2.py:depth=152,width=3,sk=true --workdir=DIR
 
-Hardware: a TPU pod slice. Not run to the end by this project, which owns none. Published top-1 of
+Hardware: a TPU pod slice. Not run to the end by this project, which has none. Published top-1 of
 the linear evaluation (google-research/simclr README): R50 71.7, R50 2x + SK 77.7, R152 3x + SK 79.8.
 Those runs used a momentum memory that the official code does not contain; without it its author
 reports 71.1 for R50, users 70.4 (google-research/simclr issue 77).

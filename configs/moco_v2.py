@@ -6,7 +6,7 @@
     python -m simclr_jax.main --config=configs/moco_v2.py:data=cifar10 --workdir=DIR
 
 Hardware: 8 GPUs; the original took 53 hours on 8 V100 for 200 epochs (facebookresearch/moco README).
-Not run to the end by this project, which owns none. Published top-1 of the linear evaluation: v2 67.5 at
+Not run to the end by this project, which has none. Published top-1 of the linear evaluation: v2 67.5 at
 200 epochs, 71.1 at 800 (its README); v3 68.9 at 100 epochs, 72.8 at 300, 74.6 at 1000 (moco-v3
 CONFIG.md). CIFAR-10, ResNet-18: kNN 82.6 at 200 epochs, 88.7 at 800; `symmetric` 85.3 and 89.7, linear
 90.7 (moco's CIFAR-10 demo notebook, whose head is linear; the MLP here is v2's).

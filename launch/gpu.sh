@@ -11,7 +11,7 @@
 #   --port P          where process 0 listens; by default a free port
 #   --no-install      $PYTHON (python3) as it is, no virtual environment
 #   --dry-run         prints the commands
-# An error that the user can mend (status 1) and an interruption (130, 143) are passed on, not restarted.
+# An error that the user can correct (status 1) and an interruption (130, 143) are passed on, not restarted.
 # Ctrl-C and SIGTERM go to all processes, which save before they leave; a second one kills them.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -16,7 +16,7 @@
 #   --delete                          deletes the slice: when the program has ended well, or now without one
 #   --dry-run                         prints the commands for a slice that is not there yet
 # The workdir is a directory that all workers see, such as a Filestore or a Cloud Storage bucket mounted by
-# --setup; gs:// paths are not read. An error that the user can mend ends the script with its status.
+# --setup; gs:// paths are not read. An error that the user can correct ends the script with its status.
 # Ctrl-C ends the script and not the program: start the script again to stop and resume it, or --delete.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -18,7 +18,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     'Any field can be overridden: --config.batch_size=256.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where the run keeps its checkpoints, metrics and results. '
-    'The same command with the same workdir goes on from the last checkpoint.')
+    'The same command with the same workdir resumes from the last checkpoint.')
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'Join the other processes first (jax.distributed). A TPU pod and Slurm say '
     'which these are; elsewhere give the three options below, to all the same but for process_id.')
@@ -39,7 +39,7 @@ TASKS = {
 
 
 def main(argv: list[str]) -> None:
-    """Runs `config.task`; what a user can mend ends in one sentence and exit status 1."""
+    """Runs `config.task`; an error that the user can correct ends in one line and exit status 1."""
     processes = None
     try:
         if len(argv) > 1:
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         if config.keep_freed_memory:
             from simclr_jax.runtime.memory import keep_freed_memory
             keep_freed_memory()         # before jax starts its threads
-        import jax    # only now: a mistyped option is told at once
+        import jax    # only now: a mistyped option is reported without this wait
 
         from simclr_jax.training.checkpoint import quiet_orbax_logs
         quiet_orbax_logs()

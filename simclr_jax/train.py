@@ -93,6 +93,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     """
     given = {'encoder': encoder, 'method': method}
     workdir = os.path.expanduser(workdir)
+    checkpoint.quiet_orbax_logs()
     with WorkdirLock(workdir, is_lead=sharding.is_lead()) as lock:
         if os.path.isdir(workdir):
             lock.acquire()

@@ -198,8 +198,8 @@ def test_dtype_is_an_argument_where_the_encoder_takes_it():
 
 @pytest.mark.parametrize('fields, sentence', [
     ({'name': 'tests.encoders:Nothing'}, 'encoder.name is .* has no Nothing'),
-    ({'name': 'tests.encoders:ENCODERS'}, 'is no class of Flax modules'),
-    ({'name': 'os:system'}, 'is no class of Flax modules'),
+    ({'name': 'tests.encoders:ENCODERS'}, 'is not a class of Flax modules'),
+    ({'name': 'os:system'}, 'is not a class of Flax modules'),
     ({'name': 'tests.encoders:ViT', 'arguments': {'depth': 3}}, 'do not fit tests.encoders:ViT'),
     ({'name': 'tests.encoders:NnxCNN', 'arguments': {'depth': 3}}, 'encoder.arguments do not fit'),
     ({'name': ''}, 'encoder.name is empty: .* Give it again as encoder='),

@@ -84,7 +84,7 @@ def test_two_runs_in_one_workdir_are_refused(workdir):
     other = WorkdirLock(str(workdir), is_lead=True)
     other.acquire()
     before = (workdir / 'metrics.jsonl').read_text()
-    with other, pytest.raises(ValueError, match='A run is going on in'):
+    with other, pytest.raises(ValueError, match='Another run is using'):
         pretrain(config(), str(workdir))
     assert (workdir / 'metrics.jsonl').read_text() == before
 

@@ -59,7 +59,7 @@ def parse_argument(argument: str, **defaults: Any) -> ConfigDict:
         except KeyError:
             raise ValueError(f'The argument {name}={text!r} is neither true nor false.') from None
         except ValueError:
-            raise ValueError(f'The argument {name}={text!r} is no {kind.__name__}.') from None
+            raise ValueError(f'The argument {name}={text!r} is not a valid {kind.__name__}.') from None
     return values
 
 

@@ -119,7 +119,7 @@ def view_config(augment: ConfigDict, view: str) -> dict[str, dict]:
                   if isinstance(value, ConfigDict) and name not in ('view1', 'view2')}
     for name, overrides in augment[view].items():
         if name not in operations:
-            raise ValueError(f'augment.{view} overrides {name!r}, which is no operation; '
+            raise ValueError(f'augment.{view} overrides {name!r}, which is not an operation; '
                              f'the operations are {", ".join(operations)}.')
         operations[name] |= dict(overrides)
     return operations

@@ -82,7 +82,7 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
         content, why_not = _read(folder, expected)
         if why_not:
             if is_lead and os.path.exists(folder):
-                logging.warning("The cache '%s' is built anew: %s.", folder, why_not)
+                logging.warning("The cache '%s' is rebuilt: %s.", folder, why_not)
             content = _build(source, int(match[1] or 0), folder, expected, num_threads or os.cpu_count() or 1,
                              is_lead)
     result = CachedSource(source, folder, content)
@@ -120,7 +120,7 @@ class CachedSource(Source):
             return np.frombuffer(record, np.uint8, offset=_HEADER.size).reshape(height, width, 3)
         except (RuntimeError, ValueError, struct.error) as error:
             raise ValueError(f"Record {number} of the cache file '{self._path}' ({self.name_of(index)}) is "
-                             'damaged or gone: delete that folder, and the next run builds it anew '
+                             'damaged or gone: delete that folder, and the next run rebuilds it '
                              f'({error}).') from error
 
     def name_of(self, index: int) -> str:
@@ -146,7 +146,7 @@ def _read(folder: str, expected: dict[str, Any]) -> tuple[dict[str, Any], str]:
         if storage.size(os.path.join(folder, content['file'])) != content['bytes']:
             return {}, f"'{content['file']}' does not have the size that was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return {}, f'it is not whole ({error})'
+        return {}, f'it is incomplete ({error})'
     return content, ''
 
 

@@ -67,7 +67,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, AttributeError):
         is_current = False
     if not is_current:
-        logging.warning('%s was built of other sources or for another machine and is left aside: build it '
+        logging.warning('%s was built from other sources or for another machine and is not used: build it '
                         'again with `pip install -e .`.', found.origin)
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int

@@ -66,7 +66,7 @@ def read_image(file: str | BinaryIO, rules: pixels.Rules = pixels.DEFAULT) -> np
     try:
         return pixels.read(file, rules)
     except UnidentifiedImageError as error:
-        raise BadImage('it is no image of a known format') from error
+        raise BadImage('it is not an image of a known format') from error
     except Exception as error:  # Pillow meets broken files with errors of many types.
         raise BadImage(str(error)) from error
 

@@ -179,7 +179,7 @@ def _scan(path: str) -> Iterator[storage.Entry]:
     try:
         entries = storage.scan(path)
     except OSError as error:
-        raise OSError(f"The folder '{printable(path)}' cannot be listed ({error.strerror or error}): mend "
+        raise OSError(f"The folder '{printable(path)}' cannot be listed ({error.strerror or error}): correct "
                       'its permissions, or move it away.') from error
     return (entry for entry in entries if not entry.name.startswith(('.', '__MACOSX')))
 
@@ -257,7 +257,7 @@ def _notes(tree: _Tree, labels: np.ndarray, class_names: tuple[str, ...] | None,
            folders: str) -> list[str]:
     notes = []
     if tree.left_out:
-        notes.append(f'{where}: {sum(tree.left_out.values()):,} files are no images that can be read here '
+        notes.append(f'{where}: {sum(tree.left_out.values()):,} files are not images that can be read here '
                      f'and are left out{_counted(tree.left_out, ": ")}.')
     loose = int((labels < 0).sum())
     if class_names and loose:

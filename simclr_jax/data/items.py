@@ -91,7 +91,7 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
         raise ValueError(f"'{name}' takes no argument split, so that it has the split 'train' alone: "
                          f"'{whole}' was asked for.")
     if isinstance(anything, Streamed | str | bytes) or not isinstance(anything, RandomAccess):
-        raise ValueError(f"'{name}' is a {type(anything).__name__}, which is no source of images: give "
+        raise ValueError(f"'{name}' is a {type(anything).__name__}, which is not a source of images: give "
                          f'something with len(source) and source[i] -> {_WANTED}.')
     return take_split(ItemSource(anything, whole, name=name, rules=rules), split)
 

@@ -130,7 +130,7 @@ def output_paths(file: str, workdir: str) -> list[str]:
     path = os.path.join(workdir, as_path(file))
     kind = os.path.splitext(path)[1]
     if kind not in _KINDS:
-        raise ValueError(f'embed.file is {file!r}: its ending says the format, {", ".join(_KINDS)}.')
+        raise ValueError(f'embed.file is {file!r}: its ending chooses the format, {", ".join(_KINDS)}.')
     if kind == '.parquet' and not _has_pyarrow():
         raise ValueError(f'embed.file is {file!r}: Parquet needs pyarrow, pip install simclr_jax[report]; '
                          'or write .npz.')
@@ -177,7 +177,7 @@ def read_features(path: str) -> Embedded:
             return Embedded(*(arrays[name] for name in Embedded._fields[:-1]),
                             metadata=json.loads(str(arrays['metadata'])))
     except Exception as error:      # numpy, pyarrow and zipfile each have errors of their own
-        raise ValueError(f'{path} is no whole file of features of --config.task=embed: {error}') from error
+        raise ValueError(f'{path} is not a complete file of features of --config.task=embed: {error}') from error
 
 
 def _write_parquet(file, embedded: Embedded) -> None:

@@ -171,7 +171,7 @@ def _check(settings: ConfigDict) -> None:
     if settings.init not in _INITS:
         raise ValueError(f'finetune.init is {settings.init!r}: it takes {", ".join(map(repr, _INITS))}.')
     if settings.from_block not in range(-1, 5):
-        raise ValueError(f'finetune.from_block is {settings.from_block}: it lies in -1 (all is trained) to 4 '
+        raise ValueError(f'finetune.from_block is {settings.from_block}: it must be from -1 (all is trained) to 4 '
                          '(the classifier alone).')
     if settings.subset_file and settings.label_share != 1:
         raise ValueError('finetune.subset_file and finetune.label_share both choose the labels: give one.')

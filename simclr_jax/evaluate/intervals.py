@@ -13,8 +13,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     share: hits / count, in [0, 1]; count: 1 or more. Both ends lie in [0, 1].
     """
     if count < 1 or not 0 <= share <= 1:
-        raise ValueError(f'A share of {share} among {count} has no interval: the share lies in [0, 1], the '
-                         'count is 1 or more.')
+        raise ValueError(f'A share of {share} among {count} has no interval: the share must be in [0, 1], the '
+                         'count 1 or more.')
     spread = _Z * math.sqrt(share * (1 - share) / count + _Z ** 2 / (4 * count ** 2))
     centre, scale = share + _Z ** 2 / (2 * count), 1 + _Z ** 2 / count
     # Rounding must not leave 0 or 1 out of its own interval.

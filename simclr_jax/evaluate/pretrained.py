@@ -57,7 +57,7 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
     if os.path.isfile(os.path.join(path, 'config.json')):
         return _from_workdir(path, which, network, encoder)
     if os.path.isdir(path) and not os.listdir(path):
-        raise FileNotFoundError(f'{path} is empty: it is no workdir of simclr_jax and holds no weights.')
+        raise FileNotFoundError(f'{path} is empty: it is not a workdir of simclr_jax and holds no weights.')
     imported = read_weights(path)
     if which != 'last' or network == 'target':
         raise ValueError(f'{path} is a file of weights: it has one network and no steps. Leave checkpoint '

@@ -93,7 +93,7 @@ def _checked_queries(named) -> list[str]:
         try:
             read_image(path)
         except BadImage as error:
-            raise ValueError(f'search.query names {path}, which is no readable image: {error}.') from error
+            raise ValueError(f'search.query names {path}, which is not a readable image: {error}.') from error
     return paths
 
 

@@ -36,7 +36,7 @@ def balanced_rows(labels: np.ndarray, share: float, seed: int, num_classes: int)
         ValueError: the share is out of range, gives no example a class, or a class has too few.
     """
     if not 0 < share <= 1:
-        raise ValueError(f'finetune.label_share is {share}: it lies in (0, 1].')
+        raise ValueError(f'finetune.label_share is {share}: it must be in (0, 1].')
     counts = np.bincount(labels[labels >= 0], minlength=num_classes)
     if (counts == 0).any():
         raise ValueError(f'Class {int(counts.argmin())} of {num_classes} has no training example: '

@@ -40,7 +40,7 @@ class StepProfiler:
         if steps and steps[1] - 1 > start:
             windows[max(steps[0], start + 1)] = steps[1] - 1, False
         elif steps:
-            writer.note(f'profile_steps {steps[0]},{steps[1]}: the run goes on after step {start:,}, behind '
+            writer.note(f'profile_steps {steps[0]},{steps[1]}: the run resumes after step {start:,}, past '
                         'them; nothing is traced.')
         first = start + 1 + _SETTLED
         if windows and first < steps[1] and steps[0] < first + _BREAKDOWN:

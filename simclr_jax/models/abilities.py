@@ -95,7 +95,7 @@ def check_encoder(module: Any) -> nn.Module:
     if isinstance(module, nnx.Module):
         name = type(module).__name__
         raise ValueError(f'The encoder is an nnx module: give flax.nnx.bridge.to_linen({name}, ...), which '
-                         'makes it anew for each run.')
+                         'makes it again for each run.')
     if not isinstance(module, nn.Module):
         raise ValueError(f'The encoder is {module!r}: it takes a Flax module, such as MyEncoder(width=64).')
     kind = module.nnx_class if isinstance(module, bridge.ToLinen) else type(module)
@@ -159,5 +159,5 @@ def _plain(value: Any) -> Any:
         return value
     dtype = np.dtype(value)
     if dtype.hasobject:
-        raise TypeError(f'{value!r} is no JSON value')
+        raise TypeError(f'{value!r} is not a JSON value')
     return dtype.name

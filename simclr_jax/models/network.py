@@ -286,14 +286,14 @@ def make_encoder(fields: Mapping[str, Any]) -> nn.Module:
         return ResNet(**fields)
     if not name:
         raise ValueError('encoder.name is empty: the run was given an encoder that a config cannot name, of '
-                         '__main__ or with arguments that are no JSON values. Give it again as encoder=.')
+                         '__main__ or with arguments that are not JSON values. Give it again as encoder=.')
     kind = resolve(name, 'encoder.name')
     try:
         module = abilities.build(kind, arguments)
     except TypeError as error:
         raise ValueError(f'encoder.arguments do not fit {name}: {error}.') from None
     if module is None:
-        raise ValueError(f'encoder.name is {name!r}, which is no class of Flax modules.')
+        raise ValueError(f'encoder.name is {name!r}, which is not a class of Flax modules.')
     return abilities.check_encoder(module if 'dtype' in arguments
                                    else abilities.with_dtype(module, fields['dtype']))
 
@@ -320,7 +320,7 @@ def encoder_notes(network: Network, fields: Mapping[str, Any]) -> list[str]:
                      'makes them, those of the heads bfloat16.')
     if not fields.get('name', 'resnet'):
         notes.append(f'{name} cannot be named in config.json (it is of __main__ or local to a function, or '
-                     'its arguments are no JSON values): load_encoder and the evaluations need it as encoder=.')
+                     'its arguments are not JSON values): load_encoder and the evaluations need it as encoder=.')
     return notes
 
 

@@ -65,7 +65,7 @@ class MetricWriter:
     Every row goes to workdir/metrics.jsonl, to TensorBoard events under workdir/tensorboard (where
     tensorboardX is installed), to the display, and to the writers that are given. A run that resumes at
     `start_step` first removes the rows after it, so that no step is told twice. One of the given writers
-    that raises an error gets nothing more, which is said once, and the run goes on; that the run's own
+    that raises an error gets nothing more, which is noted once, and the run continues; that the run's own
     files cannot be written (OSError) ends it.
 
     Args:
@@ -166,5 +166,5 @@ class MetricWriter:
                 getattr(writer, method, lambda *arguments: None)(*arguments)
             except Exception as error:      # whatever it is: a run of days does not end for a log
                 self._given.remove(writer)
-                self.note(f'{type(writer).__name__}.{method} failed, so it is told nothing more; the run goes '
-                          f'on: {type(error).__name__}: {error}')
+                self.note(f'{type(writer).__name__}.{method} failed and gets no more metrics; the run '
+                          f'continues: {type(error).__name__}: {error}')

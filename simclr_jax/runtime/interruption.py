@@ -49,5 +49,5 @@ class Interruption:
         """Says so and exits with the status of a process that the signal ended."""
         number = self._signal or signal.SIGTERM      # it may have come to another process
         writer.note(f'Stopped by {signal.Signals(number).name} after step {step:,}; the state is saved, '
-                    'and the same command goes on from there.')
+                    'and the same command resumes from there.')
         raise SystemExit(128 + number)

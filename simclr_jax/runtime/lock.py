@@ -29,7 +29,7 @@ class WorkdirLock:
             file.seek(0)
             process = file.read().strip() or 'unknown'
             file.close()
-            raise ValueError(f'A run is going on in {self._workdir} (process {process}): wait for it, or give '
+            raise ValueError(f'Another run is using {self._workdir} (process {process}): wait for it, or give '
                              'another --workdir.') from None
         except OSError:                     # a file system without locks
             pass

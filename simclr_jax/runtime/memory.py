@@ -38,7 +38,7 @@ def out_of_memory(error: BaseException, *, batch_size: int, task: str) -> str:
     first = str(error).strip().partition('\n')[0][:200]
     if task == 'pretrain':
         fields = ('batch_size; or encoder_chunks=4 (the batch in parts, the same loss), encoder.remat=True (less '
-                  'memory, more time), or shard_state=True on several devices; --config.task=plan says what fits '
+                  'memory, more time), or shard_state=True on several devices; --config.task=plan predicts what fits '
                   'without a run')
     else:
         fields = 'eval.batch_size and the batch_size of the task'

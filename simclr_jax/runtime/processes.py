@@ -19,7 +19,7 @@ class Processes:
     Left to itself, jax would have the others wait: for minutes in a collective operation, until the
     heartbeats are missed, and then end in tracebacks that do not name the cause. The processes exit
     with the status of the one that failed. Status 75 means that one was lost without a word (a host
-    that is gone, SIGKILL), and that the same command goes on from the last checkpoint.
+    that is gone, SIGKILL), and that the same command resumes from the last checkpoint.
     """
 
     _FAILED, _SECONDS, _LOST = 'simclr_jax/failed', 1.0, 75     # 75: EX_TEMPFAIL of sysexits.h

@@ -70,7 +70,7 @@ def cell_config(config: ConfigDict, cell: Cell, seed: int = 0) -> ConfigDict:
     fields = flatten(one)
     for name in cell.overrides:
         if name not in fields and not name.startswith(('augment.view1.', 'augment.view2.')):
-            raise ValueError(f'The cell {cell.name!r} sets {name!r}, which is no field; '
+            raise ValueError(f'The cell {cell.name!r} sets {name!r}, which is not a field; '
                              f'did you mean {nearest_field(one, name)!r}?')
     with one.unlocked():                # a view holds only what it overrides
         one.update(unflatten_dict(dict(cell.overrides), sep='.'))

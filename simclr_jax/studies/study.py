@@ -40,7 +40,7 @@ def study(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     """
     grid = config.study.grid
     if not isinstance(grid, Grid):
-        raise ValueError('This config is no study: give one of configs/studies/, such as '
+        raise ValueError('This config is not a study: give one of configs/studies/, such as '
                          '--config=configs/studies/augmentations.py:scale=tiny.')
     if config.study.num_seeds < 1:
         raise ValueError(f'study.num_seeds is {config.study.num_seeds}: it must be more than 0.')

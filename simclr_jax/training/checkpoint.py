@@ -65,7 +65,7 @@ class Checkpointer:
         for step, reason in self._unreadable:
             if read_only:
                 raise ValueError(f'The checkpoint of step {step} in {self._workdir} is damaged ({reason}): remove it, '
-                                 'or have the run go on, which moves it aside.')
+                                 'or resume the run, which moves it aside.')
             self._move_aside(step)
         handler = ocp.PyTreeCheckpointHandler()
         registry = ocp.DefaultCheckpointHandlerRegistry()
@@ -182,7 +182,7 @@ class Checkpointer:
                 continue
             for bad, _ in damaged:
                 self._move_aside(bad)
-            return state, [f'The checkpoint of step {bad:,} is damaged ({reason}); the run goes on from that of '
+            return state, [f'The checkpoint of step {bad:,} is damaged ({reason}); the run resumes from that of '
                            f'step {step:,}.' for bad, reason in self._unreadable + damaged]
         damaged += self._unreadable
         if damaged:

@@ -171,8 +171,8 @@ def _read_json(workdir: Workdir, name: str) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f'{path} is damaged ({error}): restore it, or remove it to have the next run write it '
-                         'anew.') from None
+        raise ValueError(f'{path} is damaged ({error}): restore it, or remove it and the next run '
+                         'writes it again.') from None
 
 
 def _describe_data(data: Data) -> dict[str, Any]:

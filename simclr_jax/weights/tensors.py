@@ -78,14 +78,14 @@ def write_tensors(path: str | os.PathLike, arrays: Mapping[str, np.ndarray],
 def read_json(text: str, file: str) -> dict:
     """A JSON object out of a header; ValueError names `file` where it is none."""
     def no_constant(name):
-        raise ValueError(f'{name} is no number')
+        raise ValueError(f'{name} is not a number')
 
     try:
         value = json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{file}: its header is no valid JSON ({_first_line(error)}).') from None
+        raise ValueError(f'{file}: its header is not valid JSON ({_first_line(error)}).') from None
     if not isinstance(value, dict):
-        raise ValueError(f'{file}: its header is no JSON object.')
+        raise ValueError(f'{file}: its header is not a JSON object.')
     return value
 
 
@@ -93,7 +93,7 @@ def _open(path):
     try:
         return safetensors.safe_open(path, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is no whole safetensors file: {_first_line(error)}.') from None
+        raise ValueError(f'{path} is not a complete safetensors file: {_first_line(error)}.') from None
 
 
 def _first_line(error):

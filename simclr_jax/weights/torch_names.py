@@ -83,7 +83,7 @@ def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any
     selective = 'layer1.0.conv2.paths.0.conv.weight' in arrays
     known = selective or 'layer1.0.conv1.weight' in arrays
     if first is None or first.ndim != 4 or len(first) < 2 or not known:
-        raise ValueError(f'{file} is no ResNet of timm, torchvision or MoCo: it has no conv1.weight and '
+        raise ValueError(f'{file} is not a ResNet of timm, torchvision or MoCo: it has no conv1.weight and '
                          f'layer1.0.conv1, but {_some(arrays)}.')
     bottleneck = any(re.match(r'layer1\.0\.conv3\.', name) for name in arrays)
     depth = resnet_depth(arrays, r'layer(\d+)\.(\d+)\.', first=1, bottleneck=bottleneck, file=file)

@@ -152,7 +152,7 @@ def test_what_is_not_the_cache_of_these_files_is_built_anew(tmp_path, pixels, ha
     build(tmp_path)
     harm(tmp_path)
     result, source = build(tmp_path)
-    assert source.loads and 'is built anew: ' in caplog.text
+    assert source.loads and 'is rebuilt: ' in caplog.text
     assert_same(result, [np.asarray(Image.open(file)) for file in source.files])
     assert len(shards(tmp_path)) == 1
     assert build(tmp_path)[1].loads == 0

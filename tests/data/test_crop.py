@@ -102,4 +102,4 @@ def test_a_build_of_other_sources_is_left_aside(monkeypatch, tmp_path, caplog):
     other.__spec__ = importlib.machinery.ModuleSpec(other.__name__, None, origin=str(library))
     monkeypatch.setitem(sys.modules, other.__name__, other)
     crop.library.cache_clear()
-    assert crop.library() is None and f'{library} was built of other sources' in caplog.text
+    assert crop.library() is None and f'{library} was built from other sources' in caplog.text

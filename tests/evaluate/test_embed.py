@@ -148,5 +148,5 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / 'cut.npz').write_bytes(b'PK\3\4')
     np.save(tmp_path / 'alone.npy', np.zeros((2, 2), np.float32))
     for name in ('other.npz', 'cut.npz', 'alone.npy'):
-        with pytest.raises(ValueError, match=f'{name} is no whole file of features'):
+        with pytest.raises(ValueError, match=f'{name} is not a complete file of features'):
             read_features(str(tmp_path / name))

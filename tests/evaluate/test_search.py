@@ -96,7 +96,7 @@ def test_a_search_by_another_encoder_is_refused(place, workdir, tmp_path):
 
 @pytest.mark.parametrize('queries, message', [
     ((), 'names no image'), (('gone.png',), 'there is no such file'),
-    (('features.npz',), 'no readable image')])
+    (('features.npz',), 'not a readable image')])
 def test_queries_that_will_not_do_are_named(place, queries, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         search(search_config(*(str(place / query) for query in queries)), str(place))

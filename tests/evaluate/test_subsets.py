@@ -30,7 +30,7 @@ def test_a_share_has_as_many_of_each_class_and_smaller_shares_are_part_of_larger
 
 
 @pytest.mark.parametrize('labels, share, classes, sentence', [
-    (LABELS, 0.0, 10, r'label_share is 0.0: it lies in \(0, 1\]'),
+    (LABELS, 0.0, 10, r'label_share is 0.0: it must be in \(0, 1\]'),
     (LABELS, 1.5, 10, 'label_share is 1.5'),
     (LABELS, 0.001, 10, 'less than one to each of 10 classes: take at least 0.01'),
     (LABELS, 0.5, 11, 'Class 10 of 11 has no training example'),

@@ -161,7 +161,7 @@ def test_a_run_that_resumes_behind_the_window_says_so_and_goes_on(tmp_path):
     with profiler(tmp_path, writer, start=8) as tracing:
         assert loop(tracing, 9, 12) == []
     note, = writer.notes
-    assert note == 'profile_steps 2,9: the run goes on after step 8, behind them; nothing is traced.'
+    assert note == 'profile_steps 2,9: the run resumes after step 8, past them; nothing is traced.'
     assert not traces_in(tmp_path)
 
 

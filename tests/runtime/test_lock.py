@@ -18,7 +18,7 @@ def test_the_second_run_is_told_of_the_first_and_may_go_on_after_it(tmp_path):
     first, second = lock(workdir), lock(workdir)
     first.acquire()
     first.acquire()
-    with pytest.raises(ValueError, match=f'A run is going on in .*w .process {os.getpid()}.: wait for it'):
+    with pytest.raises(ValueError, match=f'Another run is using .*w .process {os.getpid()}.: wait for it'):
         second.acquire()
     with first:
         pass

@@ -69,8 +69,8 @@ def test_there_and_back_is_the_same_architecture_and_the_same_bits(fields):
 
 @pytest.mark.parametrize('name, message', [
     ('resnet26', 'f has stages of 2, 2, 2, 2 bottleneck blocks: no ResNet of depth 10, 18, '),
-    ('skresnet18', 'f is no ResNet of timm, torchvision or MoCo: it has no conv1.weight and layer1.0.conv1'),
-    ('vit_tiny_patch16_224', 'f is no ResNet.*cls_token, pos_embed'),
+    ('skresnet18', 'f is not a ResNet of timm, torchvision or MoCo: it has no conv1.weight and layer1.0.conv1'),
+    ('vit_tiny_patch16_224', 'f is not a ResNet.*cls_token, pos_embed'),
     ('resnet50d', 'only a part .* stem: True, averaging shortcuts: True, selective kernels: False'),
     ('resnet50c', 'only a part .* stem: True, averaging shortcuts: False'),
 ])

@@ -95,7 +95,7 @@ def _arrays(records: Mapping[str, Any], file: str) -> dict[str, np.ndarray]:
         if name.endswith(('/scale', '/offset', '_ema/average')) and array.shape[-1:] == (array.size,):
             array = array.reshape(-1)       # Haiku keeps [1, 1, 1, C]
         arrays[name] = array
-    refuse(file, {'no whole arrays of numbers': broken})
+    refuse(file, {'not complete arrays of numbers': broken})
     return arrays
 
 
@@ -229,7 +229,7 @@ def _load(path: str) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(f'there is no file {path}.') from None
     except Exception as error:      # a damaged pickle can raise anything
-        raise ValueError(f'{path} cannot be read as a pickle of weights: it is damaged, not whole, or '
+        raise ValueError(f'{path} cannot be read as a pickle of weights: it is damaged, incomplete or '
                          f'something else ({type(error).__name__}: {str(error)[:200]}).') from error
 
 
@@ -257,4 +257,4 @@ def _to_array(value: Any) -> np.ndarray:
         array = np.frombuffer(data, dtype).reshape(shape, order=order)
         return array.astype(dtype.newbyteorder('='), order='C')
     except (AttributeError, IndexError, TypeError, ValueError):
-        raise ValueError('is no array of numbers, or not whole') from None
+        raise ValueError('is not an array of numbers, or incomplete') from None

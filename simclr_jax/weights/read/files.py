@@ -47,5 +47,5 @@ def read_weights(path: str | os.PathLike) -> Imported:
         if is_flax_file(path):
             return read_flax(path)
     elif suffix not in _TORCH:
-        raise ValueError(f'{path} has a name that says of no known kind: weights are read from {KINDS}.')
+        raise ValueError(f'{path} has a name of no known kind: weights are read from {KINDS}.')
     return read_torch(path)

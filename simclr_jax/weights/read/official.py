@@ -124,7 +124,7 @@ def _checkpoint_prefix(path):
             raise ValueError(f'{path}/checkpoint does not name a checkpoint that is there; give the path of '
                              f'one of {_some(indices)}.')
         if len(indices) > 1:
-            raise ValueError(f'{path} holds several checkpoints and no file `checkpoint` that says which; '
+            raise ValueError(f'{path} holds several checkpoints and no file `checkpoint` that names one; '
                              f'give the path of one: {_some(indices)}.')
         if not indices:
             raise FileNotFoundError(f'{path} holds no TensorFlow checkpoint: neither variables/, nor a file '
@@ -165,7 +165,7 @@ def _readable(what):
         raise
     except Exception as error:      # TensorFlow's own, those of C++ and protobuf's, which has no public home
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f'{what} cannot be read: it is damaged or not whole ({lines[0][:200]}).') from error
+        raise ValueError(f'{what} cannot be read: it is damaged or incomplete ({lines[0][:200]}).') from error
 
 
 def _step(reader, shapes, file):

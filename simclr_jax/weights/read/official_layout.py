@@ -116,7 +116,7 @@ def infer_encoder(shapes: Mapping[str, tuple[int, ...]], tf1: bool, file: str) -
 
 def _shape(shapes, name, file):
     if name not in shapes or len(shapes[name]) != 4:
-        raise ValueError(f'{file} does not fit the network: {name} is missing, or is no convolution. '
+        raise ValueError(f'{file} does not fit the network: {name} is missing, or is not a convolution. '
                          'Nothing was loaded.')
     return shapes[name]
 
@@ -140,7 +140,7 @@ def _tf1_blocks(shapes, file):
         for sk, stem in ((False, 'imagenet'), (True, 'imagenet'), (True, 'cifar')):
             if count == sum(not _is_norm(layer) for layer in encoder_layers(depth, stem, sk)):
                 return depth, sk, sk and stem == 'imagenet'
-    raise ValueError(f'{file} holds {count} convolutions under base_model, which is no ResNet of depth '
+    raise ValueError(f'{file} holds {count} convolutions under base_model, which is not a ResNet of depth '
                      f'{", ".join(map(str, DEPTHS))}, with or without selective kernels.')
 
 

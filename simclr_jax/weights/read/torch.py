@@ -1,7 +1,7 @@
 """Files of PyTorch: this project's exports, and ResNets as torchvision, timm and other programs save them.
 
 An export says in its header what it takes to run it (header.py), and `torch_model.save` keeps that, so that
-an encoder trained on in PyTorch comes back. A file of others does not say. torchvision's conventions are
+an encoder trained on in PyTorch comes back. A file of another program does not say. torchvision's conventions are
 assumed, and the card says so.
 """
 
@@ -22,7 +22,7 @@ from simclr_jax.weights.torch_names import encoder_fields, encoder_from_torch
 from simclr_jax.weights.tree import Imported, refuse
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # torchvision.transforms
-# What a file of others does not say.
+# What a file of another program does not say.
 _TORCHVISION = {'max_pool': 'torch', 'conv_padding': 'symmetric', 'norm_epsilon': 1e-5, 'norm_momentum': 0.9,
                 'dtype': 'float32'}
 # torchvision's transforms for evaluation at 224 pixels, which timm and MoCo share.
@@ -252,7 +252,7 @@ def _state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
         if name:
             raise ValueError(f'{path} holds more than tensors ({name[1]}) and is refused: nothing in it was '
                              'executed.') from None
-        raise ValueError(f'{path} is no whole file of torch.save that holds tensors alone '
+        raise ValueError(f'{path} is not a complete file of torch.save that holds tensors alone '
                          f'({type(error).__name__}).') from None
     if isinstance(held, dict) and 'student' in held and isinstance(held.get('teacher'), dict):
         held = held['teacher']      # DINO: what its own evaluation reads

@@ -74,7 +74,7 @@ def read_card(path: str | os.PathLike) -> dict:
         text = (file.metadata() or {}).get(_KEY)
     card = json.loads(text) if text else {}
     if card.get('layout') != 'torch':
-        raise ValueError(f'{path} is no export of simclr_jax for PyTorch.')
+        raise ValueError(f'{path} is not an export of simclr_jax for PyTorch.')
     return card
 
 

@@ -288,7 +288,7 @@ def test_an_array_is_as_long_as_it_says_and_of_numbers(tmp_path, foreign, small,
         true, lie = (b'X\x01\x00\x00\x00' + order[-1:] for order in (true, lie))
     assert true in content      # (3,) is the shape of classifier/b alone
     (tmp_path / 'byol.pkl').write_bytes(content.replace(true, lie))
-    with pytest.raises(ValueError, match='no whole arrays of numbers: '):
+    with pytest.raises(ValueError, match='not complete arrays of numbers: '):
         read_byol(tmp_path / 'byol.pkl')
 
 
@@ -312,8 +312,8 @@ NORM = f'{ROOT}/block_group_1/~/block_0/~/batchnorm_1'
     (f'{ROOT}/final_batchnorm', 'scale', np.ones(2, 'f'), 'pre-activation ResNet'),
     (f'{ROOT}/block_group_1/~/block_2/~/conv_0', 'w', np.ones((3, 3, 8, 8), 'f'),
      'stages of 2, 3, 2, 2 basic blocks: no ResNet of depth'),
-    (NORM, 'scale', np.array(['a'], object), 'no whole arrays of numbers: .*batchnorm_1/scale'),
-    (NORM, 'scale', 'text', 'no whole arrays of numbers: .*batchnorm_1/scale'),
+    (NORM, 'scale', np.array(['a'], object), 'not complete arrays of numbers: .*batchnorm_1/scale'),
+    (NORM, 'scale', 'text', 'not complete arrays of numbers: .*batchnorm_1/scale'),
 ])
 def test_whatever_does_not_fit_is_refused_by_name(tmp_path, foreign, small, name, leaf, value, message):
     params, state = ({module: dict(leaves) for module, leaves in tree.items()} for tree in small)
@@ -333,7 +333,7 @@ def test_damaged_and_absent_files_end_in_a_sentence(tmp_path, foreign, small):
     whole = (tmp_path / 'byol.pkl').read_bytes()
     for length in (len(whole) // 2, len(whole) - 1):
         (tmp_path / 'byol.pkl').write_bytes(whole[:length])
-        with pytest.raises(ValueError, match='byol.pkl cannot be read .* damaged, not whole'):
+        with pytest.raises(ValueError, match='byol.pkl cannot be read .* damaged, incomplete'):
             read_byol(tmp_path / 'byol.pkl')
     with pytest.raises(FileNotFoundError, match='no file .*absent.pkl'):
         read_byol(tmp_path / 'absent.pkl')

@@ -268,11 +268,11 @@ def test_what_is_no_whole_file_is_refused(name, state, tmp_path):
     whole = path.read_bytes()
     for content in (whole[:len(whole) // 2], whole[:7], bytes(100), b'{"not": "weights"}', os.urandom(300)):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=f'^{path} is no whole '):
+        with pytest.raises(ValueError, match=f'^{path} is not a complete '):
             read_torch(path)
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('archive/data.pkl', b'nonsense')
-    with pytest.raises(ValueError, match=f'^{path} is no whole '):
+    with pytest.raises(ValueError, match=f'^{path} is not a complete '):
         read_torch(path)
 
 
