@@ -1,0 +1,23 @@
+# CPU:   docker build -t simclr_jax .
+# GPU:   docker build -t simclr_jax --build-arg EXTRAS=report,gpu .     (run with --gpus all; CUDA comes with the packages)
+# Run:   docker run --rm -v "$PWD/runs:/runs" simclr_jax --config=smoke --workdir=smoke
+ARG PYTHON=3.11
+
+FROM python:${PYTHON}-slim AS build
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE ./
+COPY simclr_jax simclr_jax
+COPY configs configs
+ARG EXTRAS=report
+ENV PIP_CONSTRAINT=/src/constraints.txt PIP_BUILD_CONSTRAINT=/src/constraints.txt
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir ".[${EXTRAS}]"
+
+FROM python:${PYTHON}-slim
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+RUN useradd --create-home trainer && mkdir /runs && chown trainer /runs
+USER trainer
+WORKDIR /runs
+ENTRYPOINT ["simclr_jax"]
+CMD ["--help"]
