@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -17,14 +18,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 def train(workdir: pathlib.Path, *options: str) -> dict[str, Any]:
     """`python -m simclr_jax.main OPTIONS --workdir=WORKDIR`, or what an earlier call left there.
 
-    Returns {'results': {encoder: row of results.jsonl}, 'metrics': rows of metrics.jsonl, 'seconds'}.
+    Returns {'results': {encoder: row of results.jsonl}, 'metrics': rows of metrics.jsonl, 'seconds',
+    'cpu_seconds', 'output': the lines that it printed}.
     """
     finished = workdir / 'benchmark.json'
     if not finished.exists():
-        started = time.time()
-        subprocess.run([sys.executable, '-m', 'simclr_jax.main', f'--workdir={workdir}', *options],
-                       cwd=ROOT, check=True)
-        finished.write_text(json.dumps({'seconds': round(time.time() - started)}))
+        started, used = time.time(), _children()
+        command, lines = [sys.executable, '-m', 'simclr_jax.main', f'--workdir={workdir}', *options], []
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                print(line, end='', flush=True)
+                lines.append(line.rstrip())
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        finished.write_text(json.dumps({'seconds': round(time.time() - started),
+                                        'cpu_seconds': round(_children() - used), 'output': lines}))
     rows = _lines(workdir / 'results.jsonl')
     return {'results': {row['encoder']: row for row in rows}, 'metrics': _lines(workdir / 'metrics.jsonl'),
             **json.loads(finished.read_text())}
@@ -37,6 +45,12 @@ def keep(name: str, title: str, rows: Any) -> None:
     kept[title] = {'machine': f'{os.cpu_count()} cores {platform.machine()}', 'jax': jax.__version__,
                    'device': jax.devices()[0].device_kind, 'python': platform.python_version(), 'rows': rows}
     path.write_text(json.dumps(kept, indent=2) + '\n')
+
+
+def _children() -> float:
+    """Processor seconds of the processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _lines(path: pathlib.Path) -> list[dict]:
