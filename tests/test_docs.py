@@ -1,8 +1,12 @@
 """What README.md and the pages of docs/ state about files, links, messages and names."""
 
 import ast
+import os
 import pathlib
 import re
+import subprocess
+import sys
+import tomllib
 
 import pytest
 
@@ -37,8 +41,8 @@ def test_local_links_and_their_anchors_exist(page):
 
 @each_page
 def test_files_that_a_page_names_exist(page):
-    named = re.findall(r'\b((?:configs|launch|benchmarks|tests|examples|simclr_jax)/[\w/]*\w\.(?:py|sh|md|json))\b',
-                       page.read_text())
+    named = re.findall(r'\b((?:configs|launch|benchmarks|tests|examples|simclr_jax)/[\w/]*\w\.'
+                       r'(?:py|sh|md|json))\b', page.read_text())
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
@@ -49,7 +53,8 @@ def test_the_readme_leads_to_every_page():
 
 
 def test_every_recipe_stands_in_the_readme_and_no_other():
-    table = (ROOT / 'README.md').read_text().partition('<!-- recipes -->')[2].partition('<!-- /recipes -->')[0]
+    text = (ROOT / 'README.md').read_text()
+    table = text.partition('<!-- recipes -->')[2].partition('<!-- /recipes -->')[0]
     listed = set(re.findall(r'^\| `(\w+\.py)`', table, flags=re.M))
     assert listed == {path.name for path in (ROOT / 'configs').glob('*.py')}
 
@@ -82,9 +87,30 @@ def test_the_api_page_has_every_public_name():
 
 
 def test_extras_of_the_readme_are_those_of_the_package():
-    import tomllib
     extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
     table = (ROOT / 'README.md').read_text().partition('| extra | for |')[2].partition('\n\n')[0]
     rows = re.findall(r'^\| (`.+?`) \|', table, flags=re.M)
-    named = set(re.findall(r'`(\w+)`', ' '.join(rows)))
+    named = set(re.findall(r'`([\w-]+)`', ' '.join(rows)))
     assert named == set(extras) - {'test', 'benchmarks', 'docs'}
+
+
+def test_published_tables_are_those_of_the_json():
+    done = subprocess.run([sys.executable, 'benchmarks/tables.py', '--check'], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_json_of_the_benchmarks_is_published_or_named():
+    named = ' '.join(page.read_text() for page in PAGES)
+    assert not [path.name for path in (ROOT / 'benchmarks').glob('*.json') if path.name not in named]
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip('mkdocstrings', reason="pip install '.[docs]'")
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', tmp_path / 'site'],
+        cwd=ROOT, env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / 'site').rglob('*.html'))
+    elsewhere = re.compile(r'(?:src|rel="stylesheet" href)="(https?:[^"]+)')
+    assert len(pages) > 20 and not [found for page in pages for found in elsewhere.findall(page.read_text())]
