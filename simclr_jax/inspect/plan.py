@@ -210,15 +210,17 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
 def memory_parts(state, batch, memory: dict[str, int]) -> dict[str, int]:
     """Bytes per device by what they are for; all but 'total' add up to it."""
     parts = {
-        'parameters': _local_bytes(state.params), 'optimizer state': _local_bytes(state.opt_state),
-        'method state': _local_bytes(state.method_state), 'batch statistics': _local_bytes(state.batch_stats),
-        'images': _local_bytes(batch)}
+        'parameters': bytes_on_device(state.params), 'optimizer state': bytes_on_device(state.opt_state),
+        'method state': bytes_on_device(state.method_state),
+        'batch statistics': bytes_on_device(state.batch_stats),
+        'images': bytes_on_device(batch)}
     parts['layout padding'] = memory['arguments'] - sum(parts.values())        # and the step number
     parts |= {'outputs': memory['outputs'], 'temporaries': memory['temporaries'], 'code': memory['code']}
     return parts | {'total': sum(parts.values())}
 
 
-def _local_bytes(tree) -> int:
+def bytes_on_device(tree) -> int:
+    """Bytes of arrays, or of their shapes with a sharding, on each of their devices."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
                for leaf in jax.tree.leaves(tree))
 
@@ -287,7 +289,7 @@ def _search(config: ConfigDict, mesh, chip: Chip, step: dict[str, Any]) -> dict[
         largest, capped = largest_batch(ask, unit=unit, start=start, capacity=chip.memory,
                                         limit=config.plan.max_batch, known=known)
         if largest:
-            largest = _confirmed(ask, largest, unit, full=known)
+            largest = confirm(ask, largest, unit, full=known)
         found[str(chunks)] = largest
         _say(f'  {"at least " if capped else ""}{largest:,}, in steps of {unit:,}' if largest else
              f'  none: not even {unit:,} fits')
@@ -361,7 +363,7 @@ def _need(step: dict[str, Any]) -> Need:
     return Need(step['memory']['total'] if 'memory' in step else step['needs'], step['fits'])
 
 
-def _confirmed(ask, batch: int, unit: int, full: dict[int, Need]) -> int:
+def confirm(ask, batch: int, unit: int, full: dict[int, Need]) -> int:
     """The first batch from `batch` downwards that fits when it is compiled as training would compile it."""
     while batch and batch not in full and not ask(batch, quick=False).fits:
         batch -= unit

@@ -60,7 +60,7 @@ def test_a_split_state_takes_its_share_of_each_device(step):
     config, mesh = load(), sharding.make_mesh()
     config.shard_state = True
     _, (state, _), _ = planning.lower_step(config, mesh)
-    assert planning._local_bytes(state.params) < step[0]['memory']['parameters'] / 4
+    assert planning.bytes_on_device(state.params) < step[0]['memory']['parameters'] / 4
 
 
 def test_flops_are_those_of_the_network_three_times_over(step):
@@ -192,9 +192,9 @@ def test_the_answer_of_the_search_is_compiled_in_full():
         asked.append((batch, quick))
         return Need(0, batch <= 16)
 
-    assert planning._confirmed(ask, 32, 8, full={}) == 16
+    assert planning.confirm(ask, 32, 8, full={}) == 16
     assert asked == [(32, False), (24, False), (16, False)]
-    assert planning._confirmed(ask, 64, 8, full={64: Need(0, True)}) == 64
+    assert planning.confirm(ask, 64, 8, full={64: Need(0, True)}) == 64
 
 
 @pytest.fixture

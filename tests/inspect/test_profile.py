@@ -9,13 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from simclr_jax.inspect import profile
 from simclr_jax.config import base_config, check_profile_steps, smoke
 from simclr_jax.inspect.profile import StepProfiler
 from simclr_jax.train import MAY_DIFFER, pretrain
 
 
-def small_config(num_steps=9, **overrides):
+def small_config(num_steps=14, **overrides):
     config = smoke(base_config())
     config.update({'batch_size': 16, 'num_train_steps': num_steps})
     config.data.update({'train_split': 'train[:64]', 'test_split': 'none'})
@@ -34,10 +33,8 @@ def small_config(num_steps=9, **overrides):
 def runs(tmp_path_factory):
     """The workdirs of one run without traces and of one with both kinds."""
     plain, traced = tmp_path_factory.mktemp('plain'), tmp_path_factory.mktemp('traced')
-    with pytest.MonkeyPatch.context() as patch:
-        pretrain(small_config(), str(plain))
-        patch.setattr(profile, '_SETTLED', 3)           # the breakdown's would be steps 4 to 6
-        pretrain(small_config(**{'profile_steps': (3, 5), 'log.step_breakdown': True}), str(traced))
+    pretrain(small_config(), str(plain))        # the breakdown's steps would be 11 to 13
+    pretrain(small_config(**{'profile_steps': (10, 12), 'log.step_breakdown': True}), str(traced))
     return plain, traced
 
 
@@ -58,31 +55,31 @@ def log_of(workdir):
 def test_a_trace_holds_the_steps_from_the_first_number_up_to_the_second(runs):
     plain, traced = runs
     path, = traces_in(traced)
-    assert steps_in(path) == [3, 4]
-    assert f'Steps 3 to 4 are traced in {traced}/profile; to see them: pip install xprof' in log_of(traced)
+    assert steps_in(path) == [10, 11]
+    assert f'Steps 10 to 11 are traced in {traced}/profile; to see them: pip install xprof' in log_of(traced)
     assert f'tensorboard --logdir={traced}/profile' in log_of(traced)
     assert not (plain / 'profile').exists()
 
 
 def test_traced_runs_end_bit_for_bit_as_others_and_log_the_same(runs):
-    states = [ocp.PyTreeCheckpointer().restore(workdir / 'checkpoints' / '9' / 'state') for workdir in runs]
+    states = [ocp.PyTreeCheckpointer().restore(workdir / 'checkpoints' / '14' / 'state') for workdir in runs]
     jax.tree.map(np.testing.assert_array_equal, *states)
     losses = [[json.loads(line)['loss'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
               for workdir in runs]
-    assert losses[0] == losses[1] and len(losses[0]) == 9
+    assert losses[0] == losses[1] and len(losses[0]) == 14
 
 
 def test_the_breakdown_names_the_parts_of_a_real_step_after_the_other_trace(runs):
     plain, traced = runs
     rows = [json.loads(line) for line in (traced / 'metrics.jsonl').read_text().splitlines()]
     told, = [row for row in rows if 'step_ms/forward' in row]
-    assert told['step'] == 7                                    # steps 5 to 7: 4 was taken
+    assert told['step'] == 14                                   # steps 12 to 14: 11 was taken
     ms = {name.removeprefix('step_ms/'): value for name, value in told.items() if name.startswith('step_ms/')}
     assert all(ms[part] > 0 for part in ('views', 'forward', 'loss', 'backward', 'optimizer'))
     assert ms['input_wait'] == 0                                # the data set lies on the device
     assert ms['unnamed'] < 0.05 * sum(ms.values())
     log = log_of(traced)
-    assert 'step breakdown: of steps 5 to 7' in log
+    assert 'step breakdown: of steps 12 to 14' in log
     step, = [line.split() for line in log.splitlines() if line.startswith('step  ')]
     assert float(step[1]) == pytest.approx(sum(ms.values()), rel=1e-3) and step[2] == '100.0'
     assert 'step breakdown' not in log_of(plain)
