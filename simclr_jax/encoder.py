@@ -131,7 +131,7 @@ class Encoder:
                              'or the number of a layer of the head.')
         if isinstance(images, (list, tuple)):
             return self._encode_one_by_one(images, layer)
-        images = checked_images(images)
+        images = checked_images(images if isinstance(images, jax.Array) else np.asarray(images))
         rows = [self._encode_batch(images[start:start + self.batch_size], layer)
                 for start in range(0, max(len(images), 1), self.batch_size)]
         return np.concatenate(rows)

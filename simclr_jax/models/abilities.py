@@ -140,7 +140,8 @@ def arguments_of(module: nn.Module) -> tuple[type, dict[str, Any] | None]:
     """
     try:
         if isinstance(module, bridge.ToLinen):
-            return module.nnx_class, None if module.args else _plain(module.kwargs)
+            kind: Any = module.nnx_class
+            return kind, None if module.args else _plain(module.kwargs)
         values = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)
                   if field.init and field.name not in ('parent', 'name')
                   and (field.name == 'dtype' or getattr(module, field.name) is not field.default)}

@@ -23,7 +23,8 @@ def max_pool(x: jax.Array, padding: str | tuple[tuple[int, int], tuple[int, int]
     order of rows, has the gradient.
     """
     if isinstance(padding, str):
-        padding = tuple(lax.padtype_to_pads(x.shape[1:3], (WINDOW,) * 2, (STRIDE,) * 2, padding))
+        rows, columns = lax.padtype_to_pads(x.shape[1:3], (WINDOW,) * 2, (STRIDE,) * 2, padding)
+        padding = rows, columns
     return _pool(x, tuple(map(tuple, padding)))
 
 

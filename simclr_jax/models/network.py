@@ -125,12 +125,12 @@ def init_variables(network: Network, key: jax.Array, images: jax.Array) -> dict[
     return found
 
 
-def _streams(key: jax.Array | None) -> dict[str, jax.Array] | None:
+def _streams(key: jax.Array) -> dict[str, jax.Array]:
     """The random streams of a pass: whatever a module calls its own (dropout, ...) follows from `key`.
 
     A stream that is not there falls back to 'params' in linen, and to 'default' in a bridged nnx module.
     """
-    return None if key is None else {'params': key, 'default': key}
+    return {'params': key, 'default': key}
 
 
 def auto_dtype(device: Any) -> str:
@@ -179,7 +179,7 @@ def forward_train(network: Network, params: Any, batch_stats: Any, images: jax.A
     chunks = network.encoder_chunks
     if chunks == groups == 1:
         output, updates = network.apply(variables, images, train=True, mutable=['batch_stats'],
-                                        rngs=_streams(key))
+                                        rngs=None if key is None else _streams(key))
         return output, updates.get('batch_stats', {})
     if images.shape[0] % (num_devices * chunks):
         raise ValueError(f'encoder_chunks is {chunks}: {images.shape[0]} views on {num_devices} devices do '
@@ -188,7 +188,7 @@ def forward_train(network: Network, params: Any, batch_stats: Any, images: jax.A
     def encode(rows, index):
         features, updates = network.apply(
             variables, rows, train=True, method='encode', mutable=['batch_stats'],
-            rngs=_streams(key if key is None else jax.random.fold_in(key, index)))
+            rngs=None if key is None else _streams(jax.random.fold_in(key, index)))
         return features, updates.get('batch_stats', {})
 
     if groups > 1:
@@ -233,7 +233,7 @@ def norm_groups(network: Network) -> int:
 
 def regrouped(network: Network, groups: int, *, strided: bool) -> Network:
     """The same network, its BatchNorms with other groups of rows in training; see `BatchNorm`."""
-    parts = {name: part and abilities.with_groups(part, groups, strided=strided) for name, part in
+    parts: Any = {name: part and abilities.with_groups(part, groups, strided=strided) for name, part in
              (('encoder', network.encoder), ('head', network.head), ('predictor', network.predictor))}
     return network.clone(norm_groups=groups, norm_strided=strided, **parts)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -96,7 +96,8 @@ class _Block(nn.Module):
         if self.sk_ratio > 0:
             # ResNet-D averages before the projection. At stride 2 the reference pads with a zero that
             # counts (seen by odd sizes only); at stride 1 it pools SAME, which averages real pixels.
-            x = nn.avg_pool(x, (2, 2), (stride, stride), ((0, 1), (0, 1)), count_include_pad=stride > 1)
+            padding: Any = ((0, 1), (0, 1))
+            x = nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=stride > 1)
         elif stride > 1:
             # The pixels that a 1x1 kernel of this stride reads: its gradient is a product on the small map.
             # Not x[:, ::stride, ::stride]: of sizes that are not known that is a gather.

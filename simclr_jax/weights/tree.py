@@ -103,7 +103,8 @@ def _trace(fields: str, image_size: int) -> tuple[dict[str, tuple[int, ...]], in
         return variables, outputs(network, variables, images).features
 
     tree, features = jax.eval_shape(start)
-    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep='/').items()}
+    leaves: dict[str, Any] = flax.traverse_util.flatten_dict(tree, sep='/')
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     kernels_first = sorted(shapes.items(), key=lambda item: not item[0].startswith('params/'))
     return dict(kernels_first), features.shape[1]
 

@@ -83,8 +83,8 @@ class _Convolution(Operation):
 
     result: str             # a key of _FROM
     window: _Window
-    image_size: tuple[int, int]
-    kernel_size: tuple[int, int]
+    image_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     linear = ((0,), (1,))
 
     def plain(self, first, second):

@@ -61,9 +61,8 @@ class Graph:
         values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(np.asarray, program.consts), *inputs)))
 
         def value_of(variable):
-            if isinstance(variable, Literal):
-                return np.asarray(variable.val, variable.aval.dtype)
-            return values[variable]
+            aval: Any = variable.aval
+            return np.asarray(variable.val, aval.dtype) if isinstance(variable, Literal) else values[variable]
 
         for variable, value in list(values.items()):
             self.remember_sizes(value, variable.aval.shape)
@@ -110,8 +109,8 @@ class Graph:
         from onnx import helper
 
         name = name or f'{kind.lower()}_{len(self.nodes)}'
-        inputs = [value if isinstance(value, str) else self.constant(value) for value in inputs]
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
+        self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
         return name
 
     def constant(self, array: np.ndarray, like: np.ndarray | None = None) -> str:

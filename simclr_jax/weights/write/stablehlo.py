@@ -39,7 +39,7 @@ def write_stablehlo(path: str | os.PathLike, network: Network, variables: Mappin
     check_size(variables, 'a StableHLO file')
     encode = encode_freely(network, layer)
     program = export_program(lambda images: encode(variables, images), f'{image_size}, {image_size}')
-    storage.write_atomically(path, program.serialize())
+    storage.write_atomically(path, bytes(program.serialize()))
 
 
 def check_size(variables: Mapping[str, Any], what: str) -> None:
@@ -80,11 +80,12 @@ def export_program(encode: Callable[..., jax.Array], sizes: str, *arguments: Any
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f'b, {sizes}, 3'), np.float32)
     with jax.default_matmul_precision('highest'):
         program = jax.export.export(jax.jit(encode), platforms=PLATFORMS)(*arguments, images)
-    stablehlo.register_stablehlo_passes()
+    dialect: Any = stablehlo        # whose stub leaves these functions out
+    dialect.register_stablehlo_passes()
     with ir.Context() as context:
-        module = stablehlo.deserialize_portable_artifact(context, program.mlir_module_serialized)
+        module = dialect.deserialize_portable_artifact(context, program.mlir_module_serialized)
         passmanager.PassManager.parse(_PASSES).run(module.operation)
-        text = stablehlo.serialize_portable_artifact(module, _VERSION)
+        text = dialect.serialize_portable_artifact(module, _VERSION)
     return dataclasses.replace(program, mlir_module_serialized=text)
 
 

@@ -15,6 +15,7 @@ simclr_jax (as TensorFlow) that of n. Outputs are the same.
 import json
 import os
 import pathlib
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -88,13 +89,15 @@ def build(card: dict) -> ResNet:
     channels, selective = shape['channels'], fields['sk_ratio'] > 0
     if channels % 2:
         raise ValueError(f'timm has no ResNet of {channels} channels: the width must give an even number.')
-    block = BasicBlock if not shape['bottleneck'] else SelectiveKernelBottleneck if selective else Bottleneck
+    of_bottlenecks = SelectiveKernelBottleneck if selective else Bottleneck
+    block: Any = of_bottlenecks if shape['bottleneck'] else BasicBlock
     arguments = {'sk_kwargs': {'kernel_size': [3, 3], 'split_input': False}}
     # timm has stems of other widths than 64 among the deep ones alone.
-    encoder = ResNet(block, shape['blocks'], num_classes=shape['num_classes'], stem_type='deep',
-                     stem_width=channels // 2, channels=tuple(channels * 2 ** stage for stage in range(4)),
-                     avg_down=selective, zero_init_last=fields['zero_init_last_gamma'],
-                     block_args=arguments if block is SelectiveKernelBottleneck else None)
+    encoder: Any = ResNet(
+        block, shape['blocks'], num_classes=shape['num_classes'], stem_type='deep', stem_width=channels // 2,
+        channels=tuple(channels * 2 ** stage for stage in range(4)), avg_down=selective,
+        zero_init_last=fields['zero_init_last_gamma'],
+        block_args=arguments if block is SelectiveKernelBottleneck else None)
     if fields['stem'] == 'cifar':
         encoder.conv1 = torch.nn.Conv2d(3, channels, 3, 1, 1, bias=False)
         encoder.maxpool = torch.nn.Identity()
@@ -145,7 +148,7 @@ def _as_simclr(encoder, ratio):
                 pad = torch.nn.ReplicationPad2d if stride == 1 else torch.nn.ZeroPad2d
                 block.downsample[0] = torch.nn.Sequential(pad((0, 1, 0, 1)), torch.nn.AvgPool2d(2, stride))
             if isinstance(block, SelectiveKernelBottleneck):
-                channels = block.conv3.conv.in_channels
+                channels: Any = block.conv3.conv.in_channels
                 block.conv2.attn = SelectiveKernelAttn(channels, 2, max(int(channels * ratio), 32))
 
 

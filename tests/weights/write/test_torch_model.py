@@ -188,5 +188,5 @@ def test_the_exported_loader_needs_nothing_of_this_project(tmp_path):
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {module.split('.')[0] for module in modules} == {
-        'json', 'os', 'pathlib', 'safetensors', 'timm', 'torch'}
+        'json', 'os', 'pathlib', 'safetensors', 'timm', 'torch', 'typing'}
     assert pathlib.Path(torch_model.__file__).read_text() == (tmp_path / 'torch_model.py').read_text()
