@@ -17,13 +17,15 @@ from tests.weights.tiny_encoders import (CASES, OTHERS, TWO_GIB, assert_close,  
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_every_layer_is_that_of_our_own_network(case, tmp_path):
+def test_a_layer_is_that_of_our_own_network(case, tmp_path):
+    """The last one, and once all of them."""
     images = random_images(2, 33, 40)
     with depth_of_bottlenecks():
         network, variables = random_network(case)
-        for layer, ours in enumerate(layers_of(network, variables, images)):
+        ours = layers_of(network, variables, images)
+        for layer in range(len(ours)) if case == 'basic' else (-1,):
             write_onnx(tmp_path / 'encoder.onnx', network, variables, layer=layer)
-            assert_close(load_onnx(tmp_path / 'encoder.onnx')(images), ours)
+            assert_close(load_onnx(tmp_path / 'encoder.onnx')(images), ours[layer])
 
 
 @pytest.mark.parametrize('name', OTHERS)
