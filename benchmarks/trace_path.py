@@ -1,11 +1,13 @@
-"""Counts what one training batch of a folder of JPEGs passes through, from the files to the loss.
+"""Counts the functions that one image of a folder passes through, from its file to the value of the loss.
 
     python benchmarks/trace_path.py [--tree=PATH] [--json=FILE]
 
-Runs `pretrain` for one step with `sys.setprofile` in every thread, and looks at the functions of simclr_jax: how
-many different ones are called, in how many files they stand, and how often a call leads from one file into
-another (different pairs of caller and callee). What is not on the path is left out: checkpoints, logs, evaluation,
-config, compile cache. --tree is another checkout, of any layout.
+Runs one step of `pretrain` on a folder of JPEGs with `sys.setprofile` in every thread, and looks at the functions
+of simclr_jax that are called while the folder is listed, its images are decoded and cropped, and the step makes
+views, features and the loss of them: how many different ones there are, in how many files they stand, and how many
+pairs of a caller and a callee lie in two files. What is beside that way is left out: the parsing of the config,
+the initialisation, the gradient (jax.grad gives zeros here, so that no derivative is traced), the optimiser, the
+log and evaluation. --tree is another checkout, of any layout so far.
 """
 
 import argparse
@@ -18,9 +20,14 @@ import tempfile
 import threading
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Files that a batch does not pass: by their names in the layouts so far.
-BESIDE = re.compile(r'(^|/)(main|config|task_configs|compile_cache|interruption|checkpoint|metrics|profile|'
-                    r'step_breakdown|storage|processes|__init__)\.py$|^(config|evaluate|runlog|report|studies|inspect|weights)/')
+# The functions from which the way begins in the main thread; other threads are all on it.
+ROOTS = ('load_sources', 'load_source', 'load_pair', 'choose_form', 'make_batches', 'Inputs.batches',
+         'make_train_step.<locals>.train_step')
+# What a step does beside it: files, by their names in the layouts so far, and functions.
+BESIDE = re.compile(r'((^|/)(optim|optimizers|schedules|checkpoint|metrics|profile|processes|__init__)\.py$)|'
+                    r'^(config|evaluate|runlog|report|studies|inspect|weights)/')
+BESIDE_FUNCTIONS = re.compile(r'<module>|after_update|_make_measure|_split_probe|_probe_updates')
+INNER = re.compile(r'\.<locals>\.<(genexpr|listcomp|dictcomp|setcomp)>')      # a part of the function around it
 
 
 class Tracer:
@@ -31,26 +38,44 @@ class Tracer:
         self.functions, self.changes = set(), set()
 
     def __call__(self, frame, event, _):
-        if event != 'call':
-            return
-        name = self._name(frame)
+        name = self._name(frame) if event == 'call' else None
         if name is None:
             return
+        callers = [caller for caller in self._above(frame) if caller]       # not those of jax, flax, threads
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and not any(function in ROOTS for _, function in [name, *callers]):
+            return
         self.functions.add(name)
-        caller = frame.f_back
-        while caller is not None and self._name(caller) is None:      # through jax, flax, threads
-            caller = caller.f_back
-        before = caller and self._name(caller)
-        if before and before[0] != name[0]:
-            self.changes.add((before, name))
+        if callers and callers[0][0] != name[0]:
+            self.changes.add((callers[0], name))
+
+    def _above(self, frame):
+        while frame := frame.f_back:
+            yield self._name(frame)
 
     def _name(self, frame):
         file = frame.f_code.co_filename
         if not file.startswith(self._root):
             return None
-        inside = file.removeprefix(self._root)
-        function = frame.f_code.co_qualname
-        return None if BESIDE.search(inside) or function == '<module>' else (inside, function)
+        inside, function = file.removeprefix(self._root), INNER.sub('', frame.f_code.co_qualname)
+        return None if BESIDE.search(inside) or BESIDE_FUNCTIONS.search(function) else (inside, function)
+
+
+def without_gradient():
+    """Makes jax.grad and jax.value_and_grad compute the value alone; the gradient is zeros."""
+    import jax
+    import jax.numpy as jnp
+
+    def value_and_grad(function, *, has_aux=False):
+        return lambda params, *rest: (function(params, *rest), jax.tree.map(jnp.zeros_like, params))
+
+    def grad(function, *, has_aux=False):
+        def zeros(params, *rest):
+            value, gradient = value_and_grad(function)(params, *rest)
+            return (gradient, value[1]) if has_aux else gradient
+        return zeros
+
+    jax.grad, jax.value_and_grad = grad, value_and_grad
 
 
 def make_photos(folder):
@@ -85,6 +110,7 @@ def main():
         (folder / 'photos').mkdir()
         make_photos(folder / 'photos')
         config.data.update({'source': f'folder:{folder / "photos"}', 'train_split': 'train', 'test_split': 'none'})
+        without_gradient()
         threading.setprofile(tracer)
         sys.setprofile(tracer)
         try:
@@ -98,7 +124,8 @@ def main():
     counts = {'functions': len(tracer.functions), 'files': len(files), 'changes_of_file': len(tracer.changes)}
     print(', '.join(f'{value} {name.replace("_", " ")}' for name, value in counts.items()))
     if options.json:
-        options.json.write_text(json.dumps(counts | {'by_file': files}, indent=1) + '\n')
+        pairs = [f'{a[0]}:{a[1]} -> {b[0]}:{b[1]}' for a, b in sorted(tracer.changes)]
+        options.json.write_text(json.dumps(counts | {'by_file': files, 'changes': pairs}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

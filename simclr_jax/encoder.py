@@ -70,7 +70,7 @@ class Encoder:
 
     Attributes:
         preprocessing: what it does to images first.
-        width: D, of the features.
+        width: D, of the features. channels: C, of the images.
         layers: the names that `layer` takes, beside the numbers of the head's layers.
         source: what it is, in words; `card`: what its file says of itself; `config`: its recipe.
         variables: {'params', 'batch_stats'} as numpy arrays; `network`: the Flax module they belong to.
@@ -94,7 +94,7 @@ class Encoder:
         self.batch_size = batch_size
         self._mesh = sharding.make_mesh(jax.local_devices())
         self._variables = jax.device_put(pretrained.variables, sharding.replicated(self._mesh))
-        size = self.preprocessing.image_size
+        size, self.channels = self.preprocessing.image_size, len(self.preprocessing.mean)
         self._maps = []
 
         def look(variables, images):
@@ -103,7 +103,7 @@ class Encoder:
             return features
 
         self.width = jax.eval_shape(look, self.variables,
-                                    jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)).shape[-1]
+                                    jax.ShapeDtypeStruct((1, size, size, self.channels), jnp.float32)).shape[-1]
         self.layers = ('features', *self._maps, 'projection')
         self._apply = jax.jit(functools.partial(_apply, self.network, self.preprocessing), static_argnums=2)
 
@@ -112,8 +112,8 @@ class Encoder:
         """Preprocesses and encodes images; the batches are cut over all devices of this process.
 
         Args:
-            images: [N, H, W, 3], uint8 or floats in [0, 1], of any size; or a sequence of N images
-                [h, w, 3], each of its own size.
+            images: [N, H, W, C], uint8 or floats in [0, 1], of any size; or a sequence of N images
+                [h, w, C], each of its own size.
             layer: 0 or 'features' for h, k for the output of head layer k, -1 or 'projection' for z;
                 'stem', 'stage1' ... 'stage4' for the maps of a ResNet; of another encoder what it sows
                 into 'maps' or 'intermediates'. `layers` has their names.
@@ -131,16 +131,17 @@ class Encoder:
                              'or the number of a layer of the head.')
         if isinstance(images, (list, tuple)):
             return self._encode_one_by_one(images, layer)
-        images = checked_images(images if isinstance(images, jax.Array) else np.asarray(images))
+        images = checked_images(images if isinstance(images, jax.Array) else np.asarray(images),
+                                channels=self.channels)
         rows = [self._encode_batch(images[start:start + self.batch_size], layer)
                 for start in range(0, max(len(images), 1), self.batch_size)]
         return np.concatenate(rows)
 
     def _encode_one_by_one(self, images, layer) -> np.ndarray:
         """Images of one shape at a time; the results in the order of the images."""
-        images = [checked_images(np.asarray(image), lone=True) for image in images]
+        images = [checked_images(np.asarray(image), lone=True, channels=self.channels) for image in images]
         if not images:
-            return self(np.zeros((0, 32, 32, 3), np.uint8), layer=layer)
+            return self(np.zeros((0, 32, 32, self.channels), np.uint8), layer=layer)
         groups = {}
         for index, image in enumerate(images):
             groups.setdefault((image.shape, image.dtype), []).append(index)

@@ -25,7 +25,7 @@ from simclr_jax.config import ConfigDict, check_profile_steps, check_values, fla
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
 from simclr_jax.data.batches import Inputs, choose_form
-from simclr_jax.data.memory import check_batch_size
+from simclr_jax.data.order import check_batch_size
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.evaluators import (Health, HeldOutKnn, Run, StepEncoder, make_evaluators,
                                             split_by_schedule)
@@ -44,7 +44,8 @@ from simclr_jax.config.tasks import task_configs
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
-              'data.dir', 'data.download', 'data.num_threads', 'data.test_split', 'data.range', 'data.reading',
+              'data.dir', 'data.download', 'data.num_threads', 'data.test_split', 'data.range', 'data.channels',
+              'data.reading',
               'data.cache_dir', 'data.max_bad_share', 'eval.batch_size', 'eval.crop_proportion', 'eval.resize',
               'eval.antialias', 'eval.resize_to', 'eval.knn_every_epochs', 'eval.knn_k', 'eval.knn_temperature',
               'eval.knn_max_images', 'eval.linear_at_end', 'eval.pixel_floor', 'eval.encoder', 'eval.evaluators',
@@ -115,12 +116,14 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
         dtype = kept.get('encoder', {}).get('dtype', 'auto')
         config.encoder.dtype = auto_dtype(mesh.devices.flat[0]) if dtype == 'auto' else dtype
         notes.append(f'encoder.dtype is auto: activations are {config.encoder.dtype} here.')
+    with_channels(config, len(kept.get('augment', config.augment)['mean']))
     workdirs.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
     if workdirs.has_checkpoint(workdir):
         config.data.update(sources.go_on(config.data, kept['data']))
     sharding.local_batch_size(config.batch_size, mesh)
     train_source, test_source = load_sources(config, source, test_source)
     config.data.update(sources.as_read(train_source, test_source))
+    with_channels(config, train_source.channels)
     check_batch_size(train_source, config.batch_size, jax.process_count())
     workdirs.check_data(workdir, train_source)
     if not kept:
@@ -128,7 +131,12 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
         notes += instead
     run = Run(config, workdir, mesh, train_source, test_source,
               is_measurable=is_labelled(train_source) and is_labelled(test_source))
-    return run, make_inputs(config, train_source, views=views), notes
+    inputs = make_inputs(config, train_source, views=views)
+    left_out = {name: None for view in views or views_of(config.augment) for name in view.of_rgb()}
+    if inputs.channels != 3 and left_out:
+        notes.append(f'Images of {inputs.channels} channels: {", ".join(left_out)} of the views, which are of red, green '
+                     'and blue, are left out.')
+    return run, inputs, notes
 
 
 def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encoder: Any, method: Callable | None,
@@ -149,7 +157,8 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     if config.init_from and not workdirs.has_checkpoint(workdir):
         state, start_notes = start_from(state, config)
         notes = start_notes + notes
-    jax.eval_shape(encode_state(state, {}), jax.ShapeDtypeStruct((1, size, size, 3), np.float32))   # such a layer?
+    shape = (1, size, size, inputs.channels)
+    jax.eval_shape(encode_state(state, {}), jax.ShapeDtypeStruct(shape, np.float32))   # is there such a layer?
 
     lock.acquire()
     checkpointer = checkpoint.Checkpointer(
@@ -266,7 +275,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
     optimizer = optim.make_optimizer(**_optimizer_settings(config))
     learning_rate = _make_schedule(config, num_examples, num_steps)
     init_state = steps.make_init_state(method, optimizer, seed=config.seed,
-                                       image_size=config.augment.image_size)
+                                       image_size=config.augment.image_size, channels=len(config.augment.mean))
     train_step = steps.make_train_step(method, optimizer, learning_rate, seed=config.seed,
                                        prepare=(inputs or make_inputs(config, form='views')).make_prepare(mesh),
                                        update_metrics=_update_metrics(config))
@@ -319,10 +328,23 @@ def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str =
                 views: tuple[View, View] | None = None) -> Inputs:
     """How the batches of a run are made; without a source or a form, as of one that is read from files."""
     view1, view2 = views or views_of(config.augment)
+    channels = len(config.augment.mean)
+    if channels != 3:
+        view1, view2 = view1.without_rgb(), view2.without_rgb()
     size, reading = config.augment.image_size, {'transfer': config.data.transfer, 'pad_to': config.data.pad_to}
     form = form or choose_form(config.data.augment_on, image_size=size, source=source, **reading)
     return Inputs(form, view1, view2, size, config.seed, config.batch_size, tuple(config.augment.sequence),
-                  num_threads=config.data.num_threads, **reading)
+                  num_threads=config.data.num_threads, channels=channels, **reading)
+
+
+def with_channels(config: ConfigDict, channels: int) -> None:
+    """Gives `augment.mean` and `std` a number for each channel; ValueError where they have another number."""
+    for field in ('mean', 'std'):
+        values = tuple(config.augment[field])
+        if len(values) != channels and len(set(values)) > 1:
+            raise ValueError(f'augment.{field} is {values}, but the images have {channels} channels: give a number '
+                             'for each.')
+        config.augment[field] = values if len(values) == channels else values[:1] * channels
 
 
 def _make_health(network: Network, inputs: Inputs, mesh: jax.sharding.Mesh) -> Callable:

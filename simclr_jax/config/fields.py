@@ -65,6 +65,7 @@ def base_config() -> ConfigDict:
         'background': 'white',          # behind transparent pixels; '' leaves them their own colour
         'range': (),                    # low,high: the values of 16 bits and floats that become 0 and 255;
                                         # () = the extremes of a sample, then kept here
+        'channels': 0,                  # of an image, 1 to 16; 3: RGB; 0: RGB, or those of arrays that have others
         'max_pixels': 178_956_970,      # a larger JPEG is read at a half or less, any other is unreadable
         'reading': 2,                   # how data are read; runs begun before this field have 1
         'num_threads': 0,               # that decode; 0 = a few more than there are processors

@@ -8,23 +8,8 @@ import numpy as np
 from simclr_jax import storage
 from simclr_jax.data import shapes
 from simclr_jax.data.labels import as_classes
-from simclr_jax.data.pixels import CHANNELS, DEFAULT, Rules, of_array, resolved
-from simclr_jax.data.source import Source, split_name, split_rows
-
-
-class ArraySource(Source):
-    """images uint8 [N, H, W, 3] and labels int32 [N] in memory."""
-
-    uniform = True
-
-    def __init__(self, name: str, split: str, images: np.ndarray, labels: np.ndarray,
-                 class_names: tuple[str, ...] | None):
-        super().__init__(name, split, len(images), class_names)
-        self.images, self.labels = images, labels
-
-    def load(self, index: int) -> np.ndarray:
-        """Image `index`, uint8 [H, W, 3]."""
-        return self.images[index]
+from simclr_jax.data.decode import DEFAULT, MOST_CHANNELS, Rules, of_array, resolved, unusual
+from simclr_jax.data.source import ArraySource, require_split, split_name, split_rows
 
 
 def shapes_source(name: str, split: str, image_size: int) -> ArraySource:
@@ -57,15 +42,15 @@ def npz_source(name: str, split: str, path: str, *, rules: Rules = DEFAULT, as_n
     """The whole of one split of a .npz file.
 
     Its keys are train_images, train_labels, test_images and test_labels, or images and labels;
-    labels may be left out. Images are numbers [N, H, W] or [N, H, W, 1, 3 or 4], uint8 or else scaled by
-    `rules`. `as_numbered`: label i is class i, also where there are gaps between them.
+    labels may be left out. Images are numbers [N, H, W] or [N, H, W, C], which become uint8 RGB, or of C
+    channels, by `rules`. `as_numbered`: label i is class i, also where there are gaps between them.
     """
     base = split_name(split)
     require_split(name, base, npz_splits(path))
     with _open(path) as arrays:
         prefix = '' if 'images' in arrays and 'train_images' not in arrays else f'{base}_'
         images = _checked_images(arrays[f'{prefix}images'], f'{prefix}images', path)
-        rules, notes = resolved(rules, [None if images.dtype in (np.uint8, bool) else images])
+        rules, notes = resolved(rules, [unusual(images, rules)])
         source = ArraySource(name, base, of_array(images, rules), np.full(len(images), -1, np.int32), None)
         source.rules = rules
         if f'{prefix}labels' in arrays:
@@ -85,12 +70,6 @@ def npz_source(name: str, split: str, path: str, *, rules: Rules = DEFAULT, as_n
     return source
 
 
-def require_split(name: str, split: str, available: tuple[str, ...]) -> None:
-    """Raises ValueError unless `split` is among those available."""
-    if split not in available:
-        raise ValueError(f"'{name}' has no split '{split}'; it has {', '.join(available)}.")
-
-
 def _open(path: str) -> np.lib.npyio.NpzFile:
     if not storage.exists(path) or storage.is_dir(path):
         raise FileNotFoundError(f"There is no file '{path}'.")
@@ -108,9 +87,9 @@ def _checked_images(images: np.ndarray, key: str, path: str) -> np.ndarray:
     """Images [N, H, W, C] of integers or floats."""
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in CHANNELS:
+    if images.ndim != 4 or not 1 <= images.shape[-1] <= MOST_CHANNELS:
         raise ValueError(f"'{key}' of '{path}' has shape {images.shape}; it must be [N, H, W] or "
-                         '[N, H, W, C] with 1, 3 or 4 channels.')
+                         f'[N, H, W, C] with 1 to {MOST_CHANNELS} channels.')
     if images.dtype.kind not in 'buif':
         raise ValueError(f"'{key}' of '{path}' is {images.dtype}; it must be integers or floats.")
     return images

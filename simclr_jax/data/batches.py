@@ -16,15 +16,14 @@ import functools
 import queue
 import threading
 import time
-from typing import Any, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.data import memory, pipeline
-from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.order import permutation
+from simclr_jax.data import order, pipeline
 from simclr_jax.data.source import Source
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device, host
@@ -71,6 +70,7 @@ class Inputs:
         sequence: if there is one, view 2 is made of view 1 by these operations of `view2`, in this order
             (see `device.augment_in_sequence`): of the same crop, therefore.
         transfer, pad_to, num_threads: see `data.pipeline.train_batches`.
+        channels: C, of an image.
 
     Raises:
         ValueError: a sequence, or functions of the user's, for views that are made on the host; or both.
@@ -86,6 +86,7 @@ class Inputs:
     transfer: str = 'uint8'
     pad_to: int = 0
     num_threads: int = 0
+    channels: int = 3
 
     def __post_init__(self):
         if self.sequence and self.form == 'views':
@@ -101,7 +102,7 @@ class Inputs:
 
         A context manager: on leaving it, threads end. Errors are those of `data.pipeline.train_batches`.
         """
-        memory.check_batch_size(source, self.batch_size, jax.process_count())
+        order.check_batch_size(source, self.batch_size, jax.process_count())
         if self.form == 'memory':
             return InMemory(source, mesh, seed=self.seed, batch_size=self.batch_size, start_step=start_step)
         batches = pipeline.train_batches(
@@ -116,7 +117,7 @@ class Inputs:
         def rows(shape, dtype):
             return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding.batch_sharding(mesh))
 
-        square, padded = (self.image_size, self.image_size, 3), (self.pad_to, self.pad_to, 3)
+        square, padded = ((*[side] * 2, self.channels) for side in (self.image_size, self.pad_to))
         position = {'epoch': rows((), jnp.int32), 'index': rows((), jnp.int32)}
         view, crop, box = rows(square, jnp.dtype(self.transfer)), rows(square, jnp.uint8), rows((4,), jnp.int32)
         return {'label': rows((), jnp.int32)} | {
@@ -125,7 +126,7 @@ class Inputs:
             'padded': {'image': rows(padded, jnp.uint8), 'box1': box, 'box2': box} | position}[self.form]
 
     def make_prepare(self, mesh: jax.sharding.Mesh) -> Callable[[dict, jax.Array], dict]:
-        """(batch, step) -> {'view1', 'view2': float32 [B, S, S, 3] in [0, 1], 'label': int32 [B]}.
+        """(batch, step) -> {'view1', 'view2': float32 [B, S, S, C] in [0, 1], 'label': int32 [B]}.
 
         For the training step to call: pure, and sharded over `mesh` as the batch is.
         """
@@ -137,13 +138,13 @@ class Inputs:
 
         def from_crops(batch, step):
             del step
-            crops = jnp.stack([batch['crop1'], batch['crop2']], axis=1)         # [B, 2, S, S, 3]
+            crops = jnp.stack([batch['crop1'], batch['crop2']], axis=1)         # [B, 2, S, S, C]
             return self._both(device.augment_crop, (crops,), batch, mesh)
 
         def from_padded(batch, step):
             del step
             boxes = jnp.stack([batch['box1'], batch['box2']], axis=1)           # [B, 2, 4]
-            images = jnp.stack([batch['image']] * 2, axis=1)                    # [B, 2, P, P, 3]
+            images = jnp.stack([batch['image']] * 2, axis=1)                    # [B, 2, P, P, C]
             return self._both(functools.partial(device.augment_box, **resized), (images, boxes), batch, mesh)
 
         def from_memory(data, step):
@@ -152,7 +153,7 @@ class Inputs:
             index = data['order'][rows]
             batch = {'label': data['labels'][index], 'index': index,
                      'epoch': data['epoch'] + (rows >= len(data['images']))}
-            images = jnp.stack([data['images'][index]] * 2, axis=1)             # [B, 2, H, W, 3]
+            images = jnp.stack([data['images'][index]] * 2, axis=1)             # [B, 2, H, W, C]
             return self._both(functools.partial(device.augment, **resized), (images,), batch, mesh)
 
         return {'views': from_views, 'crops': from_crops, 'padded': from_padded, 'memory': from_memory}[self.form]
@@ -160,7 +161,10 @@ class Inputs:
     def _both(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, mesh: jax.sharding.Mesh
               ) -> dict[str, jax.Array]:
         """The two views by function(*one view's arguments, key, view=view), see `device.both_views`."""
-        keys = _keys(self.seed, batch['epoch'], batch['index'])
+        root = jax.random.fold_in(jax.random.key(self.seed), _VIEWS)
+        keys = jax.vmap(lambda epoch, index: jax.vmap(functools.partial(                # [B, 2]
+            jax.random.fold_in, jax.random.fold_in(jax.random.fold_in(root, epoch), index)))(jnp.arange(2)))(
+                batch['epoch'], batch['index'])
         lone_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
         if not self.sequence:
             view1, view2 = device.both_views(function, (self.view1, self.view2), *arguments, keys, lone_cpu=lone_cpu)
@@ -171,13 +175,6 @@ class Inputs:
             view1 = first(*(argument[:, 0] for argument in arguments), keys[:, 0])
             view2 = then(view1, keys[:, 1])
         return {'view1': view1, 'view2': view2, 'label': batch['label']}
-
-
-def _keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """Keys [B, 2] of both views of examples, epoch and index int32 [B]."""
-    root = jax.random.fold_in(jax.random.key(seed), _VIEWS)
-    keys = jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i))(epoch, index)
-    return jax.vmap(lambda key: jax.vmap(lambda view: jax.random.fold_in(key, view))(jnp.arange(2)))(keys)
 
 
 def as_floats(images: jax.Array) -> jax.Array:
@@ -191,14 +188,14 @@ def as_floats(images: jax.Array) -> jax.Array:
 class InMemory:
     """The data set on every device, and the order of the present and the next epoch: nothing else per step.
 
-    Elements: 'images' uint8 [N, H, W, 3], 'labels' int32 [N], 'order' int32 [2 N], and the scalars 'epoch'
+    Elements: 'images' uint8 [N, H, W, C], 'labels' int32 [N], 'order' int32 [2 N], and the scalars 'epoch'
     that the order begins with, 'base', a step, and 'first', the place in the order of that step's first row.
     What changes is replaced when an epoch begins, and is the same array until then.
     """
 
     waited = 0.0        # seconds, see Prefetch
 
-    def __init__(self, source: ArraySource, mesh: jax.sharding.Mesh, *, seed: int, batch_size: int,
+    def __init__(self, source: Source, mesh: jax.sharding.Mesh, *, seed: int, batch_size: int,
                  start_step: int):
         self._mesh, self._seed, self._batch_size, self._step = mesh, seed, batch_size, start_step
         self._num_examples = source.num_examples
@@ -212,7 +209,7 @@ class InMemory:
     def __next__(self) -> dict[str, jax.Array]:
         epoch, first = divmod(self._step * self._batch_size, self._num_examples)
         if epoch != self._epoch:
-            orders = [permutation(self._seed, e, self._num_examples) for e in (epoch, epoch + 1)]
+            orders = [order.permutation(self._seed, e, self._num_examples) for e in (epoch, epoch + 1)]
             self._data |= sharding.put_replicated(self._mesh, {
                 'order': np.concatenate(orders).astype(np.int32), 'epoch': np.int32(epoch),
                 'base': np.int32(self._step), 'first': np.int32(first)})
@@ -287,12 +284,12 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
                  resize: Resize = Resize(), num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """One pass over every example: {'image', 'label': int32 [b], 'valid': bool [b]}, this process's rows.
 
-    'image' is uint8 [b, H, W, 3] of a source in memory, else the central crop, float32 [b, S, S, 3]:
+    'image' is uint8 [b, H, W, C] of a source in memory, else the central crop, float32 [b, S, S, C]:
     `centre_crops` makes the crops of both. Arguments as `data.pipeline.eval_batches`.
     """
     shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
     if source.uniform:
-        return memory.eval_batches(source, batch_size=batch_size, **shard)
+        return order.eval_rows(source, batch_size=batch_size, **shard)
     return pipeline.eval_batches(source, batch_size=batch_size, image_size=image_size,
                                  crop_proportion=crop_proportion, resize=resize, num_threads=num_threads,
                                  **shard)
@@ -301,7 +298,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
 @functools.partial(jax.jit, static_argnames=('image_size', 'proportion', 'resize'))
 def centre_crops(images: jax.Array, *, image_size: int, proportion: float,
                  resize: Resize = Resize()) -> jax.Array:
-    """Images of `eval_batches` as float32 [B, S, S, 3] in [0, 1]."""
+    """Images of `eval_batches` as float32 [B, S, S, C] in [0, 1]."""
     if images.dtype != jnp.uint8:
         return images
     return device.over_batch(functools.partial(
@@ -316,13 +313,13 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
     """
     shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
     if source.uniform:
-        return memory.train_batches(source, seed=seed, batch_size=batch_size, **shard)
+        return order.train_rows(source, seed=seed, batch_size=batch_size, **shard)
     return pipeline.probe_batches(source, seed=seed, batch_size=batch_size, image_size=image_size, view=view,
                                   num_threads=num_threads, **shard)
 
 
 def make_crops_and_flips(*, seed: int, image_size: int, view: View) -> Callable[[dict], jax.Array]:
-    """A batch of `probe_batches` -> float32 [B, S, S, 3] in [0, 1], cropped and flipped at random."""
+    """A batch of `probe_batches` -> float32 [B, S, S, C] in [0, 1], cropped and flipped at random."""
     def one(image, epoch, index):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), index)
         return device.augment(image, key, view, image_size=image_size)

@@ -1,7 +1,7 @@
 """A cache of decoded images on disk: written once, checked on reuse, read at random without tensorflow.
 
 A cache is a folder of one ArrayRecord file and of `cache.json`, which is written last and names it. A record
-is one image: height and width (uint32, little-endian), then its pixels, uint8 [H, W, 3]. They are not
+is one image: height and width (uint32, little-endian), then its pixels, uint8 [H, W, C]. They are not
 compressed: zstd takes 7 % off photographs and makes reading five times slower.
 """
 
@@ -73,7 +73,9 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
     expected = json.loads(json.dumps({
         'format': _FORMAT, 'source': source.name, 'split': source.split, 'kind': kind,
         'examples': source.num_examples, 'class_names': source.class_names,
-        'rules': dataclasses.asdict(source.rules), 'fingerprint': source.fingerprint(with_times=True)}))
+        'rules': {name: value for name, value in dataclasses.asdict(source.rules).items() if (name, value) != (
+            'channels', 3)},    # caches of RGB do not name them
+        'fingerprint': source.fingerprint(with_times=True)}))
     storage.make_dirs(directory)
     names = [source.name, source.split, kind]
     folder = os.path.join(directory, re.sub(r'[^\w.]+', '_', '-'.join(names))[-80:]
@@ -96,7 +98,7 @@ class CachedSource(Source):
     def __init__(self, source: Source, folder: str, content: dict[str, Any]):
         super().__init__(source.name, source.split, source.num_examples, source.class_names)
         self.labels = np.array(content['labels'], np.int32)
-        self.max_bad_share, self.rules, self.notes = source.max_bad_share, source.rules, list(source.notes)
+        self.read_like(source)
         self.skipped = [name for _, name in content['unreadable']]
         self._skipped_rows = {index for index, _ in content['unreadable']}
         self._source, self._path = source, os.path.join(folder, content['file'])
@@ -105,7 +107,7 @@ class CachedSource(Source):
         self._records = np.cumsum(is_readable) - 1  # [N], the number of an example's record.
 
     def load(self, index: int) -> np.ndarray:
-        """Image `index`, uint8 [H, W, 3], read-only; from any thread.
+        """Image `index`, uint8 [H, W, C], read-only; from any thread.
 
         Raises:
             BadImage: the source's image could not be read.
@@ -117,7 +119,7 @@ class CachedSource(Source):
         try:
             record, = self._reader.read([number])
             height, width = _HEADER.unpack_from(record)
-            return np.frombuffer(record, np.uint8, offset=_HEADER.size).reshape(height, width, 3)
+            return np.frombuffer(record, np.uint8, offset=_HEADER.size).reshape(height, width, self.channels)
         except (RuntimeError, ValueError, struct.error) as error:
             raise ValueError(f"Record {number} of the cache file '{self._path}' ({self.name_of(index)}) is "
                              'damaged or gone: delete that folder, and the next run rebuilds it '
@@ -249,7 +251,7 @@ def _examples(source: Source, indices: Any) -> Iterator[tuple[int, int, bytes | 
 
 def _example(source: Source, short_side: int, index: int, label: int, data: bytes | None
              ) -> tuple[int, int, np.ndarray | Exception]:
-    """(index, label, image uint8 [H, W, 3] as it is cached, or why there is none)."""
+    """(index, label, image uint8 [H, W, C] as it is cached, or why there is none)."""
     try:
         image = decoded(source.load(index) if data is None else data, source.rules)
     except (BadImage, OSError) as error:

@@ -25,11 +25,11 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     Bicubic with a = -0.5, half-pixel centres, not antialiased; nothing outside the box is seen.
 
     Args:
-        image: uint8 [H, W, 3]; each row's pixels lie side by side.
+        image: uint8 [H, W, C]; each row's pixels lie side by side.
         box: (top, left, height, width), inside the image.
         image_size: S, side of the result.
         is_flipped: swap left and right.
-        out: [S, S, 3], contiguous: uint8, rounded and clipped; or float32, in units of 1 with the
+        out: [S, S, C], contiguous: uint8, rounded and clipped; or float32, in units of 1 with the
             overshoot of the cubic.
 
     Returns:
@@ -43,6 +43,15 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     if loop is None:
         resized = _resize(image[top:top + height, left:left + width], image_size, is_flipped)
         out[...] = np.rint(resized).clip(0, 255) if out.dtype == np.uint8 else resized * _UNIT
+        return out
+    channels = image.shape[2]
+    if channels != 3:       # the loop takes three at a time
+        image = image[top:top + height, left:left + width]
+        for first in range(0, channels, 3):
+            three = [min(first + number, channels - 1) for number in range(3)]
+            out[..., first:first + 3] = crop_resize(
+                image[..., three], (0, 0, height, width), image_size, is_flipped=is_flipped,
+                out=np.empty((image_size, image_size, 3), out.dtype))[..., :channels - first]
         return out
     if image.strides[1:] != (3, 1):
         image = np.ascontiguousarray(image)
@@ -76,7 +85,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _resize(image: np.ndarray, image_size: int, is_flipped: bool) -> np.ndarray:
-    """What the loop computes before it rounds or scales, float by float: float32 [S, S, 3] in 0..255."""
+    """What the loop computes before it rounds or scales, float by float: float32 [S, S, C] in 0..255."""
     first, weights = _taps(image.shape[0], image_size)
     image = _mix([image[first[:, k]] for k in range(4)], weights[:, :, None, None])
     first, weights = _taps(image.shape[1], image_size)

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
-import io
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -14,13 +13,12 @@ import numpy as np
 from PIL import features
 
 from simclr_jax import storage
-from simclr_jax.data.arrays import require_split
-from simclr_jax.data.decode import BadImage, read_image
-from simclr_jax.data.pixels import DEFAULT, Rules, depth_of, resolved
-from simclr_jax.data.source import Source, split_name
+from simclr_jax.data.decode import DEFAULT, BadImage, Rules, decoded, num_pages, resolved, unusual
+from simclr_jax.data.source import Source, require_split, split_name
 
 FOLDERS = ('auto', 'classes', 'none')       # what data.folders takes
-_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.bmp', '.gif', '.webp', '.tif', '.tiff',
+_TIFF = ('.tif', '.tiff')
+_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.bmp', '.gif', '.webp', *_TIFF,
              '.jp2', '.j2k', '.jpx', '.pgm', '.ppm', '.pnm', '.npy')
 _SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test', 'val': 'val',
            'valid': 'val', 'validation': 'validation', 'unlabeled': 'unlabeled', 'unlabelled': 'unlabeled'}
@@ -66,11 +64,15 @@ class FolderSource(Source):
         self.files = tree.files
         self.labels = _labels(self.files, None if whole == 'unlabeled' else class_names, self._root)
         super().__init__(name, split, len(self.files), class_names)
-        self.rules, notes = resolved(rules, self.sampled(self._depth))
+        self.rules, notes = resolved(rules, self.sampled(lambda index: unusual(self.load(index), rules)))
         self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + notes
-        errors = (self._why_unreadable(index) for index in range(self.num_examples))
-        first = next(errors)
-        if first is not None and all(error is not None for error in errors):  # Say so before training.
+        pages = max(count or 1 for count in self.sampled(
+            lambda index: num_pages(self.load(index)) if self.files[index].lower().endswith(_TIFF) else 1))
+        if pages > 1 and self.rules.channels == 3:
+            self.notes.append(f'{name}, {whole}: TIFFs of {pages} pages, of which the first is read; '
+                              f'data.channels={pages} takes all, as channels.')
+        first = self._why_unreadable(0)
+        if first and all(map(self._why_unreadable, range(1, self.num_examples))):  # Say so before training.
             raise ValueError(f"Not one of the {self.num_examples} images below '{printable(self._root)}' can "
                              f'be read ({self.name_of(0)}: {first}).')
 
@@ -98,14 +100,11 @@ class FolderSource(Source):
 
     def _why_unreadable(self, index: int) -> Exception | None:
         try:
-            read_image(io.BytesIO(self.load(index)), self.rules)
+            decoded(self.load(index), self.rules)
         except (BadImage, OSError) as error:
             self.skip(index, error)
             return error
         return None
-
-    def _depth(self, index: int) -> np.ndarray | None:
-        return depth_of(io.BytesIO(self.load(index)), self.rules)
 
 
 def printable(name: str) -> str:

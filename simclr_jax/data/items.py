@@ -1,7 +1,6 @@
 """Sources that a user brings: lists, torch and Hugging Face data sets, grain's, all by length and items."""
 
 import inspect
-import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +11,10 @@ import numpy as np
 from PIL import Image
 
 from simclr_jax import storage
-from simclr_jax.data import pixels
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import (CHANNELS, DEFAULT, MOST_CHANNELS, BadImage, Rules, of_array, of_image, resolved,
+                                    unusual)
 from simclr_jax.data.labels import as_classes
-from simclr_jax.data.source import RandomAccess, Source, Streamed, split_name
-from simclr_jax.data.subset import take_split
+from simclr_jax.data.source import RandomAccess, Source, Streamed, split_name, take_split
 
 _WANTED = ("{'image': ..., 'label': int (optional)} or (image, label), the image as uint8 [H, W] or [H, W, "
            "C], a PIL image, an encoded file's bytes, or a path")
@@ -59,19 +57,19 @@ class WithClasses(Protocol):
 
 
 def as_source(anything: Any, split: str = 'train', *, name: str = '',
-              arguments: Mapping[str, Any] | None = None, rules: pixels.Rules = pixels.DEFAULT) -> Source:
+              arguments: Mapping[str, Any] | None = None, rules: Rules = DEFAULT) -> Source:
     """What a user brings, as a source.
 
     Args:
         anything: a `Source`; a list, a torch or Hugging Face data set, a source of grain, or whatever else
             has a length and items; a dictionary of such by split; or a class or function that makes one,
             called with `split=` if it takes that, and `arguments`. An item is {'image', 'label'}, a pair
-            (image, label) or an image alone. An image is integers or floats [H, W] or [H, W, C] of 1, 3 or 4
+            (image, label) or an image alone. An image is integers or floats [H, W] or [H, W, C] of 1 to 16
             channels, a PIL image, the bytes of an encoded file, or a path. A label is an integer or a
             string; None or -1 is no label. Items are read by several threads at once.
         split: which is asked for; 'train[:80%]' takes a part (see `source.take_split`).
         name: for messages; '' takes that of the type.
-        rules: by which pixels become RGB uint8.
+        rules: by which pixels become uint8.
 
     Raises:
         ValueError: it has no items of this kind: which one, what it holds and what is wanted.
@@ -99,14 +97,14 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
 class ItemSource(Source):
     """The items of a data set of the user's own, read when they are asked for."""
 
-    def __init__(self, items: RandomAccess, split: str, *, name: str, rules: pixels.Rules):
+    def __init__(self, items: RandomAccess, split: str, *, name: str, rules: Rules):
         super().__init__(name, split, len(items), None)
         self.rules, self._items, self._keys = rules, items, ('image', 'label')
         labels, class_names = _told_labels(items), _told_classes(items)
         datasets = sys.modules.get('datasets')
         if datasets is not None and isinstance(items, datasets.Dataset):
             self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets, name)
-        self.rules, notes = pixels.resolved(rules, self.sampled(self._depth))
+        self.rules, notes = resolved(rules, self.sampled(lambda index: unusual(self._plain(index), rules)))
         self.load(0)        # say so at once, where it will not do
         labels = self._read_labels() if labels is None else labels
         if len(labels) != self.num_examples:
@@ -119,11 +117,11 @@ class ItemSource(Source):
         return self._items.names[index] if isinstance(self._items, Named) else super().name_of(index)
 
     def load(self, index: int) -> bytes | np.ndarray:
-        """Image `index`, an encoded file's bytes or uint8 [H, W, 3]. OSError: it cannot be read."""
+        """Image `index`, an encoded file's bytes or uint8 [H, W, C]. OSError: it cannot be read."""
         image = self._plain(index)
         try:
-            return image if isinstance(image, bytes) else pixels.of_image(image, self.rules) if isinstance(
-                image, Image.Image) else pixels.of_array(image, self.rules)
+            return image if isinstance(image, bytes) else of_image(image, self.rules) if isinstance(
+                image, Image.Image) else of_array(image, self.rules)
         except ValueError as error:
             held = type(self._split(index)[0]).__name__
             raise ValueError(f"Item {index} of '{self.name}' holds the image {held} {error}.") from error
@@ -140,16 +138,11 @@ class ItemSource(Source):
         if isinstance(image, Image.Image):
             return image
         array = np.asarray(image)
-        if array.ndim == 3 and array.shape[-1] not in pixels.CHANNELS and array.shape[0] in pixels.CHANNELS:
+        taken = CHANNELS if self.rules.channels in (0, 3) else (self.rules.channels,)
+        if array.ndim == 3 and array.shape[-1] not in taken and (
+                array.shape[0] in taken or array.shape[0] <= MOST_CHANNELS < array.shape[-1]):
             array = array.transpose(1, 2, 0)        # torch's [C, H, W]
         return array
-
-    def _depth(self, index: int) -> np.ndarray | None:
-        image = self._plain(index)
-        if isinstance(image, bytes):
-            return pixels.depth_of(io.BytesIO(image), self.rules)
-        array = np.asarray(image)
-        return None if array.dtype in (np.uint8, bool) else array
 
     def _split(self, index: int) -> tuple[Any, Any]:
         """(image, label or None) of an item, as they are."""

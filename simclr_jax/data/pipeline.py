@@ -17,20 +17,20 @@ import itertools
 import os
 import sys
 import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent import futures
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from simclr_jax.data.crop import crop_resize
-from simclr_jax.views import host
-from simclr_jax.data.source import Source, Streamed
 from simclr_jax.data.decode import BadImage, EncodedImage
+from simclr_jax.data.order import Batch, check_batch_size, epoch_and_index
+from simclr_jax.data.source import Source, Streamed
+from simclr_jax.views import host
 from simclr_jax.views.draws import Box, Draws, union
 from simclr_jax.views.fields import View
 from simclr_jax.views.resize import Resize
-from simclr_jax.data.memory import check_batch_size
-from simclr_jax.data.order import epoch_and_index
 
 _AHEAD = 2      # batches in the making while one is in use
 _MORE_THREADS = 2       # than processors: some wait for a disk
@@ -38,8 +38,6 @@ _UNIFORM_ROWS = 32      # small images that a thread takes at a time
 _TRANSFERS = ('uint8', 'bfloat16', 'float32')
 # Images that a thread of the host form finishes at a time, up to a side and beyond it.
 _CHUNK_OF_SMALL, _SMALL_SIDE, _CHUNK = 32, 64, 8
-Batch = dict[str, np.ndarray]
-Batches = Iterator[Batch]
 
 
 class _Form(NamedTuple):
@@ -54,7 +52,7 @@ class _Candidate(NamedTuple):
     """An example that may be read into a row."""
 
     index: int
-    load: Callable[[], bytes | np.ndarray]
+    load: Callable[[int], bytes | np.ndarray]
     label: int
 
 
@@ -69,7 +67,7 @@ class _Row(NamedTuple):
 def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view1: View, view2: View,
                   image_size: int, start_step: int = 0, shard_index: int = 0,
                   shard_count: int = 1, num_threads: int = 0, transfer: str = 'uint8', pad_to: int = 0
-                  ) -> Batches:
+                  ) -> Iterator[Batch]:
     """Endless batches for two views per image, from step `start_step` on.
 
     Args:
@@ -87,10 +85,10 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
 
     Returns:
         Iterator of {'label': int32 [b], -1 for none} and
-        'views': 'view1', 'view2': [b, S, S, 3], uint8 or else in [0, 1].
-        'crops': 'crop1', 'crop2': uint8 [b, S, S, 3], rounded and clipped, not flipped; 'epoch', 'index':
+        'views': 'view1', 'view2': [b, S, S, C], uint8 or else in [0, 1].
+        'crops': 'crop1', 'crop2': uint8 [b, S, S, C], rounded and clipped, not flipped; 'epoch', 'index':
             int32 [b].
-        'padded': 'image': uint8 [b, P, P, 3], the part that holds both crops, zeros beyond it; 'box1',
+        'padded': 'image': uint8 [b, P, P, C], the part that holds both crops, zeros beyond it; 'box1',
             'box2': int32 [b, 4], the crops in it as (top, left, height, width); 'epoch', 'index'. Where that
             part exceeds P, both crops are made here and lie side by side, S x S each.
 
@@ -98,20 +96,17 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
         ValueError: the batch is larger than the data set or not divisible by shard_count, an argument is out
             of range, or, from `next`, more than source.max_bad_share of the images cannot be read.
     """
-    views = {'view1': view1, 'view2': view2}
     check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
-    stream = functools.partial(_endless, source, seed=seed, batch_size=batch_size, start_step=start_step,
-                               shard_index=shard_index, shard_count=shard_count, num_threads=num_threads)
-    if form == 'views':
-        finish = {name: host.make_finish(view, transfer) for name, view in views.items()}
-        chunks = stream(_float_crops(seed, views, image_size),
-                        chunk=_CHUNK_OF_SMALL if image_size <= _SMALL_SIDE else _CHUNK)
-        return _finished(chunks, finish, batch_size // shard_count, num_threads)
-    if form == 'crops':
-        rows = _crops(seed, views, image_size)
-    else:
-        rows = _padded(seed, views, image_size, pad_to)
-    return stream(rows)
+    make_form = {'views': _float_crops, 'crops': _crops,
+                 'padded': functools.partial(_padded, pad_to=pad_to)}[form]
+    rows = make_form({'view1': view1, 'view2': view2}, seed, (image_size, image_size, source.channels))
+    chunk = 0 if form != 'views' else _CHUNK_OF_SMALL if image_size <= _SMALL_SIDE else _CHUNK
+    batches = _endless(source, rows, seed=seed, batch_size=batch_size, start_step=start_step,
+                       shard_index=shard_index, shard_count=shard_count, num_threads=num_threads, chunk=chunk)
+    if form != 'views':
+        return batches
+    finish = {'view1': host.make_finish(view1, transfer), 'view2': host.make_finish(view2, transfer)}
+    return _finished(batches, finish, batch_size // shard_count, num_threads)
 
 
 def check_form(form: str, *, image_size: int, transfer: str, pad_to: int) -> None:
@@ -126,25 +121,25 @@ def check_form(form: str, *, image_size: int, transfer: str, pad_to: int) -> Non
 
 
 def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int, view: View,
-                  start_step: int = 0, shard_index: int = 0, shard_count: int = 1, num_threads: int = 0) -> Batches:
-    """Endless batches of {'image': float32 [b, S, S, 3], 'label': int32 [b]}, cropped and flipped.
+                  start_step: int = 0, shard_index: int = 0, shard_count: int = 1, num_threads: int = 0
+                  ) -> Iterator[Batch]:
+    """Endless batches of {'image': float32 [b, S, S, C], 'label': int32 [b]}, cropped and flipped.
 
     For linear evaluation and fine-tuning; arguments and errors are those of `train_batches`.
     view: a crop and a flip.
     """
     def fill(batch, row, image, epoch, index):
-        draws = Draws(seed, epoch, index, 0)
-        box = draws.box(image.height, image.width, view.crop)
-        host.crop_and_flip(image.region(box), (0, 0, *box[2:]), draws, view, out=batch['image'][row])
+        draws, boxes, region = _decode_boxes((view,), seed, image, epoch, index)
+        host.crop_and_flip(region, boxes[0], draws[0], view, out=batch['image'][row])
 
-    return _endless(source, _Form({'image': ((image_size, image_size, 3), np.float32)}, fill), seed=seed,
-                    batch_size=batch_size, start_step=start_step, shard_index=shard_index,
-                    shard_count=shard_count, num_threads=num_threads)
+    form = _Form({'image': ((image_size, image_size, source.channels), np.float32)}, fill)
+    return _endless(source, form, seed=seed, batch_size=batch_size, start_step=start_step,
+                    shard_index=shard_index, shard_count=shard_count, num_threads=num_threads)
 
 
 def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_proportion: float,
                  resize: Resize = Resize(), shard_index: int = 0, shard_count: int = 1,
-                 num_threads: int = 0) -> Batches:
+                 num_threads: int = 0) -> Iterator[Batch]:
     """One pass over every example in order, through the central crop.
 
     Args:
@@ -154,7 +149,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
         resize: other ways than the official one, see `views.resize`.
 
     Returns:
-        Iterator of {'image': float32 [b, S, S, 3], 'label': int32 [b], 'valid': bool [b]}, equally
+        Iterator of {'image': float32 [b, S, S, C], 'label': int32 [b], 'valid': bool [b]}, equally
         many for every shard. 'valid' is False and the label -1 for padding and for files that cannot be
         read.
     """
@@ -170,7 +165,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
         batch['valid'][row] = True
 
     host.eval_box(1, 1, crop_proportion)    # is it in range?
-    form = _Form({'image': ((image_size, image_size, 3), np.float32), 'valid': ((), bool)}, fill,
+    form = _Form({'image': ((image_size, image_size, source.channels), np.float32), 'valid': ((), bool)}, fill,
                  has_gaps=True)
     num_batches = -(-source.num_examples // (batch_size * shard_count))
     if isinstance(source, Streamed):
@@ -178,8 +173,10 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
         found = ([_Row(0, 0, [candidate]) for _, candidate in examples]
                  for examples in _encoded(examples.batch(batch_size)))
     else:
-        found = ([_Row(0, 0, [_candidate(source, index)]) for index in indices if index < source.num_examples]
-                 for indices in _eval_indices(num_batches, batch_size, shard_index, shard_count))
+        firsts = (number * shard_count + shard_index for number in range(num_batches))
+        found = ([_Row(0, 0, itertools.islice(_candidates(source, index), 1))
+                  for index in range(first * batch_size, min((first + 1) * batch_size, source.num_examples))]
+                 for first in firsts)
     batches = itertools.islice(itertools.chain(found, itertools.repeat([])), num_batches)
     return _filled(source, batches, form, batch_size, num_threads)
 
@@ -187,27 +184,26 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
 # ---- forms -------------------------------------------------------------------------------------------
 
 
-def _float_crops(seed: int, views: dict[str, View], image_size: int) -> _Form:
+def _float_crops(views: dict[str, View], seed: int, square: tuple[int, int, int]) -> _Form:
     """What `_finished` makes views of."""
     has_noise = {name: view.noise.probability > 0 for name, view in views.items()}
 
     def fill(batch, row, image, epoch, index):
-        draws, boxes = _draw_boxes(seed, views, image, epoch, index)
-        region, boxes = _decode_union(image, boxes)
+        draws, boxes, region = _decode_boxes(views.values(), seed, image, epoch, index)
         for (name, view), box, draw in zip(views.items(), boxes, draws):
             host.crop_view(region, box, draw, view, out=batch[f'{name}/crop'][row])
-            batch[f'{name}/choices'][row] = host.choices(draw, view, image_size)
+            batch[f'{name}/choices'][row] = host.choices(draw, view, square[0])
             if has_noise[name]:
-                batch[f'{name}/noise'][row] = draw.normals((image_size, image_size, 3))
+                batch[f'{name}/noise'][row] = draw.normals(square)
 
-    arrays, square = {}, (image_size, image_size, 3)
+    arrays = {}
     for name in views:
         arrays |= {f'{name}/crop': (square, np.float32), f'{name}/choices': ((host.NUM_CHOICES,), np.float32),
                    f'{name}/noise': (square if has_noise[name] else (), np.float32)}
     return _Form(arrays, fill)
 
 
-def _finished(chunks: Batches, finish: dict[str, Callable], batch_size: int, num_threads: int) -> Batches:
+def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: int, num_threads: int) -> Iterator[Batch]:
     """The views of chunks of crops, in batches: a tf.data pipeline. `next` raises what `chunks` raised."""
     import tensorflow as tf
 
@@ -244,58 +240,52 @@ def _finished(chunks: Batches, finish: dict[str, Callable], batch_size: int, num
         is_left.set()
 
 
-def _crops(seed: int, views: dict[str, View], image_size: int) -> _Form:
+def _crops(views: dict[str, View], seed: int, square: tuple[int, int, int]) -> _Form:
     def fill(batch, row, image, epoch, index):
-        _, boxes = _draw_boxes(seed, views, image, epoch, index)
-        region, boxes = _decode_union(image, boxes)
+        _, boxes, region = _decode_boxes(views.values(), seed, image, epoch, index)
         for name, box in zip(('crop1', 'crop2'), boxes):
-            crop_resize(region, box, image_size, out=batch[name][row])
+            crop_resize(region, box, square[0], out=batch[name][row])
         batch['epoch'][row], batch['index'][row] = epoch, index
 
-    crop = (image_size, image_size, 3), np.uint8
-    return _Form({'crop1': crop, 'crop2': crop, 'epoch': ((), np.int32), 'index': ((), np.int32)}, fill)
+    crop, number = (square, np.uint8), ((), np.int32)
+    return _Form({'crop1': crop, 'crop2': crop, 'epoch': number, 'index': number}, fill)
 
 
-def _padded(seed: int, views: dict[str, View], image_size: int, pad_to: int) -> _Form:
+def _padded(views: dict[str, View], seed: int, square: tuple[int, int, int], *, pad_to: int) -> _Form:
     def fill(batch, row, image, epoch, index):
-        _, boxes = _draw_boxes(seed, views, image, epoch, index)
-        region, boxes = _decode_union(image, boxes)
-        height, width = region.shape[:2]
+        _, boxes, region = _decode_boxes(views.values(), seed, image, epoch, index)
+        size, (height, width) = square[0], region.shape[:2]
         if max(height, width) <= pad_to:
             batch['image'][row, :height, :width] = region
         else:
             for slot, box in enumerate(boxes):
-                crop = crop_resize(region, box, image_size,
-                                           out=np.empty((image_size, image_size, 3), np.uint8))
-                left = slot * image_size
-                batch['image'][row, :image_size, left:left + image_size] = crop
-                boxes[slot] = (0, left, image_size, image_size)
+                left = slot * size
+                batch['image'][row, :size, left:left + size] = crop_resize(
+                    region, box, size, out=np.empty(square, np.uint8))
+                boxes[slot] = (0, left, size, size)
         batch['box1'][row], batch['box2'][row] = boxes
         batch['epoch'][row], batch['index'][row] = epoch, index
 
     box, number = ((4,), np.int32), ((), np.int32)
-    return _Form({'image': ((pad_to, pad_to, 3), np.uint8), 'box1': box, 'box2': box, 'epoch': number,
+    return _Form({'image': ((pad_to, pad_to, square[2]), np.uint8), 'box1': box, 'box2': box, 'epoch': number,
                   'index': number}, fill)
 
 
-def _draw_boxes(seed: int, views: dict[str, View], image: EncodedImage, epoch: int, index: int
-                ) -> tuple[list[Draws], list[Box]]:
-    draws = [Draws(seed, epoch, index, slot) for slot in range(len(views))]
-    return draws, [draw.box(image.height, image.width, view.crop)
-                   for draw, view in zip(draws, views.values())]
-
-
-def _decode_union(image: EncodedImage, boxes: list[Box]) -> tuple[np.ndarray, list[Box]]:
-    """The part of the image that holds all boxes, and where they lie in it."""
+def _decode_boxes(views: Collection[View], seed: int, image: EncodedImage, epoch: int, index: int
+                  ) -> tuple[list[Draws], list[Box], np.ndarray]:
+    """What is drawn for each view, the part of the image that holds all their crops, and the crops in it."""
+    draws = [Draws(seed, epoch, index, slot) for slot, _ in enumerate(views)]
+    boxes = [draw.box(image.height, image.width, view.crop) for draw, view in zip(draws, views)]
     top, left, height, width = union(boxes)
-    return image.region((top, left, height, width)), [(y - top, x - left, h, w) for y, x, h, w in boxes]
+    region = image.region((top, left, height, width))
+    return draws, [(y - top, x - left, h, w) for y, x, h, w in boxes], region
 
 
 # ---- rows --------------------------------------------------------------------------------------------
 
 
 def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_step: int, shard_index: int,
-             shard_count: int, num_threads: int, chunk: int = 0) -> Batches:
+             shard_count: int, num_threads: int, chunk: int = 0) -> Iterator[Batch]:
     """Batches of this shard's rows, or chunks of so many rows regardless of batches."""
     check_batch_size(source, batch_size, shard_count)
     local = batch_size // shard_count
@@ -320,13 +310,9 @@ def _rows(source: Source, seed: int, first: int, count: int) -> list[_Row]:
 
 def _candidates(source: Source, index: int) -> Iterator[_Candidate]:
     """The example and all that follow it."""
-    for offset in range(source.num_examples):
-        yield _candidate(source, (index + offset) % source.num_examples)
-
-
-def _candidate(source: Source, index: int) -> _Candidate:
-    load = source.images.__getitem__ if source.uniform else source.load
-    return _Candidate(index, functools.partial(load, index), int(source.labels[index]))
+    for number in range(index, index + source.num_examples):
+        number %= source.num_examples
+        yield _Candidate(number, source.load, int(source.labels[number]))
 
 
 def _stream_rows(examples: list[tuple[int, _Candidate]]) -> list[_Row]:
@@ -335,7 +321,7 @@ def _stream_rows(examples: list[tuple[int, _Candidate]]) -> list[_Row]:
             for row, (epoch, candidate) in enumerate(examples)]
 
 
-def _encoded(batches) -> Iterator[list[tuple[int, _Candidate]]]:
+def _encoded(batches: Any) -> Iterator[list[tuple[int, _Candidate]]]:
     """(epoch, example) of each element of a tf.data set of batches of encoded images."""
     import tensorflow as tf
 
@@ -343,73 +329,61 @@ def _encoded(batches) -> Iterator[list[tuple[int, _Candidate]]]:
     options.deterministic = True
     for batch in batches.prefetch(1).with_options(options).as_numpy_iterator():
         columns = (batch[key].tolist() for key in ('epoch', 'index', 'image', 'label'))
-        yield [(epoch, _Candidate(index, lambda image=image: image, label))
+        yield [(epoch, _Candidate(index, lambda _, image=image: image, label))
                for epoch, index, image, label in zip(*columns)]
-
-
-def _eval_indices(num_batches: int, batch_size: int, shard_index: int, shard_count: int) -> Iterator[range]:
-    for number in range(num_batches):
-        first = (number * shard_count + shard_index) * batch_size
-        yield range(first, first + batch_size)
 
 
 # ---- threads -----------------------------------------------------------------------------------------
 
 
 def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_size: int, num_threads: int
-            ) -> Batches:
+            ) -> Iterator[Batch]:
     """Batches of `batch_size` rows, made by threads a few batches ahead; `next` raises what they raised."""
     source.check_bad_share()
     pool = futures.ThreadPoolExecutor(num_threads or _num_processors() + _MORE_THREADS)
+    size = _UNIFORM_ROWS if source.uniform else 1
     in_making = collections.deque()
+
+    def first_made() -> Batch:
+        batch, tasks = in_making.popleft()
+        for task in tasks:
+            task.result()
+        return batch
+
     try:
         for rows in batches:
-            in_making.append(_begin(pool, source, rows, form, batch_size))
+            batch = {name: np.zeros((batch_size, *shape), dtype) for name, (shape, dtype) in form.arrays.items()}
+            batch['label'] = np.full(batch_size, -1, np.int32)
+            in_making.append((batch, [pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
+                                      for first in range(0, len(rows), size)]))
             if len(in_making) > _AHEAD:
-                yield _ended(*in_making.popleft())
+                yield first_made()
         while in_making:
-            yield _ended(*in_making.popleft())
+            yield first_made()
     finally:
         if not sys.is_finalizing():     # then Python has ended the threads
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin(pool: futures.Executor, source: Source, rows: list[_Row], form: _Form, batch_size: int
-           ) -> tuple[Batch, list[futures.Future]]:
-    batch = {name: np.zeros((batch_size, *shape), dtype) for name, (shape, dtype) in form.arrays.items()}
-    batch['label'] = np.full(batch_size, -1, np.int32)
-    size = _UNIFORM_ROWS if source.uniform else 1
-    return batch, [pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
-                   for first in range(0, len(rows), size)]
-
-
-def _ended(batch: Batch, tasks: list[futures.Future]) -> Batch:
-    for task in tasks:
-        task.result()
-    return batch
-
-
 def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, first: int) -> None:
+    """Fills the rows of a batch from `first` on, each with the first of its candidates that can be read."""
     for number, row in enumerate(rows, first):
-        if not _fill_row(source, row, form, batch, number) and not form.has_gaps:
-            raise ValueError(f"Not one image of '{source.name}', split {source.split}, that could stand for "
-                             f'{source.name_of(row.index)} can be read.')
-
-
-def _fill_row(source: Source, row: _Row, form: _Form, batch: Batch, number: int) -> bool:
-    """Whether one of the row's candidates could be read."""
-    for candidate in row.candidates:
-        if source.is_skipped(candidate.index):
-            continue
-        try:
-            form.fill(batch, number, EncodedImage(candidate.load(), source.rules), row.epoch, row.index)
-        except (BadImage, OSError) as error:
-            source.skip(candidate.index, error)
-            source.check_bad_share()
-            continue
-        batch['label'][number] = candidate.label
-        return True
-    return False
+        for candidate in row.candidates:
+            if source.is_skipped(candidate.index):
+                continue
+            try:
+                image = EncodedImage(candidate.load(candidate.index), source.rules)
+                form.fill(batch, number, image, row.epoch, row.index)
+            except (BadImage, OSError) as error:
+                source.skip(candidate.index, error)
+                source.check_bad_share()
+                continue
+            batch['label'][number] = candidate.label
+            break
+        else:
+            if not form.has_gaps:
+                raise ValueError(f"Not one image of '{source.name}', split {source.split}, that could stand for "
+                                 f'{source.name_of(row.index)} can be read.')
 
 
 def _num_processors() -> int:

@@ -1,4 +1,4 @@
-"""What may be brought as a source of images, what every source tells of itself, and split expressions."""
+"""What may be brought as a source of images, what every source tells of itself, and parts of sources."""
 
 import hashlib
 import re
@@ -9,10 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from absl import logging
 
-from simclr_jax.data.pixels import Rules
+from simclr_jax.data.decode import Rules
 
 _NAMED = 3      # of the unreadable files, in an error
 _SAMPLED = 64   # images of which a source is judged before it is read
+_SLICES, _HELD_OUT = 0x511CE, 0x4E1D    # seeds: the parts of a data set are the same in every run
 
 
 @runtime_checkable
@@ -41,8 +42,8 @@ class Streamed(Protocol):
 class Source:
     """One split of a data set; label -1 means none.
 
-    Random-access sources also have `labels` int32 [N]. Where `uniform`, `images` uint8 [N, H, W, 3] lie in
-    memory; else `load(index)` gives one, an encoded file as bytes or pixels uint8 [H, W, 3], and
+    Random-access sources also have `labels` int32 [N]. Where `uniform`, `images` uint8 [N, H, W, C] lie in
+    memory; else `load(index)` gives one, an encoded file as bytes or pixels uint8 [H, W, C], and
     `name_of(index)` names it. `Streamed` ones have `stream` and `ordered` instead.
     """
 
@@ -63,6 +64,10 @@ class Source:
         if self.num_examples == 0:
             raise ValueError(f"Split '{self.split}' of '{self.name}' holds no images.")
 
+    def read_like(self, source: 'Source') -> None:
+        """Takes the rules, the notes and the share that may be unreadable from the source of these images."""
+        self.rules, self.notes, self.max_bad_share = source.rules, list(source.notes), source.max_bad_share
+
     def __len__(self) -> int:
         return self.num_examples
 
@@ -71,8 +76,13 @@ class Source:
         return {'image': self.load(index), 'label': int(self.labels[index])}
 
     def load(self, index: int) -> bytes | np.ndarray:
-        """An encoded file's bytes or pixels uint8 [H, W, 3]. OSError: it cannot be read."""
+        """An encoded file's bytes or pixels uint8 [H, W, C]. OSError: it cannot be read."""
         raise NotImplementedError(f'{type(self).__name__} has no random access.')
+
+    @property
+    def channels(self) -> int:
+        """C of its images."""
+        return self.rules.channels
 
     @property
     def num_classes(self) -> int:
@@ -125,6 +135,116 @@ class Source:
                 'remove them, or allow a larger share.')
 
 
+class ArraySource(Source):
+    """images uint8 [N, H, W, C] and labels int32 [N] in memory."""
+
+    uniform = True
+
+    def __init__(self, name: str, split: str, images: np.ndarray, labels: np.ndarray,
+                 class_names: tuple[str, ...] | None):
+        super().__init__(name, split, len(images), class_names)
+        self.images, self.labels = images, labels
+
+    def load(self, index: int) -> np.ndarray:
+        """Image `index`, uint8 [H, W, C]."""
+        return self.images[index]
+
+
+class _Rows(Source):
+    """Rows of a source whose images are read one by one."""
+
+    def __init__(self, source: Source, rows: np.ndarray, split: str):
+        self._source, self._rows = source, rows
+        self.labels = source.labels[rows]
+        super().__init__(source.name, split or source.split, len(rows), source.class_names)
+
+    def load(self, index: int) -> bytes | np.ndarray:
+        return self._source.load(int(self._rows[index]))
+
+    def name_of(self, index: int) -> str:
+        return self._source.name_of(int(self._rows[index]))
+
+    def fingerprint(self, *, with_times: bool = False) -> str:
+        """Changes with that of the whole, and with the rows."""
+        whole = self._source.fingerprint(with_times=with_times)
+        return hashlib.sha256(whole.encode() + self._rows.tobytes()).hexdigest()
+
+
+# ---- parts -----------------------------------------------------------------------------------------------
+
+
+def take_rows(source: Source, rows: np.ndarray, *, split: str = '') -> Source:
+    """The examples `rows` [n] of `source`, in that order; it keeps name, classes and, unless given, split.
+
+    ValueError for a source that is streamed.
+    """
+    labels = labels_of(source)
+    part = ArraySource(source.name, split or source.split, source.images[rows], labels[rows],
+                       source.class_names) if source.uniform else _Rows(source, rows, split)
+    part.read_like(source)
+    return part
+
+
+def labels_of(source: Source) -> np.ndarray:
+    """int32 [N]; ValueError for a source that is streamed: its examples come in an order of its own."""
+    if isinstance(source, Streamed):
+        raise ValueError(f'{source.name} is read as a stream, from which single images cannot be chosen: set '
+                         "data.cache, use a folder, or a ready subset such as 'imagenet2012_subset/1pct'.")
+    return source.labels
+
+
+def take_split(source: Source, split: str, *, is_sorted: bool = False) -> Source:
+    """The part of a whole split that an expression such as 'train[:80%]' names.
+
+    Parts are cut from a seeded order in which every stretch has its share of each class, the same on every
+    machine; 'train[:80%]' and 'train[80%:]' have no image in common. `is_sorted` cuts the order of the
+    source itself, as runs did that were begun before parts were drawn.
+    """
+    rows = split_rows(split, source.num_examples)
+    if rows == slice(None):
+        return source
+    order = np.arange(source.num_examples) if is_sorted else _even_order(labels_of(source))
+    part = take_rows(source, np.sort(order[rows]), split=split)
+    if not is_sorted:
+        part.notes.append(f'{source.name}, {split}: images drawn at random, evenly of each class, the same '
+                          'in every run.')
+    return part
+
+
+def hold_out(source: Source, percent: float) -> tuple[Source, Source]:
+    """(what is left to train on, a part to measure on): `percent` of each class, at least one of two or more.
+
+    ValueError: percent is not between 0 and 100, or nothing is left of one of the two.
+    """
+    labels = labels_of(source)
+    if not 0 < percent < 100 or len(labels) < 2:
+        raise ValueError(f"data.test_split is '{percent:g}%': of the {len(labels)} images of '{source.name}' "
+                         'that leaves nothing to train on, or nothing to measure on.')
+    rng, held_out = np.random.default_rng(_HELD_OUT), []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(len(members) * percent / 100)), len(members) - 1)
+        held_out.append(members[:count])
+    held_out = np.sort(np.concatenate(held_out))
+    if not held_out.size:       # each class has one image
+        held_out = np.arange(1)
+    train = np.setdiff1d(np.arange(len(labels)), held_out)
+    parts = (take_rows(source, train), take_rows(source, held_out, split=f'{percent:g}% of {source.split}'))
+    parts[1].notes, parts[1].held_out = [], f'{percent:g}%'
+    if source.uniform:      # what could not be read is no row of either
+        parts[0].skipped = list(source.skipped)
+    return parts
+
+
+def _even_order(labels: np.ndarray) -> np.ndarray:
+    """A seeded order of all examples [N] in which each class is spread evenly."""
+    rng, place = np.random.default_rng(_SLICES), np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((rng.permutation(len(labels)), place))
+
+
 def split_name(split: str) -> str:
     """'train' for 'train' and for 'train[:10%]'."""
     return _parse(split)[0]
@@ -136,6 +256,12 @@ def split_rows(split: str, num_examples: int) -> slice:
               else round(int(bound[:-1]) * num_examples / 100) if bound.endswith('%')
               else int(bound) for bound in _parse(split)[1:]]
     return slice(*bounds)
+
+
+def require_split(name: str, split: str, available: tuple[str, ...]) -> None:
+    """Raises ValueError unless `split` is among those available."""
+    if split not in available:
+        raise ValueError(f"'{name}' has no split '{split}'; it has {', '.join(available)}.")
 
 
 def _parse(split: str) -> tuple[str, str | None, str | None]:

@@ -13,18 +13,16 @@ from PIL import ImageColor
 from simclr_jax import storage
 from simclr_jax.config import names
 from simclr_jax.data import arrays, containers, folder, items, shapes
-from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.decode import BadImage, decoded
+from simclr_jax.data.decode import AUTO, MOST_CHANNELS, OF_A_SAMPLE, BadImage, Rules, decoded
 from simclr_jax.data.items import as_source, makes
-from simclr_jax.data.pixels import AUTO, OF_A_SAMPLE, Rules
-from simclr_jax.data.source import Source, Streamed, split_name
-from simclr_jax.data.subset import hold_out, take_split
+from simclr_jax.data.source import ArraySource, Source, Streamed, hold_out, split_name, take_split
 
 __all__ = ['as_read', 'as_source', 'available_splits', 'go_on', 'load_pair', 'load_source',
            'load_test_source', 'makes', 'options']
 
 READING = 2                 # of data.reading; runs begun before it was there have 1: see `options`
-_READING_FIELDS = ('reading', 'background', 'range', 'max_pixels', 'folders', 'arguments')
+_READING_FIELDS = ('reading', 'background', 'range', 'max_pixels', 'channels', 'folders',
+                   'arguments')
 _IN_MEMORY_BYTES = 1 << 30
 _SMALL_SIDE = 128
 _DECODED_AT_ONCE = 256      # files, before the bad ones among them are counted
@@ -97,6 +95,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     else:
         found = _tfds(name).load(name, split, data_dir=data_dir or None, download=download,
                                  in_memory_bytes=in_memory_bytes, rules=rules)
+    if rules.channels not in (0, found.channels):
+        raise ValueError(f"data.channels is {rules.channels}, but the images of '{found.name}' have {found.channels}.")
     found.max_bad_share = max_bad_share
     if decode_once and not found.uniform and not isinstance(found, Streamed):
         found = in_memory(found, in_memory_bytes) or found
@@ -119,7 +119,8 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
     """
     train = load_source(name, train_split, **options)
     train.notes += _look(train)
-    options |= {'rules': dataclasses.replace(options.get('rules', OF_A_SAMPLE), range=train.rules.range)}
+    options |= {'rules': dataclasses.replace(options.get('rules', OF_A_SAMPLE), range=train.rules.range,
+                                             channels=train.channels)}
     if test_source is not None:
         return train, _with_classes_of(train, load_source(name, 'test', **options | {'source': test_source}))
     percent = re.fullmatch(r'(\d+(?:\.\d+)?)%', test_split)
@@ -195,27 +196,30 @@ def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool,
 def go_on(data: Mapping[str, Any], begun_with: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `data` by which a run reads its images, as it began; `begun_with` is its kept block.
 
-    ValueError: `data` asks for another range, or for another part to be held out.
+    ValueError: `data` asks for another range or number of channels, or for another part to be held out.
     """
-    fields = reading_fields(begun_with) | {'test_split': data['test_split'] or begun_with['test_split']}
-    for field, is_fixed in (('range', bool(data['range'])), ('test_split', '%' in (
-            fields['test_split'] + begun_with['test_split']))):
-        if is_fixed and list(data[field] or begun_with[field]) != list(begun_with.get(field, ())):
-            raise ValueError(f'data.{field} is {data[field]!r}, but the run began with '
-                             f'{begun_with.get(field, ())!r}: leave it as it was, or begin another workdir.')
-    return fields | {'range': tuple(fields['range'])}
+    fields = reading_fields(begun_with) | {'test_split': begun_with['test_split']}
+    fields['range'], asked = tuple(fields['range']), {'range': tuple(data['range']), 'channels': data['channels']}
+    if '%' in data['test_split'] + fields['test_split']:
+        asked['test_split'] = data['test_split']
+    for field, value in asked.items():
+        if value and value != fields[field]:
+            raise ValueError(f'data.{field} is {value!r}, but the run began with {fields[field]!r}: leave it as it '
+                             'was, or begin another workdir.')
+    return fields | {'test_split': data['test_split'] or fields['test_split']}
 
 
 def as_read(train: Source, test: Source | None) -> dict[str, Any]:
     """What loading found out: the fields of a config's `data` block by which others read the same images."""
-    found = {'range': train.rules.range} if isinstance(train.rules.range, tuple) else {}
+    found: dict[str, Any] = {'channels': train.channels}
+    found |= {'range': train.rules.range} if isinstance(train.rules.range, tuple) else {}
     return found | ({'test_split': test.held_out} if test is not None and test.held_out else {})
 
 
 def reading_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `data` block that say how images are read, also of one that lacks some."""
-    before = {'reading': 1, 'background': '', 'range': (), 'max_pixels': Rules.max_pixels, 'folders': 'auto',
-              'arguments': {}}
+    before = {'reading': 1, 'background': '', 'range': (), 'max_pixels': Rules.max_pixels, 'channels': 3,
+              'folders': 'auto', 'arguments': {}}
     return {field: data.get(field, before[field]) for field in _READING_FIELDS}
 
 
@@ -231,8 +235,12 @@ def _rules(how: Mapping[str, Any]) -> Rules:
                          'the images.')
     if how['max_pixels'] < 1:
         raise ValueError(f"data.max_pixels is {how['max_pixels']}: it takes 1 or more.")
+    if not 0 <= how['channels'] <= MOST_CHANNELS:
+        raise ValueError(f"data.channels is {how['channels']}: it takes 1 to {MOST_CHANNELS}, or 0 for those of the "
+                         'images.')
     unless_given = AUTO if how['reading'] > 1 else None
-    return Rules(background, (limits[0], limits[1]) if limits else unless_given, how['max_pixels'])
+    return Rules(background, (limits[0], limits[1]) if limits else unless_given, how['max_pixels'],
+                 how['channels'])
 
 
 def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource | None:
@@ -263,8 +271,8 @@ def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource 
                 images.append(image)
             source.check_bad_share()
     result = ArraySource(source.name, source.split, np.stack(images), source.labels[rows], source.class_names)
-    result.skipped, result.notes = list(source.skipped), list(source.notes)
-    result.max_bad_share, result.rules = source.max_bad_share, source.rules
+    result.read_like(source)
+    result.skipped = list(source.skipped)
     return result
 
 
@@ -275,7 +283,7 @@ def _look(source: Source) -> list[str]:
 
     def judge(index):
         image = decoded(source.load(index), source.rules)
-        is_flat = (image.reshape(-1, 3) == image[0, 0]).all()
+        is_flat = (image == image[0, 0]).all()
         return source.name_of(index) if is_flat or image.max() < _BLACK else ''
 
     judged = list(source.sampled(judge))

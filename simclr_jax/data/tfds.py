@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import io
 import math
 import os
 from typing import Any
@@ -11,9 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from simclr_jax.data.arrays import ArraySource
-from simclr_jax.data.pixels import DEFAULT, Rules, depth_of, of_array, resolved
-from simclr_jax.data.source import Source
+from simclr_jax.data.decode import DEFAULT, Rules, of_array, resolved, unusual
+from simclr_jax.data.source import ArraySource, Source
 
 tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
 
@@ -50,7 +48,7 @@ def _in_memory(source: 'StreamedSource') -> ArraySource:
         images[rows], labels[rows] = batch['image'], batch['label']
     result = ArraySource(source.name, source.split, of_array(images, source.rules), labels,
                          source.class_names)
-    result.rules, result.notes = source.rules, source.notes
+    result.read_like(source)
     return result
 
 
@@ -94,7 +92,7 @@ class StreamedSource(Source):
         self._features: Any = tfds.decode.PartialDecoding(wanted).extract_features(features)
         if dtype != np.uint8:
             some = self.ordered(shard_index=0, shard_count=1, is_decoded=False).take(_SAMPLED)
-            rules, self.notes = resolved(rules, (depth_of(io.BytesIO(bytes(example['image'])), rules)
+            rules, self.notes = resolved(rules, (unusual(bytes(example['image']), rules)
                                                  for example in some.as_numpy_iterator()))
         self.rules = resolved(rules, [])[0]
 

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.memory import check_batch_size
-from simclr_jax.data.source import Source, Streamed
-from simclr_jax.data.subset import labels_of, take_rows
+from simclr_jax.data.order import check_batch_size
+from simclr_jax.data.source import Source, Streamed, labels_of, take_rows
 from simclr_jax.evaluate.pretrained import as_imported
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, load_splits, load_subject

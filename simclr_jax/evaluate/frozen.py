@@ -8,8 +8,7 @@ import numpy as np
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import batches
-from simclr_jax.data.source import Source, Streamed
-from simclr_jax.data.subset import take_rows
+from simclr_jax.data.source import Source, Streamed, take_rows
 from simclr_jax.evaluate.features import Encode, Features, encode_source, take
 from simclr_jax.evaluate.knn import knn_accuracies, knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy

@@ -10,7 +10,7 @@ import numpy as np
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import order
-from simclr_jax.data.memory import check_batch_size
+from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import Encode, Features
 from simclr_jax.evaluate.frozen import unchanged

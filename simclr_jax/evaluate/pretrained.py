@@ -122,7 +122,7 @@ def _network(config: ConfigDict, encoder: nn.Module | None) -> tuple[Network, di
     """Encoder and head of a config, and their variables at step 0."""
     network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(), module=encoder,
                            mean=config.augment.mean, std=config.augment.std)
-    images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, 3))
+    images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, len(config.augment.mean)))
     initial = jit_once(lambda: init_variables(network, jax.random.key(config.seed), images))()
     return network, jax.device_get(initial)
 

@@ -110,8 +110,8 @@ def make_subject(pretrained: Pretrained, *, layer: int, mesh: jax.sharding.Mesh 
                  ) -> Subject:
     """An encoder on the devices of `mesh`, by default on all; ValueError for a layer that it has not."""
     encode = jax.jit(make_encode(pretrained.network, layer=layer))
-    size = pretrained.config.augment.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    fields = pretrained.config.augment
+    image = jax.ShapeDtypeStruct((1, fields.image_size, fields.image_size, len(fields.mean)), np.float32)
     width = jax.eval_shape(encode, pretrained.variables, image).shape[1]
     return Subject(pretrained, mesh or sharding.make_mesh(), encode, width, path)
 

@@ -29,7 +29,7 @@ from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules
 from simclr_jax.config import ConfigDict
 from simclr_jax.runlog.writer import plain_table
-from simclr_jax.train import build, make_inputs
+from simclr_jax.train import build, make_inputs, with_channels
 
 _GIB = 1 << 30
 _STEPS_PER_EPOCH = 1000         # they move the schedule and nothing that is told here
@@ -153,6 +153,7 @@ def lower_step(config: ConfigDict, mesh):
     """
     num_examples = _STEPS_PER_EPOCH * config.batch_size
     num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
+    with_channels(config, config.data.channels or len(config.augment.mean))
     inputs = make_inputs(config)
     _, init_state, train_step, shardings = build(
         config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps,

@@ -61,6 +61,9 @@ def sections(figures: Figures, config: ConfigDict, path: str, pretrained: Pretra
     settings, seed = config.report, config.seed
     try:
         pretrained = pretrained or load_pretrained(path, settings.checkpoint, settings.encoder)
+        if len(pretrained.config.augment.mean) != 3:
+            raise ValueError(f'its images have {len(pretrained.config.augment.mean)} channels, and what is drawn here '
+                             'is RGB')
         train, test = _read_samples(config, pretrained)
     except (ValueError, OSError) as error:
         return {'Views, neighbours and maps': page.absent(

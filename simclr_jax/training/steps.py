@@ -19,11 +19,12 @@ def jit_once(function: Callable, **options) -> Callable:
     return jax.jit(function, **options)
 
 
-def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int) -> Callable[[], TrainState]:
+def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int, channels: int = 3
+                    ) -> Callable[[], TrainState]:
     """A function of nothing that returns the state at step 0, a pure function of `seed`."""
 
     def init_state() -> TrainState:
-        images = jnp.zeros((1, image_size, image_size, 3))
+        images = jnp.zeros((1, image_size, image_size, channels))
         params, batch_stats, method_state = method.init(jax.random.key(seed), images)
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats,
                           opt_state=optimizer(0.0).init(params), method_state=method_state)

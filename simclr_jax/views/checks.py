@@ -8,23 +8,25 @@ import numpy as np
 from jax.core import Tracer
 
 
-def checked_images(images: np.ndarray | jax.Array, *, lone: bool = False) -> np.ndarray | jax.Array:
-    """The images [N, H, W, 3], or [H, W, 3] where `lone`, as uint8 or float32.
+def checked_images(images: np.ndarray | jax.Array, *, lone: bool = False, channels: int | None = 3
+                   ) -> np.ndarray | jax.Array:
+    """The images [N, H, W, C], or [H, W, C] where `lone`, as uint8 or float32; channels None: C is 1 to 16.
 
     Raises:
         ValueError: another shape or dtype, or floats outside [0, 1] or not finite. The values of a traced
             array are not known, and are not looked at.
     """
     images = images if isinstance(images, jax.Array) else np.asarray(images)
-    axes, what, form = (3, 'image has', '[H, W, 3]') if lone else (4, 'images have', '[N, H, W, 3]')
+    taken = range(1, 17) if channels is None else (channels,)
+    axes, what, form = (3, 'image has', '[H, W, ') if lone else (4, 'images have', '[N, H, W, ')
     noun, shape = what.split()[0], list(images.shape)
-    if len(shape) != axes or shape[-1] != 3:
+    if len(shape) != axes or shape[-1] not in taken:
         advice = ''
-        if len(shape) == axes and shape[-3] == 3:
+        if len(shape) == axes and shape[-3] in taken:
             advice = ' The channels come first: transpose them.'
         elif lone and len(shape) == 4:
             advice = ' Use jax.vmap for a batch.'
-        raise ValueError(f'The {what} the shape {shape}: it takes {form}.{advice}')
+        raise ValueError(f'The {what} the shape {shape}: it takes {form}{channels or 3}].{advice}')
     if 0 in shape[-3:]:
         raise ValueError(f'The {what} the shape {shape}: there are no pixels.')
     if images.dtype == np.uint8:

@@ -62,7 +62,8 @@ def augment(image: np.ndarray | jax.Array, key: jax.Array, view: View = View(), 
     >>> view.shape, view.dtype.name
     ((8, 8, 3), 'float32')
     """
-    image, view = jnp.asarray(checked_images(image, lone=True)), view.replace(**operations)
+    view = view.replace(**operations)
+    image = jnp.asarray(checked_images(image, lone=True, channels=3 if view.of_rgb() else None))
     check_key(key)
     check_image_size(image_size)
     return augment_box(image, _random_box(image, key, view.crop), key, view, image_size=image_size)
@@ -148,7 +149,7 @@ def eval_crop(image: np.ndarray | jax.Array, *, image_size: int, proportion: flo
     >>> crop.shape, round(float(crop.min()), 4)
     ((8, 8, 3), 1.0)
     """
-    image = jnp.asarray(checked_images(image, lone=True))
+    image = jnp.asarray(checked_images(image, lone=True, channels=None))
     check_image_size(image_size)
     height, width, _ = image.shape
     if resize != Resize():

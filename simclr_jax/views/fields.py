@@ -260,6 +260,17 @@ class View:
             name: fields if isinstance(fields, Operation) else _operation(name, fields)
             for name, fields in operations.items()})
 
+    def of_rgb(self) -> list[str]:
+        """The operations of this view that images of other channels than red, green and blue cannot have."""
+        runs = {'saturation': self.jitter.probability * self.jitter.saturation,
+                'hue': self.jitter.probability * self.jitter.hue, 'grey': self.grey.probability}
+        return [name for name, share in runs.items() if share]
+
+    def without_rgb(self) -> 'View':
+        """The view without the operations of `of_rgb`."""
+        return dataclasses.replace(self, grey=Grey(0.0),
+                                   jitter=dataclasses.replace(self.jitter, saturation=0.0, hue=0.0))
+
     def operations(self) -> dict[str, Operation]:
         """The ten by their names, in the order in which they run."""
         return {name: getattr(self, name) for name in OPS}

@@ -22,7 +22,7 @@ _CLIP_ONLY = len(JITTER_OPS)      # in place of a jitter operation of strength 0
 
 
 def crop_view(image: np.ndarray, box: Box, draws: Draws, view: View, *, out: np.ndarray) -> np.ndarray:
-    """Crop, flip and quarter turn of an image uint8 [H, W, 3] to float32 [S, S, 3] about [0, 1], not clipped."""
+    """Crop, flip and quarter turn of an image uint8 [H, W, C] to float32 [S, S, C] about [0, 1], not clipped."""
     crop_resize(image, box, len(out), is_flipped=draws.of(view.flip) is not None, out=out)
     if turns := draws.of(view.rotate):
         out[...] = np.rot90(out, 1 + int(3 * turns[0])).copy()
@@ -47,12 +47,12 @@ def choices(draws: Draws, view: View, image_size: int) -> np.ndarray:
 
 
 def make_finish(view: View, dtype: str = 'float32') -> Callable[[Any, Any, Any], Any]:
-    """A TensorFlow function of (crops [N, S, S, 3], choices [N, NUM_CHOICES], noise) -> views [N, S, S, 3].
+    """A TensorFlow function of (crops [N, S, S, C], choices [N, NUM_CHOICES], noise) -> views [N, S, S, C].
 
     Args:
         dtype: of the views: 'float32' or 'bfloat16' in [0, 1], or 'uint8', rounded.
 
-    crops: of `crop_view`. noise: standard normals [N, S, S, 3], or [N] of anything where the view has none.
+    crops: of `crop_view`. noise: standard normals [N, S, S, C], or [N] of anything where the view has none.
 
     Raises:
         ValueError: tensorflow is not installed, or the view has functions of the user's, which are JAX's.
@@ -77,12 +77,12 @@ def check_tensorflow() -> None:
 
 
 def augment(image: np.ndarray, draws: Sequence[Draws], view: View, *, image_size: int) -> np.ndarray:
-    """Random views of an image uint8 [H, W, 3], one for each of `draws`: float32 [N, S, S, 3] in [0, 1].
+    """Random views of an image uint8 [H, W, C], one for each of `draws`: float32 [N, S, S, C] in [0, 1].
 
     A view is a pure function of (image, its draws, view).
     """
     crops = np.stack([crop_view(image, draw.box(image.shape[0], image.shape[1], view.crop), draw, view,
-                                out=np.empty((image_size, image_size, 3), np.float32)) for draw in draws])
+                                out=np.empty((image_size, image_size, image.shape[2]), np.float32)) for draw in draws])
     noise = np.stack([draw.normals(crops.shape[1:]) if view.noise.probability else np.float32(0)
                       for draw in draws])
     return make_finish(view)(crops, np.stack([choices(draw, view, image_size) for draw in draws]), noise).numpy()
@@ -105,20 +105,20 @@ def eval_box(height: int, width: int, proportion: float) -> Box:
 
 
 def eval_crop(image: np.ndarray, *, image_size: int, proportion: float) -> np.ndarray:
-    """The crop `eval_box` of an image uint8 [H, W, 3] as float32 [image_size, image_size, 3] in [0, 1].
+    """The crop `eval_box` of an image uint8 [H, W, C] as float32 [image_size, image_size, C] in [0, 1].
 
     With a proportion of 1 a square image that has the size already passes unchanged.
     """
-    out = np.empty((image_size, image_size, 3), np.float32)
+    out = np.empty((image_size, image_size, image.shape[2]), np.float32)
     crop_resize(image, eval_box(image.shape[0], image.shape[1], proportion), image_size, out=out)
     return np.clip(out, 0, 1, out=out)
 
 
 def eval_resize(image: np.ndarray, *, image_size: int, proportion: float, resize: Resize) -> np.ndarray:
-    """An image uint8 [H, W, 3] as `views.device.eval_crop` with this `resize`, float32 [S, S, 3] in [0, 1]."""
+    """An image uint8 [H, W, C] as `views.device.eval_crop` with this `resize`, float32 [S, S, C] in [0, 1]."""
     rows, columns = resize_weights(*image.shape[:2], image_size, proportion, resize)
     top, left = (np.flatnonzero(each.any(0)) for each in (rows, columns))       # the pixels that count
     seen = image[top[0]:top[-1] + 1, left[0]:left[-1] + 1].astype(np.float32) / 255
     rows, columns = rows[:, top[0]:top[-1] + 1], columns[:, left[0]:left[-1] + 1]
-    half = (rows @ seen.reshape(len(seen), -1)).reshape(image_size, -1, 3)
+    half = (rows @ seen.reshape(len(seen), -1)).reshape(image_size, -1, image.shape[2])
     return np.clip(np.einsum('ywc,xw->yxc', half, columns, optimize=True), 0, 1)

@@ -1,6 +1,6 @@
 """What follows the crop of a view on the host, in TensorFlow: compiled once, one view after another.
 
-Images are float32 [3, S, S], as in `ops`, whose formulas these are. A choice between operations is a real
+Images are float32 [C, S, S], as in `ops`, whose formulas these are. A choice between operations is a real
 branch: only what was drawn is computed.
 
 Sources: google-research/simclr tf2/data_util.py (colour, blur); deepmind-research byol/utils/augmentations.py
@@ -14,7 +14,7 @@ from typing import Callable
 
 import tensorflow as tf
 
-from simclr_jax.views.fields import JITTER_OPS, View
+from simclr_jax.views.fields import JITTER_OPS, Jitter, View
 
 _BLOCK = 32     # rows or columns of a blur at a time
 
@@ -47,7 +47,7 @@ def _finish(image: tf.Tensor, choices: tf.Tensor, noise: tf.Tensor, view: View) 
         return tf.cond(happens > 0, lambda: function(image), lambda: image) if operation.probability else image
 
     if view.jitter.probability:
-        image = _jitter(image, order, amounts, view.jitter.brightness_mode)
+        image = _jitter(image, order, amounts, view.jitter)
     image = clip(maybe(view.grey, grey, to_grey, image))
     image = maybe(view.sobel, has_sobel, sobel, image)
     image = maybe(view.noise, has_noise, lambda image: clip(
@@ -64,17 +64,17 @@ def _finish(image: tf.Tensor, choices: tf.Tensor, noise: tf.Tensor, view: View) 
     return image
 
 
-def _jitter(image: tf.Tensor, order: tf.Tensor, amounts: tf.Tensor, brightness_mode: str) -> tf.Tensor:
+def _jitter(image: tf.Tensor, order: tf.Tensor, amounts: tf.Tensor, jitter: Jitter) -> tf.Tensor:
     """The turns of `order`, each with a clip; -1 does nothing, and one past the operations clips alone."""
     brightness, contrast, saturation, hue = tf.unstack(amounts, len(JITTER_OPS))
 
     def turn(number, image):
         return number + 1, tf.switch_case(order[number] + 1, [
             lambda: image,
-            lambda: clip(image * brightness if brightness_mode == 'multiply' else image + brightness),
+            lambda: clip(image * brightness if jitter.brightness_mode == 'multiply' else image + brightness),
             lambda: clip(adjust_contrast(image, contrast)),
-            lambda: clip(adjust_saturation(image, saturation)),
-            lambda: clip(adjust_hue(image, hue)),
+            lambda: clip(adjust_saturation(image, saturation) if jitter.saturation else image),
+            lambda: clip(adjust_hue(image, hue) if jitter.hue else image),
             lambda: clip(image)])
 
     # A loop: four copies of the branches take XLA a minute to compile.
@@ -137,7 +137,8 @@ def gaussian_blur(image: tf.Tensor, sigma: tf.Tensor, kernel_size: int) -> tf.Te
 
     Products with a band, block by block: of a whole band nine tenths are zeros.
     """
-    size, radius = image.shape[1], kernel_size // 2
+    channels, size, _ = image.shape
+    radius = kernel_size // 2
     count = -(-size // _BLOCK)
 
     def weights(distance):
@@ -147,18 +148,18 @@ def gaussian_blur(image: tf.Tensor, sigma: tf.Tensor, kernel_size: int) -> tf.Te
     band = tf.where(distance <= radius, weights(distance), 0.0)         # [block, block + 2 radius]
     band /= tf.reduce_sum(weights(tf.range(-radius, radius + 1)))
 
-    def windows(image, axis):       # overlapping: [3, count, ...]
+    def windows(image, axis):       # overlapping: [C, count, ...]
         beyond = [[0, 0]] * 3
         beyond[axis] = [radius, radius + count * _BLOCK - size]
         image = tf.pad(image, beyond)
         return tf.stack([image[(slice(None),) * axis + (slice(begin, begin + _BLOCK + 2 * radius),)]
                          for begin in range(0, count * _BLOCK, _BLOCK)], 1)
 
-    image = tf.broadcast_to(band, [3, count, *band.shape]) @ windows(image, 1)
-    image = tf.reshape(image, [3, count * _BLOCK, size])[:, :size]
-    image = tf.reshape(windows(image, 2), [3 * count * size, band.shape[1]]) @ tf.transpose(band)
-    image = tf.transpose(tf.reshape(image, [3, count, size, _BLOCK]), [0, 2, 1, 3])
-    return tf.reshape(image, [3, size, count * _BLOCK])[..., :size]
+    image = tf.broadcast_to(band, [channels, count, *band.shape]) @ windows(image, 1)
+    image = tf.reshape(image, [channels, count * _BLOCK, size])[:, :size]
+    image = tf.reshape(windows(image, 2), [channels * count * size, band.shape[1]]) @ tf.transpose(band)
+    image = tf.transpose(tf.reshape(image, [channels, count, size, _BLOCK]), [0, 2, 1, 3])
+    return tf.reshape(image, [channels, size, count * _BLOCK])[..., :size]
 
 
 def _cut_out(image: tf.Tensor, top: tf.Tensor, left: tf.Tensor, side: int) -> tf.Tensor:

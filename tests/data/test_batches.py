@@ -14,7 +14,7 @@ from simclr_jax.data.batches import Inputs, Prefetch, centre_crops, choose_form,
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device as device_augment
 from simclr_jax.config import augment_config
-from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.source import ArraySource
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.views.fields import Blur, Crop, Solarize, View
 from simclr_jax.views.presets import views_of

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclr_jax.data import pipeline
-from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.source import ArraySource
 from simclr_jax.data.decode import read_image
 from simclr_jax.views.draws import Draws
 from simclr_jax.data.order import epoch_and_index

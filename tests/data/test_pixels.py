@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from simclr_jax.config import base_config
-from simclr_jax.data import pixels, sources
-from simclr_jax.data.decode import EncodedImage, read_image
-from simclr_jax.data.pixels import AUTO, Rules
+from simclr_jax.data import sources
+from simclr_jax.data.decode import AUTO, EncodedImage, Rules, of_array, read_image
 
 RNG = np.random.default_rng(0)
 
@@ -91,7 +90,7 @@ def test_the_range_is_that_of_the_data_set_and_is_kept_and_said(tmp_path):
     assert 'uint16 images: 0 to 4095, the extremes of 4 of them, become 0 to 255 (data.range).' in train.notes
     image = read_image(io.BytesIO(train.load(3)), train.rules)
     np.testing.assert_allclose(image[..., 0], arrays[3] / 4095 * 255, atol=0.5)
-    assert sources.as_read(train, None) == {'range': (0, 4095)}
+    assert sources.as_read(train, None) == {'channels': 3, 'range': (0, 4095)}
     np.savez(tmp_path / 'a.npz', train_images=np.stack(arrays), test_images=np.stack(arrays[3:]))
     train, test = sources.load_pair(f'arrays:{tmp_path}/a.npz', 'train', '')
     np.testing.assert_array_equal(train.images[3], test.images[0])      # not by its own extremes
@@ -131,7 +130,7 @@ def test_transparent_pixels_show_the_background(tmp_path, kind, mode, background
 def test_half_transparency_is_a_mixture_in_files_and_in_arrays():
     array = RNG.integers(0, 256, (6, 8, 4), np.uint8)
     expected = over(array[..., :3].astype(float), array[..., 3:] / 255, (255, 255, 255))
-    for image in (read_image(io.BytesIO(encoded(Image.fromarray(array), 'PNG'))), pixels.of_array(array)):
+    for image in (read_image(io.BytesIO(encoded(Image.fromarray(array), 'PNG'))), of_array(array)):
         np.testing.assert_allclose(image, expected, atol=0.5)
     own = read_image(io.BytesIO(encoded(Image.fromarray(array), 'PNG')), Rules(background=None))
     np.testing.assert_array_equal(own, array[..., :3])

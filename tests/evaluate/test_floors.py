@@ -2,7 +2,7 @@
 
 import jax
 
-from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.source import ArraySource
 from simclr_jax.data.shapes import CLASS_NAMES, make_shapes
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config

@@ -7,9 +7,9 @@ import pytest
 
 from simclr_jax.config import base_config
 from simclr_jax.data import sources
-from simclr_jax.data.arrays import ArraySource
+from simclr_jax.data.source import ArraySource
 from simclr_jax.data.sources import load_pair, load_source
-from simclr_jax.data.subset import hold_out, take_split
+from simclr_jax.data.source import hold_out, take_split
 
 LABELS = np.repeat(np.arange(4), (100, 50, 10, 1)).astype(np.int32)        # sorted by class, as files are
 
@@ -102,7 +102,7 @@ def test_a_run_goes_on_with_the_part_that_it_held_out_and_the_range_that_it_foun
     assert fields['test_split'] == '10%' and fields['range'] == (0, 4095)
     with pytest.raises(ValueError, match="data.test_split is 'none', but the run began with '10%'"):
         sources.go_on(data | {'test_split': 'none'}, begun)
-    with pytest.raises(ValueError, match=r'data.range is \(0, 255\), but the run began with \[0, 4095\]'):
+    with pytest.raises(ValueError, match=r'data.range is \(0, 255\), but the run began with \(0, 4095\)'):
         sources.go_on(data | {'range': (0, 255)}, begun)
     assert sources.go_on(data | {'test_split': 'val'}, data | {'test_split': 'test'})['test_split'] == 'val'
 
