@@ -66,6 +66,11 @@ def npz_source(name: str, split: str, path: str, *, rules: Rules = DEFAULT, as_n
             if as_numbered:
                 source.labels, source.notes = labels.reshape(-1).astype(np.int32), []
                 source.class_names = tuple(map(str, range(max(map(int, source.class_names or ())) + 1)))
+        wanted = ('images', 'labels') if not prefix else (
+            'train_images', 'train_labels', 'test_images', 'test_labels')
+        others = [key for key in arrays if key not in wanted]
+    if others:
+        notes.append(f"'{path}' also holds {', '.join(others)}, which are not read.")
     source.notes += notes
     return source
 

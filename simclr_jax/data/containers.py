@@ -69,7 +69,8 @@ class TarShards:
         self.paths = _paths(pattern.replace('{split}', split))
         if not self.paths:
             raise FileNotFoundError(f"There is no shard 'wds:{pattern}' of the split '{split}'.")
-        self._images, self.names, self.labels, self.num_left_out = [], [], [], 0
+        self._images, self.names, self.labels = [], [], []
+        self.num_left_out, self.num_further = 0, 0      # examples without an image, and second images of examples
         for number, path in enumerate(self.paths):
             self._index(number, path)
         if not self._images:
@@ -97,11 +98,12 @@ class TarShards:
             raise ValueError(f"The shard '{printable(path)}' cannot be read ({error}): it must be a tar "
                              'file, whole and not compressed.') from error
         for name, members in examples.items():
-            image = next((suffix for suffix in members if suffix.endswith(suffixes())), None)
-            if image is None:
+            images = [suffix for suffix in members if suffix.endswith(suffixes())]
+            if not images:
                 self.num_left_out += 1
                 continue
-            self._images.append((number, *members[image]))
+            self.num_further += len(images) - 1
+            self._images.append((number, *members[images[0]]))
             self.names.append(printable(name))
             self.labels.append(self._label(path, members))
 

@@ -100,7 +100,10 @@ class ItemSource(Source):
     def __init__(self, items: RandomAccess, split: str, *, name: str, rules: Rules):
         super().__init__(name, split, len(items), None)
         self.rules, self._items, self._keys = rules, items, ('image', 'label')
-        labels, class_names = _told_labels(items), _told_classes(items)
+        labels = (items.labels if isinstance(items, Labelled) else items.targets if isinstance(items, Targeted)
+                  else None)
+        class_names = (items.class_names if isinstance(items, WithClassNames) else items.classes
+                       if isinstance(items, WithClasses) else None)
         datasets = sys.modules.get('datasets')
         if datasets is not None and isinstance(items, datasets.Dataset):
             self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets, name)
@@ -216,18 +219,6 @@ def _called(make: Callable, split: str, arguments: Mapping[str, Any], name: str)
 def _name_of(anything: Any) -> str:
     return anything.__qualname__ if isinstance(anything, type) or inspect.isfunction(anything) else type(
         anything).__name__
-
-
-def _told_labels(items: Any) -> Sequence | None:
-    if isinstance(items, Labelled):
-        return items.labels
-    return items.targets if isinstance(items, Targeted) else None
-
-
-def _told_classes(items: Any) -> Sequence[str] | None:
-    if isinstance(items, WithClassNames):
-        return items.class_names
-    return items.classes if isinstance(items, WithClasses) else None
 
 
 def _of_hugging_face(items: Any, datasets: Any, name: str

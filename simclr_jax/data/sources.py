@@ -85,8 +85,10 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     elif kind == 'wds':
         shards = containers.TarShards(path, split_name(split))
         found = as_source(shards, split, name=name, rules=rules)
-        if shards.num_left_out:
-            found.notes.append(f'{name}: {shards.num_left_out:,} examples without an image are left out.')
+        for count, what in ((shards.num_left_out, 'examples without an image'),
+                            (shards.num_further, 'images that are not the first of their example')):
+            if count:
+                found.notes.append(f'{name}: {count:,} {what} are left out.')
     elif kind in ('object', 'hf'):
         if kind == 'hf':
             source = containers.hugging_face(path, cache_dir=data_dir or None, download=download)

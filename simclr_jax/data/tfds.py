@@ -33,21 +33,14 @@ def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memo
     shape = source.image_shape
     if None in shape or num_examples * math.prod(shape[:2]) * 3 > in_memory_bytes:
         return source
+    images, labels, row = np.empty((num_examples, *shape), source.image_dtype), np.empty(num_examples, np.int32), 0
     try:
-        return _in_memory(source)
+        for batch in source.ordered(shard_index=0, shard_count=1).batch(1024).as_numpy_iterator():
+            rows = slice(row, row := row + len(batch['label']))
+            images[rows], labels[rows] = batch['image'], batch['label']
     except tf.errors.InvalidArgumentError:  # A stream counts and names what it cannot decode.
         return source
-
-
-def _in_memory(source: 'StreamedSource') -> ArraySource:
-    images = np.empty((source.num_examples, *source.image_shape), source.image_dtype)
-    labels = np.empty(source.num_examples, np.int32)
-    row = 0
-    for batch in source.ordered(shard_index=0, shard_count=1).batch(1024).as_numpy_iterator():
-        rows = slice(row, row := row + len(batch['label']))
-        images[rows], labels[rows] = batch['image'], batch['label']
-    result = ArraySource(source.name, source.split, of_array(images, source.rules), labels,
-                         source.class_names)
+    result = ArraySource(name, split, of_array(images, source.rules), labels, source.class_names)
     result.read_like(source)
     return result
 
@@ -96,10 +89,6 @@ class StreamedSource(Source):
                                                  for example in some.as_numpy_iterator()))
         self.rules = resolved(rules, [])[0]
 
-    def num_shard_examples(self, shard_count: int) -> int:
-        """Examples per epoch of every shard; a remainder of fewer than shard_count is left out."""
-        return self.num_examples // shard_count
-
     def stream(self, *, seed: int, start: int, shard_index: int, shard_count: int
                ) -> tf.data.Dataset:
         """The endless shuffled stream of one shard from its position `start`.
@@ -107,7 +96,7 @@ class StreamedSource(Source):
         Elements: image, the bytes of a file, label int32, epoch int64 and index int64, the number of the
         example in the split.
         """
-        first_epoch, skip = divmod(start, self.num_shard_examples(shard_count))
+        first_epoch, skip = divmod(start, self.num_examples // shard_count)     # a remainder is left out
         files = self._files(shard_index, shard_count, even=True)
         whole = self._builder.info.splits.values()  # TFDS counts no bytes of a slice.
         bytes_each = sum(s.num_bytes for s in whole) / sum(s.num_examples for s in whole)

@@ -36,7 +36,7 @@ def read_flax(path: str | os.PathLike) -> Imported:
     arrays, metadata = read_tensors(path)
     fields = header.from_header(metadata.get(header.KEY, '{}'), str(path), layout='flax')
     variables, classifier = fit(arrays, encoder=fields['encoder'], head=fields['head'], file=str(path),
-                                image_size=fields['image_size'])
+                                image_size=fields['image_size'], channels=len(fields['mean']))
     return Imported(variables=variables, classifier=classifier, **header.imported_fields(fields))
 
 

@@ -65,7 +65,8 @@ def from_header(text: str, file: str, *, layout: str) -> dict[str, Any]:
     checks = {
         'layout': lambda value: value == layout,
         'encoder': lambda value: isinstance(value, dict), 'head': lambda value: isinstance(value, dict),
-        'mean': _three_numbers, 'std': lambda value: _three_numbers(value) and min(value) > 0,
+        'mean': _numbers,
+        'std': lambda value: _numbers(value) and min(value) > 0 and len(value) == len(header['mean']),
         'image_size': lambda value: type(value) is int and value > 0,
         'crop_proportion': lambda value: _number(value) and 0 < value <= 1,
         'source': lambda value: isinstance(value, str), 'card': lambda value: isinstance(value, dict),
@@ -126,5 +127,6 @@ def _number(value):
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _three_numbers(value):
-    return isinstance(value, list) and len(value) == 3 and all(map(_number, value))
+def _numbers(value):
+    """Whether it has a number for each channel of an image."""
+    return isinstance(value, list) and 0 < len(value) <= 16 and all(map(_number, value))

@@ -72,31 +72,31 @@ def size_step(encoder: Mapping[str, Any], image_size: int) -> int:
 
 
 def expected(encoder: Mapping[str, Any], head: Mapping[str, Any], file: str = '',
-             image_size: int = 32) -> dict[str, tuple[int, ...]]:
+             image_size: int = 32, channels: int = 3) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all that a network needs, such as 'params/encoder/stem_conv/kernel'.
 
     Args:
         encoder, head: see `Imported`.
         file: where they come from, for messages.
-        image_size: of the images, which parameters of an encoder of another make may depend on.
+        image_size: of the images, which parameters of an encoder of another make may depend on; and their channels.
 
     Raises:
         ValueError: no such network: an unknown depth, stem or head mode. `file` is named in front.
     """
     size = 32 if is_resnet(encoder) else image_size
     try:
-        return _trace(json.dumps([dict(encoder), dict(head)], sort_keys=True, default=list), size)[0]
+        return _trace(json.dumps([dict(encoder), dict(head)], sort_keys=True, default=list), size, channels)[0]
     except (ValueError, TypeError, OverflowError) as error:
         first_line = str(error).split('\n')[0]      # jax adds lines of its own
         raise ValueError(f'{file}: {first_line}' if file else first_line) from None
 
 
 @functools.lru_cache(maxsize=8)
-def _trace(fields: str, image_size: int) -> tuple[dict[str, tuple[int, ...]], int]:
+def _trace(fields: str, image_size: int, channels: int = 3) -> tuple[dict[str, tuple[int, ...]], int]:
     """(shapes by path, number of features) of the network with these fields, as JSON."""
     encoder, head = json.loads(fields)
-    network = make_network(encoder=encoder, head=head)
-    images = jnp.zeros((1, image_size, image_size, 3))
+    network = make_network(encoder=encoder, head=head, mean=(0.0,) * channels, std=(1.0,) * channels)
+    images = jnp.zeros((1, image_size, image_size, channels))
 
     def start():
         variables = init_variables(network, jax.random.key(0), images)
@@ -125,19 +125,20 @@ def all_arrays(imported: Imported) -> dict[str, np.ndarray]:
     """{path: array} of all that an encoder consists of, checked by `fit`."""
     arrays = flat({**imported.variables, 'classifier': imported.classifier or {}})
     fit(arrays, encoder=imported.encoder, head=imported.head, file=imported.source,
-        image_size=imported.image_size)
+        image_size=imported.image_size, channels=len(imported.mean))
     return arrays
 
 
 def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: Mapping[str, Any], file: str,
         name_of: Callable[[str], str] = str, shape_of: Callable[[Sequence[int]], Sequence[int]] = list,
-        image_size: int = 32) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+        image_size: int = 32, channels: int = 3
+        ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     """The variables of the network, each taken from `arrays`: none missing, none left over.
 
     Args:
         arrays: {path: array}, paths as in `expected`, and maybe the two of `CLASSIFIER`; axes in this
             project's order already.
-        encoder, head, file, image_size: see `expected`.
+        encoder, head, file, image_size, channels: see `expected`.
         name_of: a path -> the name that it has in the file, for messages.
         shape_of: a shape here -> the shape in the file's order of axes, for messages.
 
@@ -148,7 +149,7 @@ def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: M
         ValueError: names are missing, unexpected or of another shape, dtype than float32, or hold a
             value that is not finite. One sentence names them.
     """
-    wanted = dict(expected(encoder, head, file, image_size))
+    wanted = dict(expected(encoder, head, file, image_size, channels))
     if any(path in arrays for path in CLASSIFIER):
         classes = max(np.shape(arrays[path])[-1:] for path in CLASSIFIER if path in arrays)
         wanted |= zip(CLASSIFIER, ((feature_width(encoder, image_size), *classes), classes))

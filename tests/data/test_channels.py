@@ -14,9 +14,12 @@ from simclr_jax.data.crop import crop_resize
 from simclr_jax.data.decode import BadImage, Rules, read_image
 from simclr_jax.evaluate.embed import embed, read_features
 from simclr_jax.evaluate.knn_task import knn
+from simclr_jax.evaluate.pretrained import as_imported, load_pretrained
 from simclr_jax.views import host
 from simclr_jax.views.draws import Draws
 from simclr_jax.views.fields import Blur, Crop, Cutout, Flip, Grey, Jitter, Noise, Rotate, Sobel, Solarize, View
+from simclr_jax.weights.flax_file import write_flax
+from simclr_jax.weights.write.export import export
 from tests.evaluate.runs import task_config
 
 RNG = np.random.default_rng(0)
@@ -144,8 +147,13 @@ def test_six_bands_train_by_the_command_and_the_encoder_is_measured_and_used(sat
         assert ('Images of 6 channels: saturation, hue, grey of the views, which are of red, green and blue, are left '
                 'out.' in trained.stdout)
     check_run(workdir)
-    assert np.isfinite(knn(task_config('knn', workdir), str(workdir))['knn_accuracy'])
-    features = read_features(embed(task_config('embed', workdir), str(satellite / 'features'))[0])
+    file, images = str(satellite / 'encoder.safetensors'), bands(6, count=3)
+    write_flax(file, as_imported(load_pretrained(workdir)))
+    np.testing.assert_array_equal(simclr_jax.load_encoder(file)(images), simclr_jax.load_encoder(workdir)(images))
+    with pytest.raises(ValueError, match='takes images of 6 channels, and files of weights are for RGB'):
+        export(task_config('export', str(workdir)), str(satellite / 'export'))
+    assert np.isfinite(knn(task_config('knn', str(workdir)), str(workdir))['knn_accuracy'])
+    features = read_features(embed(task_config('embed', str(workdir)), str(satellite / 'features'))[0])
     assert len(features.features) == 42     # the training split without what is held out
 
 

@@ -86,6 +86,13 @@ def test_shards_resume_where_they_stopped(tmp_path):
     assert sorted(np.concatenate([batch['index'] for batch in whole])[:12]) == list(range(12))
 
 
+def test_second_images_of_an_example_are_counted(tmp_path):
+    (tmp_path / 'a.tar').write_bytes(tar({'1.png': png(IMAGES[0]), '1.mask.png': png(IMAGES[1]), '2.png': png(IMAGES[2])}))
+    source = load_source(f'wds:{tmp_path}/a.tar', 'train')
+    assert source.num_examples == 2
+    assert source.notes[-1].endswith('1 images that are not the first of their example are left out.')
+
+
 def test_shards_that_will_not_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="no shard 'wds:.*x-.*' of the split 'train'"):
         load_source(f'wds:{tmp_path}/x-{{0..3}}.tar', 'train')

@@ -186,3 +186,12 @@ def test_a_folder_on_an_object_store(tmp_path):
     assert train.class_names == ('a', 'b') and len(test) == 2 and train.fingerprint()
     assert (sources.in_memory(train).images == (9, 99, 200)).all()
     storage.remove(root)
+
+
+def test_images_beside_the_folders_of_the_splits_are_counted(tmp_path):
+    for name in ('train/a.png', 'test/b.png', 'c.png', 'd.jpg', 'notes.txt'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / name, format='PNG')
+    source = load_source(f'folder:{tmp_path}', 'train')
+    assert source.files == ['a.png']
+    assert source.notes[-1].endswith(': 2 images beside the folders of the splits are in none of them, and are left out.')

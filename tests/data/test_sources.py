@@ -87,6 +87,13 @@ def test_arrays_with_labels_and_two_splits(tmp_path):
     assert available_splits(name) == ('train', 'test')
 
 
+def test_arrays_that_are_not_read_are_named(tmp_path):
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    np.savez(tmp_path / 'a.npz', train_images=images, train_labels=[0, 1, 0, 1], val_images=images, images=images)
+    assert load_source(f'arrays:{tmp_path}/a.npz', 'train').notes == [
+        f"'{tmp_path}/a.npz' also holds val_images, images, which are not read."]
+
+
 _IMAGES = np.zeros((4, 2, 2, 3), np.uint8)
 
 

@@ -42,6 +42,10 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
     formats = _wanted(settings.formats)
     source = as_path(settings.pretrained or workdir)
     pretrained = load_pretrained(source, settings.checkpoint, settings.encoder)
+    channels = len(pretrained.config.augment.mean)
+    if channels != 3:
+        raise ValueError(f'The encoder takes images of {channels} channels, and files of weights are for RGB: use '
+                         '`simclr_jax.load_encoder`.')
     if not sharding.is_lead():
         return {}
     directory = os.path.abspath(as_path(settings.dir or os.path.join(workdir, 'export')))
