@@ -1,22 +1,23 @@
 """Batches of augmented images as a pure function of (seed, step); nothing of an iterator is saved.
 
-Row r of global batch s stands at position p = s * batch_size + r of an endless stream, in which
-`order` names the (epoch, index); its views follow from (seed, epoch, index) alone, and so depend on
-no batch size, shard count or number of threads. Sources too large for random access keep another
-order (see `tfds_source.StreamedSource`).
+Row r of global batch s stands at position p = s * batch_size + r of an endless stream, in which `order` names
+the (epoch, index); its views follow from (seed, epoch, index) alone, and so depend on no batch size, shard count
+or number of threads. Streamed sources keep another order (see `tfds.StreamedSource`).
 
-Threads fill the rows of a batch: each decodes an image once, as far as its crops need it, outside of
-Python's lock. Whole views are finished by a tf.data pipeline behind them; nothing else here needs
-tensorflow. An image that cannot be read is noted in `source.skipped`, and the next readable one
-takes its place, in a stream the next of its batch.
+Threads fill the rows of a batch: each decodes an image once, as far as its crops need it, outside of Python's
+lock. Whole views are finished by a tf.data pipeline behind them; nothing else here needs tensorflow. An image
+that cannot be read is noted in `source.skipped`, and the next readable one takes its place, in a stream the next
+of its batch.
 """
 
 import collections
 import functools
 import itertools
+import math
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from simclr_jax.views.draws import Box, Draws, union
 from simclr_jax.views.fields import View
 from simclr_jax.views.resize import Resize
 
+_ALIGNMENT = 64     # bytes
 _AHEAD = 2      # batches in the making while one is in use
 _MORE_THREADS = 2       # than processors: some wait for a disk
 _UNIFORM_ROWS = 32      # small images that a thread takes at a time
@@ -43,9 +45,9 @@ _CHUNK_OF_SMALL, _SMALL_SIDE, _CHUNK = 32, 64, 8
 class _Form(NamedTuple):
     """What a batch holds and how a row comes to be."""
 
-    arrays: dict[str, tuple[tuple[int, ...], Any]]      # name -> shape of a row, dtype; zeros at first
+    arrays: dict[str, tuple[tuple[int, ...], Any]]      # name -> shape of a row, dtype
     fill: Callable[[Batch, int, EncodedImage, int, int], None]      # (batch, row, image, epoch, index)
-    has_gaps: bool = False      # rows without an image stay as they are
+    has_gaps: bool = False      # rows without an image stay zeros
 
 
 class _Candidate(NamedTuple):
@@ -76,12 +78,10 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
         batch_size: global, over all shards; this one yields rows
             [shard_index * b, (shard_index + 1) * b) with b = batch_size // shard_count.
         form: how far the host takes an image: 'views', 'crops' or 'padded', see below.
-        view1, view2: what becomes of an image.
-        image_size: S.
+        view1, view2: what becomes of an image. image_size: S.
         start_step: the number of batches already taken.
         num_threads: that decode; 0 takes a few more than there are processors.
-        transfer: 'uint8' (rounded), 'bfloat16' or 'float32', of form 'views'.
-        pad_to: P >= 2 S, of form 'padded'.
+        transfer: 'uint8' (rounded), 'bfloat16' or 'float32', of form 'views'. pad_to: P >= 2 S, of 'padded'.
 
     Returns:
         Iterator of {'label': int32 [b], -1 for none} and
@@ -143,26 +143,22 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     """One pass over every example in order, through the central crop.
 
     Args:
-        source, image_size, shard_index, shard_count, num_threads: as in `train_batches`.
-        batch_size: local, b.
+        source, image_size, shard_index, shard_count, num_threads: as in `train_batches`. batch_size: local, b.
         crop_proportion: side of the crop over the image's shorter side.
         resize: other ways than the official one, see `views.resize`.
 
     Returns:
-        Iterator of {'image': float32 [b, S, S, C], 'label': int32 [b], 'valid': bool [b]}, equally
-        many for every shard. 'valid' is False and the label -1 for padding and for files that cannot be
-        read.
+        Iterator of {'image': float32 [b, S, S, C], 'label': int32 [b], 'valid': bool [b]}, equally many for every
+        shard. 'valid' is False and the label -1 for padding and for files that cannot be read.
     """
     def fill(batch, row, image, epoch, index):
-        del epoch, index
         if resize == Resize():
             box = host.eval_box(image.height, image.width, crop_proportion)
             crop = host.eval_crop(image.region(box), image_size=image_size, proportion=1.0)
         else:
             whole = image.region((0, 0, image.height, image.width))
             crop = host.eval_resize(whole, image_size=image_size, proportion=crop_proportion, resize=resize)
-        batch['image'][row] = crop
-        batch['valid'][row] = True
+        batch['image'][row], batch['valid'][row] = crop, True
 
     host.eval_box(1, 1, crop_proportion)    # is it in range?
     form = _Form({'image': ((image_size, image_size, source.channels), np.float32), 'valid': ((), bool)}, fill,
@@ -170,13 +166,11 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     num_batches = -(-source.num_examples // (batch_size * shard_count))
     if isinstance(source, Streamed):
         examples = source.ordered(shard_index=shard_index, shard_count=shard_count, is_decoded=False)
-        found = ([_Row(0, 0, [candidate]) for _, candidate in examples]
-                 for examples in _encoded(examples.batch(batch_size)))
+        found = _streamed_rows(examples.batch(batch_size), has_stand_ins=False)
     else:
-        firsts = (number * shard_count + shard_index for number in range(num_batches))
         found = ([_Row(0, 0, itertools.islice(_candidates(source, index), 1))
-                  for index in range(first * batch_size, min((first + 1) * batch_size, source.num_examples))]
-                 for first in firsts)
+                  for index in range(first, min(first + batch_size, source.num_examples))]
+                 for first in itertools.count(shard_index * batch_size, shard_count * batch_size))
     batches = itertools.islice(itertools.chain(found, itertools.repeat([])), num_batches)
     return _filled(source, batches, form, batch_size, num_threads)
 
@@ -196,11 +190,9 @@ def _float_crops(views: dict[str, View], seed: int, square: tuple[int, int, int]
             if has_noise[name]:
                 batch[f'{name}/noise'][row] = draw.normals(square)
 
-    arrays = {}
-    for name in views:
-        arrays |= {f'{name}/crop': (square, np.float32), f'{name}/choices': ((host.NUM_CHOICES,), np.float32),
-                   f'{name}/noise': (square if has_noise[name] else (), np.float32)}
-    return _Form(arrays, fill)
+    shapes = {f'{name}/{part}': shape for name in views for part, shape in (
+        ('crop', square), ('choices', (host.NUM_CHOICES,)), ('noise', square if has_noise[name] else ()))}
+    return _Form({name: (shape, np.float32) for name, shape in shapes.items()}, fill)
 
 
 def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: int, num_threads: int) -> Iterator[Batch]:
@@ -211,10 +203,7 @@ def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: 
 
     def elements():
         try:
-            for chunk in chunks:
-                if is_left.is_set():
-                    return
-                yield chunk
+            yield from itertools.takewhile(lambda _: not is_left.is_set(), chunks)
         except Exception as error:      # tf.data would make a text of it
             errors.append(error)
             raise
@@ -224,8 +213,7 @@ def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: 
             name: function(*(chunk[f'{name}/{part}'] for part in ('crop', 'choices', 'noise')))
             for name, function in finish.items()}
 
-    first = next(chunks)
-    chunks = itertools.chain([first], chunks)
+    chunks = itertools.chain([first := next(chunks)], chunks)
     dataset = tf.data.Dataset.from_generator(elements, output_signature={
         name: tf.TensorSpec(array.shape, array.dtype) for name, array in first.items()})
     dataset = dataset.map(views, num_parallel_calls=num_threads or _num_processors(), deterministic=True)
@@ -255,6 +243,7 @@ def _padded(views: dict[str, View], seed: int, square: tuple[int, int, int], *, 
     def fill(batch, row, image, epoch, index):
         _, boxes, region = _decode_boxes(views.values(), seed, image, epoch, index)
         size, (height, width) = square[0], region.shape[:2]
+        batch['image'][row] = 0
         if max(height, width) <= pad_to:
             batch['image'][row, :height, :width] = region
         else:
@@ -289,23 +278,23 @@ def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_s
     """Batches of this shard's rows, or chunks of so many rows regardless of batches."""
     check_batch_size(source, batch_size, shard_count)
     local = batch_size // shard_count
+
+    def rows_of(step):
+        first = step * batch_size + shard_index * local
+        epochs, indices = epoch_and_index(seed, np.arange(first, first + local), source.num_examples)
+        return [_Row(epoch, index, _candidates(source, index))
+                for epoch, index in zip(epochs.tolist(), indices.tolist())]
+
     if isinstance(source, Streamed):
         examples = source.stream(seed=seed, start=start_step * local, shard_index=shard_index,
                                  shard_count=shard_count)
-        batches = map(_stream_rows, _encoded(examples.batch(local)))
+        batches = _streamed_rows(examples.batch(local))
     else:
-        batches = (_rows(source, seed, step * batch_size + shard_index * local, local)
-                   for step in itertools.count(start_step))
+        batches = map(rows_of, itertools.count(start_step))
     if chunk:
         rows = itertools.chain.from_iterable(batches)
         batches = (list(itertools.islice(rows, chunk)) for _ in itertools.count())
     return _filled(source, batches, form, chunk or local, num_threads)
-
-
-def _rows(source: Source, seed: int, first: int, count: int) -> list[_Row]:
-    epochs, indices = epoch_and_index(seed, np.arange(first, first + count), source.num_examples)
-    return [_Row(epoch, index, _candidates(source, index))
-            for epoch, index in zip(epochs.tolist(), indices.tolist())]
 
 
 def _candidates(source: Source, index: int) -> Iterator[_Candidate]:
@@ -315,22 +304,17 @@ def _candidates(source: Source, index: int) -> Iterator[_Candidate]:
         yield _Candidate(number, source.load, int(source.labels[number]))
 
 
-def _stream_rows(examples: list[tuple[int, _Candidate]]) -> list[_Row]:
-    candidates = [candidate for _, candidate in examples]
-    return [_Row(epoch, candidate.index, candidates[row:] + candidates[:row])
-            for row, (epoch, candidate) in enumerate(examples)]
-
-
-def _encoded(batches: Any) -> Iterator[list[tuple[int, _Candidate]]]:
-    """(epoch, example) of each element of a tf.data set of batches of encoded images."""
+def _streamed_rows(examples: Any, *, has_stand_ins: bool = True) -> Iterator[list[_Row]]:
+    """Rows of a tf.data set of batches of encoded images, for which the next of their batch may stand in."""
     import tensorflow as tf
 
     options = tf.data.Options()
     options.deterministic = True
-    for batch in batches.prefetch(1).with_options(options).as_numpy_iterator():
-        columns = (batch[key].tolist() for key in ('epoch', 'index', 'image', 'label'))
-        yield [(epoch, _Candidate(index, lambda _, image=image: image, label))
-               for epoch, index, image, label in zip(*columns)]
+    for batch in examples.prefetch(1).with_options(options).as_numpy_iterator():
+        candidates = [_Candidate(index, lambda _, image=image: image, label) for index, image, label in zip(
+            *(batch[key].tolist() for key in ('index', 'image', 'label')))]
+        yield [_Row(epoch, candidates[row].index, candidates[row:] + candidates[:row] if has_stand_ins
+                    else candidates[row:row + 1]) for row, epoch in enumerate(batch['epoch'].tolist())]
 
 
 # ---- threads -----------------------------------------------------------------------------------------
@@ -342,7 +326,7 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
     source.check_bad_share()
     pool = futures.ThreadPoolExecutor(num_threads or _num_processors() + _MORE_THREADS)
     size = _UNIFORM_ROWS if source.uniform else 1
-    in_making = collections.deque()
+    in_making, memory = collections.deque(), _Memory()
 
     def first_made() -> Batch:
         batch, tasks = in_making.popleft()
@@ -352,7 +336,10 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
 
     try:
         for rows in batches:
-            batch = {name: np.zeros((batch_size, *shape), dtype) for name, (shape, dtype) in form.arrays.items()}
+            batch = {name: memory.array((batch_size, *shape), dtype) for name, (shape, dtype) in form.arrays.items()}
+            if form.has_gaps:
+                for array in batch.values():
+                    array.fill(0)
             batch['label'] = np.full(batch_size, -1, np.int32)
             in_making.append((batch, [pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
                                       for first in range(0, len(rows), size)]))
@@ -363,6 +350,27 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
     finally:
         if not sys.is_finalizing():     # then Python has ended the threads
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Memory:
+    """Makes arrays in the memory of arrays that are gone: fresh memory costs a fault of every page.
+
+    They begin at multiples of 64 bytes, so that TensorFlow and JAX take them without a copy.
+    """
+
+    def __init__(self):
+        self._free = collections.defaultdict(list)      # by size
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array that holds anything; from one thread."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        free = self._free[size]
+        # No array below: numpy would let parts of an array outlive it and hold that instead.
+        memory = free.pop() if free else bytearray(size + _ALIGNMENT)
+        offset = -np.frombuffer(memory, np.uint8).ctypes.data % _ALIGNMENT
+        array = np.ndarray(shape, dtype, memory, offset)
+        weakref.finalize(array, free.append, memory).atexit = False
+        return array
 
 
 def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, first: int) -> None:
