@@ -2,12 +2,12 @@
 
     python benchmarks/trace_path.py [--tree=PATH] [--json=FILE]
 
-Runs one step of `pretrain` on a folder of JPEGs with `sys.setprofile` in every thread, and looks at the functions
-of simclr_jax that are called while the folder is listed, its images are decoded and cropped, and the step makes
-views, features and the loss of them: how many different ones there are, in how many files they stand, and how many
-pairs of a caller and a callee lie in two files. What is beside that way is left out: the parsing of the config,
-the initialisation, the gradient (jax.grad gives zeros here, so that no derivative is traced), the optimiser, the
-log and evaluation. --tree is another checkout, of any layout so far.
+Runs one step of `pretrain` on a folder of JPEGs with `sys.setprofile` in every thread, and looks at the
+functions of simclr_jax that are called while the folder is listed, its images are decoded and cropped, and the
+step makes views, features and the loss of them: how many different ones there are, in how many files they
+stand, and how many pairs of a caller and a callee lie in two files. What is beside that way is left out: the
+parsing of the config, the initialisation, the gradient (jax.grad gives zeros here, so that no derivative is
+traced), the optimiser, the log and evaluation. --tree is another checkout, of any layout so far.
 """
 
 import argparse

@@ -134,8 +134,8 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
     inputs = make_inputs(config, train_source, views=views)
     left_out = {name: None for view in views or views_of(config.augment) for name in view.of_rgb()}
     if inputs.channels != 3 and left_out:
-        notes.append(f'Images of {inputs.channels} channels: {", ".join(left_out)} of the views, which are of red, green '
-                     'and blue, are left out.')
+        notes.append(f'Images of {inputs.channels} channels: {", ".join(left_out)} of the views, which are of '
+                     'red, green and blue, are left out.')
     return run, inputs, notes
 
 
@@ -342,8 +342,8 @@ def with_channels(config: ConfigDict, channels: int) -> None:
     for field in ('mean', 'std'):
         values = tuple(config.augment[field])
         if len(values) != channels and len(set(values)) > 1:
-            raise ValueError(f'augment.{field} is {values}, but the images have {channels} channels: give a number '
-                             'for each.')
+            raise ValueError(f'augment.{field} is {values}, but the images have {channels} channels: give a '
+                             'number for each.')
         config.augment[field] = values if len(values) == channels else values[:1] * channels
 
 

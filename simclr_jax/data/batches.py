@@ -95,7 +95,8 @@ class Inputs:
             for view in (self.view1, self.view2):
                 host.check_view(view)
         if self.sequence and self.view2.extra:
-            raise ValueError('augment.sequence names all that makes view 2: it does not go with augment.extra.')
+            raise ValueError('augment.sequence names all that makes view 2: it does not go with '
+                             'augment.extra.')
 
     def batches(self, source: Source, mesh: jax.sharding.Mesh, start_step: int = 0) -> 'InMemory | Prefetch':
         """Endless global batches of `source` on the devices of `mesh`, from step `start_step` on.
@@ -115,11 +116,13 @@ class Inputs:
     def abstract_batch(self, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch of any form but 'memory', as shapes: to compile for."""
         def rows(shape, dtype):
-            return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=sharding.batch_sharding(mesh))
+            return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype,
+                                        sharding=sharding.batch_sharding(mesh))
 
         square, padded = ((*[side] * 2, self.channels) for side in (self.image_size, self.pad_to))
         position = {'epoch': rows((), jnp.int32), 'index': rows((), jnp.int32)}
-        view, crop, box = rows(square, jnp.dtype(self.transfer)), rows(square, jnp.uint8), rows((4,), jnp.int32)
+        view, crop = rows(square, jnp.dtype(self.transfer)), rows(square, jnp.uint8)
+        box = rows((4,), jnp.int32)
         return {'label': rows((), jnp.int32)} | {
             'views': {'view1': view, 'view2': view},
             'crops': {'crop1': crop, 'crop2': crop} | position,
@@ -156,7 +159,8 @@ class Inputs:
             images = jnp.stack([data['images'][index]] * 2, axis=1)             # [B, 2, H, W, C]
             return self._both(functools.partial(device.augment, **resized), (images,), batch, mesh)
 
-        return {'views': from_views, 'crops': from_crops, 'padded': from_padded, 'memory': from_memory}[self.form]
+        return {'views': from_views, 'crops': from_crops, 'padded': from_padded,
+                'memory': from_memory}[self.form]
 
     def _both(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, mesh: jax.sharding.Mesh
               ) -> dict[str, jax.Array]:

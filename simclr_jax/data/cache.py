@@ -73,8 +73,8 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
     expected = json.loads(json.dumps({
         'format': _FORMAT, 'source': source.name, 'split': source.split, 'kind': kind,
         'examples': source.num_examples, 'class_names': source.class_names,
-        'rules': {name: value for name, value in dataclasses.asdict(source.rules).items() if (name, value) != (
-            'channels', 3)},    # caches of RGB do not name them
+        'rules': {name: value for name, value in dataclasses.asdict(source.rules).items()
+                  if (name, value) != ('channels', 3)},     # caches of RGB do not name them
         'fingerprint': source.fingerprint(with_times=True)}))
     storage.make_dirs(directory)
     names = [source.name, source.split, kind]

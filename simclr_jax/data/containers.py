@@ -70,7 +70,7 @@ class TarShards:
         if not self.paths:
             raise FileNotFoundError(f"There is no shard 'wds:{pattern}' of the split '{split}'.")
         self._images, self.names, self.labels = [], [], []
-        self.num_left_out, self.num_further = 0, 0      # examples without an image, and second images of examples
+        self.num_left_out, self.num_further = 0, 0      # examples without an image; their second images
         for number, path in enumerate(self.paths):
             self._index(number, path)
         if not self._images:

@@ -1,7 +1,8 @@
 """What a file or an array holds -> pixels of 8 bits: decoding, depth, transparency, channels and size.
 
-Of a plain JPEG, TensorFlow decodes a box without the rest and releases Python's lock meanwhile; Pillow decodes all
-else whole. Both give upright RGB, and whether a file can be read does not depend on the box asked for.
+Of a plain JPEG, TensorFlow decodes a box without the rest and releases Python's lock meanwhile; Pillow
+decodes all else whole. Both give upright RGB, and whether a file can be read does not depend on the box
+asked for.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from simclr_jax.views.draws import Box
 
-CHANNELS, MOST_CHANNELS = (1, 3, 4), 16     # of an array [H, W, C] that becomes RGB: grey, RGB, and with transparency
+CHANNELS = (1, 3, 4)    # of an array [H, W, C] that becomes RGB: grey, RGB, and RGB with transparency
+MOST_CHANNELS = 16
 AUTO = 'auto'
 _NPY = b'\x93NUMPY'
 # What Pillow reads by the high bytes alone -> the mode and raw mode that give all bytes, or the low ones.
@@ -132,8 +134,8 @@ def of_array(array: np.ndarray, rules: Rules = DEFAULT) -> np.ndarray:
     taken = CHANNELS if rules.channels == 3 else (rules.channels,)
     if array.ndim < 3 or array.shape[-1] not in taken or array.dtype.kind not in 'buif':
         wanted = '1, 3 or 4 channels' if rules.channels == 3 else f'{rules.channels} channels (data.channels)'
-        raise ValueError(f'{array.dtype} {list(array.shape)}: an image is [H, W] or [H, W, C] of C = {wanted}, '
-                         'of integers or floats')
+        raise ValueError(f'{array.dtype} {list(array.shape)}: an image is [H, W] or [H, W, C] of C = {wanted}'
+                         ', of integers or floats')
     if rules.channels != 3:
         return np.ascontiguousarray(_eight_bits(array, rules.range))
     colour, alpha = _eight_bits(array[..., :3], rules.range), array[..., 3:]
@@ -164,13 +166,13 @@ def resolved(rules: Rules, sample: Iterable[np.ndarray | None]) -> tuple[Rules, 
     if not deep:
         return dataclasses.replace(rules, range=None, channels=channels), notes
     low, high = (float(limit) for limit in (min(map(np.nanmin, deep)), max(map(np.nanmax, deep))))
-    notes.append(f'{np.dtype(deep[0].dtype).name} images: {low:g} to {high:g}, the extremes of {len(deep):,} of '
-                 'them, become 0 to 255 (data.range).')
+    notes.append(f'{np.dtype(deep[0].dtype).name} images: {low:g} to {high:g}, the extremes of {len(deep):,} '
+                 'of them, become 0 to 255 (data.range).')
     return dataclasses.replace(rules, range=(low, high if high > low else low + 1), channels=channels), notes
 
 
 def unusual(image: bytes | Image.Image | np.ndarray, rules: Rules) -> np.ndarray | None:
-    """The numbers [H, W] or [H, W, C] of an image of more than 8 bits, or of unusual channels; None of others."""
+    """The numbers [H, W] or [H, W, C] of an image of more than 8 bits or unusual channels; else None."""
     if isinstance(image, bytes):
         file = io.BytesIO(image)
         array = _npy(file)
@@ -234,7 +236,8 @@ def _raw_mode(image: Image.Image) -> str:
 def _numbers(image: Image.Image, file: str | BinaryIO, rules: Rules) -> np.ndarray | None:
     """What Pillow alone would not give: all of 16 bits, the pages of a TIFF; None of an image of 8 bits."""
     if rules.channels not in (1, 3) and image.format == 'TIFF' and getattr(image, 'n_frames', 1) > 1:
-        return np.concatenate([_bands(page, rules.channels) for page in ImageSequence.Iterator(image)], axis=-1)
+        pages = [_bands(page, rules.channels) for page in ImageSequence.Iterator(image)]
+        return np.concatenate(pages, axis=-1)
     if _is_deep(image):
         return np.asarray(image)
     low_bytes = _SIXTEEN.get(_raw_mode(image))

@@ -73,8 +73,8 @@ class FolderSource(Source):
                               f'data.channels={pages} takes all, as channels.')
         beside = sum(_is_image(entry.name) for entry in _scan(root) if not entry.is_dir) if splits else 0
         if beside:
-            self.notes.append(f'{name}: {beside:,} images beside the folders of the splits are in none of them, and are '
-                              'left out.')
+            self.notes.append(f'{name}: {beside:,} images beside the folders of the splits are in none of '
+                              'them, and are left out.')
         first = self._why_unreadable(0)
         if first and all(map(self._why_unreadable, range(1, self.num_examples))):  # Say so before training.
             raise ValueError(f"Not one of the {self.num_examples} images below '{printable(self._root)}' can "

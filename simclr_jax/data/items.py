@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from simclr_jax import storage
-from simclr_jax.data.decode import (CHANNELS, DEFAULT, MOST_CHANNELS, BadImage, Rules, of_array, of_image, resolved,
-                                    unusual)
+from simclr_jax.data.decode import (CHANNELS, DEFAULT, MOST_CHANNELS, BadImage, Rules, of_array, of_image,
+                                    resolved, unusual)
 from simclr_jax.data.labels import as_classes
 from simclr_jax.data.source import RandomAccess, Source, Streamed, split_name, take_split
 
@@ -100,10 +100,10 @@ class ItemSource(Source):
     def __init__(self, items: RandomAccess, split: str, *, name: str, rules: Rules):
         super().__init__(name, split, len(items), None)
         self.rules, self._items, self._keys = rules, items, ('image', 'label')
-        labels = (items.labels if isinstance(items, Labelled) else items.targets if isinstance(items, Targeted)
-                  else None)
-        class_names = (items.class_names if isinstance(items, WithClassNames) else items.classes
-                       if isinstance(items, WithClasses) else None)
+        labels = items.labels if isinstance(items, Labelled) else (
+            items.targets if isinstance(items, Targeted) else None)
+        class_names = items.class_names if isinstance(items, WithClassNames) else (
+            items.classes if isinstance(items, WithClasses) else None)
         datasets = sys.modules.get('datasets')
         if datasets is not None and isinstance(items, datasets.Dataset):
             self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets, name)

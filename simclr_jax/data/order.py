@@ -1,16 +1,21 @@
-"""Which example stands at which position of the endless shuffled stream, and rows of a data set in memory.
+"""Which example stands at which position of the endless shuffled stream; and batches as memory.
 
 numpy alone. What becomes of the images of a data set in memory happens on the device (see `data.batches`).
 """
 
+import collections
 import functools
+import math
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from simclr_jax.data.source import Source
 
 Batch = dict[str, np.ndarray]
+_ALIGNMENT = 64     # bytes
 
 
 def epoch_and_index(seed: int, positions: np.ndarray, num_examples: int
@@ -42,7 +47,8 @@ def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return shuffled
 
 
-def check_batch_size(source: Source, batch_size: int, shard_count: int = 1, *, field: str = 'batch_size') -> None:
+def check_batch_size(source: Source, batch_size: int, shard_count: int = 1, *, field: str = 'batch_size'
+                     ) -> None:
     """ValueError, which names `field`, unless a training batch fits the data and the shards can share it."""
     if batch_size > source.num_examples:
         raise ValueError(f'{field} is {batch_size}, but {source.name}, split {source.split}, '
@@ -80,3 +86,24 @@ def eval_rows(source: Source, *, batch_size: int, shard_index: int = 0, shard_co
         index = np.where(valid, rows, 0)
         yield {'image': source.images[index], 'label': np.where(valid, source.labels[index], -1),
                'valid': valid}
+
+
+class Memory:
+    """Makes arrays in the memory of arrays that are gone: fresh memory costs a fault of every page.
+
+    They begin at multiples of 64 bytes, so that TensorFlow and JAX take them without a copy.
+    """
+
+    def __init__(self):
+        self._free = collections.defaultdict(list)      # by size
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array that holds anything; from one thread."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        free = self._free[size]
+        # No array below: numpy would let parts of an array outlive it and hold that instead.
+        memory = free.pop() if free else bytearray(size + _ALIGNMENT)
+        offset = -np.frombuffer(memory, np.uint8).ctypes.data % _ALIGNMENT
+        array = np.ndarray(shape, dtype, memory, offset)
+        weakref.finalize(array, free.append, memory).atexit = False
+        return array

@@ -1,23 +1,21 @@
 """Batches of augmented images as a pure function of (seed, step); nothing of an iterator is saved.
 
-Row r of global batch s stands at position p = s * batch_size + r of an endless stream, in which `order` names
-the (epoch, index); its views follow from (seed, epoch, index) alone, and so depend on no batch size, shard count
-or number of threads. Streamed sources keep another order (see `tfds.StreamedSource`).
+Row r of global batch s stands at position p = s * batch_size + r of an endless stream, in which `order`
+names the (epoch, index); its views follow from (seed, epoch, index) alone, and so depend on no batch size,
+shard count or number of threads. Streamed sources keep another order (see `tfds.StreamedSource`).
 
-Threads fill the rows of a batch: each decodes an image once, as far as its crops need it, outside of Python's
-lock. Whole views are finished by a tf.data pipeline behind them; nothing else here needs tensorflow. An image
-that cannot be read is noted in `source.skipped`, and the next readable one takes its place, in a stream the next
-of its batch.
+Threads fill the rows of a batch: each decodes an image once, as far as its crops need it, outside of
+Python's lock. Whole views are finished by a tf.data pipeline behind them; nothing else here needs
+tensorflow. An image that cannot be read is noted in `source.skipped`, and the next readable one takes its
+place, in a stream the next of its batch.
 """
 
 import collections
 import functools
 import itertools
-import math
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -26,14 +24,13 @@ import numpy as np
 
 from simclr_jax.data.crop import crop_resize
 from simclr_jax.data.decode import BadImage, EncodedImage
-from simclr_jax.data.order import Batch, check_batch_size, epoch_and_index
+from simclr_jax.data.order import Batch, Memory, check_batch_size, epoch_and_index
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.views import host
 from simclr_jax.views.draws import Box, Draws, union
 from simclr_jax.views.fields import View
 from simclr_jax.views.resize import Resize
 
-_ALIGNMENT = 64     # bytes
 _AHEAD = 2      # batches in the making while one is in use
 _MORE_THREADS = 2       # than processors: some wait for a disk
 _UNIFORM_ROWS = 32      # small images that a thread takes at a time
@@ -143,13 +140,14 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     """One pass over every example in order, through the central crop.
 
     Args:
-        source, image_size, shard_index, shard_count, num_threads: as in `train_batches`. batch_size: local, b.
+        source, image_size, shard_index, shard_count, num_threads: as in `train_batches`.
+        batch_size: local, b.
         crop_proportion: side of the crop over the image's shorter side.
         resize: other ways than the official one, see `views.resize`.
 
     Returns:
-        Iterator of {'image': float32 [b, S, S, C], 'label': int32 [b], 'valid': bool [b]}, equally many for every
-        shard. 'valid' is False and the label -1 for padding and for files that cannot be read.
+        Iterator of {'image': float32 [b, S, S, C], 'label': int32 [b], 'valid': bool [b]}, equally many for
+        every shard. 'valid' is False and the label -1 for padding and for files that cannot be read.
     """
     def fill(batch, row, image, epoch, index):
         if resize == Resize():
@@ -161,8 +159,8 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
         batch['image'][row], batch['valid'][row] = crop, True
 
     host.eval_box(1, 1, crop_proportion)    # is it in range?
-    form = _Form({'image': ((image_size, image_size, source.channels), np.float32), 'valid': ((), bool)}, fill,
-                 has_gaps=True)
+    square = (image_size, image_size, source.channels)
+    form = _Form({'image': (square, np.float32), 'valid': ((), bool)}, fill, has_gaps=True)
     num_batches = -(-source.num_examples // (batch_size * shard_count))
     if isinstance(source, Streamed):
         examples = source.ordered(shard_index=shard_index, shard_count=shard_count, is_decoded=False)
@@ -195,7 +193,8 @@ def _float_crops(views: dict[str, View], seed: int, square: tuple[int, int, int]
     return _Form({name: (shape, np.float32) for name, shape in shapes.items()}, fill)
 
 
-def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: int, num_threads: int) -> Iterator[Batch]:
+def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: int, num_threads: int
+              ) -> Iterator[Batch]:
     """The views of chunks of crops, in batches: a tf.data pipeline. `next` raises what `chunks` raised."""
     import tensorflow as tf
 
@@ -326,7 +325,7 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
     source.check_bad_share()
     pool = futures.ThreadPoolExecutor(num_threads or _num_processors() + _MORE_THREADS)
     size = _UNIFORM_ROWS if source.uniform else 1
-    in_making, memory = collections.deque(), _Memory()
+    in_making, memory = collections.deque(), Memory()
 
     def first_made() -> Batch:
         batch, tasks = in_making.popleft()
@@ -336,13 +335,15 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
 
     try:
         for rows in batches:
-            batch = {name: memory.array((batch_size, *shape), dtype) for name, (shape, dtype) in form.arrays.items()}
+            batch = {name: memory.array((batch_size, *shape), dtype)
+                     for name, (shape, dtype) in form.arrays.items()}
             if form.has_gaps:
                 for array in batch.values():
                     array.fill(0)
             batch['label'] = np.full(batch_size, -1, np.int32)
-            in_making.append((batch, [pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
-                                      for first in range(0, len(rows), size)]))
+            in_making.append((batch, [
+                pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
+                for first in range(0, len(rows), size)]))
             if len(in_making) > _AHEAD:
                 yield first_made()
         while in_making:
@@ -350,27 +351,6 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
     finally:
         if not sys.is_finalizing():     # then Python has ended the threads
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Memory:
-    """Makes arrays in the memory of arrays that are gone: fresh memory costs a fault of every page.
-
-    They begin at multiples of 64 bytes, so that TensorFlow and JAX take them without a copy.
-    """
-
-    def __init__(self):
-        self._free = collections.defaultdict(list)      # by size
-
-    def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array that holds anything; from one thread."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        free = self._free[size]
-        # No array below: numpy would let parts of an array outlive it and hold that instead.
-        memory = free.pop() if free else bytearray(size + _ALIGNMENT)
-        offset = -np.frombuffer(memory, np.uint8).ctypes.data % _ALIGNMENT
-        array = np.ndarray(shape, dtype, memory, offset)
-        weakref.finalize(array, free.append, memory).atexit = False
-        return array
 
 
 def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, first: int) -> None:
@@ -390,8 +370,8 @@ def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, firs
             break
         else:
             if not form.has_gaps:
-                raise ValueError(f"Not one image of '{source.name}', split {source.split}, that could stand for "
-                                 f'{source.name_of(row.index)} can be read.')
+                raise ValueError(f"Not one image of '{source.name}', split {source.split}, that could stand "
+                                 f'for {source.name_of(row.index)} can be read.')
 
 
 def _num_processors() -> int:

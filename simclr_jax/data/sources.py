@@ -98,7 +98,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         found = _tfds(name).load(name, split, data_dir=data_dir or None, download=download,
                                  in_memory_bytes=in_memory_bytes, rules=rules)
     if rules.channels not in (0, found.channels):
-        raise ValueError(f"data.channels is {rules.channels}, but the images of '{found.name}' have {found.channels}.")
+        raise ValueError(f"data.channels is {rules.channels}, but the images of '{found.name}' have "
+                         f'{found.channels}.')
     found.max_bad_share = max_bad_share
     if decode_once and not found.uniform and not isinstance(found, Streamed):
         found = in_memory(found, in_memory_bytes) or found
@@ -201,13 +202,14 @@ def go_on(data: Mapping[str, Any], begun_with: Mapping[str, Any]) -> dict[str, A
     ValueError: `data` asks for another range or number of channels, or for another part to be held out.
     """
     fields = reading_fields(begun_with) | {'test_split': begun_with['test_split']}
-    fields['range'], asked = tuple(fields['range']), {'range': tuple(data['range']), 'channels': data['channels']}
+    fields['range'] = tuple(fields['range'])
+    asked = {'range': tuple(data['range']), 'channels': data['channels']}
     if '%' in data['test_split'] + fields['test_split']:
         asked['test_split'] = data['test_split']
     for field, value in asked.items():
         if value and value != fields[field]:
-            raise ValueError(f'data.{field} is {value!r}, but the run began with {fields[field]!r}: leave it as it '
-                             'was, or begin another workdir.')
+            raise ValueError(f'data.{field} is {value!r}, but the run began with {fields[field]!r}: leave it '
+                             'as it was, or begin another workdir.')
     return fields | {'test_split': data['test_split'] or fields['test_split']}
 
 
@@ -238,8 +240,8 @@ def _rules(how: Mapping[str, Any]) -> Rules:
     if how['max_pixels'] < 1:
         raise ValueError(f"data.max_pixels is {how['max_pixels']}: it takes 1 or more.")
     if not 0 <= how['channels'] <= MOST_CHANNELS:
-        raise ValueError(f"data.channels is {how['channels']}: it takes 1 to {MOST_CHANNELS}, or 0 for those of the "
-                         'images.')
+        raise ValueError(f"data.channels is {how['channels']}: it takes 1 to {MOST_CHANNELS}, or 0 for "
+                         'those of the images.')
     unless_given = AUTO if how['reading'] > 1 else None
     return Rules(background, (limits[0], limits[1]) if limits else unless_given, how['max_pixels'],
                  how['channels'])

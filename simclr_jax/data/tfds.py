@@ -33,7 +33,8 @@ def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memo
     shape = source.image_shape
     if None in shape or num_examples * math.prod(shape[:2]) * 3 > in_memory_bytes:
         return source
-    images, labels, row = np.empty((num_examples, *shape), source.image_dtype), np.empty(num_examples, np.int32), 0
+    images = np.empty((num_examples, *shape), source.image_dtype)
+    labels, row = np.empty(num_examples, np.int32), 0
     try:
         for batch in source.ordered(shard_index=0, shard_count=1).batch(1024).as_numpy_iterator():
             rows = slice(row, row := row + len(batch['label']))

@@ -78,14 +78,16 @@ def expected(encoder: Mapping[str, Any], head: Mapping[str, Any], file: str = ''
     Args:
         encoder, head: see `Imported`.
         file: where they come from, for messages.
-        image_size: of the images, which parameters of an encoder of another make may depend on; and their channels.
+        image_size: of the images, which parameters of an encoder of another make may depend on.
+        channels: C, of the images.
 
     Raises:
         ValueError: no such network: an unknown depth, stem or head mode. `file` is named in front.
     """
     size = 32 if is_resnet(encoder) else image_size
     try:
-        return _trace(json.dumps([dict(encoder), dict(head)], sort_keys=True, default=list), size, channels)[0]
+        fields = json.dumps([dict(encoder), dict(head)], sort_keys=True, default=list)
+        return _trace(fields, size, channels)[0]
     except (ValueError, TypeError, OverflowError) as error:
         first_line = str(error).split('\n')[0]      # jax adds lines of its own
         raise ValueError(f'{file}: {first_line}' if file else first_line) from None

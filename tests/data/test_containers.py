@@ -87,7 +87,8 @@ def test_shards_resume_where_they_stopped(tmp_path):
 
 
 def test_second_images_of_an_example_are_counted(tmp_path):
-    (tmp_path / 'a.tar').write_bytes(tar({'1.png': png(IMAGES[0]), '1.mask.png': png(IMAGES[1]), '2.png': png(IMAGES[2])}))
+    names = ('1.png', '1.mask.png', '2.png')
+    (tmp_path / 'a.tar').write_bytes(tar({name: png(image) for name, image in zip(names, IMAGES)}))
     source = load_source(f'wds:{tmp_path}/a.tar', 'train')
     assert source.num_examples == 2
     assert source.notes[-1].endswith('1 images that are not the first of their example are left out.')

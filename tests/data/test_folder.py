@@ -194,4 +194,5 @@ def test_images_beside_the_folders_of_the_splits_are_counted(tmp_path):
         Image.new('RGB', (8, 8)).save(tmp_path / name, format='PNG')
     source = load_source(f'folder:{tmp_path}', 'train')
     assert source.files == ['a.png']
-    assert source.notes[-1].endswith(': 2 images beside the folders of the splits are in none of them, and are left out.')
+    assert source.notes[-1].endswith(
+        ': 2 images beside the folders of the splits are in none of them, and are left out.')
