@@ -259,8 +259,10 @@ def _example(source: Source, short_side: int, index: int, label: int, data: byte
     height, width = image.shape[:2]
     if not 0 < short_side < min(height, width):
         return index, label, image
-    size = (round(side * short_side / min(height, width)) for side in (width, height))
-    return index, label, np.asarray(Image.fromarray(image).resize(tuple(size), Image.Resampling.BICUBIC))
+    size = round(width * short_side / min(height, width)), round(height * short_side / min(height, width))
+    bands = [Image.fromarray(image[..., band]).resize(size, Image.Resampling.BICUBIC)
+             for band in range(source.channels)]
+    return index, label, np.stack(bands, axis=-1)
 
 
 def _images(source: Source, short_side: int, num_threads: int

@@ -43,12 +43,13 @@ def _finish(image: tf.Tensor, choices: tf.Tensor, noise: tf.Tensor, view: View) 
     order, amounts, rest = tf.cast(choices[:4], tf.int32), choices[4:8], choices[8:]
     grey, has_sobel, has_noise, sigma, has_solarize, top, left = tf.unstack(rest)
 
-    def maybe(operation, happens, function, image):
-        return tf.cond(happens > 0, lambda: function(image), lambda: image) if operation.probability else image
+    def maybe(operation, happens, function, image, otherwise=lambda image: image):
+        return tf.cond(happens > 0, lambda: function(image),
+                       lambda: otherwise(image)) if operation.probability else otherwise(image)
 
     if view.jitter.probability:
         image = _jitter(image, order, amounts, view.jitter)
-    image = clip(maybe(view.grey, grey, to_grey, image))
+    image = maybe(view.grey, grey, lambda image: clip(to_grey(image)), image, otherwise=clip)
     image = maybe(view.sobel, has_sobel, sobel, image)
     image = maybe(view.noise, has_noise, lambda image: clip(
         image + view.noise.std * tf.transpose(noise, [2, 0, 1])), image)

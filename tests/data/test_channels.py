@@ -63,6 +63,20 @@ def test_npy_files_and_pages_of_a_tiff_are_bands(tmp_path):
                for note in first_page.notes)
 
 
+def test_a_cache_holds_all_bands(tmp_path):
+    images = bands(5, count=3, size=16)
+    (tmp_path / 'images').mkdir()
+    for number, image in enumerate(images):
+        np.save(tmp_path / 'images' / f'{number}.npy', image)
+    for kind, side in (('decoded', 16), ('resized:8', 8)):
+        options = sources.options(base_config().data.to_dict() | {'cache': kind, 'cache_dir': str(tmp_path / 'cache')},
+                                  image_size=8, is_lead=False) | {'decode_once': False}
+        source = sources.load_source(f'folder:{tmp_path}/images', 'train', **options)
+        assert source.load(1).shape == (side, side, 5)
+    expected = Image.fromarray(images[1, ..., 4]).resize((8, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(source.load(1)[..., 4], expected)
+
+
 def test_items_may_have_their_channels_first_or_last():
     images = bands(6, size=20)
     for items in (list(images), list(images.transpose(0, 3, 1, 2))):
