@@ -25,9 +25,8 @@ from simclr_jax.data.batches import Inputs
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
-from simclr_jax.train import build, make_inputs
+from simclr_jax.train import build, make_inputs, with_channels
 from simclr_jax.training import schedules, steps
-from simclr_jax.views.presets import views_of
 
 _ROW = 16           # images of a batch while parts are measured
 _COLOUR = ('rotate', 'jitter', 'grey', 'sobel', 'noise', 'solarize', 'cutout')
@@ -52,10 +51,11 @@ def bench_input(config: ConfigDict, workdir: str) -> dict[str, Any]:
     source = sources.load_source(
         config.data.source, config.data.train_split,
         **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
+    with_channels(config, source.channels)
     inputs = make_inputs(config, source)
     print(f'{source.name}, {source.split}: {source.num_examples:,} images; {settings.num_images} of them for '
           'each part, two views each', flush=True)
-    parts = {} if inputs.form == 'memory' else measure_parts(source, config)
+    parts = {} if inputs.form == 'memory' else measure_parts(source, config, inputs)
     whole = _measure_whole(source, inputs, config, mesh)
     rate = settings.images_per_second or _accelerator_rate(source, inputs, config, mesh)
     cores = rate / whole['per_core'] if rate and inputs.form != 'memory' else None
@@ -96,11 +96,11 @@ def describe(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def measure_parts(source: Source, config: ConfigDict) -> dict[str, float]:
+def measure_parts(source: Source, config: ConfigDict, inputs: Inputs) -> dict[str, float]:
     """{part: images per second and core}, of a source whose images are read one by one."""
     from simclr_jax.data import pipeline
     size = config.augment.image_size
-    views = dict(zip(('view1', 'view2'), views_of(config.augment)))
+    views = {'view1': inputs.view1, 'view2': inputs.view2}
 
     def batches(form, **changes):
         return functools.partial(
