@@ -3,8 +3,8 @@
     python benchmarks/trace_path.py [--tree=PATH] [--json=FILE]
 
 Runs one step of `pretrain` on a folder of JPEGs with `sys.setprofile` in every thread, and looks at the
-functions of simclr_jax that are called while the folder is listed, its images are decoded and cropped, and the
-step makes views, features and the loss of them: how many different ones there are, in how many files they
+functions of simclr_jax that are called while the folder is listed, its images are decoded and cropped, and
+the step makes views, features and the loss of them: how many different ones there are, in how many files they
 stand, and how many pairs of a caller and a callee lie in two files. What is beside that way is left out: the
 parsing of the config, the initialisation, the gradient (jax.grad gives zeros here, so that no derivative is
 traced), the optimiser, the log and evaluation. --tree is another checkout, of any layout so far.
@@ -27,7 +27,8 @@ ROOTS = ('load_sources', 'load_source', 'load_pair', 'choose_form', 'make_batche
 BESIDE = re.compile(r'((^|/)(optim|optimizers|schedules|checkpoint|metrics|profile|processes|__init__)\.py$)|'
                     r'^(config|evaluate|runlog|report|studies|inspect|weights)/')
 BESIDE_FUNCTIONS = re.compile(r'<module>|after_update|_make_measure|_split_probe|_probe_updates')
-INNER = re.compile(r'\.<locals>\.<(genexpr|listcomp|dictcomp|setcomp)>')      # a part of the function around it
+# Parts of the function around them.
+INNER = re.compile(r'\.<locals>\.<(genexpr|listcomp|dictcomp|setcomp)>')
 
 
 class Tracer:
@@ -91,7 +92,8 @@ def make_photos(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--tree', type=pathlib.Path, default=ROOT)
     parser.add_argument('--json', type=pathlib.Path)
     options = parser.parse_args()
@@ -109,7 +111,8 @@ def main():
         folder = pathlib.Path(temporary)
         (folder / 'photos').mkdir()
         make_photos(folder / 'photos')
-        config.data.update({'source': f'folder:{folder / "photos"}', 'train_split': 'train', 'test_split': 'none'})
+        config.data.update({'source': f'folder:{folder / "photos"}', 'train_split': 'train',
+                            'test_split': 'none'})
         without_gradient()
         threading.setprofile(tracer)
         sys.setprofile(tracer)

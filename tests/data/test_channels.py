@@ -36,8 +36,8 @@ def load(name, **data):
     return sources.load_source(name, 'train', **options)
 
 
-@pytest.mark.parametrize('channels, given, expected', [(2, 0, 2), (6, 0, 6), (16, 0, 16), (4, 4, 4), (1, 1, 1),
-                                                       (1, 0, 3), (4, 0, 3), (3, 0, 3)])
+@pytest.mark.parametrize('channels, given, expected', [
+    (2, 0, 2), (6, 0, 6), (16, 0, 16), (4, 4, 4), (1, 1, 1), (1, 0, 3), (4, 0, 3), (3, 0, 3)])
 def test_arrays_keep_the_channels_they_have_or_are_asked_for(tmp_path, channels, given, expected):
     images = bands(channels)
     np.savez(tmp_path / 'a.npz', images=images)
