@@ -157,12 +157,13 @@ def official_batches(folder, setting):
 
 
 def our_batches(folder, setting, form):
-    from simclr_jax.data import arrays, pipeline, sources
+    from simclr_jax.data import pipeline, sources
+    from simclr_jax.data.source import ArraySource
 
     size = 32 if setting == '32' else 224
     if setting == '32':
         images = np.load(folder / 'arrays.npy')
-        source = arrays.ArraySource('arrays', 'train', images, np.full(len(images), -1, np.int32), None)
+        source = ArraySource('arrays', 'train', images, np.full(len(images), -1, np.int32), None)
     else:
         source = sources.load_source(f'folder:{folder / "photos"}', 'train')
     batches = pipeline.train_batches(

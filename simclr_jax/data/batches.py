@@ -103,8 +103,8 @@ class Inputs:
 
         A context manager: on leaving it, threads end. Errors are those of `data.pipeline.train_batches`.
         """
-        order.check_batch_size(source, self.batch_size, jax.process_count())
         if self.form == 'memory':
+            order.check_batch_size(source, self.batch_size, jax.process_count())
             return InMemory(source, mesh, seed=self.seed, batch_size=self.batch_size, start_step=start_step)
         batches = pipeline.train_batches(
             source, seed=self.seed, batch_size=self.batch_size, form=self.form, view1=self.view1,
