@@ -260,7 +260,7 @@ def _example(source: Source, short_side: int, index: int, label: int, data: byte
     if not 0 < short_side < min(height, width):
         return index, label, image
     size = round(width * short_side / min(height, width)), round(height * short_side / min(height, width))
-    bands = [Image.fromarray(image[..., band]).resize(size, Image.Resampling.BICUBIC)
+    bands = [np.asarray(Image.fromarray(image[..., band]).resize(size, Image.Resampling.BICUBIC))
              for band in range(source.channels)]
     return index, label, np.stack(bands, axis=-1)
 

@@ -78,6 +78,7 @@ class EncodedImage:
         """The pixels of a box, uint8 [height, width, C], equal to those of the whole image decoded."""
         top, left, height, width = box
         if self._pixels is None:
+            assert isinstance(self._data, bytes)
             margin = min(left, _MARGIN)
             wide = (top, left - margin, height, min(width + margin + _MARGIN, self.width - left + margin))
             try:

@@ -218,7 +218,8 @@ def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: 
     dataset = dataset.map(views, num_parallel_calls=num_threads or _num_processors(), deterministic=True)
     dataset = dataset.rebatch(batch_size, drop_remainder=True).prefetch(_AHEAD)
     try:
-        yield from dataset.as_numpy_iterator()
+        for batch in dataset.as_numpy_iterator():
+            yield batch     # pyright: ignore[reportReturnType] (a dictionary, as the elements are)
     except tf.errors.OpError:
         if not errors:
             raise

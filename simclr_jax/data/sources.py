@@ -74,6 +74,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         raise ValueError('The images of the run were given as an object, which has no name to find it by: '
                          "give data.source, such as folder:PATH or 'package.module:Name'.")
     kind, path = _kind_and_path(name) if source is None else ('object', name)
+    found: Source
     if kind == 'shapes':
         found = arrays.shapes_source(name, split, image_size)
     elif kind == 'folder':

@@ -116,7 +116,8 @@ def eval_crop(image: np.ndarray, *, image_size: int, proportion: float) -> np.nd
 
 def eval_resize(image: np.ndarray, *, image_size: int, proportion: float, resize: Resize) -> np.ndarray:
     """An image uint8 [H, W, C] as `views.device.eval_crop` with this `resize`, float32 [S, S, C] in [0, 1]."""
-    rows, columns = resize_weights(*image.shape[:2], image_size, proportion, resize)
+    height, width = image.shape[:2]
+    rows, columns = resize_weights(height, width, image_size, proportion, resize)
     top, left = (np.flatnonzero(each.any(0)) for each in (rows, columns))       # the pixels that count
     seen = image[top[0]:top[-1] + 1, left[0]:left[-1] + 1].astype(np.float32) / 255
     rows, columns = rows[:, top[0]:top[-1] + 1], columns[:, left[0]:left[-1] + 1]

@@ -65,7 +65,8 @@ def from_header(text: str, file: str, *, layout: str) -> dict[str, Any]:
     checks = {
         'layout': lambda value: value == layout,
         'encoder': lambda value: isinstance(value, dict), 'head': lambda value: isinstance(value, dict),
-        'mean': lambda value: _numbers(value) and (not _numbers(header.get('std')) or len(value) == len(header['std'])),
+        'mean': lambda value: _numbers(value) and (
+            not _numbers(header.get('std')) or len(value) == len(header['std'])),
         'std': lambda value: _numbers(value) and min(value) > 0,
         'image_size': lambda value: type(value) is int and value > 0,
         'crop_proportion': lambda value: _number(value) and 0 < value <= 1,
