@@ -129,7 +129,7 @@ class Encoder:
         if isinstance(layer, str) and layer not in self._maps:
             raise ValueError(f'layer is {layer!r}: it takes {", ".join(self.layers)}, '
                              'or the number of a layer of the head.')
-        if isinstance(images, Sequence):
+        if isinstance(images, (list, tuple)):
             return self._encode_one_by_one(images, layer)
         images = checked_images(images if isinstance(images, jax.Array) else np.asarray(images),
                                 channels=self.channels)
