@@ -33,7 +33,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 ROOT = pathlib.Path(__file__).parent.parent
 # Minutes each, most of it the start-up of processes: begun first, so that none runs alone at the end.
 SLOW = ('test_pod.py', 'test_resume.py', 'test_configs.py', 'test_devices.py', 'test_train.py',
-        'test_linear.py')
+        'test_start.py', 'test_linear.py', 'test_examples.py', 'test_study.py')
 
 
 def pytest_collection_modifyitems(items):
@@ -70,10 +70,15 @@ def command(startup):
 
 @pytest.fixture(scope='session')
 def run_main(command):
-    """run_main(*arguments, devices=1) -> the completed process of the program, see `command`."""
+    """run_main(*arguments, devices=1, signalled='') -> the completed process of the program, see `command`.
 
-    def run(*arguments, **options):
+    `signalled` is what tests/signals.py sends it, as in '9 5': SIGKILL once it has logged step 5.
+    """
+    def run(*arguments, signalled='', **options):
+        if signalled:
+            arguments = *arguments, "--config.log.writers=('tests.signals:Send',)"
         argv, keywords = command(*arguments, **options)
+        keywords['env']['SIGNAL'] = signalled
         return subprocess.run(argv, timeout=300, **keywords)
 
     return run

@@ -9,7 +9,9 @@ import runpy
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from simclr_jax.data.shapes import make_shapes
 from simclr_jax.runtime import sharding
 from simclr_jax.training import checkpoint, optimizers as optim, schedules
 from simclr_jax.views.presets import views_of
@@ -79,13 +81,18 @@ def test_a_recipe_makes_a_step_with_smoke_that_keeps_the_form_of_the_state(path,
 @pytest.fixture(scope='module')
 def smoke_runs(run_main, tmp_path_factory):
     """{recipe: (completed process, workdir)} of three steps each; two at a time, most of it is start-up."""
+    images = tmp_path_factory.mktemp('images')
+    for number, image in enumerate(make_shapes('train', 20, 80)[0]):
+        (images / f'class{number % 2}').mkdir(exist_ok=True)
+        Image.fromarray(image).save(images / f'class{number % 2}' / f'{number}.png')
 
     def run(path):
         workdir = tmp_path_factory.mktemp(path.stem)
+        data = ([f'--config.data.source=folder:{images}'] if path.stem == 'folder' else
+                ['--config.data.train_split=train[:128]', '--config.data.test_split=test[:64]'])
         return run_main(f'--config={path}:smoke', f'--workdir={workdir}', '--config.num_train_steps=3',
                         '--config.schedule.warmup_epochs=0', '--config.log.every_steps=1',
-                        '--config.data.train_split=train[:128]', '--config.augment.image_size=16',
-                        '--config.encoder.width=0.0625', '--config.data.test_split=test[:64]'), workdir
+                        '--config.augment.image_size=16', '--config.encoder.width=0.0625', *data), workdir
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         return dict(zip(PRETRAINING, pool.map(run, PRETRAINING)))

@@ -104,7 +104,7 @@ def test_an_exception_is_needed():
     assert not unused
 
 
-@pytest.mark.parametrize('folder', ['simclr_jax', 'configs', 'examples', 'benchmarks'])
+@pytest.mark.parametrize('folder', ['simclr_jax', 'configs', 'examples', 'benchmarks', 'tests'])
 def test_private_names_stay_in_their_module(folder):
     """No `module._name`, and no `from module import _name`, of another module of ours."""
     found = []

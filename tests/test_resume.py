@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from typing import NamedTuple
 
 import jax
@@ -45,21 +44,6 @@ def steps_logged(workdir):
     return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-def start_and_signal(command, workdir, number, after_step, method='simclr'):
-    """Starts a run and sends it the signal once it has logged `after_step`; returns status and output."""
-    argv, options = command(*arguments(workdir, method))
-    process = subprocess.Popen(argv, **options)
-    deadline = time.time() + 200
-    while time.time() < deadline and process.poll() is None:
-        rows = workdir / 'metrics.jsonl'
-        if rows.exists() and f'"step": {after_step},' in rows.read_text():
-            process.send_signal(number)
-            break
-        time.sleep(0.01)
-    output, error = process.communicate(timeout=100)
-    return process.returncode, output, error
-
-
 class Killed(NamedTuple):
     status: int                 # of the process that was killed
     step: int | None            # of the last checkpoint that it left
@@ -67,7 +51,7 @@ class Killed(NamedTuple):
 
 
 @pytest.fixture(scope='module')
-def runs(command, run_main, tmp_path_factory):
+def runs(run_main, tmp_path_factory):
     """{method: (future of the straight run, workdir, of the killed run, workdir)}; two at a time."""
     folder = tmp_path_factory.getbasetemp() / 'images'
     folder.mkdir()
@@ -78,7 +62,7 @@ def runs(command, run_main, tmp_path_factory):
         return run_main(*arguments(workdir, method))
 
     def killed(method, workdir):
-        status, _, _ = start_and_signal(command, workdir, signal.SIGKILL, after_step=5, method=method)
+        status = run_main(*arguments(workdir, method), signalled='9 5').returncode
         step = last_state(workdir)[0]
         return Killed(status, step, run_main(*arguments(workdir, method)))
 
@@ -118,10 +102,10 @@ def test_a_killed_run_ends_as_the_unbroken_one(method, runs):
         assert kept['pointer'] == STEPS * 16 % 256
 
 
-def test_sigterm_saves_the_step_it_reached_and_leaves(command, run_main, straight, tmp_path):
-    status, output, error = start_and_signal(command, tmp_path, signal.SIGTERM, after_step=3)
-    assert status == 128 + signal.SIGTERM, error
-    assert 'Stopped by SIGTERM after step' in output and 'Traceback' not in error
+def test_sigterm_saves_the_step_it_reached_and_leaves(run_main, straight, tmp_path):
+    done = run_main(*arguments(tmp_path), signalled='15 3')
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert 'Stopped by SIGTERM after step' in done.stdout and 'Traceback' not in done.stderr
     assert 3 < last_state(tmp_path)[0] < STEPS
     done = run_main(*arguments(tmp_path))
     assert done.returncode == 0, done.stderr
