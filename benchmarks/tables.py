@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import re
+import statistics
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -281,6 +282,26 @@ def input_photographs():
     names = [name for name in INPUT_NAMES if ('224', name) in rates]
     return table(['to 224 px', 'no blur', 'x official', 'with blur', 'x official'], [
         [INPUT_NAMES[name], *_rate(rates, '224', name), *_rate(rates, 'blur', name)] for name in names])
+
+
+SMALL_SETS = {'fashion': 'Fashion-MNIST (2,502 and 2,498 images, 10 classes; 235 steps)',
+              'openclipart': 'openclipart (1,249 and 1,245, 15; 196)', 'tuxpaint': 'tuxpaint (359 and 354, 8; 225)'}
+CONTENDERS = {'ours': 'configs/folder.py', 'before': 'the same, few_images.below=0', 'lightly': "Lightly's tutorial"}
+
+
+def _of_seeds(values):
+    return f'{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}'
+
+
+def small_sets():
+    lines = []
+    for row in only('small_sets'):
+        if row['contender'] == 'ours':
+            lines.append([SMALL_SETS[row['set']], 'random encoder', _of_seeds(row['random knn']),
+                          _of_seeds(row['random linear']), ''])
+        lines.append(['', CONTENDERS[row['contender']], _of_seeds(row['knn']), _of_seeds(row['linear']),
+                      f'{statistics.mean(row["processor_seconds"]):.0f}'])
+    return table(['set (trained on, held out)', 'contender', 'kNN %', 'linear %', 'processor seconds'], lines)
 
 
 def input_small():

@@ -11,8 +11,9 @@ square-root scaling) on ImageNet is 63.2 % linear, against 57.5 in the paper wit
 
 Fewer than 20,000 images: half the colour jitter, crops from 30 % of the area, twice the rate, and a warm-up
 of a tenth of a run below 100 epochs. Chosen on three sets of 359 to 2,502 images, in runs of about 200 steps:
-3 to 7 points of linear accuracy and 1 to 5 of kNN above the values for many images. Tried as well, and no
-better: AdamW, SGD, five times the rate and more, temperature 0.5 (numbers: benchmarks/RESULTS.md, Small sets).
+3 to 9 points of linear accuracy and 1 to 4 of kNN (no more than seeds differ on two of the sets) above the
+values for many images. Tried as well, and no better: AdamW, SGD, five times the rate and more, temperature
+0.5 (numbers: benchmarks/RESULTS.md, Small sets).
 A field that you set otherwise stays; --config.few_images.below=0 turns all of it off.
 
 Numbers: google-research/simclr tf2/run.py, unless another source stands beside them.
