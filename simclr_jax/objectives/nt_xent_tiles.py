@@ -102,23 +102,22 @@ class _Grid(NamedTuple):
     height: int  # 2n
     width: int  # 2N
 
-    @property
-    def is_square(self):
-        """Whether this device holds all rows, so that a tile and its mirror image are both its own."""
-        return self.height == self.width
-
-    def visits(self):
-        """Tiles to visit, as (pairs [visits, 2] of row and column, is_diagonal), in one order for all.
+    def sweep(self, visit, carry):
+        """carry = visit(carry, a, b, is_diagonal) for tile (a, b) after tile, in one order for all devices.
 
         Only diagonal tiles can hold a similarity of an image with itself. Tiles that are not stand
         for their mirror image too. Among several devices the tiles of rows and of columns need not
         lie at the same places, and any tile may be on the diagonal.
         """
         r, c = len(self.rows), len(self.columns)
-        if not self.is_square:
-            return [(np.stack(np.divmod(np.arange(r * c), c), axis=1), True)]
-        above = np.stack(np.triu_indices(r, k=1), axis=1)
-        return [(np.stack([np.arange(r)] * 2, axis=1), True)] + ([(above, False)] if r > 1 else [])
+        if self.height < self.width:
+            visits = [(np.stack(np.divmod(np.arange(r * c), c), axis=1), True)]
+        else:                           # all rows: a tile and its mirror image are both this device's
+            above = np.stack(np.triu_indices(r, k=1), axis=1)
+            visits = [(np.stack([np.arange(r)] * 2, axis=1), True)] + ([(above, False)] if r > 1 else [])
+        for pairs, is_diagonal in visits:
+            carry, _ = lax.scan(lambda carry, pair, on=is_diagonal: (visit(carry, *pair, on), None), carry, pairs)
+        return carry
 
 
 def _grid(z, everyone, axes, tile):
@@ -226,17 +225,16 @@ def _sweep_forward(grid, temperature):
 
     # What tiles say of their rows and of their columns is kept apart: updated at two places in one step,
     # an array of a loop is copied whole each time.
-    def visit(carry, pair, is_diagonal):
+    def visit(carry, a, b, is_diagonal):
         by_rows, by_columns, positive = carry
-        a, b = pair
         s = _similarities(grid, a, b, temperature)  # [R, C]
         if is_diagonal:
             positive = _put(positive, a, _pick_positive(_at(positive, a), s, grid, a, b))
         s = _negatives(s, grid, a, b, is_diagonal)
         if is_diagonal:
-            return (fold(by_rows, a, _summarise(s, axis=1)), by_columns, positive), None
+            return fold(by_rows, a, _summarise(s, axis=1)), by_columns, positive
         of_rows, of_columns = _summarise_both(s)
-        return (fold(by_rows, a, of_rows), fold(by_columns, b, of_columns), positive), None
+        return fold(by_rows, a, of_rows), fold(by_columns, b, of_columns), positive
 
     def fold(summary, i, new):
         met = _join(_Summary(*(_at(x, i) for x in summary)), new)
@@ -244,10 +242,7 @@ def _sweep_forward(grid, temperature):
 
     zeros = jnp.zeros_like(grid.rows[..., 0])  # [r, R]
     nothing = _Summary(zeros + MASKED, zeros, zeros)
-    carry = nothing, nothing, zeros
-    for pairs, is_diagonal in grid.visits():
-        carry, _ = lax.scan(functools.partial(visit, is_diagonal=is_diagonal), carry, pairs)
-    by_rows, by_columns, positive = carry
+    by_rows, by_columns, positive = grid.sweep(visit, (nothing, nothing, zeros))
     return jax.tree.map(lambda x: x.reshape(-1)[: grid.height], (_join(by_rows, by_columns), positive))
 
 
@@ -270,24 +265,21 @@ def _sweep_backward(grid, lse, all_lse, temperature):
     # transposed [C, R].T @ [R, D] that a mirrored tile would need.
     rows, columns = (jnp.swapaxes(x, 1, 2) for x in (grid.rows, grid.columns))  # [r, D, R], [c, D, C]
 
-    def visit(carry, pair, is_diagonal):
+    def visit(carry, a, b, is_diagonal):
         by_rows, by_columns = carry
-        a, b = pair
         s = _negatives(_similarities(grid, a, b, temperature), grid, a, b, is_diagonal)  # [R, C]
         weight = _weights(s, _at(row_lse, a), _at(column_lse, b))  # [R, C]
         by_rows = add(by_rows, a, jnp.matmul(_at(columns, b), weight.T, precision='highest'))
         if not is_diagonal:
             by_columns = add(by_columns, b, jnp.matmul(_at(rows, a), weight, precision='highest'))
-        return (by_rows, by_columns), None
+        return by_rows, by_columns
 
     def add(pulls, i, new):
         return _put(pulls, i, _at(pulls, i) + new)
 
     nothing = jnp.zeros_like(rows)  # [r, D, R]
-    carry = nothing, nothing
-    for pairs, is_diagonal in grid.visits():
-        carry, _ = lax.scan(functools.partial(visit, is_diagonal=is_diagonal), carry, pairs)
-    pulls = carry[0] + carry[1]
+    by_rows, by_columns = grid.sweep(visit, (nothing, nothing))
+    pulls = by_rows + by_columns
     return jnp.swapaxes(pulls, 1, 2).reshape(-1, rows.shape[1])[: grid.height]
 
 
