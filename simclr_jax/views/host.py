@@ -1,11 +1,11 @@
 """Random views on the host: crops by a compiled loop, colour by TensorFlow (`host_colour`).
 
 The operations, their order, laws and clips are those of `simclr_jax.views.device`, from the numbers of `draws`.
-Only `make_finish` and `augment` need tensorflow.
+Only `make_finish` needs tensorflow.
 """
 
 import importlib.util
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 import numpy as np
 
@@ -74,18 +74,6 @@ def check_tensorflow() -> None:
     if importlib.util.find_spec('tensorflow') is None:
         raise ValueError("data.augment_on='host' needs tensorflow: pip install 'simclr_jax[tfds]', or leave it at "
                          "'device'.")
-
-
-def augment(image: np.ndarray, draws: Sequence[Draws], view: View, *, image_size: int) -> np.ndarray:
-    """Random views of an image uint8 [H, W, C], one for each of `draws`: float32 [N, S, S, C] in [0, 1].
-
-    A view is a pure function of (image, its draws, view).
-    """
-    crops = np.stack([crop_view(image, draw.box(image.shape[0], image.shape[1], view.crop), draw, view,
-                                out=np.empty((image_size, image_size, image.shape[2]), np.float32)) for draw in draws])
-    noise = np.stack([draw.normals(crops.shape[1:]) if view.noise.probability else np.float32(0)
-                      for draw in draws])
-    return make_finish(view)(crops, np.stack([choices(draw, view, image_size) for draw in draws]), noise).numpy()
 
 
 def crop_and_flip(image: np.ndarray, box: Box, draws: Draws, view: View, *, out: np.ndarray) -> np.ndarray:

@@ -15,12 +15,11 @@ import tensorflow as tf
 from scipy import stats
 
 from simclr_jax.views import device as device_augment
-from simclr_jax.views import host
 from simclr_jax.views.draws import Draws
 from simclr_jax.views.fields import View
 from tests import augment_oracles as oracles
 from tests.official_views import assert_same_distribution, official_views, smooth_image
-from tests.view_fields import ALL_OFF, ALL_ON, CROP, HALF_ON, JITTER, OFF, SIMCLR, view_of
+from tests.view_fields import ALL_OFF, ALL_ON, CROP, HALF_ON, JITTER, OFF, SIMCLR, host_views, view_of
 
 
 def keys(count, seed=0):
@@ -45,7 +44,7 @@ def test_views_have_the_distribution_of_the_host_with_every_operation_at_work():
     image = smooth_image()
     draws = [Draws(0, 0, index, 0) for index in range(1500)]
     assert_same_distribution(draw_many(image, 1500, HALF_ON, 32),
-                             host.augment(image, draws, view_of(HALF_ON), image_size=32))
+                             host_views(image, draws, view_of(HALF_ON), image_size=32))
 
 
 def test_each_probability_is_honoured_whatever_else_happens():

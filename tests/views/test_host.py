@@ -9,7 +9,7 @@ from simclr_jax.views import host
 from simclr_jax.views.draws import Draws
 from tests import augment_oracles as oracles
 from tests.official_views import assert_same_distribution, official_views, smooth_image
-from tests.view_fields import ALL_OFF, ALL_ON, CROP, JITTER, OFF, SIMCLR, view_of
+from tests.view_fields import ALL_OFF, ALL_ON, CROP, JITTER, OFF, SIMCLR, host_views, view_of
 
 
 def random_image(height, width):
@@ -18,7 +18,7 @@ def random_image(height, width):
 
 def views_of(image, view, count, image_size):
     """`count` views, of examples 0, 1, ..."""
-    return host.augment(image, [Draws(0, 0, i, 0) for i in range(count)], view_of(view), image_size=image_size)
+    return host_views(image, [Draws(0, 0, i, 0) for i in range(count)], view_of(view), image_size=image_size)
 
 
 # ---- views -------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_operations_run_in_the_documented_order():
     half |= {'crop': OFF, 'blur': half['blur'] | {'kernel_fraction': 0.2}}
     view = view_of(half)
     draws = [Draws(3, 1, index, 0) for index in range(40)]
-    for draw, result in zip(draws, host.augment(image, draws, view, image_size=12)):
+    for draw, result in zip(draws, host_views(image, draws, view, image_size=12)):
         np.testing.assert_allclose(result, reference(image, draw, view), atol=2e-5)
 
 
