@@ -35,7 +35,8 @@ def contenders(size):
         return at_once(jnp.asarray(images), keys[0]), at_once(jnp.asarray(images), keys[1])
 
     return {'trainer': lambda number: prepare(batch, jnp.int32(number)),
-            'simclr_views': lambda number: simclr_jax.simclr_views(images, jax.random.key(number), image_size=size),
+            'simclr_views': lambda number: simclr_jax.simclr_views(images, jax.random.key(number),
+                                                                   image_size=size),
             'all images at once': lambda number: all_at_once(images, jax.random.key(number))}
 
 

@@ -104,7 +104,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def moco_augment(*, image_size: int, area: tuple[float, float] = (0.2, 1.0), blur: bool = True) -> ConfigDict:
-    """MoCo v2's augmentation (facebookresearch/moco main_moco.py --aug-plus), `View.moco`, both views alike."""
+    """MoCo v2's augmentation (facebookresearch/moco main_moco.py --aug-plus), `View.moco` twice."""
     augment = augment_config(image_size=image_size, strength=0.5)
     augment.update(_operations(View.moco(area=area, blur=blur)))
     augment.update({'mean': IMAGENET_MEAN, 'std': IMAGENET_STD})
@@ -112,7 +112,7 @@ def moco_augment(*, image_size: int, area: tuple[float, float] = (0.2, 1.0), blu
 
 
 def byol_augment(*, image_size: int, blur: bool = True) -> ConfigDict:
-    """BYOL's augmentation (byol/utils/augmentations.py), `View.byol`: view 1 blurred, view 2 seldom but solarized."""
+    """BYOL's augmentation (byol/utils/augmentations.py), `View.byol`."""
     view1, view2 = View.byol(blur=blur)
     augment = augment_config(image_size=image_size, strength=0.5, blur=blur)
     augment.update({'crop': dataclasses.asdict(view1.crop), 'jitter': dataclasses.asdict(view1.jitter),

@@ -171,7 +171,8 @@ class Inputs:
                 batch['epoch'], batch['index'])
         lone_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
         if not self.sequence:
-            view1, view2 = device.both_views(function, (self.view1, self.view2), *arguments, keys, lone_cpu=lone_cpu)
+            view1, view2 = device.both_views(function, (self.view1, self.view2), *arguments, keys,
+                                             lone_cpu=lone_cpu)
         else:
             first = device.over_batch(functools.partial(function, view=self.view1), lone_cpu=lone_cpu)
             then = device.over_batch(functools.partial(device.augment_in_sequence, view=self.view2,

@@ -11,8 +11,8 @@ from simclr_jax.evaluate.knn import knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy
 
 
-def knn(train_features: ArrayLike, train_labels: ArrayLike, test_features: ArrayLike, test_labels: ArrayLike, *,
-        k: int = 200, temperature: float = 0.07) -> float:
+def knn(train_features: ArrayLike, train_labels: ArrayLike, test_features: ArrayLike,
+        test_labels: ArrayLike, *, k: int = 200, temperature: float = 0.07) -> float:
     """Accuracy of weighted k-nearest-neighbour classification, exact (Wu et al. 2018, sec. 3.4).
 
     The k training features with the greatest cosine each vote for their class with weight
@@ -38,8 +38,8 @@ def knn(train_features: ArrayLike, train_labels: ArrayLike, test_features: Array
     """
     train, test, num_classes = _as_features(train_features, train_labels, test_features, test_labels)
     if not isinstance(k, numbers.Integral) or not 1 <= k <= len(train.labels):
-        raise ValueError(f'knn: k is {k!r}, and there are {len(train.labels)} training features: it must be a whole '
-                         'number from 1 to their number.')
+        raise ValueError(f'knn: k is {k!r}, and there are {len(train.labels)} training features: it must be a '
+                         'whole number from 1 to their number.')
     return knn_accuracy(train, test, num_classes=num_classes, k=int(k), temperature=temperature)
 
 
@@ -87,12 +87,12 @@ def _checked(what, features, labels):
     features, labels = np.asarray(features), np.asarray(labels)
     is_real = features.dtype.kind in 'iub' or jnp.issubdtype(features.dtype, jnp.floating)
     if features.ndim != 2 or not features.size or not is_real:
-        raise ValueError(f'The {what} features are {features.dtype} {list(features.shape)}: they must be real numbers '
-                         '[N, D], and there must be some.')
+        raise ValueError(f'The {what} features are {features.dtype} {list(features.shape)}: they must be real '
+                         'numbers [N, D], and there must be some.')
     if labels.shape != features.shape[:1] or labels.dtype.kind not in 'iu':
         raise ValueError(f'The {what} labels are {labels.dtype} {list(labels.shape)}: they must be integers '
                          f'[{len(features)}], one for each feature.')
     if labels.min() < 0:
-        raise ValueError(f'{(labels < 0).sum()} of the {len(labels)} {what} labels are negative, the first is '
-                         f'{labels[labels < 0][0]}: leave examples without a class out.')
+        raise ValueError(f'{(labels < 0).sum()} of the {len(labels)} {what} labels are negative, the first '
+                         f'is {labels[labels < 0][0]}: leave examples without a class out.')
     return features.astype(np.float32), labels

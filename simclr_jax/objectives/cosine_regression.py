@@ -20,10 +20,12 @@ def cosine_regression(prediction: jax.Array, target: jax.Array) -> jax.Array:
         ValueError: other shapes.
 
     >>> import jax.numpy as jnp, simclr_jax
-    >>> simclr_jax.cosine_regression(jnp.array([[1., 0.], [1., 0.]]), jnp.array([[2., 0.], [0., 3.]])).tolist()
+    >>> prediction, target = jnp.array([[1., 0.], [1., 0.]]), jnp.array([[2., 0.], [0., 3.]])
+    >>> simclr_jax.cosine_regression(prediction, target).tolist()
     [0.0, 2.0]
     """
     if prediction.ndim != 2 or prediction.shape != target.shape:
-        raise ValueError(f'cosine_regression needs two equal [N, D], got {prediction.shape} and {target.shape}.')
+        raise ValueError('cosine_regression needs two equal [N, D], got '
+                         f'{prediction.shape} and {target.shape}.')
     prediction, target = prediction.astype(jnp.float32), target.astype(jnp.float32)
     return 2.0 - 2.0 * (l2_normalize(prediction) * l2_normalize(target)).sum(-1)

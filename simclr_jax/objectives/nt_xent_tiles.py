@@ -116,7 +116,8 @@ class _Grid(NamedTuple):
             above = np.stack(np.triu_indices(r, k=1), axis=1)
             visits = [(np.stack([np.arange(r)] * 2, axis=1), True)] + ([(above, False)] if r > 1 else [])
         for pairs, is_diagonal in visits:
-            carry, _ = lax.scan(lambda carry, pair, on=is_diagonal: (visit(carry, *pair, on), None), carry, pairs)
+            step = lambda carry, pair, on=is_diagonal: (visit(carry, *pair, on), None)
+            carry, _ = lax.scan(step, carry, pairs)
         return carry
 
 

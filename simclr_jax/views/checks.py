@@ -37,8 +37,9 @@ def checked_images(images: np.ndarray | jax.Array, *, lone: bool = False, channe
     if not isinstance(images, Tracer) and images.size:
         low, high = (float(jax.device_get(value)) for value in (images.min(), images.max()))
         if not (low >= 0 and high <= 1):
-            raise ValueError(f'The {noun} {"holds" if lone else "hold"} values from {low:g} to {high:g}: it takes '
-                             'uint8, or floats in [0, 1] that are not normalised yet.')
+            verb = 'holds' if lone else 'hold'
+            raise ValueError(f'The {noun} {verb} values from {low:g} to {high:g}: it takes uint8, or floats in '
+                             '[0, 1] that are not normalised yet.')
     return images.astype(np.float32)
 
 
@@ -47,7 +48,8 @@ def check_key(key: jax.Array) -> None:
     typed = jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key)
     shape = getattr(key, 'shape', None)
     if not (shape == () if typed else shape == jax.random.PRNGKey(0).shape and key.dtype == np.uint32):
-        given = f'an array of {"keys" if typed else key.dtype} {list(shape)}' if shape is not None else repr(key)
+        kind = 'keys' if typed else getattr(key, 'dtype', None)
+        given = repr(key) if shape is None else f'an array of {kind} {list(shape)}'
         raise ValueError(f'key must be one key, as jax.random.key(0) makes; got {given}.')
 
 

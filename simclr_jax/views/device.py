@@ -211,8 +211,8 @@ def both_views(function: Callable[..., jax.Array], views: tuple[View, View], *ar
     if views[0] == views[1]:
         made = apply(views[0], *arguments)
         return made[:, 0], made[:, 1]
-    first, second = (apply(view, *(argument[:, slot] for argument in arguments)) for slot, view in enumerate(views))
-    return first, second
+    first, second = ([argument[:, slot] for argument in arguments] for slot in (0, 1))
+    return apply(views[0], *first), apply(views[1], *second)
 
 
 def _loop_rows(function: Callable[..., jax.Array], side: int) -> Callable[..., jax.Array]:

@@ -3,8 +3,8 @@
 numpy only, so that neither form of the augmentation, on the host or on the accelerator, imports the other's
 framework. A `View` is checked when it is made, and can be a static argument of `jax.jit`.
 
-Sources: google-research/simclr tf2/data_util.py (SimCLR's view, size of the blur kernel); facebookresearch/moco
-main_moco.py --aug-plus; deepmind-research byol/utils/augmentations.py.
+Sources: google-research/simclr tf2/data_util.py (SimCLR's view, size of the blur kernel);
+facebookresearch/moco main_moco.py --aug-plus; deepmind-research byol/utils/augmentations.py.
 """
 
 import dataclasses
@@ -180,8 +180,8 @@ class View:
     """A random view of an image: operations in the order in which they run, then the functions of `extra`.
 
     Those that are left out do not run. `View.simclr()`, `View.moco()` and `View.byol()` are the papers'; the
-    classes of the operations stand in `simclr_jax.views.fields`. A view is hashable, so that it may be a static
-    argument of `jax.jit`.
+    classes of the operations stand in `simclr_jax.views.fields`. A view is hashable, so that it may be a
+    static argument of `jax.jit`.
 
     extra: further functions (image float32 [S, S, 3], key) -> image of the same shape and type, pure and
     traceable by JAX, in the order in which they run; on the device only.
@@ -234,10 +234,11 @@ class View:
     def moco(cls, *, area: tuple[float, float] = (0.2, 1.0), blur: bool = True) -> 'View':
         """MoCo v2's: crops of uniform area; brightness, contrast and saturation in [0.6, 1.4].
 
-        Its operations are torchvision's, but saturation here scales that of HSV, contrast is about the mean of
-        each channel, and the crop is resized bicubic without antialiasing.
+        Its operations are torchvision's, but saturation here scales that of HSV, contrast is about the mean
+        of each channel, and the crop is resized bicubic without antialiasing.
         """
-        return cls.simclr(blur=blur).replace(crop=Crop(1.0, 'uniform', area), jitter=Jitter(0.8, 0.4, 0.4, 0.4, 0.1))
+        jitter = Jitter(0.8, 0.4, 0.4, 0.4, 0.1)
+        return cls.simclr(blur=blur).replace(crop=Crop(1.0, 'uniform', area), jitter=jitter)
 
     @classmethod
     def byol(cls, *, blur: bool = True) -> tuple['View', 'View']:

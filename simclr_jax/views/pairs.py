@@ -1,4 +1,4 @@
-"""Two random views of each image of a batch, for programs of any kind; the views of a run are data/batches.py's."""
+"""Two random views of each image of a batch, for programs of any kind."""
 
 import functools
 
@@ -46,11 +46,13 @@ def two_views(images: np.ndarray | jax.Array, key: jax.Array, views: View | tupl
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _two_views(images, key, views, image_size):
-    keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row)))(jnp.arange(len(images)))  # [N, 2]
+    rows = jnp.arange(len(images))
+    keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row)))(rows)       # [N, 2]
+    function = functools.partial(augment, image_size=image_size)
 
     def made(lone_cpu, images, keys):
-        images = jnp.stack([images] * 2, axis=1)                                                # [N, 2, H, W, 3]
-        return both_views(functools.partial(augment, image_size=image_size), views, images, keys, lone_cpu=lone_cpu)
+        twice = jnp.stack([images] * 2, axis=1)                                             # [N, 2, H, W, 3]
+        return both_views(function, views, twice, keys, lone_cpu=lone_cpu)
 
     at_once = functools.partial(made, False)
     if jax.default_backend() != 'cpu' or jax.device_count() > 1:
@@ -61,7 +63,7 @@ def _two_views(images, key, views, image_size):
 
 def simclr_views(images: np.ndarray | jax.Array, key: jax.Array, *, image_size: int, strength: float = 1.0,
                  blur: bool = True) -> tuple[jax.Array, jax.Array]:
-    """Two random views of each image, as the official code makes them (google-research/simclr tf2/data_util.py).
+    """Two random views of each image, as the official code makes them (tf2/data_util.py).
 
     `View.simclr` for both: crop of 8 to 100 % of the area, flip, colour jitter in random order, grey, blur.
 
@@ -93,8 +95,8 @@ def moco_views(images: np.ndarray | jax.Array, key: jax.Array, *, image_size: in
     >>> import jax, numpy as np, simclr_jax
     >>> images = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
     >>> view1, view2 = simclr_jax.moco_views(images, jax.random.key(0), image_size=8, blur=False)
-    >>> normalised = (view1 - np.array(simclr_jax.config.IMAGENET_MEAN)) / np.array(simclr_jax.config.IMAGENET_STD)
-    >>> normalised.shape
+    >>> mean, std = np.array(simclr_jax.config.IMAGENET_MEAN), np.array(simclr_jax.config.IMAGENET_STD)
+    >>> ((view1 - mean) / std).shape
     (2, 8, 8, 3)
     """
     return two_views(images, key, View.moco(area=area, blur=blur), image_size=image_size)

@@ -66,11 +66,14 @@ def views(n=6, d=5, seed=0, noise=1.2):
     return view1, (view1 + noise * rng.normal(size=(n, d))).astype(np.float32)
 
 
+def half(n, d):
+    return np.stack(views(n, d)) / 2
+
+
 def mesh_of(*shape, types=None):
     """A mesh of these sides, with axes 'a', 'b'; None for no sides."""
-    devices = jax.devices()[:int(np.prod(shape))]
-    return jax.make_mesh(shape, tuple('ab')[:len(shape)], axis_types=types or (AUTO,) * len(shape),
-                         devices=devices) if shape else None
+    options = {'axis_types': types or (AUTO,) * len(shape), 'devices': jax.devices()[:int(np.prod(shape))]}
+    return jax.make_mesh(shape, tuple('ab')[:len(shape)], **options) if shape else None
 
 
 def loss_of(f=nt_xent, **settings):
@@ -83,10 +86,6 @@ def step_of(f=nt_xent, **settings):
 
 
 compiled = jax.jit(nt_xent, static_argnames=('normalize', 'mesh', 'decoupled', 'tile'))
-
-
-# ---------------------------------------------------------------------------------------------------
-# The formula and its gradient
 
 
 @pytest.mark.parametrize('temperature', [0.1, 0.5, 1.0])
@@ -104,7 +103,8 @@ def test_the_oracle_is_the_papers_double_loop(temperature, normalize, decoupled)
                 part[index] = centre + step
                 losses.append(paper(*parts, normalize, decoupled)[0])
             part[index] = centre
-            np.testing.assert_allclose(np.asarray(gradient)[index], (losses[0] - losses[1]) / 2e-6, rtol=1e-5, atol=1e-7)
+            expected = (losses[0] - losses[1]) / 2e-6
+            np.testing.assert_allclose(np.asarray(gradient)[index], expected, rtol=1e-5, atol=1e-7)
 
 
 def check(pair, temperature=0.5, normalize=True, decoupled=False, tile=None, mesh=(), f=nt_xent):
@@ -129,8 +129,6 @@ def check(pair, temperature=0.5, normalize=True, decoupled=False, tile=None, mes
 FAR_APART = np.round(10 * np.stack(views(9, 4)))
 FAR_FROM_ZERO = np.round(2 * np.stack(views(9, 4)))
 FAR_FROM_ZERO[:, :, 0] = 100
-HALF = {(n, d): np.stack(views(n, d)) / 2 for n, d in ((13, 5), (12, 8), (10, 3), (7, 3), (9, 130), (11, 6), (14, 6),
-                                                       (24, 6), (8, 6), (16, 8))}
 
 
 @pytest.mark.parametrize('pair, settings', [
@@ -138,21 +136,22 @@ HALF = {(n, d): np.stack(views(n, d)) / 2 for n, d in ((13, 5), (12, 8), (10, 3)
       for t, normalize, decoupled in ((0.1, True, False), (0.5, True, True), (1.0, False, False), (1.0, False, True))
       for f in (nt_xent, nt_xent_dense)),
     # Tiles of any size.
-    (HALF[13, 5], {'tile': 1}), (HALF[13, 5], {'tile': 4, 'temperature': 0.1, 'decoupled': True}),
-    (HALF[12, 8], {'tile': 5, 'temperature': 0.05}), (HALF[12, 8], {'tile': 5, 'normalize': False}),
-    (HALF[10, 3], {'tile': 3, 'normalize': False, 'decoupled': True}),
-    (HALF[7, 3], {'tile': 7, 'temperature': 1.0, 'decoupled': True}), (HALF[9, 130], {'tile': 100, 'temperature': 0.2}),
+    (half(13, 5), {'tile': 1}), (half(13, 5), {'tile': 4, 'temperature': 0.1, 'decoupled': True}),
+    (half(12, 8), {'tile': 5, 'temperature': 0.05}), (half(12, 8), {'tile': 5, 'normalize': False}),
+    (half(10, 3), {'tile': 3, 'normalize': False, 'decoupled': True}),
+    (half(7, 3), {'tile': 7, 'temperature': 1.0, 'decoupled': True}),
+    (half(9, 130), {'tile': 100, 'temperature': 0.2}),
     (views(520, 4), {'temperature': 0.1}), (views(1100, 4), {'temperature': 0.1}),        # tiles are chosen
     # Devices, and tiles on them.
-    (HALF[16, 8], {'mesh': (1,), 'temperature': 0.1}), (HALF[16, 8], {'mesh': (8,), 'temperature': 0.1}),
-    (HALF[16, 8], {'mesh': (2, 4), 'temperature': 0.1}), (HALF[16, 8], {'mesh': (8,), 'normalize': False}),
-    (HALF[11, 6], {'mesh': (1,), 'tile': 3, 'temperature': 0.1}),
-    (HALF[14, 6], {'mesh': (2,), 'tile': 3, 'temperature': 0.1, 'decoupled': True}),
-    (HALF[14, 6], {'mesh': (2,), 'tile': 3, 'normalize': False}),
-    (HALF[24, 6], {'mesh': (8,), 'tile': 2, 'temperature': 0.1}),
-    (HALF[24, 6], {'mesh': (8,), 'tile': 5, 'temperature': 0.1, 'decoupled': True}),
-    (HALF[24, 6], {'mesh': (8,), 'tile': 5, 'normalize': False, 'decoupled': True}),
-    (HALF[8, 6], {'mesh': (8,), 'tile': 100, 'temperature': 0.1}),
+    (half(16, 8), {'mesh': (1,), 'temperature': 0.1}), (half(16, 8), {'mesh': (8,), 'temperature': 0.1}),
+    (half(16, 8), {'mesh': (2, 4), 'temperature': 0.1}), (half(16, 8), {'mesh': (8,), 'normalize': False}),
+    (half(11, 6), {'mesh': (1,), 'tile': 3, 'temperature': 0.1}),
+    (half(14, 6), {'mesh': (2,), 'tile': 3, 'temperature': 0.1, 'decoupled': True}),
+    (half(14, 6), {'mesh': (2,), 'tile': 3, 'normalize': False}),
+    (half(24, 6), {'mesh': (8,), 'tile': 2, 'temperature': 0.1}),
+    (half(24, 6), {'mesh': (8,), 'tile': 5, 'temperature': 0.1, 'decoupled': True}),
+    (half(24, 6), {'mesh': (8,), 'tile': 5, 'normalize': False, 'decoupled': True}),
+    (half(8, 6), {'mesh': (8,), 'tile': 100, 'temperature': 0.1}),
     # Digits.
     (FAR_APART, {'temperature': 0.125, 'normalize': False, 'tile': 2}),
     (FAR_FROM_ZERO, {'temperature': 1.0, 'normalize': False, 'tile': 2}),
@@ -165,7 +164,8 @@ def test_loss_metrics_and_gradients_are_the_oracles_in_any_tiles_on_any_devices(
 @pytest.mark.parametrize('n', [1, 2, 7])
 def test_equal_embeddings_cost_the_log_of_the_number_of_candidates(n):
     loss, metrics = compiled(jnp.ones((n, 3)), jnp.ones((n, 3)), temperature=0.1)
-    np.testing.assert_allclose([loss, metrics['contrastive_entropy']], np.log(2 * n - 1), rtol=1e-6, atol=1e-6)
+    for value in (loss, metrics['contrastive_entropy']):
+        np.testing.assert_allclose(value, np.log(2 * n - 1), rtol=1e-6, atol=1e-6)
 
 
 def test_orthogonal_pairs_are_analytic():
@@ -175,7 +175,8 @@ def test_orthogonal_pairs_are_analytic():
     p = np.exp(1 / temperature) / (np.exp(1 / temperature) + negatives)
     np.testing.assert_allclose(loss, -np.log(p), rtol=1e-6)
     assert metrics['contrastive_accuracy'] == 1
-    np.testing.assert_allclose(metrics['contrastive_entropy'], entr(p) + negatives * entr((1 - p) / negatives), rtol=1e-6)
+    entropy = entr(p) + negatives * entr((1 - p) / negatives)
+    np.testing.assert_allclose(metrics['contrastive_entropy'], entropy, rtol=1e-6)
 
 
 def test_order_of_images_and_of_views_does_not_matter():
@@ -186,10 +187,6 @@ def test_order_of_images_and_of_views_does_not_matter():
         loss, metrics = compiled(*pair, temperature=0.2)
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
         assert metrics['contrastive_accuracy'] == expected_metrics['contrastive_accuracy']
-
-
-# ---------------------------------------------------------------------------------------------------
-# The program
 
 
 STEP = {'temperature': 0.1, 'tile': 8}
@@ -249,10 +246,6 @@ def test_bfloat16_projections_are_computed_in_float32():
         np.testing.assert_array_equal(gradient, wanted.astype(jnp.bfloat16))
 
 
-# ---------------------------------------------------------------------------------------------------
-# Digits
-
-
 def nearly_solved(temperature, loss, n=16, d=32):
     """Views whose loss is about `loss`: their images share as much of one direction as that takes."""
     rng = np.random.default_rng(0)
@@ -288,7 +281,7 @@ def test_the_length_of_a_projection_does_not_count(scale, decoupled):
     view1[0] *= np.float32(scale)
     (value, _), gradients = jax.jit(step_of(temperature=0.2, decoupled=decoupled))(view1, view2)
     assert np.isfinite(gradients).all()
-    if scale < 1e-6:                                # less than the least length, with which a zero row has a gradient
+    if scale < 1e-6:            # below the least length: the gradient is finite, and not that of a unit row
         return
     (expected, *_), (expected1, expected2, _) = oracle(view1, view2, 0.2, decoupled=decoupled)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -316,10 +309,6 @@ def test_one_image_has_no_negatives():
     np.testing.assert_allclose([loss, metrics['contrastive_entropy']], 0, atol=1e-6)
     assert metrics['contrastive_accuracy'] == 1
     np.testing.assert_allclose(gradients, 0, atol=1e-5)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Transformations and meshes
 
 
 @BOTH
@@ -385,10 +374,6 @@ def test_a_mesh_of_any_axes_with_arrays_split_or_not(types, split):
         np.testing.assert_allclose(loss_of(temperature=0.1, mesh=given)(*pair), expected, rtol=1e-6)
         with jax.set_mesh(mesh):                        # without it jax itself refuses jax.grad of typed arrays
             np.testing.assert_allclose(step(given)(*pair)[0], expected, rtol=1e-6)
-
-
-# ---------------------------------------------------------------------------------------------------
-# What is refused
 
 
 @pytest.mark.parametrize('pair, settings, message', [
