@@ -256,10 +256,11 @@ class View:
         Raises:
             ValueError: for an unknown operation or field, a missing probability, a value out of range.
         """
-        _check_names('augmentation', operations, OPS)
+        given: Mapping[str, Any] = operations
+        _check_names('augmentation', given, OPS)
         return dataclasses.replace(self, **{
             name: fields if isinstance(fields, Operation) else _operation(name, fields)
-            for name, fields in operations.items()})
+            for name, fields in given.items()})
 
     def of_rgb(self) -> list[str]:
         """The operations of this view that images of other channels than red, green and blue cannot have."""
