@@ -1,6 +1,7 @@
 """What the functions of images take; what will not do is named in one sentence."""
 
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 
-def checked_images(images: np.ndarray | jax.Array, *, lone: bool = False, channels: int | None = 3
+def checked_images(images: Any, *, lone: bool = False, channels: int | None = 3
                    ) -> np.ndarray | jax.Array:
     """The images [N, H, W, C], or [H, W, C] where `lone`, as uint8 or float32; channels None: C is 1 to 16.
 
@@ -35,7 +36,8 @@ def checked_images(images: np.ndarray | jax.Array, *, lone: bool = False, channe
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f'The {noun} {verb} {images.dtype}: it takes uint8, or floats in [0, 1].')
     if not isinstance(images, Tracer) and images.size:
-        low, high = (float(jax.device_get(value)) for value in (images.min(), images.max()))
+        with jax.ensure_compile_time_eval():        # also where a program that is traced holds the images
+            low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):
             verb = 'holds' if lone else 'hold'
             raise ValueError(f'The {noun} {verb} values from {low:g} to {high:g}: it takes uint8, or floats in '
@@ -45,11 +47,10 @@ def checked_images(images: np.ndarray | jax.Array, *, lone: bool = False, channe
 
 def check_key(key: jax.Array) -> None:
     """ValueError for anything but one key of `jax.random`."""
-    typed = jnp.issubdtype(getattr(key, 'dtype', None), jax.dtypes.prng_key)
-    shape = getattr(key, 'shape', None)
-    if not (shape == () if typed else shape == jax.random.PRNGKey(0).shape and key.dtype == np.uint32):
-        kind = 'keys' if typed else getattr(key, 'dtype', None)
-        given = repr(key) if shape is None else f'an array of {kind} {list(shape)}'
+    shape, dtype = getattr(key, 'shape', None), getattr(key, 'dtype', np.dtype(object))
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (shape == () if typed else shape == jax.random.PRNGKey(0).shape and dtype == np.uint32):
+        given = repr(key) if shape is None else f'an array of {"keys" if typed else dtype} {list(shape)}'
         raise ValueError(f'key must be one key, as jax.random.key(0) makes; got {given}.')
 
 

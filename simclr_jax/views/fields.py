@@ -256,11 +256,10 @@ class View:
         Raises:
             ValueError: for an unknown operation or field, a missing probability, a value out of range.
         """
-        given: Mapping[str, Any] = operations
-        _check_names('augmentation', given, OPS)
+        _check_names('augmentation', operations, OPS)
         return dataclasses.replace(self, **{
             name: fields if isinstance(fields, Operation) else _operation(name, fields)
-            for name, fields in given.items()})
+            for name, fields in operations.items()})
 
     def of_rgb(self) -> list[str]:
         """The operations of this view that images of other channels than red, green and blue cannot have."""
@@ -283,7 +282,7 @@ OPS: dict[str, type[Operation]] = {field.name: type(field.default) for field in 
                                    if isinstance(field.default, Operation)}
 
 
-def _operation(name: str, fields: Mapping[str, Any]) -> Operation:
+def _operation(name: str, fields: Any) -> Operation:
     _check_names(f'field of augmentation {name!r}', fields, OPS[name].__dataclass_fields__, ['probability'])
     return OPS[name](**fields)
 
