@@ -44,7 +44,7 @@ def unit(x):
 
 @functools.cache
 def network():
-    encoder = simclr_jax.ResNet(depth=10, width=1 / 32, stem='cifar')
+    encoder = simclr_jax.ResNet(depth=10, width=1 / 16, stem='cifar')
     init = jax.jit(encoder.init, static_argnums=2)
     with jax.ensure_compile_time_eval():                            # the same arrays within any trace
         return encoder, init(jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32), True)
@@ -64,7 +64,7 @@ def project(features):
     return jnp.sin(layers[-1]).sum()
 
 
-IMAGES = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(0).random((4, 8, 8, 3)).astype(np.float32)
 KEY = jax.random.key(0)
 # name: (a function of one array to a scalar, the array)
 FUNCTIONS = {
@@ -77,7 +77,7 @@ FUNCTIONS = {
     'ResNet(train=True)': (lambda images: encode(images, True), IMAGES),
     'ProjectionHead(train=True)': (project, draw(4, 6)),
     'simclr_views': (lambda images: sum(view.sum() for view in simclr_jax.simclr_views(
-        images, KEY, image_size=6, blur=False)), IMAGES),
+        images, KEY, image_size=6, blur=False)), IMAGES[:2]),
     'augment': (lambda image: simclr_jax.augment(image, KEY, image_size=6).sum(), IMAGES[0]),
     'eval_crop': (lambda image: simclr_jax.eval_crop(image, image_size=6, proportion=0.875).sum(), IMAGES[0]),
 }
