@@ -11,8 +11,8 @@ import sys
 import jax.numpy as jnp
 
 import simclr_jax
-from simclr_jax.methods import Aux, Method
-from simclr_jax.methods.parts import interleave_views, online_probe, split_views
+from simclr_jax.methods import Method
+from simclr_jax.methods.parts import interleave_views, split_views, with_probe
 from simclr_jax.models.network import forward_train, init_variables
 
 
@@ -27,8 +27,7 @@ def barlow_twins(network, *, num_train_steps, mesh, redundancy=0.005):
         z1, z2 = ((z - z.mean(0)) / z.std(0) for z in split_views(output.projection))
         off = jnp.square(z1.T @ z2 / len(z1) - jnp.eye(z1.shape[1]))      # [D, D]
         twins = jnp.trace(off) + redundancy * (off.sum() - jnp.trace(off))
-        probe_loss, metrics = online_probe(output.probe_logits, batch['label'])
-        return twins + probe_loss, Aux(stats, {'twins_loss': twins, **metrics})
+        return with_probe(twins, {'twins_loss': twins}, output, batch['label'], stats)
 
     return Method(init, loss, after_update=lambda method_state, params, aux, step: method_state)
 

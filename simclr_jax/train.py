@@ -20,8 +20,7 @@ from simclr_jax.training import checkpoint, optimizers as optim, schedules, step
 from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
-from simclr_jax.config import few_images, names
-from simclr_jax.config import ConfigDict, check_profile_steps, check_values, flatten
+from simclr_jax.config import ConfigDict, check_profile_steps, check_values, few_images, flatten, names
 from simclr_jax.data import sources
 from simclr_jax.data.source import Source
 from simclr_jax.data.batches import Inputs, choose_form
@@ -31,11 +30,12 @@ from simclr_jax.evaluate.evaluators import (Health, HeldOutKnn, Run, StepEncoder
                                             split_by_schedule)
 from simclr_jax.evaluate.floors import Floors
 from simclr_jax.evaluate.frozen import frozen_accuracies, is_labelled, num_labelled, of_large_set
-from simclr_jax.evaluate.health import CollapseWatch, make_health
+from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.start import start_from
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.runtime.lock import WorkdirLock
+from simclr_jax.runtime.memory import naming_needs
 from simclr_jax.methods import make_method
 from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.writer import MetricWriter, make_writer
@@ -167,8 +167,10 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     start = int(state.step)
     batches = inputs.batches(train_source, mesh, start_step=start)
     workdirs.save_run(workdir, config.to_dict(), train_source)
+    named = [functools.partial(make_writer, name, names.resolve, workdir=workdir, start_step=start,
+                               config=flatten(config.to_dict())) for name in config.log.writers]
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
-                          is_lead=sharding.is_lead(), writers=[*_named_writers(config, workdir, start), *writers])
+                          is_lead=sharding.is_lead(), writers=[*named, *writers])
     profiler = profile.StepProfiler(
         writer, workdir, steps=config.profile_steps, breakdown=config.log.step_breakdown, start=start,
         num_steps=num_steps, is_lead=sharding.is_lead(), waited=lambda: batches.waited)
@@ -183,7 +185,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
             where = 'encoder of init_from' if config.init_from else 'random encoder'
             writer.note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
             evaluators = [HeldOutKnn(run, floor), *evaluators]
-        evaluators = [Health(jax.jit(_make_health(network, inputs, mesh)), config.log.every_steps), *evaluators]
+        evaluators = [Health(network, inputs.make_prepare(mesh), config.log.every_steps), *evaluators]
         state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
                        evaluators=evaluators, writer=writer, log=log, profiler=profiler, checkpointer=checkpointer)
         _note_skipped(writer, run)
@@ -198,10 +200,14 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
     """The state after the last step."""
     config, start = run.config, int(state.step)
     of_rows, of_epochs = split_by_schedule(evaluators, config.eval.evaluators_every_epochs)
-    due = functools.partial(_due, steps_per_epoch=run.train_source.num_examples / config.batch_size,
-                            num_steps=num_steps)
+    steps_per_epoch = run.train_source.num_examples / config.batch_size
+
+    def due(step: int, every_epochs: float) -> bool:        # 0: only at the end
+        return step == num_steps or every_epochs > 0 and step % max(1, round(every_epochs * steps_per_epoch)) == 0
+
     log.restart(start)
-    with Interruption(run.mesh, every_steps=5) as interruption, jax.transfer_guard('disallow'):
+    with (Interruption(run.mesh, every_steps=5) as interruption, jax.transfer_guard('disallow'),
+          naming_needs(lambda: train_step.lower(state, batch).compile())):
         for step in range(start + 1, num_steps + 1):
             profiler.begin(step, state)
             batch = next(batches)
@@ -270,27 +276,26 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
         encoder=fields, head=config.head.to_dict(), predictor=config.predictor.to_dict(),
         num_classes=num_classes if config.eval.online_probe else 0, probe_layer=config.eval.layer,
         mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks, module=encoder)
-    method = make_method(network=network, mesh=mesh, num_train_steps=num_steps,
-                         **({'name': method} if method else config.method))
+    made = make_method(network=network, mesh=mesh, num_train_steps=num_steps,
+                       **({'name': method} if method else config.method))
     optimizer = optim.make_optimizer(**_optimizer_settings(config))
-    learning_rate = _make_schedule(config, num_examples, num_steps)
-    init_state = steps.make_init_state(method, optimizer, seed=config.seed,
-                                       image_size=config.augment.image_size, channels=len(config.augment.mean))
-    train_step = steps.make_train_step(method, optimizer, learning_rate, seed=config.seed,
-                                       prepare=(inputs or make_inputs(config, form='views')).make_prepare(mesh),
-                                       update_metrics=_update_metrics(config))
+    init_state = steps.make_init_state(made, optimizer, seed=config.seed, image_size=config.augment.image_size,
+                                       channels=len(config.augment.mean))
+    train_step = steps.make_train_step(
+        made, optimizer, _make_schedule(config, num_examples, num_steps), seed=config.seed,
+        prepare=(inputs or make_inputs(config, form='views')).make_prepare(mesh),
+        update_metrics=optim.make_update_metrics(**_optimizer_settings(config)))
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
     train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0,
                          compiler_options=_COMPILER_OPTIONS.get(mesh.devices.flat[0].platform))
     return network, init_state, train_step, shardings
 
 
-def load_sources(config: ConfigDict, source: Any = None, test_source: Any = None
-                 ) -> tuple[Source, Source | None]:
+def load_sources(config: ConfigDict, source: Any = None, test_source: Any = None) -> tuple[Source, Source | None]:
     """The splits to train and to measure on: what is given, or else those that the config names."""
-    where = sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead())
-    return sources.load_pair(config.data.source, config.data.train_split, config.data.test_split, source=source,
-                             test_source=test_source, **where)
+    return sources.load_pair(
+        config.data.source, config.data.train_split, config.data.test_split, source=source, test_source=test_source,
+        **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
 
 
 def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, views: Any) -> ConfigDict:
@@ -312,16 +317,7 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
 
 
 def _optimizer_settings(config: ConfigDict) -> dict[str, Any]:
-    return {name: value for name, value in config.optimizer.items()
-            if name not in ('learning_rate', 'scaling')}
-
-
-def _update_metrics(config: ConfigDict) -> Callable:
-    """(params, gradients) -> what the log says of an update: LARS's trust ratios, {'trust_ratios': [L]}."""
-    if config.optimizer.name != 'lars':
-        return lambda params, gradients: {}
-    trust_ratios, _ = optim.make_trust_ratios(**_optimizer_settings(config))
-    return lambda params, gradients: {'trust_ratios': trust_ratios(params, gradients)}
+    return {name: value for name, value in config.optimizer.items() if name not in ('learning_rate', 'scaling')}
 
 
 def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str = '',
@@ -347,24 +343,11 @@ def with_channels(config: ConfigDict, channels: int) -> None:
         config.augment[field] = values if len(values) == channels else values[:1] * channels
 
 
-def _make_health(network: Network, inputs: Inputs, mesh: jax.sharding.Mesh) -> Callable:
-    """(the state after a step, the batch of that step) -> its health on the views of that step."""
-    prepare, measure_health = inputs.make_prepare(mesh), make_health(network)
-
-    def health(state, batch):
-        views = prepare(batch, state.step - 1)
-        return measure_health(state.variables(), views['view1'], views['view2'])
-
-    return health
-
-
-def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int):
-    peak = schedules.scaled_learning_rate(config.optimizer.learning_rate, config.batch_size,
-                                          config.optimizer.scaling)
-    warmup, _ = _warmup_steps(config, num_examples, num_steps)
-    return schedules.make_schedule(config.schedule.name, peak=peak, warmup_steps=warmup,
-                                   total_steps=num_steps,
-                                   steps_per_epoch=num_examples / config.batch_size)
+def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int) -> schedules.Schedule:
+    peak = schedules.scaled_learning_rate(config.optimizer.learning_rate, config.batch_size, config.optimizer.scaling)
+    return schedules.make_schedule(
+        config.schedule.name, peak=peak, warmup_steps=_warmup_steps(config, num_examples, num_steps)[0],
+        total_steps=num_steps, steps_per_epoch=num_examples / config.batch_size)
 
 
 def _warmup_steps(config: ConfigDict, num_examples: int, num_steps: int) -> tuple[int, str]:
@@ -377,31 +360,20 @@ def _warmup_steps(config: ConfigDict, num_examples: int, num_steps: int) -> tupl
                      f'{num_steps:,}: the warm-up is shortened to {shorter:,}.')
 
 
-def _due(step: int, every_epochs: float, *, steps_per_epoch: float, num_steps: int) -> bool:
-    """Whether something that happens every so many epochs (0 = never) and at the end happens now."""
-    every_steps = max(1, round(every_epochs * steps_per_epoch))
-    return step == num_steps or every_epochs > 0 and step % every_steps == 0
-
-
-def _named_writers(config: ConfigDict, workdir: str, start: int) -> list[Callable]:
-    """Of each writer that the config names, a function that makes it; ValueError for a name that is none."""
-    return [functools.partial(make_writer, name, names.resolve, workdir=workdir, start_step=start,
-                              config=flatten(config.to_dict())) for name in config.log.writers]
-
-
 def _measure_floors(run: Run, encode: Callable, init_state: Callable) -> tuple[dict[str, dict], float]:
     """({'raw pixels' if asked for, 'random', 'init_from' if there is one: accuracies}, held-out kNN of the last).
 
     encode: (variables, images) -> features; init_state: () -> the state before any training.
     """
     config, settings = run.config, run.config.eval
+    assert run.test_source is not None
     evaluate = functools.partial(frozen_accuracies, train_source=run.train_source, test_source=run.test_source,
                                  config=config, mesh=run.mesh)
     floors = Floors(run.workdir, {
         'eval': {name: settings[name] for name in ('encoder', 'layer', 'crop_proportion', 'knn_k',
                                                    'knn_temperature', 'knn_max_images', 'linear_at_end')},
         'data': [[source.name, source.split, source.fingerprint()]
-                 for source in (run.train_source, run.test_source) if source]}, is_lead=sharding.is_lead())
+                 for source in (run.train_source, run.test_source)]}, is_lead=sharding.is_lead())
     results, heldout = {}, 0.0
     if settings.pixel_floor:
         results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(raw_pixels, linear=False))
@@ -448,5 +420,5 @@ def _introduction(run: Run, network: Network, state: TrainState, num_steps: int)
 def _note_skipped(writer: MetricWriter, run: Run) -> None:
     skipped = [name for source in (run.train_source, run.test_source) if source for name in source.skipped]
     if skipped:
-        more = ', ...' if len(skipped) > 10 else ''
-        writer.note(f'{len(skipped)} files could not be read and were skipped: {", ".join(skipped[:10])}{more}')
+        some = ', '.join(skipped[:10] + ['...'] * (len(skipped) > 10))
+        writer.note(f'{len(skipped)} files could not be read and were skipped: {some}')

@@ -156,12 +156,12 @@ def measured_runs(tmp_path_factory):
     for method, encoder in (('simclr', 'online'), ('byol', 'target')):
         workdir, seen = tmp_path_factory.mktemp(method), []
 
-        def measure(encode, *, seen=seen, held_out=False, **_):
+        def accuracies(encode, *_, seen=seen, held_out=False, **__):
             seen.append(jax.device_get(encode.args[0]))
             return {'knn_accuracy': 0.5} | ({'heldout_knn_accuracy': 0.5} if held_out else {})
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, 'measure', measure)
+            patch.setattr(train, 'frozen_accuracies', accuracies)
             pretrain(small_config(**{'method.name': method, 'eval.encoder': encoder, 'log.every_steps': 1,
                                      'eval.linear_at_end': False}), str(workdir))
         runs[method] = str(workdir), seen

@@ -18,6 +18,8 @@ import numpy as np
 from simclr_jax.config import ConfigDict, names
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.frozen import heldout_accuracy
+from simclr_jax.evaluate.health import make_health
+from simclr_jax.models.network import Network
 from simclr_jax.training.state import TrainState
 
 Metrics = Mapping[str, float | jax.Array | np.ndarray]
@@ -72,10 +74,16 @@ class HeldOutKnn:
 
 
 class Health:
-    """The health of the representation on the views of the step (evaluate/health.py)."""
+    """The health of the representation on the views of the step, which `prepare` makes (evaluate/health.py)."""
 
-    def __init__(self, health: Callable[[TrainState, Mapping], Metrics], every_steps: int):
-        self._health, self.every_steps = health, every_steps
+    def __init__(self, network: Network, prepare: Callable[[dict, jax.Array], dict], every_steps: int):
+        health = make_health(network)
+
+        def of_step(state: TrainState, batch: dict) -> Metrics:
+            views = prepare(batch, state.step - 1)
+            return health(state.variables(), views['view1'], views['view2'])
+
+        self._health, self.every_steps = jax.jit(of_step), every_steps
 
     def __call__(self, encode: StepEncoder, step: int) -> Metrics:
         return self._health(encode.state, encode.batch)

@@ -2,15 +2,9 @@
 
 import jax
 
-from simclr_jax.methods.base import Aux, Method
-from simclr_jax.methods.parts import (
-    interleave_views,
-    moving_average,
-    online_probe,
-    split_views,
-    target_network,
-    target_params,
-)
+from simclr_jax.methods.base import Method
+from simclr_jax.methods.parts import (interleave_views, moving_average, split_views, target_network, target_params,
+                                      with_probe)
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.cosine_regression import cosine_regression
 from simclr_jax.training import schedules
@@ -60,10 +54,8 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
         with jax.named_scope('loss'):
             regression = (cosine_regression(prediction1, goal2)
                           + cosine_regression(prediction2, goal1)).mean()
-            probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
-        total = regression + probe_loss
-        metrics = {'loss': regression, 'regression_loss': regression, **probe_metrics}
-        return total, Aux(batch_stats, metrics, carry=target_stats)
+            return with_probe(regression, {'regression_loss': regression}, output, batch['label'], batch_stats,
+                              carry=target_stats)
 
     def after_update(method_state, params, aux, step):
         rate = (schedules.rising_momentum(step, base=momentum, total_steps=num_train_steps)

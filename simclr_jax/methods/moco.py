@@ -5,15 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.methods.base import Aux, Method
-from simclr_jax.methods.parts import (
-    interleave_views,
-    moving_average,
-    online_probe,
-    split_views,
-    target_network,
-    target_params,
-)
+from simclr_jax.methods.base import Method
+from simclr_jax.methods.parts import (interleave_views, moving_average, split_views, target_network, target_params,
+                                      with_probe)
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
 from simclr_jax.objectives.parts import l2_normalize
@@ -97,10 +91,8 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
                 weight = 2 * temperature                                         # moco-v3 moco/builder.py
             contrastive = weight * sum(value for value, _ in terms)
             metrics = jax.tree.map(lambda *values: sum(values) / len(values), *(row for _, row in terms))
-            probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
-        total = contrastive + probe_loss
-        carry = {'batch_stats': target_stats} | ({'keys': keys} if queue_size else {})
-        return total, Aux(batch_stats, {'loss': contrastive, **metrics, **probe_metrics}, carry)
+            carry = {'batch_stats': target_stats} | ({'keys': keys} if queue_size else {})
+            return with_probe(contrastive, metrics, output, batch['label'], batch_stats, carry)
 
     def after_update(method_state, params, aux, step):
         # The original does this at the beginning of the next step, with that step's momentum.

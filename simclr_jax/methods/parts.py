@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simclr_jax.models.network import Network
+from simclr_jax.methods.base import Aux
+from simclr_jax.models.network import Network, Output
 
 
 def interleave_views(view1: jax.Array, view2: jax.Array) -> jax.Array:
@@ -38,6 +39,13 @@ def target_params(params: dict[str, Any]) -> dict[str, Any]:
 def moving_average(target: Any, online: dict[str, Any], momentum: jax.Array | float) -> Any:
     """momentum * target + (1 - momentum) * online, leaf by leaf; BatchNorm statistics are no part of it."""
     return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, target, target_params(online))
+
+
+def with_probe(loss: Any, metrics: dict[str, jax.Array], output: Output, labels: jax.Array, batch_stats: Any,
+               carry: Any = ()) -> tuple[jax.Array, Aux]:
+    """What `Method.loss` returns: the loss of the method and the probe's, and metrics whose `loss` is the method's."""
+    probe_loss, probe_metrics = online_probe(output.probe_logits, labels)
+    return loss + probe_loss, Aux(batch_stats, {'loss': loss, **metrics, **probe_metrics}, carry)
 
 
 def online_probe(logits: jax.Array | None, labels: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 
 from simclr_jax.config.names import is_path, resolve
-from simclr_jax.methods.base import Aux, Method
-from simclr_jax.methods.parts import interleave_views, online_probe, split_views
+from simclr_jax.methods.base import Method
+from simclr_jax.methods.parts import interleave_views, split_views, with_probe
 from simclr_jax.models.network import Network, forward_train, init_variables
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic
@@ -58,10 +58,8 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
         z1, z2 = split_views(output.projection)                                  # [N, D] each
         with jax.named_scope('loss'):
             contrastive, metrics = contrast(z1, z2)
-            probe_loss, probe_metrics = online_probe(output.probe_logits, batch['label'])
-        weighted = loss_weight * contrastive
-        metrics = {'loss': weighted, 'contrastive_loss': contrastive, **metrics, **probe_metrics}
-        return weighted + probe_loss, Aux(batch_stats, metrics)
+            return with_probe(loss_weight * contrastive, {'contrastive_loss': contrastive, **metrics}, output,
+                              batch['label'], batch_stats)
 
     def after_update(method_state, params, aux, step):
         del params, aux, step
@@ -70,7 +68,7 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
     return Method(init, total_loss, after_update)
 
 
-def _choose_loss(loss, *, mesh, **options):
+def _choose_loss(loss: str | Callable, *, mesh: jax.sharding.Mesh | None, **options) -> Callable:
     """(z1, z2) -> (scalar, metrics), of a loss by its name, or of a function."""
     losses = {'nt_xent': nt_xent, 'nt_logistic': nt_logistic, 'margin': margin_triplet}
     if isinstance(loss, str) and loss not in losses and not is_path(loss):

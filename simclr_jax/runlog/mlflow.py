@@ -29,7 +29,7 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(_EXPERIMENT)
         experiment_id = (experiment.experiment_id if experiment
                          else self._client.create_experiment(_EXPERIMENT))
-        self._run_id = start_step and self._earlier_run(experiment_id, workdir)
+        self._run_id = self._earlier_run(experiment_id, workdir) if start_step else ''
         if self._run_id:
             self._client.update_run(self._run_id, status='RUNNING')
         else:

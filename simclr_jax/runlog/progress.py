@@ -56,65 +56,47 @@ class Throughput:
             self._paused += self._clock() - start
 
 
-class Lines:
-    """The display of a log: a line a row."""
+class Display:
+    """What `stream` (default: sys.stdout) shows of a run: on a terminal a bar below the notes, else a line a row."""
 
-    def __init__(self, stream: TextIO, start_step: int, total_steps: int):
-        self._stream = stream
-        self._total_steps = total_steps
-        if start_step:
+    def __init__(self, stream: TextIO | None, start_step: int, total_steps: int):
+        console = Console(file=stream or sys.stdout, markup=False, highlight=False, emoji=False)
+        self._total_steps, self._parts = total_steps, {}
+        self._stream, self._bar = console.file, None
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._bar = Bar(TextColumn('step {task.completed:,.0f}/{task.total:,.0f}', markup=False),
+                            BarColumn(bar_width=20), TextColumn('{task.description}', markup=False),
+                            console=console, auto_refresh=False)
+            self._task = self._bar.add_task('', completed=start_step, total=total_steps)
+            self._bar.start()
+        elif start_step:
             self.note(f'resumed at step {start_step:,}/{total_steps:,}')
 
     def row(self, step: int, parts: dict[str, str]) -> None:
-        self.note('  '.join([f'step {step:,}/{self._total_steps:,}', *parts.values()]))
-
-    def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
-
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        self.note(plain_table(title, columns, rows))
-
-    def close(self) -> None:
-        self._stream.flush()
-
-
-class ProgressBar:
-    """The display of a terminal: a progress bar that stays below the notes."""
-
-    def __init__(self, console: Console, start_step: int, total_steps: int):
-        self._parts = {}
-        self._progress = Bar(
-            TextColumn('step {task.completed:,.0f}/{task.total:,.0f}', markup=False),
-            BarColumn(bar_width=20),
-            TextColumn('{task.description}', markup=False),
-            console=console, auto_refresh=False)
-        self._task = self._progress.add_task('', completed=start_step, total=total_steps)
-        self._progress.start()
-
-    def row(self, step: int, parts: dict[str, str]) -> None:
+        if self._bar is None:
+            self.note('  '.join([f'step {step:,}/{self._total_steps:,}', *parts.values()]))
+            return
         self._parts |= parts
-        self._progress.update(self._task, completed=step, refresh=True,
-                              description='  '.join(self._parts.values()))
+        self._bar.update(self._task, completed=step, refresh=True, description='  '.join(self._parts.values()))
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, soft_wrap=True)
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.console.print(text, soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        if self._bar is None:
+            self.note(plain_table(title, columns, rows))
+            return
         table = Table(*columns, title=title, title_justify='left')
         for row in rows:
             table.add_row(*row)
-        self._progress.console.print(table)
+        self._bar.console.print(table)
 
     def close(self) -> None:
-        self._progress.stop()
-
-
-def make_display(stream: TextIO | None, start_step: int, total_steps: int) -> Lines | ProgressBar:
-    """A bar where `stream` (default: sys.stdout) is a terminal, else lines."""
-    console = Console(file=stream or sys.stdout, markup=False, highlight=False, emoji=False)
-    if console.is_terminal and not console.is_dumb_terminal:
-        return ProgressBar(console, start_step, total_steps)
-    return Lines(console.file, start_step, total_steps)
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def describe_row(row: dict[str, Any], steps_left: int, steps_per_second: float | None) -> dict[str, str]:

@@ -14,7 +14,8 @@ class TensorBoard:
     steps after `start_step`. ImportError without tensorboardX.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0):
+    def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0, config: Any = None):
+        del config      # which events do not hold
         self._step = start_step
         # TensorBoard reads a directory's files in the order of their names, which hold whole seconds.
         self._events = _summary_writer()(
@@ -40,7 +41,7 @@ def _summary_writer() -> type:
     # tensorboardX imports torch where that is installed: seconds of every start, for tensors of torch.
     without_torch = 'torch' not in sys.modules
     if without_torch:
-        sys.modules['torch'] = None
+        sys.modules['torch'] = None     # pyright: ignore[reportArgumentType]: Python takes it for "not there"
     try:
         from tensorboardX import SummaryWriter
     finally:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from simclr_jax.runlog.jsonl import JsonLines
-from simclr_jax.runlog.progress import Throughput, describe_row, make_display, plain_table
+from simclr_jax.runlog.progress import Display, Throughput, describe_row, plain_table
 
 # Those that a config names by a word: the module, and what is to be installed.
 _BY_WORD = {'wandb': ('WandB', 'wandb'), 'mlflow': ('MLflow', 'mlflow'),
@@ -50,8 +50,6 @@ def make_writer(name: str, resolve: Callable[[str, str], Any], **arguments) -> W
     if name not in _BY_WORD:
         return resolve(name, 'log.writers')(workdir, **arguments)
     class_name, extra = _BY_WORD[name]
-    if name == 'tensorboard':
-        arguments.pop('config')
     try:
         return getattr(importlib.import_module(f'simclr_jax.runlog.{name}'), class_name)(workdir, **arguments)
     except ImportError as error:
@@ -88,12 +86,12 @@ class MetricWriter:
         if not is_lead:
             return
         os.makedirs(workdir, exist_ok=True)
-        self._given = [writer if hasattr(writer, 'write') else writer() for writer in writers]
+        self._given = [writer() if callable(writer) and not hasattr(writer, 'write') else writer for writer in writers]
         self._files = JsonLines(workdir, start_step=start_step)
         if importlib.util.find_spec('tensorboardX'):
             from simclr_jax.runlog.tensorboard import TensorBoard
             self._given.append(TensorBoard(workdir, start_step=start_step))
-        self._display = make_display(stream, start_step, total_steps)
+        self._display = Display(stream, start_step, total_steps)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Writes one row.

@@ -31,7 +31,7 @@ def use_compile_cache(choice: str = '') -> str:
         return ''
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_SECONDS)
-    if not choice and jax.config.jax_compilation_cache_dir:
+    if not choice and jax.config.jax_compilation_cache_dir:     # pyright: ignore[reportAttributeAccessIssue]
         return ''
     try:
         directory = pathlib.Path(choice).expanduser().absolute() if choice else default_directory()

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 from typing import Any
 
 from absl import logging as absl_logging
@@ -150,11 +151,11 @@ class Checkpointer:
         """
         step, stored = self._stored_tree(step)
         target = jax.tree.map(_abstract, template)
-        differences = _tree_differences(stored, target)
-        if differences:
-            raise DoesNotFit(
-                f'the checkpoint of step {step} in {self._workdir} does not fit this model and '
-                f'optimizer: {_first(differences)}; use the config it was trained with')
+        found = differences(_leaves(stored), _leaves(target), 'in the checkpoint', 'here')
+        if found:
+            more = f'; and {len(found) - 4} more' if len(found) > 4 else ''
+            raise DoesNotFit(f'the checkpoint of step {step} in {self._workdir} does not fit this model and '
+                             f'optimizer: {"; ".join(found[:4])}{more}; use the config it was trained with')
         return self._restore(step, target)
 
     def restore_last_whole(self, template: TrainState) -> tuple[TrainState, list[str]]:
@@ -194,6 +195,7 @@ class Checkpointer:
     def _move_aside(self, step: int) -> None:
         directory = self._workdir / 'checkpoints'
         if jax.process_index() == 0:
+            shutil.rmtree(directory / f'damaged.{step}', ignore_errors=True)        # of an earlier time
             os.replace(directory / str(step), directory / f'damaged.{step}')
         multihost_utils.sync_global_devices(f'damaged {step}')
         if hasattr(self, '_manager'):
@@ -275,8 +277,7 @@ class Checkpointer:
         if not steps:
             raise FileNotFoundError(
                 f'no checkpoint in {self._workdir}: is it the workdir of a run that has saved one?')
-        if step is None:
-            step = steps[-1]
+        step = steps[-1] if step is None else step
         if step not in steps:
             raise FileNotFoundError(
                 f'no checkpoint of step {step} in {self._workdir}: there are those of {steps}')
@@ -319,15 +320,6 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _tree_differences(stored: Any, wanted: Any) -> list[str]:
-    def describe(tree):
-        return {jax.tree_util.keystr(path, simple=True, separator='/'):
-                f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-    return differences(describe(stored), describe(wanted), 'in the checkpoint', 'here')
-
-
-def _first(items: list[str], count: int = 4) -> str:
-    more = [f'and {len(items) - count} more'] if len(items) > count else []
-    return '; '.join(items[:count] + more)
+def _leaves(tree: Any) -> dict[str, str]:
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -5,6 +5,7 @@ with it: `make_optimizer('lars', ...)(learning_rate).update(grads, opt_state, pa
 does not depend on the learning rate, so any value serves for `init`.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,9 +56,7 @@ def make_optimizer(
     Raises:
         ValueError: an unknown name; at `init`, a group that matches no parameter.
     """
-
-    def is_excluded(path, param):
-        return _is_excluded(path, param, exclude)
+    is_excluded = functools.partial(_is_excluded, exclude=exclude)
 
     def adapted(params):
         return _map_with_path(lambda path, param: not is_excluded(path, param), params)
@@ -134,9 +133,7 @@ def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequenc
         (params, gradients) -> [L] float32, |w| / |g + decay * w| times trust_coefficient, or 1 where
         either norm is 0; and params -> the paths of these L parameters, those that are not excluded.
     """
-    def is_excluded(path, param):
-        return _is_excluded(path, param, exclude)
-
+    is_excluded = functools.partial(_is_excluded, exclude=exclude)
     decay = _add_weight_decay(weight_decay, weight_decay_groups, is_excluded)
 
     def adapted(tree, params):      # the leaves of `tree` whose parameter is not excluded
@@ -156,6 +153,12 @@ def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequenc
     return trust_ratios, names
 
 
+def make_update_metrics(name: str, **settings: Any) -> Callable:
+    """(params, gradients) -> what a log says of an update: {'trust_ratios': [L]} of LARS, {} of others."""
+    trust_ratios, _ = make_trust_ratios(**settings)
+    return lambda params, gradients: {'trust_ratios': trust_ratios(params, gradients)} if name == 'lars' else {}
+
+
 def notes_on_probe(weight_decay_groups: Sequence[tuple[str, float]], exclude: Sequence[str], params: Any
                    ) -> list[str]:
     """A sentence for each pattern, of those of `make_optimizer`, that matches nothing but the online probe."""
@@ -167,7 +170,7 @@ def notes_on_probe(weight_decay_groups: Sequence[tuple[str, float]], exclude: Se
             if {path.split('/')[0] for path in paths if re.search(pattern, path)} == {'probe'}]
 
 
-def _is_excluded(path, param, exclude):
+def _is_excluded(path: str, param: Any, *, exclude: Sequence[str]) -> bool:
     return param.ndim <= 1 or any(re.search(pattern, path) for pattern in exclude)
 
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import platform
 import re
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -26,19 +26,11 @@ _MAY_BE_UNKNOWN = rf'{_OPEN}|(?!(encoder|head|predictor)\.)'
 Workdir = str | os.PathLike
 
 
-class Data(Protocol):
-    """The training data, as far as a workdir keeps them: a `data.source.Source`."""
+def save_run(workdir: Workdir, config: Mapping[str, Any], data: Any) -> None:
+    """Writes config.json (of JSON values), data.json, and versions.json: packages, driver, devices (process 0).
 
-    name: str
-    split: str
-    num_examples: int
-    class_names: tuple[str, ...] | None
-
-    def fingerprint(self) -> str: ...
-
-
-def save_run(workdir: Workdir, config: Mapping[str, Any], data: Data) -> None:
-    """Writes config.json (of JSON values), data.json, and versions.json: packages, driver, devices (process 0)."""
+    data: the training data, a `data.source.Source`; their names, counts and fingerprint are kept.
+    """
     packages = {}
     for name in _PACKAGES:
         try:
@@ -114,7 +106,7 @@ def check_config(workdir: Workdir, config: Mapping[str, Any], ignore: tuple[str,
                          'Give another --workdir, or set these fields back')
 
 
-def check_data(workdir: Workdir, data: Data) -> None:
+def check_data(workdir: Workdir, data: Any) -> None:
     """ValueError, with what differs, if the workdir was trained on other data; a new workdir is fine."""
     changes = data_changes(workdir, data)
     if changes:
@@ -122,7 +114,7 @@ def check_data(workdir: Workdir, data: Data) -> None:
                          '--workdir.')
 
 
-def data_changes(workdir: Workdir, data: Data) -> str:
+def data_changes(workdir: Workdir, data: Any) -> str:
     """What tells `data` from those that the workdir was trained on; '' if nothing does, or if it does not say.
 
     Where they lie, and what they are called, may have changed.
@@ -175,7 +167,7 @@ def _read_json(workdir: Workdir, name: str) -> Any:
                          'writes it again.') from None
 
 
-def _describe_data(data: Data) -> dict[str, Any]:
+def _describe_data(data: Any) -> dict[str, Any]:
     return {'name': data.name, 'split': data.split, 'num_examples': data.num_examples,
             'class_names': list(data.class_names) if data.class_names else None,
             'fingerprint': data.fingerprint()}
