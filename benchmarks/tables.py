@@ -285,8 +285,10 @@ def input_photographs():
 
 
 SMALL_SETS = {'fashion': 'Fashion-MNIST (2,502 and 2,498 images, 10 classes; 235 steps)',
-              'openclipart': 'openclipart (1,249 and 1,245, 15; 196)', 'tuxpaint': 'tuxpaint (359 and 354, 8; 225)'}
-CONTENDERS = {'ours': 'configs/folder.py', 'before': 'the same, few_images.below=0', 'lightly': "Lightly's tutorial"}
+              'openclipart': 'openclipart (1,249 and 1,245, 15; 196)',
+              'tuxpaint': 'tuxpaint (359 and 354, 8; 225)'}
+CONTENDERS = {'ours': 'configs/folder.py', 'before': 'the same, few_images.below=0',
+              'lightly': "Lightly's tutorial"}
 
 
 def _of_seeds(values):
