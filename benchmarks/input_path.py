@@ -178,8 +178,8 @@ def our_device_batches(folder):
     import jax
 
     from simclr_jax.data.batches import Inputs
-    from simclr_jax.runtime import sharding
     from simclr_jax.data.source import ArraySource
+    from simclr_jax.runtime import sharding
 
     images, (view1, view2) = np.load(folder / 'arrays.npy'), our_views('32').values()
     source = ArraySource('arrays', 'train', images, np.full(len(images), -1, np.int32), None)

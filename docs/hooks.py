@@ -17,11 +17,12 @@ NOTEBOOKS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('examples/*
 COPIED = ['LICENSE', 'NOTICE', 'CITATION.cff', *(
     str(path.relative_to(ROOT)) for pattern in ('examples/*.py', 'configs/**/*.py', 'benchmarks/*.json')
     for path in ROOT.glob(pattern))]
-_BLOCK = re.compile(r'(^```.*?^```$)', re.M | re.S)
+_BLOCK = re.compile(r'(^```.*?^```$)', re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r'(\]\()([^)#:\s]+)(#[^)\s]*)?(\))')
 
 
 def on_files(files, config):
+    """Adds the pages that lie beside docs/, and what they link to."""
     for path in (*PAGES, *COPIED):
         files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     for path in NOTEBOOKS:
@@ -47,6 +48,7 @@ def notebook_page(notebook):
 
 
 def on_page_markdown(markdown, page, config, files):
+    """The page with its links turned to where the files lie on the site."""
     made = page.file.src_uri in PAGES or page.file.src_uri.removesuffix('.md') in NOTEBOOKS
     page_on_disk = page.file.src_uri if made else f'docs/{page.file.src_uri}'
 

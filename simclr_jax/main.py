@@ -10,8 +10,15 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_jax.config import (ConfigDict, check_values, describe, flatten, nearest_field, recipe_path,
-                               recipes_here)
+from simclr_jax.config import (
+    ConfigDict,
+    check_values,
+    describe,
+    flatten,
+    nearest_field,
+    recipe_path,
+    recipes_here,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A recipe by its name, such as smoke or cifar10:depth=50, or a config file. '
@@ -31,8 +38,8 @@ _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came fro
 # Where each task lives; only the one that is asked for is imported.
 TASKS = {
     'pretrain': 'train:pretrain', 'linear': 'evaluate.linear:linear', 'knn': 'evaluate.knn_task:knn',
-    'finetune': 'evaluate.finetune:finetune', 'transfer': 'evaluate.transfer:transfer', 'plan': 'inspect.plan:plan',
-    'bench_input': 'inspect.input:bench_input',
+    'finetune': 'evaluate.finetune:finetune', 'transfer': 'evaluate.transfer:transfer',
+    'plan': 'inspect.plan:plan', 'bench_input': 'inspect.input:bench_input',
     'embed': 'evaluate.embed:embed', 'search': 'evaluate.search:search', 'report': 'report.report:report',
     'export': 'weights.write.export:export', 'study': 'studies.study:study',
 }
@@ -50,7 +57,7 @@ def main(argv: list[str]) -> None:
         if config.keep_freed_memory:
             from simclr_jax.runtime.memory import keep_freed_memory
             keep_freed_memory()         # before jax starts its threads
-        import jax    # only now: a mistyped option is reported without this wait
+        import jax  # only now: a mistyped option is reported without this wait
 
         from simclr_jax.training.checkpoint import quiet_orbax_logs
         quiet_orbax_logs()

@@ -63,7 +63,8 @@ def command(startup):
             **os.environ, 'XLA_FLAGS': f'{FAST} --xla_force_host_platform_device_count={devices}',
             'PYTHONPATH': str(startup)}
         return [sys.executable, '-m', 'simclr_jax.main', *arguments], {
-            'cwd': ROOT, 'env': environment, 'text': True, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+            'cwd': ROOT, 'env': environment, 'text': True, 'stdout': subprocess.PIPE,
+            'stderr': subprocess.PIPE}
 
     return build
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simclr_jax.config import base_config, flatten, nearest_field, parse_argument, view_config
 from simclr_jax.data.shapes import make_shapes
+from simclr_jax.models.network import make_network
 from simclr_jax.runtime import sharding
+from simclr_jax.train import build
 from simclr_jax.training import checkpoint, optimizers as optim, schedules
 from simclr_jax.views.presets import views_of
-from simclr_jax.config import base_config, flatten, nearest_field, parse_argument, view_config
-from simclr_jax.models.network import make_network
-from simclr_jax.train import build
 
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.joinpath('configs').glob('*.py'))
 EVALUATION = {'linear': {'random', 'pretrained'}, 'finetune': {'scratch', 'pretrained'},

@@ -20,11 +20,11 @@ each_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relativ
 
 def prose(page):
     """The text of a page without its fenced blocks."""
-    return re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+    return re.sub(r'^```.*?^```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(page):
-    headings = re.findall(r'^#+ (.*)', prose(page), flags=re.M)
+    headings = re.findall(r'^#+ (.*)', prose(page), flags=re.MULTILINE)
     return {re.sub(r'\s', '-', re.sub(r'[^\w\s-]', '', heading).strip().lower()) for heading in headings}
 
 
@@ -55,7 +55,7 @@ def test_the_readme_leads_to_every_page():
 def test_every_recipe_stands_in_the_readme_and_no_other():
     text = (ROOT / 'README.md').read_text()
     table = text.partition('<!-- recipes -->')[2].partition('<!-- /recipes -->')[0]
-    listed = set(re.findall(r'^\| `(\w+\.py)`', table, flags=re.M))
+    listed = set(re.findall(r'^\| `(\w+\.py)`', table, flags=re.MULTILINE))
     assert listed == {path.name for path in (ROOT / 'configs').glob('*.py')}
 
 
@@ -75,21 +75,22 @@ def messages():
 
 def test_messages_of_the_troubleshooting_page_are_messages_of_the_package():
     known = '\n'.join(messages())
-    headed = re.findall(r'^\*\*`(.+?)`\*\*', (ROOT / 'docs/troubleshooting.md').read_text(), flags=re.M)
+    page = (ROOT / 'docs/troubleshooting.md').read_text()
+    headed = re.findall(r'^\*\*`(.+?)`\*\*', page, flags=re.MULTILINE)
     parts = [part.strip() for message in headed for part in message.split('...')]
     assert len(headed) > 10 and not [part for part in parts if part not in known]
 
 
 def test_the_api_page_has_every_public_name():
     text = (ROOT / 'docs/api.md').read_text()
-    named = set(re.findall(r'^(?:::: |## )simclr_jax\.(\w+)', text, flags=re.M))
+    named = set(re.findall(r'^(?:::: |## )simclr_jax\.(\w+)', text, flags=re.MULTILINE))
     assert named >= set(simclr_jax.__all__)
 
 
 def test_extras_of_the_readme_are_those_of_the_package():
     extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
     table = (ROOT / 'README.md').read_text().partition('| extra | for |')[2].partition('\n\n')[0]
-    rows = re.findall(r'^\| (`.+?`) \|', table, flags=re.M)
+    rows = re.findall(r'^\| (`.+?`) \|', table, flags=re.MULTILINE)
     named = set(re.findall(r'`([\w-]+)`', ' '.join(rows)))
     assert named == set(extras) - {'test', 'benchmarks', 'docs'}
 

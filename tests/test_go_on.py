@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 
-from PIL import Image
 import pytest
+from PIL import Image
 
 from simclr_jax.config import base_config, smoke
 from simclr_jax.data.shapes import make_shapes
@@ -109,7 +109,8 @@ def save_images(folder, count):
 
 def test_a_moved_folder_resumes_and_a_grown_one_is_refused(tmp_path):
     def settings(folder):
-        return config(**{'data.source': f'folder:{folder}', 'data.train_split': 'train', 'data.test_split': 'none'})
+        return config(**{'data.source': f'folder:{folder}', 'data.train_split': 'train',
+                         'data.test_split': 'none'})
 
     save_images(tmp_path / 'a', 40)
     pretrain(settings(tmp_path / 'a'), str(tmp_path / 'w'))
@@ -123,7 +124,8 @@ def test_a_moved_folder_resumes_and_a_grown_one_is_refused(tmp_path):
 def test_a_warm_up_longer_than_the_run_is_shortened_and_said(tmp_path, capsys):
     pretrain(config(**{'schedule.warmup_epochs': 90.0, 'num_train_steps': 20}), str(tmp_path / 'w'))
     shown = capsys.readouterr().out
-    assert 'schedule.warmup_epochs 90 are 360 steps, and the run has 20: the warm-up is shortened to 2.' in shown
+    assert ('schedule.warmup_epochs 90 are 360 steps, and the run has 20: the warm-up is shortened to 2.'
+            in shown)
 
 
 def test_activations_are_float32_on_a_cpu_and_that_is_said(tmp_path, capsys):

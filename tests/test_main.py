@@ -24,7 +24,8 @@ SMOKE = '--config=configs/smoke.py:smoke'
     ([SMOKE, 'extra'], "Unexpected argument 'extra'"),
     (['--config=configs/linear.py:smoke'], 'There is nothing at'),
     ([SMOKE, '--config.data.source=folder:/nowhere'], "no directory '/nowhere'"),
-    ([SMOKE, '--config.data.source=./configs'], "data.source is './configs', a path without a word for what lies there: "
+    ([SMOKE, '--config.data.source=./configs'],
+     "data.source is './configs', a path without a word for what lies there: "
      'write folder:./configs.'),
     ([SMOKE, '--config.pretrained=x'], "no field 'pretrained'; did you mean 'init_from'?"),
     ([SMOKE, '--config.batch_size=1'], 'batch_size is 1: a contrast needs other images'),
@@ -63,7 +64,8 @@ def test_memory_that_runs_out_names_the_fields_that_help(run_main, tmp_path):
     done = run_main(SMOKE, '--config.encoder.name=tests.encoders:Huge', f'--workdir={tmp_path}')
     assert done.returncode == 1 and done.stderr.count('\n') == 1
     assert all(field in done.stderr for field in (
-        'Out of memory with batch_size 64', 'encoder_chunks', 'encoder.remat', 'shard_state', '--config.task=plan'))
+        'Out of memory with batch_size 64', 'encoder_chunks', 'encoder.remat', 'shard_state',
+        '--config.task=plan'))
 
 
 def test_the_workdir_is_asked_for(run_main):

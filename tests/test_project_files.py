@@ -48,7 +48,7 @@ def test_templates_are_forms_with_a_required_field():
 
 
 def test_the_container_copies_what_exists_and_is_not_ignored():
-    lines = re.findall(r'^COPY (?!--)(.+) \S+$', (ROOT / 'Dockerfile').read_text(), flags=re.M)
+    lines = re.findall(r'^COPY (?!--)(.+) \S+$', (ROOT / 'Dockerfile').read_text(), flags=re.MULTILINE)
     copied = [word for line in lines for word in line.split()]
     kept = (ROOT / '.dockerignore').read_text().splitlines()
     assert len(copied) > 5 and all((ROOT / path).exists() and f'!{path}' in kept for path in copied)

@@ -11,8 +11,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / 'simclr_jax').rglob('*.py')}
 
-# Part of the tree -> what of ours it may import beside itself, by docs/architecture.md, "Who may import whom";
-# '' stands for everything. config.names reads 'package.module:Name', for every door.
+# Part of the tree -> what of ours it may import beside itself, by "Who may import whom" in
+# docs/architecture.md; '' stands for everything. config.names reads 'package.module:Name', for every door.
 ALLOWED = {
     'main.py': [''],
     'train.py': ['methods', 'training', 'views', 'data', 'evaluate', 'runlog', 'runtime', 'inspect.profile',

@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from simclr_jax.training import checkpoint
 from simclr_jax.data.shapes import make_shapes
+from simclr_jax.training import checkpoint
 
 STEPS = 18
 METHODS = {'simclr': set(), 'moco_v2': {'target', 'queue', 'pointer'}, 'byol': {'target'}}

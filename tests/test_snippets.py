@@ -21,7 +21,8 @@ from simclr_jax import config as recipes
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'benchmarks/RESULTS.md',
          *sorted((ROOT / 'docs').glob('*.md'))]
-BLOCK = re.compile(r'^(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$', re.M | re.S)
+BLOCK = re.compile(r'^(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$',
+                   re.MULTILINE | re.DOTALL)
 # Not fields: placeholders, and one that docs/odd_data.md names because it is not there.
 PLACEHOLDERS = {'FIELD', 'TASK.pretrained', 'pretrained'}
 FIELDS = recipes.flatten(recipes.base_config())

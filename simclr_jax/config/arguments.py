@@ -1,13 +1,12 @@
 """Arguments of recipes and overrides of fields: parsing, checks, near misses, printing."""
 
-from collections.abc import Mapping
 import difflib
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from simclr_jax.config.config_dict import ConfigDict
 from simclr_jax.config.tasks import task_configs
-
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _CONFIGS = next(filter(pathlib.Path.is_dir, (_PACKAGE / 'configs', _PACKAGE.parent / 'configs')), _PACKAGE)
@@ -19,7 +18,7 @@ def recipes_here() -> list[str]:
 
 
 def recipe_path(named: str) -> str:
-    """`FILE.py[:ARGUMENT]` of what `--config` names: a file, or a recipe such as 'smoke' or 'studies/heads:smoke'.
+    """`FILE.py[:ARGUMENT]` of what `--config` names: a file, or a recipe such as 'smoke' or 'studies/heads'.
 
     Raises:
         FileNotFoundError: if it is neither a file nor a recipe, naming the recipes that exist.
@@ -81,7 +80,8 @@ def check_values(config: ConfigDict) -> None:
             raise ValueError(f'{name} is {fields[name]}: it must be '
                              f'{"more than 0" if name in _POSITIVE else "0 or more"}.')
     if config.batch_size == 1 and config.task == 'pretrain':
-        raise ValueError('batch_size is 1: a contrast needs other images, and BatchNorm statistics; take 2 or more.')
+        raise ValueError('batch_size is 1: a contrast needs other images, and BatchNorm statistics; take 2 '
+                         'or more.')
     if config.seed >= 1 << 31:
         raise ValueError(f'seed is {config.seed}: it must be less than 2**31.')
     check_profile_steps(config.profile_steps)

@@ -19,7 +19,7 @@ def base_config() -> ConfigDict:
     config.num_epochs = 100.0           # tf2/run.py train_epochs
     config.num_train_steps = 0          # more than 0 overrides num_epochs (tf2/run.py train_steps)
 
-    config.init_from = ''               # weights to start from: a workdir, or any file that load_encoder reads
+    config.init_from = ''               # weights to start from: a workdir, or any file of load_encoder
     config.shard_state = False          # split parameters and optimizer state over the devices
     config.encoder_chunks = 1           # k: the encoder sees 1/k of the batch at a time, the loss all of it
     config.profile_steps = ()           # 10,20: steps 10 to 19 are traced into workdir/profile
@@ -41,7 +41,7 @@ def base_config() -> ConfigDict:
         'norm_groups': 1,               # BatchNorm statistics: 1 = of the global batch, G = of groups
         'norm_momentum': 0.9,           # tf2/run.py batch_norm_decay
         'norm_epsilon': 1e-5,           # tf2/resnet.py
-        'dtype': 'auto',                # bfloat16 where a device has it, else float32, of activations; the rest is float32
+        'dtype': 'auto',                # of activations: bfloat16 where a device has it, else float32
     })
     use_method(config, 'simclr')        # config.method, config.head, config.predictor
     config.augment = augment_config(image_size=224, strength=1.0)
@@ -51,7 +51,7 @@ def base_config() -> ConfigDict:
         'arguments': {},                # keywords of the latter, beside split
         'dir': '',                      # where TFDS data sets were prepared; '' = TFDS's own default
         'train_split': 'train',
-        'test_split': '',               # measured on; 'none'; 10%: held out of training; '' = test, validation
+        'test_split': '',               # measured on; none; 10%: held out of training; '' = test, validation
                                         # or val if there, else 10% if there are labels
         'download': False,              # True lets TFDS download and prepare the data set
         'augment_on': 'device',         # device: all that can be done there; host: everything there
@@ -61,7 +61,7 @@ def base_config() -> ConfigDict:
         'cache': '',                    # decoded, or resized:256 (short side): kept on disk, data/cache.py
         'cache_dir': '',                # where; needed where there is a cache
         'max_bad_share': 0.05,          # a larger share of unreadable files stops the run
-        'folders': 'auto',              # folder: classes, never splits; none, no classes; auto, data/folder.py
+        'folders': 'auto',              # folder: classes, no splits; none: no classes; auto: data/folder.py
         'background': 'white',          # behind transparent pixels; '' leaves them their own colour
         'range': (),                    # low,high: the values of 16 bits and floats that become 0 and 255;
                                         # () = the extremes of a sample, then kept here

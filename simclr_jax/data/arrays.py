@@ -7,8 +7,8 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.data import shapes
-from simclr_jax.data.labels import as_classes
 from simclr_jax.data.decode import DEFAULT, MOST_CHANNELS, Rules, of_array, resolved, unusual
+from simclr_jax.data.labels import as_classes
 from simclr_jax.data.source import ArraySource, require_split, split_name, split_rows
 
 

@@ -11,8 +11,17 @@ import numpy as np
 from PIL import Image
 
 from simclr_jax import storage
-from simclr_jax.data.decode import (CHANNELS, DEFAULT, MOST_CHANNELS, BadImage, Rules, of_array, of_image,
-                                    resolved, unusual)
+from simclr_jax.data.decode import (
+    CHANNELS,
+    DEFAULT,
+    MOST_CHANNELS,
+    BadImage,
+    Rules,
+    of_array,
+    of_image,
+    resolved,
+    unusual,
+)
 from simclr_jax.data.labels import as_classes
 from simclr_jax.data.source import RandomAccess, Source, Streamed, split_name, take_split
 

@@ -23,8 +23,7 @@ from simclr_jax.models import abilities
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
-from simclr_jax.training import optimizers as optim
-from simclr_jax.training import schedules
+from simclr_jax.training import optimizers as optim, schedules
 from simclr_jax.weights.flax_file import write_flax
 
 _INITS = {'pretrained': ('pretrained',), 'scratch': ('scratch',), 'both': ('scratch', 'pretrained')}

@@ -20,8 +20,7 @@ from simclr_jax.evaluate.subject import Subject, load_splits, load_subject
 from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
-from simclr_jax.training import optimizers as optim
-from simclr_jax.training import schedules
+from simclr_jax.training import optimizers as optim, schedules
 
 
 def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None

@@ -11,11 +11,10 @@ from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.models.network import Network, init_variables, make_network
 from simclr_jax.storage import as_path
 from simclr_jax.training import checkpoint
-from simclr_jax.training.workdir import load_config
 from simclr_jax.training.steps import jit_once
+from simclr_jax.training.workdir import load_config
 from simclr_jax.weights.read.files import read_weights
 from simclr_jax.weights.tree import Imported
-
 
 _EVAL = ('crop_proportion', 'resize', 'antialias', 'resize_to')      # of Imported, and of config.eval
 

@@ -116,7 +116,8 @@ def make_subject(pretrained: Pretrained, *, layer: int, mesh: jax.sharding.Mesh 
     return Subject(pretrained, mesh or sharding.make_mesh(), encode, width, path)
 
 
-def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: bool = False) -> tuple[Source, Source]:
+def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: bool = False
+                ) -> tuple[Source, Source]:
     """The labelled splits to train and to test on: `config`'s, and where it is empty those of the run.
 
     Args:
@@ -140,7 +141,8 @@ def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: boo
     is_of_run = not by_name and all(trained.data[name] == value for name, value in data.items())
     changes = data_changes(subject.path, train_source) if is_of_run else ''
     if changes:
-        train_source.notes.append(f'The training data of {subject.path} have changed since its run: {changes}.')
+        train_source.notes.append(f'The training data of {subject.path} have changed since its run: '
+                                  f'{changes}.')
     return train_source, test_source
 
 

@@ -18,18 +18,19 @@ import math
 import os
 import re
 import time
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
+from simclr_jax.config import ConfigDict
 from simclr_jax.inspect import hlo
 from simclr_jax.inspect.chips import CHIPS, GPUS, Chip, gpu_target
-from simclr_jax.runtime import sharding
-from simclr_jax.training import schedules
-from simclr_jax.config import ConfigDict
 from simclr_jax.runlog.writer import plain_table
+from simclr_jax.runtime import sharding
 from simclr_jax.train import build, make_inputs, with_channels
+from simclr_jax.training import schedules
 
 _GIB = 1 << 30
 _STEPS_PER_EPOCH = 1000         # they move the schedule and nothing that is told here

@@ -3,8 +3,14 @@
 import jax
 
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import (interleave_views, moving_average, split_views, target_network, target_params,
-                                      with_probe)
+from simclr_jax.methods.parts import (
+    interleave_views,
+    moving_average,
+    split_views,
+    target_network,
+    target_params,
+    with_probe,
+)
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.cosine_regression import cosine_regression
 from simclr_jax.training import schedules

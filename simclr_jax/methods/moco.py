@@ -6,8 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import (interleave_views, moving_average, split_views, target_network, target_params,
-                                      with_probe)
+from simclr_jax.methods.parts import (
+    interleave_views,
+    moving_average,
+    split_views,
+    target_network,
+    target_params,
+    with_probe,
+)
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
 from simclr_jax.objectives.parts import l2_normalize

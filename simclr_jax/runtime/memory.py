@@ -1,10 +1,10 @@
 """Memory that a process has freed, kept for its next step (Linux with glibc), and memory that ran out."""
 
-from collections.abc import Callable, Iterator
 import contextlib
 import ctypes
 import glob
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:           # what keeps memory comes before jax

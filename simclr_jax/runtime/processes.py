@@ -10,7 +10,7 @@ import traceback
 from typing import Any, NoReturn
 
 import jax
-from jax._src.distributed import global_state    # its key-value store has no public name
+from jax._src.distributed import global_state  # its key-value store has no public name
 
 
 class Processes:

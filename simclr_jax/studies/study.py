@@ -13,16 +13,16 @@ from typing import Any
 import jax
 
 from simclr_jax import storage, train
-from simclr_jax.runtime import sharding
-from simclr_jax.training import workdir as workdirs
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.frozen import frozen_accuracies
 from simclr_jax.evaluate.intervals import wilson_interval
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.evaluate.subject import make_subject
 from simclr_jax.report.workdir import read_rows
+from simclr_jax.runtime import sharding
 from simclr_jax.studies.grid import Cell, Grid, cell_config
 from simclr_jax.studies.render import render
+from simclr_jax.training import workdir as workdirs
 
 # Metrics of a training step that are kept of the last row of the log.
 _OF_THE_LOSS = ('loss', 'contrastive_accuracy', 'contrastive_entropy', 'mined_share', 'probe_accuracy')

@@ -76,7 +76,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
 
 
 def _split_probe(gradients: dict) -> tuple[dict, dict]:
-    """The gradients with zeros for the online probe, whose place in the optimiser's state stays; and the probe's."""
+    """The gradients with zeros for the online probe, which keeps its optimiser state; and the probe's."""
     if not (isinstance(gradients, dict) and 'probe' in gradients):
         return gradients, {}
     of_probe = {'probe': gradients['probe']}

@@ -10,7 +10,7 @@ Sources: google-research/simclr tf2/data_util.py (colour, blur); deepmind-resear
 # pyright: reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
 # (as annotated, tensorflow has neither slices after an ellipsis nor static sizes)
 import functools
-from typing import Callable
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -34,7 +34,8 @@ def make_finish(view: View, dtype: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Te
     @tf.function(jit_compile=True)
     def finish(crops, choices, noise):
         # The static shapes are XLA's need; a view does not depend on the others of its batch.
-        return tf.map_fn(one, (crops, choices, noise), fn_output_signature=tf.TensorSpec(crops.shape[1:], dtype))
+        return tf.map_fn(one, (crops, choices, noise),
+                         fn_output_signature=tf.TensorSpec(crops.shape[1:], dtype))
 
     return finish
 

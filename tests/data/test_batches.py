@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.config import augment_config
 from simclr_jax.data.batches import Inputs, Prefetch, centre_crops, choose_form, eval_batches
+from simclr_jax.data.order import epoch_and_index
+from simclr_jax.data.source import ArraySource
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device as device_augment
-from simclr_jax.config import augment_config
-from simclr_jax.data.source import ArraySource
-from simclr_jax.data.order import epoch_and_index
 from simclr_jax.views.fields import Blur, Crop, Solarize, View
 from simclr_jax.views.presets import views_of
 

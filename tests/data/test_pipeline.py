@@ -14,14 +14,24 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclr_jax.data import pipeline
-from simclr_jax.data.source import ArraySource
 from simclr_jax.data.decode import read_image
-from simclr_jax.views.draws import Draws
 from simclr_jax.data.order import epoch_and_index
-from simclr_jax.views.fields import Flip
+from simclr_jax.data.source import ArraySource
 from simclr_jax.data.sources import load_source
+from simclr_jax.views.draws import Draws
+from simclr_jax.views.fields import Flip
 from tests.data.streams import (
-    CROP_AND_FLIP, IDENTITY, SIZE, VIEW, Files, assert_equal_batches, evaluate, joined, jpeg, train_steps)
+    CROP_AND_FLIP,
+    IDENTITY,
+    SIZE,
+    VIEW,
+    Files,
+    assert_equal_batches,
+    evaluate,
+    joined,
+    jpeg,
+    train_steps,
+)
 
 COUNT = 22
 KINDS = ['arrays', 'folder', 'tfds', 'streamed']

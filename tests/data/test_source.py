@@ -7,9 +7,8 @@ import pytest
 
 from simclr_jax.config import base_config
 from simclr_jax.data import sources
-from simclr_jax.data.source import ArraySource
+from simclr_jax.data.source import ArraySource, hold_out, take_split
 from simclr_jax.data.sources import load_pair, load_source
-from simclr_jax.data.source import hold_out, take_split
 
 LABELS = np.repeat(np.arange(4), (100, 50, 10, 1)).astype(np.int32)        # sorted by class, as files are
 

@@ -282,9 +282,11 @@ def test_unknown_names_are_explained(tmp_path):
 def test_a_path_without_its_word_is_told_the_word(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _write(tmp_path / 'photos' / 'train' / '1.png')
-    for name, sentence in ((f'{tmp_path}/photos', f'write folder:{tmp_path}/photos'), ('~/x', 'write folder:~/x'),
-                           ('photos/train', 'write folder:photos/train'), ('./a.npz', 'write arrays:./a.npz'),
-                           ('gs://b/a.tar', 'write wds:gs://b/a.tar'), ('photos', 'directory of this name is folder:photos')):
+    for name, sentence in (
+            (f'{tmp_path}/photos', f'write folder:{tmp_path}/photos'), ('~/x', 'write folder:~/x'),
+            ('photos/train', 'write folder:photos/train'), ('./a.npz', 'write arrays:./a.npz'),
+            ('gs://b/a.tar', 'write wds:gs://b/a.tar'),
+            ('photos', 'directory of this name is folder:photos')):
         for read in (lambda name: load_source(name, 'train'), available_splits):
             with pytest.raises(ValueError, match=sentence):
                 read(name)

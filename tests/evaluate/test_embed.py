@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.views.device import eval_crop
 from simclr_jax.evaluate.embed import embed, fingerprint, output_paths, read_features, write_features
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.training.steps import make_encode
+from simclr_jax.views.device import eval_crop
 from tests.evaluate.runs import overflowing, task_config
 
 

@@ -1,9 +1,9 @@
-"""What a run says before any training: encoded once, kept in the workdir, nothing of it held on the devices."""
+"""What a run says before any training: encoded once, kept in the workdir, not held on the devices."""
 
 import jax
 
-from simclr_jax.data.source import ArraySource
 from simclr_jax.data.shapes import CLASS_NAMES, make_shapes
+from simclr_jax.data.source import ArraySource
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config
 

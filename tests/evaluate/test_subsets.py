@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
 
-from simclr_jax.data.source import ArraySource
-from simclr_jax.data.source import Source
-from simclr_jax.data.source import take_rows
+from simclr_jax.data.source import ArraySource, Source, take_rows
 from simclr_jax.evaluate.subsets import balanced_rows, heldout_rows, rows_of_files
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 100)).astype(np.int32)

@@ -7,13 +7,12 @@ import sys
 import jax
 import pytest
 
-from simclr_jax.inspect import hlo
-from simclr_jax.inspect import plan as planning
-from simclr_jax.runtime import sharding
-from simclr_jax.training import steps
+from simclr_jax.inspect import hlo, plan as planning
 from simclr_jax.inspect.chips import CHIPS, Chip
 from simclr_jax.inspect.plan import Need, largest_batch
+from simclr_jax.runtime import sharding
 from simclr_jax.train import build
+from simclr_jax.training import steps
 
 GIB = 1 << 30
 
@@ -99,7 +98,7 @@ def test_batch_norm_sends_two_sums_a_channel_and_its_running_statistics_nothing(
     assert 4 * channels < backward <= 8 * channels
     # The gradients of scales and offsets are these sums too; the last norm has no offset, yet needs the sum.
     everything, last_norm, numbers_to_show = step[0]['collectives']['all-reduce']['bytes'], 4 * 32, 64
-    standardised = 12 * features                # the online probe's inputs: jnp.mean, and jnp.var with its own mean
+    standardised = 12 * features                # the online probe's inputs: jnp.mean, and jnp.var with a mean
     assert everything <= (step[0]['memory']['parameters'] + 8 * channels + last_norm + standardised
                           + numbers_to_show)
 

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
+from simclr_jax.config import base_config, flatten
 from simclr_jax.runtime import sharding
 from simclr_jax.studies import study as studying
-from simclr_jax.config import base_config, flatten
 from simclr_jax.studies.grid import Cell, Grid, cell_config
 from simclr_jax.studies.render import render
 from simclr_jax.train import build, make_inputs

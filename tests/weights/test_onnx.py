@@ -11,9 +11,17 @@ pytest.importorskip('onnxruntime')
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.network import Network
 from simclr_jax.weights.write.onnx import load_onnx, write_onnx
-from tests.weights.tiny_encoders import (CASES, OTHERS, TWO_GIB, assert_close,  # noqa: E402
-                                         depth_of_bottlenecks, layers_of, network_of_others, random_images,
-                                         random_network)
+from tests.weights.tiny_encoders import (  # noqa: E402
+    CASES,
+    OTHERS,
+    TWO_GIB,
+    assert_close,
+    depth_of_bottlenecks,
+    layers_of,
+    network_of_others,
+    random_images,
+    random_network,
+)
 
 
 @pytest.mark.parametrize('case', CASES)

@@ -11,8 +11,16 @@ tf = pytest.importorskip('tensorflow')      # the format is its own
 
 from simclr_jax.weights.tree import size_step
 from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
-from tests.weights.tiny_encoders import (CASES, OTHERS, assert_close, depth_of_bottlenecks,  # noqa: E402
-                                         layers_of, network_of_others, random_images, random_network)
+from tests.weights.tiny_encoders import (  # noqa: E402
+    CASES,
+    OTHERS,
+    assert_close,
+    depth_of_bottlenecks,
+    layers_of,
+    network_of_others,
+    random_images,
+    random_network,
+)
 
 
 @pytest.mark.parametrize('name', OTHERS)

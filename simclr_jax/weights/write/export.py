@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr_jax import storage
-from simclr_jax.runtime import sharding
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained
 from simclr_jax.runlog.writer import plain_table
+from simclr_jax.runtime import sharding
 from simclr_jax.storage import as_path
 from simclr_jax.weights import card as cards
-from simclr_jax.weights.write.formats import FORMATS, Job, largest_difference, make_job, why_unusable
 from simclr_jax.weights.tree import Imported, flat
+from simclr_jax.weights.write.formats import FORMATS, Job, largest_difference, make_job, why_unusable
 
 TOLERANCE = 1e-4        # of the largest difference of features, over their root mean square
 

@@ -14,8 +14,8 @@ import safetensors.torch
 
 from simclr_jax.models.network import make_network
 from simclr_jax.weights.read.torch import read_torch
-from simclr_jax.weights.write.torch import write_torch
 from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
+from simclr_jax.weights.write.torch import write_torch
 from tests.weights.random_weights import assert_same_arrays, random_imported
 
 ENCODER = {'depth': 10, 'width': 0.125}

@@ -11,10 +11,10 @@ from tests.weights.torch_setup import torch  # isort: skip
 import torchvision
 
 from simclr_jax.models.network import make_network
-from simclr_jax.weights.write import torch_model
 from simclr_jax.weights.read.torch import read_torch
-from simclr_jax.weights.write.torch import write_torch
 from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
+from simclr_jax.weights.write import torch_model
+from simclr_jax.weights.write.torch import write_torch
 from tests.weights.random_weights import assert_same_arrays, random_imported
 from tests.weights.tiny_encoders import BOTTLENECKS, depth_of_bottlenecks
 
