@@ -16,7 +16,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = (ROOT / 'README.md', ROOT / 'benchmarks/RESULTS.md', *sorted((ROOT / 'docs').glob('*.md')))
-MARKED = re.compile(r'(<!-- table: (\w+) -->\n).*?(<!-- /table -->)', re.S)
+MARKED = re.compile(r'(<!-- table: (\w+) -->\n).*?(<!-- /table -->)', re.DOTALL)
 MIB, GIB = 1 << 20, 1 << 30
 
 

@@ -4,43 +4,49 @@ The step number is the only clock: the batch, its views, the learning rate and e
 are functions of (seed, step), so that to resume is to restore the state and start at its step.
 """
 
-from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import os
 import time
-from typing import Any, Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from simclr_jax.inspect import profile
-from simclr_jax.runtime import sharding
-from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps, workdir as workdirs
-from simclr_jax.training.state import TrainState
-from simclr_jax.views.fields import View
-from simclr_jax.views.presets import views_of
 from simclr_jax.config import ConfigDict, check_profile_steps, check_values, few_images, flatten, names
+from simclr_jax.config.tasks import task_configs
 from simclr_jax.data import sources
-from simclr_jax.data.source import Source
 from simclr_jax.data.batches import Inputs, choose_form
 from simclr_jax.data.order import check_batch_size
+from simclr_jax.data.source import Source
+from simclr_jax.evaluate.evaluators import (
+    Health,
+    HeldOutKnn,
+    Run,
+    StepEncoder,
+    make_evaluators,
+    split_by_schedule,
+)
 from simclr_jax.evaluate.features import raw_pixels
-from simclr_jax.evaluate.evaluators import (Health, HeldOutKnn, Run, StepEncoder, make_evaluators,
-                                            split_by_schedule)
 from simclr_jax.evaluate.floors import Floors
 from simclr_jax.evaluate.frozen import frozen_accuracies, is_labelled, num_labelled, of_large_set
 from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.start import start_from
+from simclr_jax.inspect import profile
+from simclr_jax.methods import make_method
+from simclr_jax.models.network import Network, auto_dtype, describe_encoder, encoder_notes, make_network
+from simclr_jax.runlog.late import LateLog
+from simclr_jax.runlog.writer import MetricWriter, make_writer
+from simclr_jax.runtime import sharding
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.runtime.memory import naming_needs
-from simclr_jax.methods import make_method
-from simclr_jax.runlog.late import LateLog
-from simclr_jax.runlog.writer import MetricWriter, make_writer
-from simclr_jax.models.network import Network, auto_dtype, describe_encoder, encoder_notes, make_network
-from simclr_jax.config.tasks import task_configs
+from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps, workdir as workdirs
+from simclr_jax.training.state import TrainState
+from simclr_jax.views.fields import View
+from simclr_jax.views.presets import views_of
 
 # What two runs of one workdir may differ in: nothing that changes a parameter.
 MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),

@@ -36,6 +36,8 @@ def view_of(fields):
 def host_views(image, draws, view, *, image_size):
     """Views of an image uint8 [H, W, 3] as the host makes them, one for each of `draws`: float32 [N, S, S, 3]."""
     crops = np.stack([host.crop_view(image, draw.box(*image.shape[:2], view.crop), draw, view,
-                                     out=np.empty((image_size, image_size, image.shape[2]), np.float32)) for draw in draws])
+                                     out=np.empty((image_size, image_size, image.shape[2]),
+                                         np.float32)) for draw in draws])
     noise = np.stack([draw.normals(crops.shape[1:]) if view.noise.probability else np.float32(0) for draw in draws])
-    return host.make_finish(view)(crops, np.stack([host.choices(draw, view, image_size) for draw in draws]), noise).numpy()
+    return host.make_finish(view)(crops, np.stack([host.choices(draw, view,
+        image_size) for draw in draws]), noise).numpy()

@@ -8,8 +8,8 @@ after the step and the `batch` of it. Attributes that an evaluator may have:
     every_steps     instead: its metrics go into the log's rows; arrays of the device are read there later
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax

@@ -1,10 +1,10 @@
 """The display of a run: a progress bar on a terminal, one plain line a row elsewhere."""
 
-from collections.abc import Iterator
 import contextlib
 import sys
 import time
-from typing import Any, Callable, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TextColumn

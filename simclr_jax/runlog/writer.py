@@ -4,11 +4,11 @@ A writer is anything with the three methods of `Writer`. metrics.jsonl, log.txt,
 display are always there; `log.writers` and `pretrain(writers=...)` add others.
 """
 
-from collections.abc import Callable, Sequence
 import contextlib
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TextIO
 
 import jax

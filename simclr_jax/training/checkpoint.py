@@ -8,12 +8,12 @@ import pathlib
 import shutil
 from typing import Any
 
-from absl import logging as absl_logging
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from simclr_jax.training.state import TrainState

@@ -1,12 +1,12 @@
 """What a workdir says of its run beside the checkpoints: config.json, data.json and versions.json."""
 
-from collections.abc import Mapping
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax

@@ -9,8 +9,8 @@ Sources: SimCLR (arXiv 2002.05709, section 3 and appendix A) and its code, googl
 tf2/data_util.py. Rotation, cutout, Sobel and noise are in the paper only.
 """
 
-from collections.abc import Callable, Sequence
 import functools
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import jax

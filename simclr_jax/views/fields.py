@@ -11,7 +11,8 @@ import dataclasses
 import itertools
 import math
 import numbers
-from typing import Any, Callable, Mapping, TypedDict, Unpack
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 

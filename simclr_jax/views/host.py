@@ -5,7 +5,8 @@ Only `make_finish` needs tensorflow.
 """
 
 import importlib.util
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 

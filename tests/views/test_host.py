@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simclr_jax.views.fields import JITTER_ORDERS, View
 from simclr_jax.views import host
 from simclr_jax.views.draws import Draws
+from simclr_jax.views.fields import JITTER_ORDERS, View
 from tests import augment_oracles as oracles
 from tests.official_views import assert_same_distribution, official_views, smooth_image
 from tests.view_fields import ALL_OFF, ALL_ON, CROP, JITTER, OFF, SIMCLR, host_views, view_of
