@@ -346,7 +346,6 @@ def test_it_has_a_report(run, tmp_path):
     assert 'Nearest neighbours' in page and 'ResNet' not in page
 
 
-@pytest.mark.parametrize('run', ['cnn', 'vit'], indirect=True)
 def test_it_is_exported(run, tmp_path):
     _, workdir = run
     formats = ('flax', 'onnx', 'stablehlo')

@@ -58,7 +58,7 @@ class Graph:
     def run(self, program: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
         """The results of a program, as values; so are its inputs."""
         jaxpr = program.jaxpr
-        values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(np.asarray, program.consts), *inputs)))
+        values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(_known, program.consts), *inputs)))
 
         def value_of(variable):
             aval: Any = variable.aval
@@ -83,11 +83,11 @@ class Graph:
                 0].aval.dtype:
             return inputs
         shapes = [variable.aval.shape for variable in equation.outvars]
-        if all(isinstance(value, np.ndarray) for value in inputs) and all(
+        if not any(isinstance(value, str) for value in inputs) and all(
                 isinstance(size, int) for shape in shapes for size in shape) and name != 'dim_as_value':
             with jax.ensure_compile_time_eval():
                 results = equation.primitive.bind(*inputs, **params)
-            return list(map(np.asarray, results if equation.primitive.multiple_results else [results]))
+            return list(map(_known, results if equation.primitive.multiple_results else [results]))
         if name in _ELEMENTWISE:
             return [self.elementwise(equation, inputs)]
         method = getattr(self, f'op_{name}', None)
@@ -331,6 +331,11 @@ class Graph:
         if scale is not None:
             result = self.node('Mul', result, scale)
         return self.transpose(result, _inverse(order))
+
+
+def _known(value):
+    """An array; a random key, of which a bridged nnx module makes some that it does not use, as it is."""
+    return value if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else np.asarray(value)
 
 
 def _inverse(order):
