@@ -33,7 +33,7 @@ def test_a_public_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
     assert tried and not failed, ''.join(said)
 
 
-@pytest.mark.parametrize('name', set(simclr_jax.__all__) - {'config'})
+@pytest.mark.parametrize('name', sorted({*simclr_jax.__all__} - {'config'}))
 def test_a_public_name_says_what_it_gives_and_raises(name):
     thing = getattr(simclr_jax, name)
     words = inspect.getdoc(thing) + (inspect.getdoc(thing.__call__) or '' if inspect.isclass(thing) else '')

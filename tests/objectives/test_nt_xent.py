@@ -156,7 +156,8 @@ FAR_FROM_ZERO[:, :, 0] = 100
     (FAR_APART, {'temperature': 0.125, 'normalize': False, 'tile': 2}),
     (FAR_FROM_ZERO, {'temperature': 1.0, 'normalize': False, 'tile': 2}),
     (FAR_FROM_ZERO, {'temperature': 1.0, 'normalize': False, 'tile': 2, 'decoupled': True}),
-], ids=str)
+], ids=lambda value: '-'.join(f'{key}={getattr(item, "__name__", item)}' for key, item in value.items())
+   if isinstance(value, dict) else f'{len(value[0])} images')
 def test_loss_metrics_and_gradients_are_the_oracles_in_any_tiles_on_any_devices(pair, settings):
     check(pair, **settings)
 
