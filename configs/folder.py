@@ -34,6 +34,7 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
     config.augment = recipes.augment_config(image_size=options.size, strength=1.0)
     config.eval.crop_proportion = 1.0 if options.size <= 32 else 0.875
 
+    config.optimizer.name = 'lars'                  # AdamW and SGD were no better (benchmarks/RESULTS.md)
     config.optimizer.learning_rate = 0.075          # paper App. B.1, with square-root scaling
     config.optimizer.scaling = 'sqrt'               # for batches below 4096 (paper Table B.1 and Lightly)
     config.few_images.update({'below': 20_000, 'instead': (

@@ -39,7 +39,7 @@ class Preprocessing(NamedTuple):
 
 def load_encoder(path: str | os.PathLike, *, checkpoint: str = 'last', network: str = '',
                  encoder: nn.Module | None = None, dtype: str = '', batch_size: int = 64) -> 'Encoder':
-    """The encoder of a workdir, or of a file of weights (see `weights.files.read_weights`).
+    """The encoder of a workdir, or of a file of weights (see `weights.read.files.read_weights`).
 
     Args:
         path: a workdir, an exported directory, or a file of weights.

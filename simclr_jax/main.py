@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         from simclr_jax.training.checkpoint import quiet_orbax_logs
         quiet_orbax_logs()
         if not flags.FLAGS['verbosity'].present:
-            logging.set_verbosity(logging.WARNING)      # or jax tells of every backend that is not there
+            logging.set_verbosity(logging.WARNING)      # or jax names each missing backend
         if config.task == 'plan':
             from simclr_jax.inspect.plan import prepare
             prepare(config)         # before jax looks for devices

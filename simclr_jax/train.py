@@ -48,7 +48,8 @@ from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
 
-# What two runs of one workdir may differ in: nothing that changes a parameter.
+# What two runs of one workdir may differ in: nothing that changes a parameter; those of data that would are
+# held to what the workdir has by sources.resumed.
 MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
               'data.dir', 'data.download', 'data.num_threads', 'data.test_split', 'data.range', 'data.channels',
               'data.reading',
@@ -116,20 +117,22 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
     config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
     check_values(config)
     kept = workdirs.load_config(workdir) if workdirs.has(workdir, 'config.json') else {}
+    if not kept and workdirs.has_checkpoint(workdir):
+        raise ValueError(f'{workdir} has checkpoints but no config.json: restore it, or give another --workdir.')
     if kept:
         config = few_images.as_begun(config, kept)
     if config.encoder.dtype == 'auto':
         dtype = kept.get('encoder', {}).get('dtype', 'auto')
         config.encoder.dtype = auto_dtype(mesh.devices.flat[0]) if dtype == 'auto' else dtype
         notes.append(f'encoder.dtype is auto: activations are {config.encoder.dtype} here.')
-    with_channels(config, len(kept.get('augment', config.augment)['mean']))
+    set_channels(config, len(kept.get('augment', config.augment)['mean']))
     workdirs.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
     if workdirs.has_checkpoint(workdir):
-        config.data.update(sources.go_on(config.data, kept['data']))
+        config.data.update(sources.resumed(config.data, kept['data']))
     sharding.local_batch_size(config.batch_size, mesh)
     train_source, test_source = load_sources(config, source, test_source)
-    config.data.update(sources.as_read(train_source, test_source))
-    with_channels(config, train_source.channels)
+    config.data.update(sources.fields_found(train_source, test_source))
+    set_channels(config, train_source.channels)
     check_batch_size(train_source, config.batch_size, jax.process_count())
     workdirs.check_data(workdir, train_source)
     if not kept:
@@ -339,7 +342,7 @@ def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str =
                   num_threads=config.data.num_threads, channels=channels, **reading)
 
 
-def with_channels(config: ConfigDict, channels: int) -> None:
+def set_channels(config: ConfigDict, channels: int) -> None:
     """Gives `augment.mean` and `std` a number for each channel; ValueError where they have another number."""
     for field in ('mean', 'std'):
         values = tuple(config.augment[field])

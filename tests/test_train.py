@@ -238,14 +238,17 @@ def test_a_linear_evaluation_of_the_target_says_so(measured_runs, tmp_path, monk
     seen = []
 
     def fit(batches, features_of, *, width, num_classes, **_):
-        seen.append(jax.device_get(features_of.args[0].args[0]))        # of the frozen encoder
+        seen.append(jax.device_get(features_of(next(batches))))
         return np.zeros((width, num_classes)), np.zeros(num_classes)
 
     monkeypatch.setattr(linear_module, 'fit_classifier', fit)
-    linear(small_config(**{'linear.encoder': 'target', 'linear.pretrained': workdir}), str(tmp_path))
-    assert_same(seen[1], saved(workdir)['method_state']['target'])
+    for encoder in ('target', 'online'):
+        linear(small_config(**{'linear.encoder': encoder, 'linear.pretrained': workdir}), str(tmp_path))
+    (random, target), (random_again, online) = seen[:2], seen[2:]
+    np.testing.assert_array_equal(random, random_again)         # the same crops
+    assert np.abs(target - online).max() > 1e-4
     rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
-    assert [row['protocol']['encoder'] for row in rows] == ['target', 'target']
+    assert [row['protocol']['encoder'] for row in rows] == ['target', 'target', 'online', 'online']
 
 
 def test_a_workdir_from_before_there_were_targets_still_loads(measured_runs, tmp_path):

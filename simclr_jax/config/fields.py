@@ -1,7 +1,7 @@
 """Every field of a config with its default and source.
 
 The defaults are those of the official TF2 code (google-research/simclr, tf2/run.py), so that a recipe
-in configs/ lists only what it changes. Nothing below main, train and evaluate ever sees a config.
+in configs/ lists only what it changes. Only main, train, views/presets.py and the tasks read a config.
 """
 
 from simclr_jax.config import few_images
@@ -89,7 +89,7 @@ def base_config() -> ConfigDict:
     config.eval = ConfigDict({
         'online_probe': True,           # a linear classifier on stop-gradient features, trained alongside
         'layer': 0,                     # 0: features h; k: output of head layer k; -1: projection z
-        'encoder': 'online',            # online, or target: the moving average of MoCo and BYOL
+        'encoder': 'online',            # whose is measured: online, or target, the average of MoCo and BYOL
         'batch_size': 256,              # tf2/run.py eval_batch_size
         'crop_proportion': 0.875,       # centre crop (tf2/data_util.py); 1.0 for 32 px and below
         'resize': 'bicubic',            # or bilinear

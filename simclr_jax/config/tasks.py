@@ -91,7 +91,7 @@ _TASKS = {
         'num_queries': 10,              # on the sheet of neighbours
         'tsne': True,                   # beside the principal components
     },
-    # The encoder as files for other programs, see weights/export.py.
+    # The encoder as files for other programs, see weights/write/export.py.
     'export': {
         **_ENCODER,                     # layer: of the last three formats; the others hold encoder and head
         'formats': (),                  # of torch, flax, onnx, savedmodel, stablehlo; () = all installed ones

@@ -163,7 +163,7 @@ class ItemSource(Source):
         except OSError:     # an image that cannot be read: it is skipped
             raise
         except Exception as error:
-            raise ValueError(f"Item {index} of '{self.name}' cannot be had: {type(error).__name__}: {error}"
+            raise ValueError(f"Item {index} of '{self.name}' cannot be read: {type(error).__name__}: {error}"
                              ) from error
         image, label = self._keys
         if isinstance(item, Mapping):

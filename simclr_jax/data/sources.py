@@ -17,7 +17,7 @@ from simclr_jax.data.decode import AUTO, MOST_CHANNELS, OF_A_SAMPLE, BadImage, R
 from simclr_jax.data.items import as_source, makes
 from simclr_jax.data.source import ArraySource, Source, Streamed, hold_out, split_name, take_split
 
-__all__ = ['as_read', 'as_source', 'available_splits', 'go_on', 'load_pair', 'load_source',
+__all__ = ['fields_found', 'as_source', 'available_splits', 'resumed', 'load_pair', 'load_source',
            'load_test_source', 'makes', 'options']
 
 READING = 2                 # of data.reading; runs begun before it was there have 1: see `options`
@@ -197,7 +197,7 @@ def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool,
             'rules': _rules(how), 'folders': how['folders'], 'reading': how['reading']}
 
 
-def go_on(data: Mapping[str, Any], begun_with: Mapping[str, Any]) -> dict[str, Any]:
+def resumed(data: Mapping[str, Any], begun_with: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `data` by which a run reads its images, as it began; `begun_with` is its kept block.
 
     ValueError: `data` asks for another range or number of channels, or for another part to be held out.
@@ -214,7 +214,7 @@ def go_on(data: Mapping[str, Any], begun_with: Mapping[str, Any]) -> dict[str, A
     return fields | {'test_split': data['test_split'] or fields['test_split']}
 
 
-def as_read(train: Source, test: Source | None) -> dict[str, Any]:
+def fields_found(train: Source, test: Source | None) -> dict[str, Any]:
     """What loading found out: the fields of a config's `data` block by which others read the same images."""
     found: dict[str, Any] = {'channels': train.channels}
     found |= {'range': train.rules.range} if isinstance(train.rules.range, tuple) else {}

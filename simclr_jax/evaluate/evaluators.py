@@ -26,13 +26,13 @@ Metrics = Mapping[str, float | jax.Array | np.ndarray]
 
 
 class Evaluator(Protocol):
-    """See above."""
+    """Measures the encoder after a step: names and scalars, or images, for the log."""
 
     def __call__(self, encode: 'StepEncoder', step: int) -> Metrics: ...
 
 
 @runtime_checkable
-class OfRows(Evaluator, Protocol):
+class EveryStepsEvaluator(Evaluator, Protocol):
     """One whose metrics go into the rows of the log."""
 
     every_steps: int
@@ -114,9 +114,9 @@ def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator
 
 
 def split_by_schedule(evaluators: Sequence[Evaluator], default_every_epochs: float
-                      ) -> tuple[list[tuple[OfRows, int]], list[tuple[Evaluator, float]]]:
+                      ) -> tuple[list[tuple[EveryStepsEvaluator, int]], list[tuple[Evaluator, float]]]:
     """([(evaluator of rows, every so many steps)], [(evaluator, every so many epochs)])."""
-    of_rows = [(each, each.every_steps) for each in evaluators if isinstance(each, OfRows)]
+    of_rows = [(each, each.every_steps) for each in evaluators if isinstance(each, EveryStepsEvaluator)]
     of_epochs = [(each, getattr(each, 'every_epochs', default_every_epochs)) for each in evaluators
-                 if not isinstance(each, OfRows)]
+                 if not isinstance(each, EveryStepsEvaluator)]
     return of_rows, of_epochs

@@ -35,7 +35,7 @@ class Pretrained(NamedTuple):
 
 def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str = '', *,
                     encoder: nn.Module | None = None) -> Pretrained:
-    """The encoder and head of a workdir, or of any file that `weights.files.read_weights` knows.
+    """The encoder and head of a workdir, or of any file that `weights.read.files.read_weights` knows.
 
     `initial` is what the online network started from, also beside a target. MoCo's target starts as its
     copy; BYOL's has a start of its own, and this, as for a file, is another random network of the kind.

@@ -23,11 +23,11 @@ def start_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[
     notes = [f'The run starts from {given.source} ({config.init_from}).']
     parts = ['encoder']
     if 'head' in state.params:
-        if _shapes(given.variables, 'head') == _shapes(_variables(state), 'head'):
+        if _shapes(given.variables, 'head') == _shapes(state.variables(), 'head'):
             parts.append('head')
         else:
             notes.append('Its projection head is not that of this run, which starts with a random one.')
-    wanted, found = _shapes(_variables(state), 'encoder'), _shapes(given.variables, 'encoder')
+    wanted, found = _shapes(state.variables(), 'encoder'), _shapes(given.variables, 'encoder')
     if wanted != found:
         name = next(name for name in sorted(wanted | found) if wanted.get(name) != found.get(name))
         raise ValueError(f'The encoder of init_from={config.init_from} is not that of this run: {name} is '
@@ -43,16 +43,12 @@ def start_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[
                                                  given.variables[kind][part], tree[part])
                               for part in parts if part in tree} for kind, tree in variables.items()}
 
-    online = filled(_variables(state))
+    online = filled(state.variables())
     method_state = state.method_state
     if 'target' in method_state:
         method_state = method_state | {'target': filled(method_state['target'])}
     return dataclasses.replace(state, params=online['params'], batch_stats=online['batch_stats'],
                                method_state=method_state), notes
-
-
-def _variables(state: TrainState) -> dict:
-    return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
 def _shapes(variables: Any, part: str) -> dict[str, tuple[int, ...]]:

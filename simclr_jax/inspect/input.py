@@ -25,7 +25,7 @@ from simclr_jax.data.batches import Inputs
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
-from simclr_jax.train import build, make_inputs, with_channels
+from simclr_jax.train import build, make_inputs, set_channels
 from simclr_jax.training import schedules, steps
 
 _ROW = 16           # images of a batch while parts are measured
@@ -51,7 +51,7 @@ def bench_input(config: ConfigDict, workdir: str) -> dict[str, Any]:
     source = sources.load_source(
         config.data.source, config.data.train_split,
         **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
-    with_channels(config, source.channels)
+    set_channels(config, source.channels)
     inputs = make_inputs(config, source)
     print(f'{source.name}, {source.split}: {source.num_examples:,} images; {settings.num_images} of them for '
           'each part, two views each', flush=True)

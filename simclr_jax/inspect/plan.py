@@ -29,11 +29,11 @@ from simclr_jax.inspect import hlo
 from simclr_jax.inspect.chips import CHIPS, GPUS, Chip, gpu_target
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
-from simclr_jax.train import build, make_inputs, with_channels
+from simclr_jax.train import build, make_inputs, set_channels
 from simclr_jax.training import schedules
 
 _GIB = 1 << 30
-_STEPS_PER_EPOCH = 1000         # they move the schedule and nothing that is told here
+_STEPS_PER_EPOCH = 1000         # affects only the schedule
 _PER_DEVICE = 8                 # images: the grain of the search, a tile of TPU memory (8 rows)
 # The search asks only what fits. Without the last optimisations a TPU compile of ResNet-50 takes a third of
 # the time (77 s against 265 s) and its temporaries differ by 0.2 %. The answer is then compiled in full.
@@ -154,7 +154,7 @@ def lower_step(config: ConfigDict, mesh):
     """
     num_examples = _STEPS_PER_EPOCH * config.batch_size
     num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
-    with_channels(config, config.data.channels or len(config.augment.mean))
+    set_channels(config, config.data.channels or len(config.augment.mean))
     inputs = make_inputs(config)
     _, init_state, train_step, shardings = build(
         config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps,

@@ -12,7 +12,7 @@ class Aux(NamedTuple):
     """What `loss` returns beside the scalar."""
 
     batch_stats: Tree                     # running BatchNorm statistics after this batch
-    metrics: dict[str, jax.Array]         # float32 scalars for the log
+    metrics: dict[str, jax.Array]         # float32 scalars for the log; 'loss' among them stands there for the scalar
     carry: Tree = ()                      # handed to after_update: whatever the method must remember
 
 

@@ -91,7 +91,7 @@ def name_of(module: nn.Module) -> str:
 
 
 def check_encoder(module: Any) -> nn.Module:
-    """The module, if it can be an encoder by the look of it; ValueError says what it lacks."""
+    """The module, if its class and signature fit; ValueError says what it lacks."""
     if isinstance(module, nnx.Module):
         name = type(module).__name__
         raise ValueError(f'The encoder is an nnx module: give flax.nnx.bridge.to_linen({name}, ...), which '

@@ -36,12 +36,16 @@ def _pool(x, padding):
 @_pool.defjvp
 def _pool_jvp(padding, primals, tangents):
     (x,), (dx,) = primals, tangents
-    out = _pool(x, padding)
-    place = jnp.full(out.shape, WINDOW ** 2, jnp.uint8)         # of the largest in its window; none of a NaN
-    for k, value in reversed(list(enumerate(_windows(x, out.shape, padding, -jnp.inf)))):
-        place = jnp.where(value == out, jnp.uint8(k), place)
+    shape = jax.eval_shape(lambda x: _pool(x, padding), x).shape
+    # The place is that of a comparison, not of a value equal to the largest: XLA may round a value that it
+    # computes again in another way, and then none would be equal.
+    (_, out), *others = enumerate(_windows(x, shape, padding, -jnp.inf))
+    place = jnp.zeros(shape, jnp.uint8)                 # of the largest in its window, the first of equal ones
+    for k, value in others:
+        larger = (value > out) | jnp.isnan(value)
+        out, place = jnp.where(larger, value, out), jnp.where(larger, jnp.uint8(k), place)
     dout = jnp.zeros_like(out)
-    for k, value in enumerate(_windows(dx, out.shape, padding, 0)):
+    for k, value in enumerate(_windows(dx, shape, padding, 0)):
         dout += jnp.where(place == k, value, 0)
     return out, dout
 

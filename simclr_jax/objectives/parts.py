@@ -1,5 +1,6 @@
 """What the losses share: rows of unit length, the check of a temperature, and any mesh."""
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -41,7 +42,12 @@ def on_mesh(function: Callable, mesh: Mesh | None, views: tuple[jax.Array, ...],
     device, everything and (). The axes may be Auto or Explicit, and the views sharded in any way, or not at all.
     """
     if mesh is None or mesh.size == 1:
-        return function(*map(_whole, views), *scalars, ())
+        typed = next(filter(_is_typed, views), None)
+        # What the function makes is then of the mesh of the views: jax 0.12 wants one mesh for all.
+        context = contextlib.nullcontext() if typed is None else jax.sharding.use_abstract_mesh(
+            jax.typeof(typed).sharding.mesh)
+        with context:
+            return function(*map(_whole, views), *scalars, ())
     axes, rows = mesh.axis_names, P(mesh.axis_names)
     if any(map(_is_typed, views)) or jax.sharding.get_abstract_mesh().explicit_axes:
         explicit = tuple(axis for axis, kind in zip(axes, mesh.axis_types) if kind == AxisType.Explicit)

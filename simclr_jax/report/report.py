@@ -11,6 +11,7 @@ from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.report import workdir as records
+from simclr_jax.training.workdir import load_config
 
 
 def report(config: ConfigDict, workdir: str, *, encoder: Any = None) -> str:
@@ -39,7 +40,7 @@ def report(config: ConfigDict, workdir: str, *, encoder: Any = None) -> str:
     path, figures = storage.as_path(settings.pretrained or workdir), page.Figures(workdir)
     is_run = path == workdir or storage.exists(os.path.join(path, 'config.json'))
     if is_run:
-        run = records.read_config(path)
+        run = load_config(path)
         pretrained = None if encoder is None else load_pretrained(
             path, settings.checkpoint, settings.encoder, encoder=encoder)
         name, notes = (run.get('method') or {}).get('name', 'A run'), records.read_text(path, 'log.txt')

@@ -11,18 +11,9 @@ import numpy as np
 from simclr_jax import storage
 from simclr_jax.config import flatten
 from simclr_jax.evaluate.results import metric_title
-from simclr_jax.training.workdir import load_config
 
 _NOT_THE_RUN = ('task', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')
 _FLOORS = ('random', 'raw pixels')
-
-
-def read_config(workdir: str) -> dict[str, Any]:
-    """config.json. FileNotFoundError where the directory is no workdir; ValueError where it is damaged."""
-    try:
-        return load_config(workdir)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{workdir}/config.json is damaged: {error}.') from error
 
 
 def read_rows(workdir: str, file: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a run tells, and to whom: each writer gets every row, every note and every image.
+"""Writers of a run's metrics, notes and images: each gets every row, every note and every image.
 
 A writer is anything with the three methods of `Writer`. metrics.jsonl, log.txt, TensorBoard events and the
 display are always there; `log.writers` and `pretrain(writers=...)` add others.

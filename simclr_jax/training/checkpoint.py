@@ -62,7 +62,7 @@ class Checkpointer:
         self._best_metric = best_metric
         self._read_only = read_only
         self._closed = False
-        self._unreadable = _unreadable_steps(self._workdir / 'checkpoints')     # these orbax would not get past
+        self._unreadable = _unreadable_steps(self._workdir / 'checkpoints')     # orbax raises on these
         for step, reason in self._unreadable:
             if read_only:
                 raise ValueError(f'The checkpoint of step {step} in {self._workdir} is damaged ({reason}): remove it, '

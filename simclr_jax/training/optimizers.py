@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 Optimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
-EXCLUDE = ('(^|/)probe/',)      # by default; of the probe, whose optimiser is its own, a log then tells no ratio
+EXCLUDE = ('(^|/)probe/',)      # by default: the probe has its own optimiser, so no trust ratio is logged for it
 
 
 def make_optimizer(

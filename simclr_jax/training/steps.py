@@ -21,7 +21,7 @@ def jit_once(function: Callable, **options) -> Callable:
 
 def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int, channels: int = 3
                     ) -> Callable[[], TrainState]:
-    """A function of nothing that returns the state at step 0, a pure function of `seed`."""
+    """A function without arguments that returns the state at step 0, a pure function of `seed`."""
 
     def init_state() -> TrainState:
         images = jnp.zeros((1, image_size, image_size, channels))
@@ -47,8 +47,9 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         update_metrics: (params, gradients) -> more metrics, float32.
 
     Returns:
-        A function whose metrics (float32 scalars, but for those of `update_metrics`) are `loss`, those of the
-        method, `gradient_norm` and `learning_rate`, all of the step that it has just made.
+        A function whose metrics (float32 scalars, but for those of `update_metrics`) are `loss` (what is
+        differentiated, unless the method gives another), those of the method, `gradient_norm` and
+        `learning_rate`, all of the step that it has just made.
     """
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:

@@ -163,8 +163,9 @@ def _read_json(workdir: Workdir, name: str) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f'{path} is damaged ({error}): restore it, or remove it and the next run '
-                         'writes it again.') from None
+        mend = 'restore it, or give another --workdir' if name == 'config.json' else (
+            'restore it, or remove it and the next run writes it again')
+        raise ValueError(f'{path} is damaged ({error}): {mend}.') from None
 
 
 def _describe_data(data: Any) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_the_range_is_that_of_the_data_set_and_is_kept_and_said(tmp_path):
     assert 'uint16 images: 0 to 4095, the extremes of 4 of them, become 0 to 255 (data.range).' in train.notes
     image = read_image(io.BytesIO(train.load(3)), train.rules)
     np.testing.assert_allclose(image[..., 0], arrays[3] / 4095 * 255, atol=0.5)
-    assert sources.as_read(train, None) == {'channels': 3, 'range': (0, 4095)}
+    assert sources.fields_found(train, None) == {'channels': 3, 'range': (0, 4095)}
     np.savez(tmp_path / 'a.npz', train_images=np.stack(arrays), test_images=np.stack(arrays[3:]))
     train, test = sources.load_pair(f'arrays:{tmp_path}/a.npz', 'train', '')
     np.testing.assert_array_equal(train.images[3], test.images[0])      # not by its own extremes

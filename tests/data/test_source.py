@@ -90,20 +90,20 @@ def test_a_run_that_was_begun_before_reads_its_data_as_it_did(tmp_path):
     train, test = load_pair(name, 'train[:50%]', '', **where)
     assert train.labels.tolist() == [0] * 20 and train.num_classes == 3 and test is None
     assert load_source(name, 'train[:50%]', **options(data)).labels.tolist() == [0] * 10 + [1] * 10
-    fields = sources.go_on(data, old)
+    fields = sources.resumed(data, old)
     assert fields['reading'] == 1 and fields['background'] == ''
 
 
 def test_a_run_goes_on_with_the_part_that_it_held_out_and_the_range_that_it_found():
     data = base_config().data.to_dict()
     begun = data | {'test_split': '10%', 'range': [0, 4095]}
-    fields = sources.go_on(data, begun)
+    fields = sources.resumed(data, begun)
     assert fields['test_split'] == '10%' and fields['range'] == (0, 4095)
     with pytest.raises(ValueError, match="data.test_split is 'none', but the run began with '10%'"):
-        sources.go_on(data | {'test_split': 'none'}, begun)
+        sources.resumed(data | {'test_split': 'none'}, begun)
     with pytest.raises(ValueError, match=r'data.range is \(0, 255\), but the run began with \(0, 4095\)'):
-        sources.go_on(data | {'range': (0, 255)}, begun)
-    assert sources.go_on(data | {'test_split': 'val'}, data | {'test_split': 'test'})['test_split'] == 'val'
+        sources.resumed(data | {'range': (0, 255)}, begun)
+    assert sources.resumed(data | {'test_split': 'val'}, data | {'test_split': 'test'})['test_split'] == 'val'
 
 
 @pytest.mark.parametrize('labels, found, note', [

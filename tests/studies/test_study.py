@@ -56,7 +56,8 @@ def test_a_cell_makes_a_training_step(name):
     state = jax.eval_shape(init_state)
     batch = inputs.abstract_batch(mesh)
     new_state, metrics = jax.eval_shape(train_step, state, batch)
-    assert new_state == state
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state)
     assert ('mined_share' in metrics) == (name == 'losses')
 
 

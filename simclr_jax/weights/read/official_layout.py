@@ -133,7 +133,7 @@ def _tf2_blocks(shapes, file):
 
 
 def _tf1_blocks(shapes, file):
-    """The same; the number of convolutions tells."""
+    """(depth, selective kernels, three convolutions in the stem), by the number of convolutions."""
     matches = [re.match(r'base_model/conv2d(?:_(\d{1,4}))?/kernel$', name) for name in shapes]
     count = max((int(match[1] or 0) + 1 for match in matches if match), default=0)
     for depth in DEPTHS:
