@@ -252,14 +252,16 @@ class View:
                 view.replace(blur=Blur(0.1 if blur else 0.0), solarize=Solarize(0.2)))
 
     def replace(self, **operations: Unpack[Operations]) -> 'View':
-        """The view with these operations in place of its own, each as itself or as its fields.
+        """The view with other operations, each as itself or as some of its fields; the rest stay as they are.
 
         Raises:
-            ValueError: for an unknown operation or field, a missing probability, a value out of range.
+            ValueError: for an unknown operation or field, a value out of range, or no probability for an
+                operation that the view does not have.
         """
         _check_names('augmentation', operations, OPS)
+        before = {name: dataclasses.asdict(each) for name, each in self.operations().items() if each.probability}
         return dataclasses.replace(self, **{
-            name: fields if isinstance(fields, Operation) else _operation(name, fields)
+            name: fields if isinstance(fields, Operation) else _operation(name, {**before.get(name, {}), **fields})
             for name, fields in operations.items()})
 
     def of_rgb(self) -> list[str]:

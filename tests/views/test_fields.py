@@ -49,6 +49,14 @@ def test_what_is_left_out_is_off_and_fields_have_the_official_defaults():
     assert list(view.operations()) == list(OPS)
 
 
+def test_fields_that_replace_is_not_given_stay_as_they_are():
+    view = View.simclr(strength=0.5)
+    assert view.replace(jitter={'probability': 0.5}).jitter == dataclasses.replace(view.jitter, probability=0.5)
+    assert view.replace(crop={'area': (0.5, 1.0)}).crop == dataclasses.replace(view.crop, area=(0.5, 1.0))
+    with pytest.raises(ValueError, match="Missing field of augmentation 'cutout': probability"):
+        view.replace(cutout={'size': 0.2})
+
+
 def test_equal_views_are_one_static_argument_of_jit():
     traced = []
 
