@@ -22,9 +22,10 @@ fail() {
     exit 1
 }
 
-# Sets $visible to the numbers of the GPUs, or ends with one sentence: jax would train on the CPU with a warning.
+# need_gpus PYTHON: sets $visible to the numbers of the GPUs, or ends with one sentence: jax would train on the
+# CPU with a warning.
 need_gpus() {
-    visible=${CUDA_VISIBLE_DEVICES:-0}
+    export visible=${CUDA_VISIBLE_DEVICES:-0}
     [ -z "$dry_run" ] || return 0
-    visible=$(XLA_PYTHON_CLIENT_PREALLOCATE=false "$python" -m simclr_jax.runtime.gpus) || exit 1
+    visible=$(XLA_PYTHON_CLIENT_PREALLOCATE=false "$1" -m simclr_jax.runtime.gpus) || exit 1
 }

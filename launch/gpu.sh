@@ -45,7 +45,7 @@ else
 fi
 source launch/environment.sh
 if [ -z "$cpu_devices" ]; then
-    need_gpus
+    need_gpus "$python"
     if [ "$processes" -gt 1 ]; then
         IFS=, read -ra gpus <<< "$visible"
         [ $((${#gpus[@]} % processes)) = 0 ] || fail "$processes processes cannot share ${#gpus[@]} GPUs evenly."

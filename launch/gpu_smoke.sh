@@ -18,7 +18,7 @@ EXTRAS=${EXTRAS:-gpu}
 source launch/environment.sh
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}       # without an installation too
 
-need_gpus
+need_gpus "$python"
 run "$python" -c 'import jax; print(jax.devices())'
 
 if [ -n "$dry_run" ]; then workdir=WORKDIR; else workdir=$(mktemp -d); trap 'rm -rf "$workdir"' EXIT; fi

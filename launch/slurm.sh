@@ -31,7 +31,7 @@ source launch/common.sh
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 EXTRAS=${EXTRAS:-gpu,tfds}
 source launch/environment.sh
-need_gpus
+need_gpus "$python"
 
 status=0
 # Every task sees all GPUs of its node. If one fails the others would wait for it: they end too.

@@ -168,7 +168,8 @@ def test_a_folder_that_cannot_be_listed_is_named():
         if os.geteuid() == 0:       # who may read everything
             os.seteuid(65534)
         try:
-            with pytest.raises(OSError, match="The folder '.*/b' cannot be listed .Permission denied.: mend"):
+            mend = "The folder '.*/b' cannot be listed .Permission denied.: correct its permissions"
+            with pytest.raises(OSError, match=mend):
                 load_source(f'folder:{root}', 'train')
         finally:
             os.seteuid(os.getuid())

@@ -196,7 +196,7 @@ def test_an_item_that_raises_is_named_and_one_that_cannot_be_read_is_skipped(tmp
                 raise KeyError('gone')
             return super().__getitem__(index)
 
-    with pytest.raises(ValueError, match="Item 2 of 'Broken' cannot be had: KeyError: 'gone'"):
+    with pytest.raises(ValueError, match="Item 2 of 'Broken' cannot be read: KeyError: 'gone'"):
         sources.as_source(Broken([{'image': image} for image in IMAGES]))
     items = [{'image': image} for image in IMAGES]
     items[3] = {'image': str(tmp_path / 'nothing.png')}

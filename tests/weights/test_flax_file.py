@@ -117,7 +117,7 @@ def test_a_header_that_makes_no_sense_is_refused_by_field(change, message, path)
 def test_a_header_that_is_no_json_object_is_refused(text, path):
     with_header(path, text)
     assert not is_flax_file(path)
-    with pytest.raises(ValueError, match=f'^{path}: its header is no '):
+    with pytest.raises(ValueError, match=f'^{path}: its header is not '):
         read_flax(path)
 
 
