@@ -260,9 +260,10 @@ class View:
         """
         _check_names('augmentation', operations, OPS)
         before = {name: dataclasses.asdict(each) for name, each in self.operations().items() if each.probability}
+        changed: dict[str, Any] = {**operations}
         return dataclasses.replace(self, **{
             name: fields if isinstance(fields, Operation) else _operation(name, {**before.get(name, {}), **fields})
-            for name, fields in operations.items()})
+            for name, fields in changed.items()})
 
     def of_rgb(self) -> list[str]:
         """The operations of this view that images of other channels than red, green and blue cannot have."""
