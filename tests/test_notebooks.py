@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-nbformat = pytest.importorskip('nbformat')
-nbclient = pytest.importorskip('nbclient')
+nbformat = pytest.importorskip('nbformat', reason="pip install '.[test]'")
+nbclient = pytest.importorskip('nbclient', reason="pip install '.[test]'")
 ROOT = pathlib.Path(__file__).parent.parent
 # What each takes the place of: its cell with the tag `parameters`.
 TINY = {'neighbours': "FOLDER, NUM_DRAWN, NUM_STEPS, WORKDIR = '', 300, 2, 'runs/tiny'",
