@@ -74,6 +74,12 @@ def test_an_empty_config_is_named(workdir):
         pretrain(config(), str(workdir))
 
 
+def test_checkpoints_without_a_config_are_named(workdir):
+    (workdir / 'config.json').unlink()
+    with pytest.raises(ValueError, match='has checkpoints but no config.json: restore it'):
+        pretrain(config(), str(workdir))
+
+
 def test_the_config_is_checked_before_there_is_a_checkpoint(workdir):
     shutil.rmtree(workdir / 'checkpoints')
     with pytest.raises(ValueError, match='seed: 0 in the workdir, 1 now'):
