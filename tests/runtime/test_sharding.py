@@ -1,5 +1,6 @@
 """One mesh, batches split over it, and processes that agree."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -34,6 +35,23 @@ print(np.asarray(whole.addressable_data(0)).tolist())
 def test_mesh_covers_all_devices_or_the_given_ones():
     assert list(sharding.make_mesh().devices) == jax.devices()
     assert list(sharding.make_mesh(jax.devices()[2:4]).devices) == jax.devices()[2:4]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    process_index: int
+    slice_index: int
+
+
+def test_a_process_is_a_block_of_the_axis_and_so_is_a_slice():
+    # As jax.make_mesh orders the chips of TPU hosts: it deals them out.
+    devices = [Device(number, process, process // 2)
+               for number, process in enumerate([0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3])]
+    for given in (devices, devices[::-1]):
+        axis = list(sharding.make_mesh(given).devices)
+        assert [device.process_index for device in axis] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+        assert [device.slice_index for device in axis] == [0] * 8 + [1] * 8
 
 
 def test_compiler_propagates_shardings_without_annotations():
@@ -87,7 +105,24 @@ def test_one_process_leads():
     assert sharding.is_lead()
 
 
-def test_two_processes_share_one_batch_and_agree():
+# To jax 0.12 a host is a slice, and another boot another host.
+ANOTHER_HOST = ['unshare', '--mount', 'sh', '-c',
+                'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"']
+
+
+def may_be_another_host(boot):
+    try:
+        return not subprocess.run([*ANOTHER_HOST, boot, 'true'], stderr=subprocess.DEVNULL).returncode
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize('hosts', [1, 2])
+def test_two_processes_share_one_batch_and_agree(hosts, tmp_path):
+    boot = tmp_path / 'boot_id'
+    boot.write_text('00000000-1111-2222-3333-444444444444\n')
+    if hosts == 2 and not may_be_another_host(boot):
+        pytest.skip('a boot id of its own needs Linux and root')
     with socket.socket() as free:
         free.bind(('localhost', 0))
         address = f'localhost:{free.getsockname()[1]}'
@@ -97,7 +132,8 @@ def test_two_processes_share_one_batch_and_agree():
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, '-c', TWO_PROCESSES, address, str(index)], env=env, text=True,
+            [*([*ANOTHER_HOST, boot] if index and hosts == 2 else []),
+             sys.executable, '-c', TWO_PROCESSES, address, str(index)], env=env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for index in range(2)
     ]
