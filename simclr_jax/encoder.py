@@ -42,7 +42,8 @@ def load_encoder(path: str | os.PathLike, *, checkpoint: str = 'last', network: 
     """The encoder of a workdir, or of a file of weights (see `weights.read.files.read_weights`).
 
     Args:
-        path: a workdir, an exported directory, or a file of weights.
+        path: a workdir, an exported directory, a file of weights, or 'hf:OWNER/NAME', a repository of the
+            Hugging Face Hub that an export was pushed to; 'hf:OWNER/NAME@REVISION', 'hf:OWNER/NAME/FILE'.
         checkpoint: 'last', 'best' (by kNN) or the number of a step. Of a workdir.
         network: 'online', 'target', or '' for the one that the run itself measured. Of a workdir.
         encoder: the module itself, where the run's config cannot name it.

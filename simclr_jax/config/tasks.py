@@ -3,7 +3,7 @@
 from simclr_jax.config.config_dict import ConfigDict
 
 _ENCODER = {
-    'pretrained': '',                   # the encoder: a workdir or a file of weights; '' = --workdir itself
+    'pretrained': '',                   # the encoder: a workdir, a file of weights or hf:OWNER/NAME; '' = --workdir
     'checkpoint': 'last',               # last, best (by kNN), or a step
     'encoder': '',                      # online, or target; '' = as the run's own eval.encoder
     'layer': 0,                         # as eval.layer; SimCLRv2 fine-tunes from 1
@@ -97,6 +97,8 @@ _TASKS = {
         'formats': (),                  # of torch, flax, onnx, savedmodel, stablehlo; () = all installed ones
         'dir': '',                      # where to; '' = export/ in --workdir
         'normalize_inside': True,       # the last three take images in [0, 1]; False: normalised ones
+        'license': '',                  # for the model card: of the weights, as the Hugging Face Hub names it
+        'push_to_hub': '',              # OWNER/NAME: upload the files to this repository of the Hub
     },
     # A grid of runs, see simclr_jax/studies/grid.py; configs/studies/ has the grids.
     'study': {

@@ -13,6 +13,7 @@ from simclr_jax.storage import as_path
 from simclr_jax.training import checkpoint
 from simclr_jax.training.steps import jit_once
 from simclr_jax.training.workdir import load_config
+from simclr_jax.weights import hub
 from simclr_jax.weights.read.files import read_weights
 from simclr_jax.weights.tree import Imported
 
@@ -41,7 +42,7 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
     copy; BYOL's has a start of its own, and this, as for a file, is another random network of the kind.
 
     Args:
-        path: a workdir, a file or a directory of weights.
+        path: a workdir, a file or a directory of weights, or 'hf:OWNER/NAME' (see `weights.hub.fetch`).
         which: 'last', 'best' (by kNN accuracy), or the number of a step that was kept. Of a workdir.
         network: 'online', 'target' (the moving average of MoCo and BYOL), or '' for the one that the
             run itself measured, its eval.encoder. Of a workdir.
@@ -53,6 +54,8 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
             built again, or the file is refused (see `read_weights`).
     """
     path = as_path(path)
+    if hub.is_hub(path):
+        path = hub.fetch(path)
     if os.path.isfile(os.path.join(path, 'config.json')):
         return _from_workdir(path, which, network, encoder)
     if os.path.isdir(path) and not os.listdir(path):

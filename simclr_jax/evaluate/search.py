@@ -18,6 +18,7 @@ from simclr_jax.evaluate.subject import make_subject
 from simclr_jax.report.tables import write_csv
 from simclr_jax.runlog.progress import plain_table
 from simclr_jax.runtime import sharding
+from simclr_jax.weights import hub
 
 
 class QueryFiles(Source):
@@ -102,7 +103,9 @@ def _load_encoder(settings: ConfigDict, metadata: dict, workdir: str, module: nn
     if settings.pretrained:
         return load_pretrained(settings.pretrained, settings.checkpoint, settings.encoder, encoder=module)
     made_by = metadata['encoder']
-    path = made_by['path'] if os.path.exists(made_by['path']) else workdir      # a workdir may have moved
+    path = made_by['path']
+    if not (hub.is_hub(path) or os.path.exists(path)):
+        path = workdir      # it may have moved
     if os.path.isfile(os.path.join(path, 'config.json')):
         return load_pretrained(path, str(made_by['step']), made_by['network'], encoder=module)
     return load_pretrained(path, encoder=module)

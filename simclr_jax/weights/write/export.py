@@ -12,10 +12,11 @@ import numpy as np
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained
+from simclr_jax.evaluate.results import metric_title
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
 from simclr_jax.storage import as_path
-from simclr_jax.weights import card as cards
+from simclr_jax.weights import card as cards, hub, model_card
 from simclr_jax.weights.tree import Imported, flat
 from simclr_jax.weights.write.formats import FORMATS, Job, largest_difference, make_job, why_unusable
 
@@ -26,8 +27,9 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
     """Writes the encoder of a workdir, or of any file of weights, in the formats of config.export.
 
     Into config.export.dir, or workdir/export: encoder.safetensors and head.safetensors (names of timm and
-    torchvision), encoder.flax.safetensors, encoder.onnx, savedmodel/, encoder.stablehlo, and card.json,
-    which says what they are and how each is loaded. See `export_encoder`.
+    torchvision), encoder.flax.safetensors, encoder.onnx, savedmodel/, encoder.stablehlo, and card.json and
+    README.md, which say what they are and how each is loaded. See `export_encoder`. With
+    config.export.push_to_hub these go to the Hugging Face Hub too.
 
     Returns:
         card['files']: {file: {'bytes', 'largest_difference', ...}}; {} on processes other than the first.
@@ -36,10 +38,12 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
         ValueError: an unknown format, a layer that is not there, weights that are not finite; or a format
             was refused.
         FileNotFoundError: no weights there.
-        OSError: the files could not be written; what was there stays as it was.
+        OSError: the files could not be written; what was there stays as it was. Or the Hub refuses them.
     """
     settings = config.export
     formats = _wanted(settings.formats)
+    if settings.push_to_hub:
+        hub.check_push(settings.push_to_hub)
     source = as_path(settings.pretrained or workdir)
     pretrained = load_pretrained(source, settings.checkpoint, settings.encoder)
     channels = len(pretrained.config.augment.mean)
@@ -49,8 +53,14 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
     if not sharding.is_lead():
         return {}
     directory = os.path.abspath(as_path(settings.dir or os.path.join(workdir, 'export')))
-    return export_encoder(directory, with_card(pretrained, source), formats=formats, layer=settings.layer,
-                          normalize_inside=settings.normalize_inside)
+    files = export_encoder(directory, with_card(pretrained, source), formats=formats, layer=settings.layer,
+                           normalize_inside=settings.normalize_inside, license=settings.license,
+                           repository=settings.push_to_hub)
+    if settings.push_to_hub:
+        address = hub.push(directory, [*files, cards.NAME, model_card.NAME], settings.push_to_hub,
+                           replaces=cards.FILES)
+        print(f'Uploaded to {address}. A new repository is private until you change that on its page.', flush=True)
+    return files
 
 
 def with_card(pretrained: Pretrained, path: str) -> Imported:
@@ -64,8 +74,9 @@ def with_card(pretrained: Pretrained, path: str) -> Imported:
 
 
 def export_encoder(directory: str, imported: Imported, *, formats: Sequence[str] = (), layer: int = 0,
-                   normalize_inside: bool = True) -> dict[str, dict[str, Any]]:
-    """Writes the files of `formats` and card.json into `directory`, and prints a table of them.
+                   normalize_inside: bool = True, license: str = '', repository: str = ''
+                   ) -> dict[str, dict[str, Any]]:
+    """Writes the files of `formats`, card.json and README.md into `directory`, and prints a table of them.
 
     Everything is written in a hidden directory first. There each format is loaded again, where its runtime
     is installed, and its features of random images are compared with those of this project's own network
@@ -77,6 +88,7 @@ def export_encoder(directory: str, imported: Imported, *, formats: Sequence[str]
         layer: of the programs (onnx, savedmodel, stablehlo): 0 for h, k for head layer k, -1 for z. The other
             two always hold the encoder and the head.
         normalize_inside: the programs take images in [0, 1] and normalise them; False: normalised images.
+        license, repository: for README.md: the licence's name on the Hugging Face Hub, and OWNER/NAME there.
 
     Returns:
         {file: {'bytes', 'largest_difference' (None: not measured), 'load', 'input'}}.
@@ -93,7 +105,7 @@ def export_encoder(directory: str, imported: Imported, *, formats: Sequence[str]
         os.makedirs(directory, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix='.export-', dir=directory)
         outcomes = {name: _make(name, os.path.join(temporary, name), job) for name in names}
-        files = _publish(directory, temporary, outcomes, card)
+        files = _publish(directory, temporary, outcomes, card, license, repository)
     except OSError as error:
         raise OSError(f'The export could not be written to {directory} ({error.strerror or error}): make '
                       'room there, or choose another export.dir.') from error
@@ -161,9 +173,9 @@ def _make(name: str, directory: str, job: Job) -> _Outcome:
 # ---- publishing --------------------------------------------------------------------------------------
 
 
-def _publish(directory: str, temporary: str, outcomes: Mapping[str, _Outcome], card: dict[str, Any]
-             ) -> dict[str, dict[str, Any]]:
-    """Moves what is whole into `directory`; the card leaves first and comes last. Returns card['files']."""
+def _publish(directory: str, temporary: str, outcomes: Mapping[str, _Outcome], card: dict[str, Any],
+             license: str, repository: str) -> dict[str, dict[str, Any]]:
+    """Moves what is whole into `directory`; card.json leaves first and comes last. Returns card['files']."""
     new = {file: (os.path.join(temporary, name, file), None if file.endswith('.py') else outcome.difference)
            for name, outcome in outcomes.items() if outcome.whole
            for file in sorted(os.listdir(os.path.join(temporary, name)))}
@@ -186,8 +198,23 @@ def _publish(directory: str, temporary: str, outcomes: Mapping[str, _Outcome], c
         if os.path.isdir(target):               # os.replace takes the place of a file alone
             os.rename(target, os.path.join(temporary, f'{file}.old'))
         os.replace(path, target)
-    cards.write_card(directory, card | {'files': files})
+    card['files'], before = files, (old or {}).get('readme')
+    card['readme'] = model_card.write_model_card(directory, card, _results(card), license=license,
+                                                 repository=repository, written=before)
+    if card['readme'] is None:
+        print(f'{os.path.join(directory, model_card.NAME)} is not as an export left it, and stays as it is; rename it '
+              'to have a new one.')
+        card['readme'] = before
+    cards.write_card(directory, card)
     return files
+
+
+def _results(card: Mapping[str, Any]) -> list[model_card.Result]:
+    """What was measured of this network at this step."""
+    return [model_card.Result(line.get('encoder', ''), title, value, line.get(f'{name}_interval'),
+                              line.get('data', ''), line.get('split', ''))
+            for line in card.get('evaluation', []) if line.get('network') in (None, card.get('network'))
+            for name, value in line.items() if (title := metric_title(name)) and isinstance(value, float)]
 
 
 def _size(path: str) -> int:

@@ -1,0 +1,158 @@
+"""README.md of an export: the model card of the Hugging Face Hub, for people, with metadata for its search."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+import simclr_jax
+from simclr_jax import storage
+from simclr_jax.models.resnet import ResNet
+from simclr_jax.weights.tree import is_resnet
+
+NAME = 'README.md'
+_METHODS = {'simclr': 'SimCLR', 'moco': 'MoCo', 'byol': 'BYOL'}
+_TIMM_DEPTHS = (18, 34, 50, 101, 152)
+# Encoder fields that timm's classes have no other form of.
+_AS_TIMM = {name: getattr(ResNet, name) for name in
+            ('width', 'stem', 'sk_ratio', 'max_pool', 'conv_padding', 'project_first', 'norm_epsilon')}
+
+
+class Result(NamedTuple):
+    """A share of right answers of one encoder: 'pretrained', 'random', ..."""
+
+    encoder: str
+    metric: str                                 # 'kNN top-1'
+    value: float
+    interval: tuple[float, float] | None
+    data: str
+    split: str
+
+
+def write_model_card(directory: str, card: Mapping[str, Any], results: Sequence[Result], *, license: str = '',
+                     repository: str = '', written: str | None = None) -> str | None:
+    """Writes README.md, unless one is there that was edited or is not an export's.
+
+    Args:
+        card: card.json, with 'files'. results: what was measured of it. license: as the Hub names it, or ''.
+        repository: OWNER/NAME, where it will be on the Hub; '': it is loaded from its directory.
+        written: the SHA-256 of the README.md that the last export wrote here.
+
+    Returns:
+        The SHA-256 of what was written; None: a README.md is there and was left alone.
+    """
+    path = os.path.join(directory, NAME)
+    if os.path.exists(path) and _digest(storage.read_bytes(path)) != written:
+        return None
+    text = make_model_card(card, results, license=license, repository=repository).encode()
+    storage.write_atomically(path, text)
+    return _digest(text)
+
+
+def make_model_card(card: Mapping[str, Any], results: Sequence[Result], *, license: str = '', repository: str = ''
+                    ) -> str:
+    """The text; see `write_model_card`."""
+    recipe, encoder = card.get('recipe') or {}, card['encoder']
+    method = _METHODS.get((recipe.get('method') or {}).get('name', ''), '')
+    network = f'ResNet-{encoder["depth"]}' if is_resnet(encoder) else encoder['name']
+    name = repository.partition('/')[2] or f'{method} {network}'.strip()
+    source = (recipe.get('data') or {}).get('source', '')
+    datasets = [source] if re.fullmatch(r'[a-z]\w+', source) else []        # paths are nobody's business
+    metadata = {
+        'library_name': 'simclr_jax', **({'license': license} if license else {}),
+        'pipeline_tag': 'image-feature-extraction',
+        'tags': ['self-supervised-learning', *([method.lower()] if method else []),
+                 *(['resnet'] if is_resnet(encoder) else []), 'jax', 'flax',
+                 *(tag for file, tag in (('encoder.safetensors', 'pytorch'), ('encoder.onnx', 'onnx'))
+                   if file in card['files'])],
+        **({'datasets': datasets} if datasets else {}),
+        **({'metrics': ['accuracy'], 'model-index': [_index(name, results)]} if results else {})}
+    parts = [
+        f'---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n# {name}',
+        f'An encoder of images: {network}, {card["feature_width"]:,} features ({card["source"]}).'
+        + (f' Trained without labels on {source}.' if datasets else '')
+        + f' Exported with simclr_jax {simclr_jax.__version__}; card.json has the whole recipe.',
+        *_evaluation(results), '## Preprocessing', _preprocessing(card), '## Use', *_uses(card, repository),
+        '## Licence', f'{license}.' if license else
+        'Not chosen yet. The weights belong to whoever trained them: put a line `license: ...` into the block at '
+        'the top and the terms here, or export again with `--config.export.license=...`.']
+    return '\n\n'.join(parts) + '\n'
+
+
+def _index(name: str, results: Sequence[Result]) -> dict[str, Any]:
+    """The Hub's `model-index`: what was measured of the pretrained encoder."""
+    return {'name': name, 'results': [
+        {'task': {'type': 'image-classification', 'name': 'on frozen features'},
+         'dataset': {'name': result.data, 'type': result.data, 'split': result.split},
+         'metrics': [{'type': 'accuracy', 'name': result.metric, 'value': round(100 * result.value, 2)}]}
+        for result in results if result.encoder == 'pretrained']}
+
+
+def _evaluation(results: Sequence[Result]) -> list[str]:
+    if not results:
+        return []
+    rows = [f'| {result.data}, {result.split} | {result.encoder} | {result.metric} | {100 * result.value:.1f}'
+            + (' ({:.1f}-{:.1f})'.format(*(100 * end for end in result.interval)) if result.interval else '') + ' |'
+            for result in results]
+    return ['## Evaluation', 'In per cent; in brackets the 95 % interval over the test images. `random` is the same '
+            'network untrained.', '\n'.join(['| data | encoder | metric | value |', '|---|---|---|---|', *rows])]
+
+
+def _preprocessing(card: Mapping[str, Any]) -> str:
+    fields = card['preprocessing']
+    side = fields['image_size']
+    crop = (f'the shorter side resized to {fields["resize_to"]} pixels, the central {side} x {side} cut out'
+            if fields['resize_to'] else
+            f'the central square of {fields["crop_proportion"]:g} of the shorter side, resized to {side} x {side}')
+    mean, std = (', '.join(f'{value:.4g}' for value in fields[name]) for name in ('mean', 'std'))
+    inside = 'normalise the pixels themselves' if card['graphs']['normalize_inside'] else 'take normalised pixels'
+    return (f'Pixels in [0, 1]; {crop} ({fields["resize"]}); then (x - mean) / std with mean ({mean}) and std ({std}). '
+            f'`load_encoder` does all of it; the programs (ONNX, SavedModel, StableHLO) {inside}.')
+
+
+def _uses(card: Mapping[str, Any], repository: str) -> list[str]:
+    """How each file is loaded; Python that runs beside the files."""
+    files, uses = card['files'], []
+    if repository:
+        uses.append(f'The files: `hf download {repository} --local-dir .`')
+    place = f'hf:{repository}' if repository else '.'
+    if 'encoder.flax.safetensors' in files or 'encoder.safetensors' in files:
+        uses += ['With simclr_jax, from images [N, H, W, 3] of any size, uint8 or in [0, 1]:', _python(
+            'import simclr_jax', f'encoder = simclr_jax.load_encoder({place!r})', 'features = encoder(images)')]
+    if 'encoder.safetensors' in files:
+        uses += ['In PyTorch, with timm and the `torch_model.py` beside this file, from preprocessed and normalised '
+                 'images [N, 3, H, W]:', _python(
+                     'import torch_model', "encoder, head, card = torch_model.load('encoder.safetensors')",
+                     'features = encoder(normalised)')]
+        if _is_timm(card):
+            uses += ['Or by timm alone:', _python(
+                'import safetensors.torch, timm', f"model = timm.create_model('resnet{card['encoder']['depth']}', "
+                f"num_classes={card['classes'] or 0})",
+                "model.load_state_dict(safetensors.torch.load_file('encoder.safetensors'), strict=True)",
+                'features = model.eval()(normalised)')]
+    if 'encoder.onnx' in files:
+        uses += [f'In ONNX, from images {files["encoder.onnx"]["input"]}:', _python(
+            'import onnxruntime', "session = onnxruntime.InferenceSession('encoder.onnx')",
+            "features, = session.run(None, {'images': images})")]
+    for file, title in (('savedmodel', 'TensorFlow'), ('encoder.stablehlo', 'JAX without simclr_jax')):
+        if file in files:
+            uses.append(f'In {title}, from images {files[file]["input"]}: `{files[file]["load"]}`')
+    return uses
+
+
+def _is_timm(card: Mapping[str, Any]) -> bool:
+    """Whether timm's class of this depth is this very network."""
+    encoder = card['encoder']
+    return is_resnet(encoder) and encoder['depth'] in _TIMM_DEPTHS and all(
+        encoder.get(name, value) == value for name, value in _AS_TIMM.items())
+
+
+def _python(*lines: str) -> str:
+    return '\n'.join(['```python', *lines, '```'])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
