@@ -183,7 +183,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     profiler = profile.StepProfiler(
         writer, workdir, steps=config.profile_steps, breakdown=config.log.step_breakdown, start=start,
         num_steps=num_steps, is_lead=sharding.is_lead(), waited=lambda: batches.waited)
-    log = LateLog(writer, every_steps=config.log.every_steps, waited=lambda: batches.waited,
+    log = LateLog(writer, every_steps=config.log.every_steps, num_steps=num_steps, waited=lambda: batches.waited,
                   layers=optim.make_trust_ratios(**_optimizer_settings(config))[1](state.params),
                   judge=CollapseWatch(), advice=checkpointer.last_good)
     with checkpointer, writer, batches, profiler:
@@ -410,10 +410,10 @@ def _introduction(run: Run, network: Network, state: TrainState, num_steps: int)
     notes += [_warmup_steps(config, num_examples, num_steps)[1], *encoder_notes(network, config.encoder),
               *optim.notes_on_probe(config.optimizer.weight_decay_groups, config.optimizer.exclude, state.params)]
     if config.method.get('queue_size', 0) > num_examples:
-        notes.append(f'method.queue_size is {config.method.queue_size:,}, more than the {num_examples:,} images: among '
-                     'its negatives is then the very image that a query shows; make it smaller.')
+        notes.append(f'method.queue_size is {config.method.queue_size:,}, more than the {num_examples:,} images: the '
+                     "negatives then include other views of a query's own image; make it smaller.")
     if run.is_measurable and config.eval.knn_k > num_examples:
-        notes.append(f'eval.knn_k is {config.eval.knn_k}, more than the {num_examples} images: all of them vote.')
+        notes.append(f'eval.knn_k is {config.eval.knn_k}, more than the {num_examples} images: all are used.')
     if not train_source.num_classes:
         notes.append('No labels: the online probe, kNN and the linear probe are off.')
     elif test_source is None:
@@ -421,8 +421,8 @@ def _introduction(run: Run, network: Network, state: TrainState, num_steps: int)
     elif not run.is_measurable:
         notes.append(f'No labels in {test_source.split}: kNN and the linear probe are off.')
     elif of_large_set(train_source, config) is not train_source:
-        notes.append(f'The kNN of the log looks at {config.eval.knn_max_images:,} images drawn from the training '
-                     'split (eval.knn_max_images); that of the report at all.')
+        notes.append(f'kNN during training uses {config.eval.knn_max_images:,} images drawn from the training split '
+                     '(eval.knn_max_images); the evaluation at the end uses all.')
     return list(filter(None, notes))
 
 

@@ -35,7 +35,7 @@ def test_a_folder_without_a_test_split_is_measured_on_a_tenth_that_is_kept(image
     results = simclr_jax.pretrain(config_of(images), str(tmp_path))
     printed = capsys.readouterr().out
     assert set(results) == {'random', 'pretrained'} and 'train: 36 images, 2 classes' in printed
-    for note in ('1 files are not images that can be read here and are left out: 1 .txt.',
+    for note in ('1 files are not images of a known format and are left out: 1 .txt.',
                  'uint16 images: 0 to 4095, the extremes of 40 of them, become 0 to 255 (data.range).',
                  '4 images, 10 % of each class, are held out of training (data.test_split='):
         assert note in printed

@@ -123,7 +123,7 @@ def test_a_moved_folder_resumes_and_a_grown_one_is_refused(tmp_path):
     shutil.move(tmp_path / 'a', tmp_path / 'b')
     pretrain(settings(tmp_path / 'b'), str(tmp_path / 'w'))
     save_images(tmp_path / 'b', 60)
-    with pytest.raises(ValueError, match='The training data of .* have changed: 40 images then, 60 now'):
+    with pytest.raises(ValueError, match='The training data of .* have changed: 40 images before, 60 now'):
         pretrain(settings(tmp_path / 'b'), str(tmp_path / 'w'))
 
 

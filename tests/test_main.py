@@ -28,7 +28,7 @@ SMOKE = '--config=configs/smoke.py:smoke'
      "data.source is './configs', a path without a word for what lies there: "
      'write folder:./configs.'),
     ([SMOKE, '--config.pretrained=x'], "no field 'pretrained'; did you mean 'init_from'?"),
-    ([SMOKE, '--config.batch_size=1'], 'batch_size is 1: a contrast needs other images'),
+    ([SMOKE, '--config.batch_size=1'], 'batch_size is 1: a contrastive loss'),
     (['--config=configs/imagenet_v2.py:sk=ture'], "The argument sk='ture' is neither true nor false."),
 ], ids=lambda value: value if isinstance(value, str) else ' '.join(value[1:]) or value[0])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, sentence, run_main, tmp_path):

@@ -145,7 +145,7 @@ def test_a_failure_on_one_host_is_told_on_all(command, tmp_path):
     assert [process.returncode for process in processes] == [1, 1], errors
     host = socket.gethostname()
     assert f"error: process 1 of 2 ({host}): There is no directory '/nowhere'." in errors[1]
-    assert (f'error: process 0 of 2 ({host}): stopped, for process 1 of 2 ({host}) failed: There is no '
+    assert (f'error: process 0 of 2 ({host}): stopped because process 1 of 2 ({host}) failed: There is no '
             "directory '/nowhere'.") in errors[0]
     assert 'Traceback' not in errors[0] + errors[1]
 

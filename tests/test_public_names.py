@@ -83,7 +83,7 @@ views_of = functools.partial(simclr_jax.simclr_views, key=KEY, image_size=4)
     (lambda: views_of(IMAGE), r'images have the shape \[9, 9, 3\]: it takes \[N, H, W, 3\]'),
     (lambda: views_of(IMAGE.transpose(2, 0, 1)[None]), 'channels come first'),
     (lambda: views_of(IMAGE[None, :0]), 'no pixels'),
-    (lambda: views_of(IMAGE[None].astype(int)), 'images are int64: it takes uint8, or floats'),
+    (lambda: views_of(IMAGE[None].astype(int)), 'images are int64: expected uint8, or floats'),
     (lambda: views_of(IMAGE[None] + np.float32(1.5)), 'images hold values from 1.5 to 1.5'),
     (lambda: views_of(IMAGE[None] + np.float32(np.nan)), 'values from nan'),
     (lambda: views_of(jax.numpy.full((1, 9, 9, 3), -0.5)), 'values from -0.5'),

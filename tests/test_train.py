@@ -42,7 +42,7 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
     ({'optimizer.weight_decay_groups': (('probes', 0.1),)}, 'probes'),
     ({'batch_size': 60}, 'batch_size 60 is not divisible by the 8 devices'),
     ({'batch_size': 1024}, '^batch_size is 1024, .*has only 64 images: choose a smaller batch'),
-    ({'batch_size': 1}, 'batch_size is 1: a contrast needs other images'),
+    ({'batch_size': 1}, 'batch_size is 1: a contrastive loss'),
     ({'eval.layer': 9}, '9'),
     ({'eval.encoder': 'target'}, "eval.encoder is 'target': this method has no target network"),
     ({'eval.encoder': 'teacher'}, "eval.encoder is 'teacher': it takes 'online' or 'target'"),
@@ -130,7 +130,7 @@ def test_what_a_reader_would_not_expect_of_the_config_is_noted_once(tmp_path, ca
         str(tmp_path / 'w'))
     shown = capsys.readouterr().out
     for sentence in ('method.queue_size is 128, more than the 64 images',
-                     'eval.knn_k is 200, more than the 64 images: all of them vote.',
+                     'eval.knn_k is 200, more than the 64 images: all are used.',
                      "optimizer.weight_decay_groups: '^probe' has no effect",
                      "optimizer.exclude: 'probe/kernel' has no effect"):
         assert shown.count(sentence) == 1, sentence

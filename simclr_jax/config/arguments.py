@@ -80,7 +80,7 @@ def check_values(config: ConfigDict) -> None:
             raise ValueError(f'{name} is {fields[name]}: it must be '
                              f'{"more than 0" if name in _POSITIVE else "0 or more"}.')
     if config.batch_size == 1 and config.task == 'pretrain':
-        raise ValueError('batch_size is 1: a contrast needs other images, and BatchNorm statistics; take 2 '
+        raise ValueError('batch_size is 1: a contrastive loss and BatchNorm need more than one image; take 2 '
                          'or more.')
     if config.seed >= 1 << 31:
         raise ValueError(f'seed is {config.seed}: it must be less than 2**31.')

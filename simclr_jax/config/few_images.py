@@ -20,9 +20,9 @@ def fit_to(config: ConfigDict, num_examples: int) -> tuple[ConfigDict, list[str]
     if not chosen:
         return config, []
     fields = flatten(config)
-    changes = ', '.join(f'{name} {value} in place of {fields[name]}' for name, value in chosen.items())
-    return _with_fields(config, chosen), [f'{num_examples:,} training images are few: {changes}. '
-                                          '--config.few_images.below=0 leaves all as it was.']
+    changes = ', '.join(f'{name} {value} instead of {fields[name]}' for name, value in chosen.items())
+    return _with_fields(config, chosen), [f'{num_examples:,} training images are few, so that other defaults are '
+                                          f'used: {changes}. --config.few_images.below=0 turns this off.']
 
 
 def as_begun(config: ConfigDict, begun: Mapping[str, Any]) -> ConfigDict:

@@ -95,8 +95,8 @@ class Inputs:
             for view in (self.view1, self.view2):
                 host.check_view(view)
         if self.sequence and self.view2.extra:
-            raise ValueError('augment.sequence names all that makes view 2: it does not go with '
-                             'augment.extra.')
+            raise ValueError('augment.sequence already lists every operation of view 2: it cannot be combined '
+                             'with augment.extra.')
 
     def batches(self, source: Source, mesh: jax.sharding.Mesh, start_step: int = 0) -> 'InMemory | Prefetch':
         """Endless global batches of `source` on the devices of `mesh`, from step `start_step` on.

@@ -73,8 +73,8 @@ class FolderSource(Source):
                               f'data.channels={pages} takes all, as channels.')
         beside = sum(_is_image(entry.name) for entry in _scan(root) if not entry.is_dir) if splits else 0
         if beside:
-            self.notes.append(f'{name}: {beside:,} images beside the folders of the splits are in none of '
-                              'them, and are left out.')
+            self.notes.append(f'{name}: {beside:,} images lie beside the folders of the splits, in no '
+                              'split, and are left out.')
         first = self._why_unreadable(0)
         if first and all(map(self._why_unreadable, range(1, self.num_examples))):  # Say so before training.
             raise ValueError(f"Not one of the {self.num_examples} images below '{printable(self._root)}' can "
@@ -260,7 +260,7 @@ def _notes(tree: _Tree, labels: np.ndarray, class_names: tuple[str, ...] | None,
            folders: str) -> list[str]:
     notes = []
     if tree.left_out:
-        notes.append(f'{where}: {sum(tree.left_out.values()):,} files are not images that can be read here '
+        notes.append(f'{where}: {sum(tree.left_out.values()):,} files are not images of a known format '
                      f'and are left out{_counted(tree.left_out, ": ")}.')
     loose = int((labels < 0).sum())
     if class_names and loose:

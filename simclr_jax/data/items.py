@@ -171,12 +171,12 @@ class ItemSource(Source):
                 return item, None
             if image not in item:
                 raise ValueError(f"Item {index} of '{self.name}' has the keys {', '.join(map(str, item))}: "
-                                 f'wanted is {_WANTED}.')
+                                 f'expected {_WANTED}.')
             return item[image], item.get(label)
         if isinstance(item, tuple | list):
             if not 1 <= len(item) <= 2:
                 raise ValueError(f"Item {index} of '{self.name}' is a {type(item).__name__} of {len(item)}: "
-                                 f'wanted is {_WANTED}.')
+                                 f'expected {_WANTED}.')
             return item[0], item[1] if len(item) == 2 else None
         return item, None
 

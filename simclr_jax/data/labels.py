@@ -57,7 +57,7 @@ def _plain(labels: Any, where: str) -> np.ndarray:
         labels = np.array([empty if label is None else label for label in found] or np.zeros(0, int))
     labels = np.asarray(labels)
     if labels.dtype.kind not in 'iubU' or labels.size != len(labels):
-        raise ValueError(f'{where} has labels of {labels.dtype}, shape {list(labels.shape)}: wanted is an '
+        raise ValueError(f'{where} has labels of {labels.dtype}, shape {list(labels.shape)}: expected an '
                          'integer or a string for each image.')
     labels = labels.reshape(-1)
     return labels if labels.dtype.kind == 'U' else labels.astype(np.int64)

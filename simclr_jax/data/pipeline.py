@@ -371,8 +371,8 @@ def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, firs
             break
         else:
             if not form.has_gaps:
-                raise ValueError(f"Not one image of '{source.name}', split {source.split}, that could stand "
-                                 f'for {source.name_of(row.index)} can be read.')
+                raise ValueError(f"No image of '{source.name}', split {source.split}, can be read in the place of "
+                                 f'{source.name_of(row.index)}, which is unreadable.')
 
 
 def _num_processors() -> int:

@@ -131,7 +131,7 @@ class Source:
             some = ', '.join(self.skipped[:_NAMED]) + (', ...' if count > _NAMED else '')
             raise ValueError(
                 f"{count} of the {self.num_examples} images of '{self.name}', split {self.split}, cannot be "
-                f'read ({some}): {share:.1%}, more than data.max_bad_share = {self.max_bad_share:g}. Mend or '
+                f'read ({some}): {share:.1%}, more than data.max_bad_share = {self.max_bad_share:g}. Repair or '
                 'remove them, or allow a larger share.')
 
 

@@ -296,8 +296,8 @@ def _look(source: Source) -> list[str]:
     if not flat:
         return []
     some = ', '.join(flat[:_NAMED]) + (', ...' if len(flat) > _NAMED else '')
-    return [f'{len(flat)} of {len(judged)} images looked at are of one colour or nearly black ({some}): see '
-            'data.range and data.background if they should not be.']
+    return [f'{len(flat)} of {len(judged)} sampled images are of one colour or nearly black ({some}); if '
+            'they should not be, check data.range and data.background.']
 
 
 def _with_classes_of(train: Source, test: Source) -> Source:

@@ -58,7 +58,7 @@ def check_features(num_classes: int, **splits: Features) -> None:
     if len({split.preprocessing for split in splits.values()}) > 1:
         train, test = (split.preprocessing or 'unknown' for split in splits.values())
         raise ValueError(f'The training features were made from images of {train}, the test features from '
-                         f'{test}: make both alike.')
+                         f'{test}: use the same preprocessing for both.')
 
 
 def take(features: Features, rows: np.ndarray) -> Features:

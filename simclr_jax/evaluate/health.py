@@ -104,7 +104,7 @@ class CollapseWatch:
             return ''
         self._collapsed = bool(low)
         if not low:
-            return f'Step {step:,}: the representation has spread again.'
-        return (f'Collapse at step {step:,}: the network answers nearly the same for every image '
+            return f'Step {step:,}: the features vary again.'
+        return (f'Collapse at step {step:,}: the features are nearly the same for every image '
                 f'({", ".join(low)}). Lower the learning rate; with BYOL or MoCo check predictor, '
                 'momentum and BatchNorm.')

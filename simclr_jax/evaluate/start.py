@@ -26,7 +26,7 @@ def start_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[
         if _shapes(given.variables, 'head') == _shapes(state.variables(), 'head'):
             parts.append('head')
         else:
-            notes.append('Its projection head is not that of this run, which starts with a random one.')
+            notes.append('Its projection head has another shape than that of this run, which starts from a random one.')
     wanted, found = _shapes(state.variables(), 'encoder'), _shapes(given.variables, 'encoder')
     if wanted != found:
         name = next(name for name in sorted(wanted | found) if wanted.get(name) != found.get(name))

@@ -276,8 +276,8 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
 def _search(config: ConfigDict, mesh, chip: Chip, step: dict[str, Any]) -> dict[str, Any]:
     """{encoder chunks: largest batch or 0} for those of the config and, unless it has some, plan.chunks."""
     if chip.memory is None and not config.plan.topology:
-        _say('\nThe largest batch is not searched for: this device does not tell its memory. '
-             'Set plan.memory_gib to search for one with so much.')
+        _say('\nThe largest batch is not searched for: this device does not report how much memory it has. '
+             'Set plan.memory_gib.')
         return {}
     known, found = {config.batch_size: _need(step)}, {}
     all_chunks = [config.encoder_chunks]

@@ -77,8 +77,8 @@ def _choose_loss(loss: str | Callable, *, mesh: jax.sharding.Mesh | None, **opti
     function = loss if callable(loss) else losses.get(loss) or resolve(loss, 'method.loss')
     taken = inspect.signature(function).parameters
     if options['decoupled'] and 'decoupled' not in taken:
-        raise ValueError(f'method.decoupled is for nt_xent; {loss} has no denominator.')
+        raise ValueError(f'method.decoupled applies to nt_xent alone: {loss} has no denominator.')
     if options['mining'] != 'none' and 'mining' not in taken:
-        raise ValueError(f'method.mining is for nt_logistic and margin; {loss} weighs all negatives itself.')
+        raise ValueError(f'method.mining applies to nt_logistic and margin alone: {loss} weights all negatives.')
     return functools.partial(function, **{name: value for name, value in {**options, 'mesh': mesh}.items()
                                           if name in taken})

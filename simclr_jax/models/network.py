@@ -282,7 +282,7 @@ def make_encoder(fields: Mapping[str, Any]) -> nn.Module:
     if name == 'resnet':
         if arguments:
             raise ValueError('encoder.arguments are for an encoder of your own, named by encoder.name; '
-                             'resnet has the other fields of the block.')
+                             'a resnet is configured by the other fields of encoder.')
         return ResNet(**fields)
     if not name:
         raise ValueError('encoder.name is empty: the run was given an encoder that a config cannot name, of '
@@ -316,8 +316,8 @@ def encoder_notes(network: Network, fields: Mapping[str, Any]) -> list[str]:
     """What a run should say of an encoder that is not ours, and of the block that it was given for."""
     name, notes = abilities.name_of(network.encoder), []
     if fields.get('dtype') == 'bfloat16' and not abilities.has_dtype(network.encoder):
-        notes.append(f'encoder.dtype is bfloat16, but {name} has no field dtype: its activations are as it '
-                     'makes them, those of the heads bfloat16.')
+        notes.append(f'encoder.dtype is bfloat16, but {name} has no field dtype: its activations keep the '
+                     'type that it gives them, and only those of the heads are bfloat16.')
     if not fields.get('name', 'resnet'):
         notes.append(f'{name} cannot be named in config.json (it is of __main__ or local to a function, or '
                      'its arguments are not JSON values): load_encoder and the evaluations need it as encoder=.')

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
+from simclr_jax.runlog.progress import duration
 from simclr_jax.runlog.writer import MetricWriter
+
+_LONG = 3600        # seconds of a run whose length is noted before there is a row
 
 
 class LateLog:
@@ -18,15 +21,17 @@ class LateLog:
         writer: of the rows.
         every_steps: which steps have a row.
         waited: () -> seconds for which the loop has waited for batches so far.
+        num_steps: of the run.
         layers: the paths of the parameters that the metric 'trust_ratios' [L] is of.
         judge: (step, row) -> a sentence to note, or ''.
         advice: () -> what to do about a loss that is not finite: the end of a sentence.
     """
 
-    def __init__(self, writer: MetricWriter, *, every_steps: int, waited: Callable[[], float],
+    def __init__(self, writer: MetricWriter, *, every_steps: int, num_steps: int, waited: Callable[[], float],
                  layers: Sequence[str], judge: Callable[[int, dict], str], advice: Callable[[], str]):
         self._writer, self._every_steps, self._waited = writer, every_steps, waited
         self._layers, self._judge, self._advice = layers, judge, advice
+        self._num_steps, self._first_steps = num_steps, []      # when the first two of them ended
         self._pending = None
         self._once = {}
 
@@ -64,6 +69,7 @@ class LateLog:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(f'The loss is {loss} and the gradient norm {norm} at step {step}. '
                                      + self._advice())
+        self._tell_length(step)
         if self.due(step):
             metrics = jax.device_get(metrics)
             ratios = metrics.pop('trust_ratios', ())
@@ -73,6 +79,17 @@ class LateLog:
             sentence = self._judge(step, metrics)
             if sentence:
                 self._writer.note(sentence)
+
+    def _tell_length(self, step: int) -> None:
+        """A note of how long a run takes, if it is long: the first row of a slow one comes late."""
+        if len(self._first_steps) == 2:
+            return
+        self._first_steps.append(time.perf_counter())
+        if len(self._first_steps) == 2:         # the first one was compiled
+            seconds = self._first_steps[1] - self._first_steps[0]
+            if seconds * (self._num_steps - step) > _LONG:
+                self._writer.note(f'The second step took {seconds:.2g} s: {self._num_steps - step:,} more take about '
+                                  f'{duration(seconds * (self._num_steps - step))}.')
 
     def _clocks(self, step: int) -> np.ndarray:
         return np.array([step, time.perf_counter(), self._waited()])

@@ -110,11 +110,11 @@ def describe_row(row: dict[str, Any], steps_left: int, steps_per_second: float |
     if rate is not None:
         parts['images_per_second'] = f'{rate:,.{0 if rate >= 10 else 2}f} images/s'
     if steps_per_second:
-        parts['ETA'] = 'ETA ' + _duration(steps_left / steps_per_second)
+        parts['ETA'] = 'ETA ' + duration(steps_left / steps_per_second)
     return parts
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """'45 s', '7 min', '1 h 23 min', '2 d 3 h'."""
     if seconds < 60:
         return f'{seconds:.0f} s'

@@ -164,5 +164,5 @@ class MetricWriter:
                 getattr(writer, method, lambda *arguments: None)(*arguments)
             except Exception as error:      # whatever it is: a run of days does not end for a log
                 self._given.remove(writer)
-                self.note(f'{type(writer).__name__}.{method} failed and gets no more metrics; the run '
+                self.note(f'{type(writer).__name__}.{method} failed and is not called again; the run '
                           f'continues: {type(error).__name__}: {error}')

@@ -87,7 +87,7 @@ class Processes:
                     return          # process 0 is gone: jax ends this one
                 if failed and not self._left.is_set():
                     status, cause = failed[0][1].split(' ', 1)
-                    print(f'error: {self._name}: stopped, for {cause}', file=sys.stderr, flush=True)
+                    print(f'error: {self._name}: stopped because {cause}', file=sys.stderr, flush=True)
                     self._exit(int(status))
 
     def _exit(self, status: int) -> NoReturn:

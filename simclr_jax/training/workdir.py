@@ -123,10 +123,10 @@ def data_changes(workdir: Workdir, data: Any) -> str:
     if then is None or then.get('fingerprint') == now['fingerprint']:
         return ''
     if then.get('num_examples') != now['num_examples']:
-        return f'{then.get("num_examples"):,} images then, {now["num_examples"]:,} now'
+        return f'{then.get("num_examples"):,} images before, {now["num_examples"]:,} now'
     if then.get('class_names') != now['class_names']:
-        return f'{len(then.get("class_names") or ())} classes then, {len(now["class_names"] or ())} now'
-    return f'{now["num_examples"]:,} images as then, but other ones, or in another order'
+        return f'{len(then.get("class_names") or ())} classes before, {len(now["class_names"] or ())} now'
+    return f'{now["num_examples"]:,} images as before, but different ones or in a different order'
 
 
 def has(workdir: Workdir, name: str) -> bool:

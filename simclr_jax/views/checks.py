@@ -27,20 +27,20 @@ def checked_images(images: Any, *, lone: bool = False, channels: int | None = 3
             advice = ' The channels come first: transpose them.'
         elif lone and len(shape) == 4:
             advice = ' Use jax.vmap for a batch.'
-        raise ValueError(f'The {what} the shape {shape}: it takes {form}{channels or 3}].{advice}')
+        raise ValueError(f'The {what} the shape {shape}: expected {form}{channels or 3}].{advice}')
     if 0 in shape[-3:]:
         raise ValueError(f'The {what} the shape {shape}: there are no pixels.')
     if images.dtype == np.uint8:
         return images
     verb = 'is' if lone else 'are'
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f'The {noun} {verb} {images.dtype}: it takes uint8, or floats in [0, 1].')
+        raise ValueError(f'The {noun} {verb} {images.dtype}: expected uint8, or floats in [0, 1].')
     if not isinstance(images, Tracer) and images.size:
         with jax.ensure_compile_time_eval():        # also where a program that is traced holds the images
             low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):
             verb = 'holds' if lone else 'hold'
-            raise ValueError(f'The {noun} {verb} values from {low:g} to {high:g}: it takes uint8, or floats in '
+            raise ValueError(f'The {noun} {verb} values from {low:g} to {high:g}: expected uint8, or floats in '
                              '[0, 1] that are not normalised yet.')
     return images.astype(np.float32)
 

@@ -76,7 +76,7 @@ def from_header(text: str, file: str, *, layout: str) -> dict[str, Any]:
     }
     for name, holds in checks.items():
         if not holds(header.get(name)):
-            raise ValueError(f'{file}: its header has {name} = {header.get(name)!r}, which makes no sense.')
+            raise ValueError(f'{file}: its header has {name} = {header.get(name)!r}, which is not valid.')
     for name, module in (('encoder', ResNet), ('head', ProjectionHead)):
         _checked(name, header[name], module, file)
     num_layers = header['head'].get('num_layers', 0)

@@ -32,7 +32,8 @@ def test_a_folder_of_few_images_is_trained_by_other_values_than_one_of_many():
     changed = {name for name, value in flatten(few).items() if value != flatten(config)[name]}
     assert {'optimizer.learning_rate', 'augment.crop.area', 'augment.jitter.hue'} <= changed
     assert changed <= {name for name, _, _ in config.few_images.instead}
-    assert sentence.startswith('19,999 training images are few: optimizer.learning_rate 0.15 in place of ')
+    assert sentence.startswith('19,999 training images are few, so that other defaults are used: '
+                               'optimizer.learning_rate 0.15 instead of ')
     assert all(f' {name} ' in sentence for name in changed)
 
 
@@ -73,7 +74,7 @@ def test_a_workdir_from_before_there_was_a_choice_keeps_the_recipe():
 
 def test_what_is_chosen_is_printed_kept_and_taken_up(tmp_path, capsys):
     pretrain(folder_config('smoke', **SHORT), str(tmp_path))
-    assert '512 training images are few: optimizer.learning_rate 0.15 in place' in capsys.readouterr().out
+    assert '512 training images are few, so that other defaults are used: ' in capsys.readouterr().out
     kept = json.loads((tmp_path / 'config.json').read_text())
     assert kept['optimizer']['learning_rate'] == 0.15 and kept['augment']['crop']['area'] == [0.3, 1.0]
     pretrain(folder_config('smoke', **SHORT), str(tmp_path))

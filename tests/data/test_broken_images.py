@@ -56,7 +56,7 @@ def test_too_many_broken_files_stop_the_run(read):
     assert sorted(source.skipped) == ['example 17', 'example 3']
     source.files[30] = b'broken'
     with pytest.raises(ValueError, match=r"^3 of the 40 images of 'files', split train, cannot be read "
-                       r'\(example .*\): 7.5%, more than data.max_bad_share = 0.05. Mend or remove them'):
+                       r'\(example .*\): 7.5%, more than data.max_bad_share = 0.05. Repair or remove them'):
         list(itertools.islice(batches(), 6))
     with pytest.raises(ValueError, match='3 of the 40 images'):
         next(batches())

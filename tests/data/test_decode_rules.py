@@ -164,7 +164,7 @@ def test_images_of_one_colour_or_nearly_black_are_counted_and_named(tmp_path):
                         ('flat', np.full((8, 8), 90)), ('fine', RNG.integers(0, 256, (8, 8)))):
         Image.fromarray(array.astype(np.uint8)).save(tmp_path / f'{name}.png')
     train, _ = sources.load_pair(f'folder:{tmp_path}', 'train', 'none')
-    assert ('3 of 4 images looked at are of one colour or nearly black (black.png, dark.png, flat.png)'
+    assert ('3 of 4 sampled images are of one colour or nearly black (black.png, dark.png, flat.png)'
             in train.notes[0])
 
 

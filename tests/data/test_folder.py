@@ -100,7 +100,7 @@ def test_a_stray_image_has_no_label_and_the_others_keep_theirs(tmp_path):
 def test_what_is_left_out_is_counted_by_suffix_and_said(tmp_path):
     write(tmp_path, 'a.png', 'b.jpg', *(f'{i}.dcm' for i in range(4)), 'x.txt', 'Y.TXT', 'cut.psd')
     note, = load_source(f'folder:{tmp_path}', 'train').notes
-    assert note.endswith('7 files are not images that can be read here and are left out: 4 .dcm, 2 .txt, '
+    assert note.endswith('7 files are not images of a known format and are left out: 4 .dcm, 2 .txt, '
                          '1 .psd.')
     write(tmp_path / 'none', 'a.dcm')
     with pytest.raises(ValueError, match='no images below .*; there are 1 .dcm'):
@@ -196,4 +196,4 @@ def test_images_beside_the_folders_of_the_splits_are_counted(tmp_path):
     source = load_source(f'folder:{tmp_path}', 'train')
     assert source.files == ['a.png']
     assert source.notes[-1].endswith(
-        ': 2 images beside the folders of the splits are in none of them, and are left out.')
+        ': 2 images lie beside the folders of the splits, in no split, and are left out.')

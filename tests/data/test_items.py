@@ -166,8 +166,8 @@ def test_what_is_given_to_python_has_its_test_split_too():
 @pytest.mark.parametrize('anything, sentence', [
     (iter([1]), 'is a list_iterator, which is not a source of images: give something with len.source.'),
     (3, 'is a int, which is not a source of images'), ([], 'holds no images'),
-    ([{'img': 1, 'y': 2}], "^Item 0 of 'list' has the keys img, y: wanted is {'image': ...,"),
-    ([(1, 2, 3)], 'Item 0 .* is a tuple of 3: wanted is'),
+    ([{'img': 1, 'y': 2}], "^Item 0 of 'list' has the keys img, y: expected {'image': ...,"),
+    ([(1, 2, 3)], 'Item 0 .* is a tuple of 3: expected'),
     ([{'image': np.zeros((5, 5, 2), np.uint8)}], r'Item 0 .* holds the image ndarray uint8 \[5, 5, 2\]: an'),
     ([{'image': object()}], 'Item 0 .* holds the image object object'),
     ([{'image': IMAGES[0], 'label': 1.5}], 'has labels of float64'),

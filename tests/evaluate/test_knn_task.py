@@ -89,7 +89,7 @@ def test_data_that_changed_since_the_run_are_noted_and_moved_ones_are_not(tmp_pa
     task.data.source = ''
     knn(task, str(tmp_path / 'grown'))
     printed = capsys.readouterr().out
-    assert f'The training data of {run} have changed since its run: 64 images then, 70 now.' in printed
+    assert f'The training data of {run} have changed since its run: 64 images before, 70 now.' in printed
 
 
 def test_k_and_data_that_will_not_do_are_refused(workdir, tmp_path):

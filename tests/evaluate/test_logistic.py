@@ -95,7 +95,7 @@ def test_the_sweep_scores_on_held_out_training_rows_and_fits_the_best_to_all():
 
 def test_features_of_another_preprocessing_are_refused():
     train = problem(40, 0)
-    with pytest.raises(ValueError, match='make both alike'):
+    with pytest.raises(ValueError, match='use the same preprocessing for both'):
         logistic_accuracy(train, train._replace(preprocessing='32 px'), num_classes=4)
 
 

@@ -7,11 +7,14 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.progress import Throughput
 from simclr_jax.runlog.writer import MetricWriter
 
@@ -194,3 +197,18 @@ def test_a_whole_workdir_is_written_without_importing_tensorflow(tmp_path):
               'assert "tensorflow" not in sys.modules\n')
     subprocess.run([sys.executable, '-c', script], cwd=REPOSITORY, check=True, timeout=120,
                    env=os.environ | {'PYTHONPATH': str(REPOSITORY)})
+
+
+def test_a_long_run_says_its_length_after_two_steps(tmp_path):
+    """The first row of a slow run is far off."""
+    for num_steps, is_long in ((10 ** 6, True), (100, False)):
+        stream = io.StringIO()
+        with MetricWriter(tmp_path / str(num_steps), total_steps=num_steps, stream=stream) as writer:
+            log = LateLog(writer, every_steps=50, num_steps=num_steps, waited=lambda: 0.0, layers=(),
+                          judge=lambda step, row: '', advice=lambda: '')
+            log.restart(0)
+            for step in range(1, 5):
+                log(step, {'loss': np.float32(1), 'gradient_norm': np.float32(1)})
+                time.sleep(0.01)
+        found = re.findall(r'The second step took 0.01\d* s: 999,998 more take about \d+ h \d+ min\.', stream.getvalue())
+        assert len(found) == is_long, stream.getvalue()

@@ -90,8 +90,8 @@ def test_data_are_told_apart_by_what_they_hold(tmp_path):
     assert workdirs.data_changes(tmp_path, images()) == ''          # a workdir that does not say
     workdirs.save_run(tmp_path, {}, images())
     assert workdirs.data_changes(tmp_path, images()) == ''
-    assert workdirs.data_changes(tmp_path, images(6)) == '4 images then, 6 now'
-    assert '4 images as then, but other ones' in workdirs.data_changes(tmp_path, images(seed=1))
+    assert workdirs.data_changes(tmp_path, images(6)) == '4 images before, 6 now'
+    assert '4 images as before, but different ones' in workdirs.data_changes(tmp_path, images(seed=1))
 
 
 def test_versions_tell_what_ran_where(tmp_path):

@@ -49,16 +49,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             files = self.server.repositories[tree[1]][tree[2]]
             return self.answer(body=[{'type': 'file', 'path': name, 'size': len(data), 'oid': '0'}
                                      for name, data in files.items()])
-        repository, revision, name = re.fullmatch('/(.+?/.+?)/resolve/([^/]+)/(.+)', path).groups()
+        found = re.fullmatch('/(?:api/models/)?([^/]+/[^/]+)(?:/resolve/([^/]+)/(.+))?', path)
+        repository, revision, name = found.groups()
         kept = self.server.repositories.get(repository)
         if kept is None or kept['private'] and not self.allowed():
             return self.answer(401, X_Error_Code='RepoNotFound')
         if revision not in kept:
             return self.answer(404, X_Error_Code='RevisionNotFound')
+        commit = hashlib.sha1(repr(sorted(kept[revision].items())).encode()).hexdigest()
         if name not in kept[revision]:
-            return self.answer(404, X_Error_Code='EntryNotFound', X_Repo_Commit='0' * 40)
-        digest = hashlib.sha256(kept[revision][name]).hexdigest()
-        return self.answer(body=kept[revision][name], ETag=f'"{digest}"', X_Repo_Commit=digest[:40])
+            return self.answer(404, X_Error_Code='EntryNotFound', X_Repo_Commit=commit)
+        data = kept[revision][name]
+        return self.answer(body=data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit=commit)
 
     do_HEAD = do_GET
 

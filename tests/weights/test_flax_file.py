@@ -93,7 +93,7 @@ def with_header(path, text):
     ({'format': 3}, 'has format 3, this version reads format 1 and 2'),
     ({'resize': 'area'}, "resize = 'area'"), ({'antialias': 1}, 'antialias = 1'),
     ({'resize_to': 8}, 'resize_to = 8'),
-    ({'layout': 'torch'}, "layout = 'torch', which makes no sense"),
+    ({'layout': 'torch'}, "layout = 'torch', which is not valid"),
     ({'mean': [1, 2]}, r'mean = \[1, 2\]'), ({'std': [1, 0, 1]}, r'std = \[1, 0, 1\]'),
     ({'image_size': 224.5}, 'image_size = 224.5'), ({'crop_proportion': 0}, 'crop_proportion = 0'),
     ({'source': 3}, 'source = 3'), ({'card': []}, r'card = \[\]'), ({'encoder': 50}, 'encoder = 50'),

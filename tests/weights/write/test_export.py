@@ -68,7 +68,7 @@ def test_a_workdir_as_files_that_agree_with_it(workdir, tmp_path, capsys):
     files = export(export_config(pretrained=workdir, encoder='target', formats=('flax,onnx', 'stablehlo')),
                    str(tmp_path))
     directory = tmp_path / 'export'
-    assert listing(directory) == ['card.json', 'encoder.flax.safetensors', 'encoder.onnx',
+    assert listing(directory) == ['README.md', 'card.json', 'encoder.flax.safetensors', 'encoder.onnx',
                                   'encoder.stablehlo']
     assert all(entry['largest_difference'] <= 1e-5 for entry in files.values())
     assert {name: entry['bytes'] for name, entry in files.items()} == {
@@ -109,8 +109,8 @@ def test_torch_and_tensorflow_are_for_one_process_and_prove_themselves(tmp_path)
     (directory / 'savedmodel').mkdir(parents=True)
     (directory / 'savedmodel' / 'old.pb').write_text('')
     subprocess.run([sys.executable, '-c', BOTH, str(directory)], check=True, timeout=300)
-    assert listing(directory) == ['card.json', 'encoder.safetensors', 'head.safetensors', 'savedmodel',
-                                  'torch_model.py']
+    assert listing(directory) == ['README.md', 'card.json', 'encoder.safetensors', 'head.safetensors',
+                                  'savedmodel', 'torch_model.py']
     files = json.loads((directory / 'card.json').read_text())['files']
     assert 0 < files['head.safetensors']['largest_difference'] < 1e-5
     assert 0 < files['savedmodel']['largest_difference'] < 1e-5
@@ -161,7 +161,7 @@ def test_a_file_with_other_features_is_refused_and_removed(imported, tmp_path, m
         with pytest.raises(ValueError, match=f'Not exported: {kind}: its features differ by .* from ours'):
             export_encoder(str(tmp_path / kind), imported, formats=LIGHT)
         other = {'flax': 'encoder.onnx', 'onnx': 'encoder.flax.safetensors'}[kind]
-        assert listing(tmp_path / kind) == ['card.json', other]
+        assert listing(tmp_path / kind) == ['README.md', 'card.json', other]
         monkeypatch.undo()
 
 
@@ -187,7 +187,7 @@ def test_the_next_export_adds_to_that_of_the_same_encoder_and_replaces_another(i
     assert both.keys() == {'encoder.flax.safetensors', 'encoder.onnx'}
     other = random_imported(ENCODER, HEAD, image_size=16, seed=5)
     assert list(export_encoder(str(tmp_path), other, formats=('onnx',))) == ['encoder.onnx']
-    assert listing(tmp_path) == ['card.json', 'encoder.onnx', 'mine.txt']
+    assert listing(tmp_path) == ['README.md', 'card.json', 'encoder.onnx', 'mine.txt']
 
 
 def test_weights_that_are_not_finite_and_settings_that_are_none_are_refused(workdir, tmp_path):
