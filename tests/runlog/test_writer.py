@@ -210,5 +210,6 @@ def test_a_long_run_says_its_length_after_two_steps(tmp_path):
             for step in range(1, 5):
                 log(step, {'loss': np.float32(1), 'gradient_norm': np.float32(1)})
                 time.sleep(0.01)
-        found = re.findall(r'The second step took 0.01\d* s: 999,998 more take about \d+ h \d+ min\.', stream.getvalue())
+        found = re.findall(r'The second step took 0.01\d* s: 999,998 more take about \d+ h \d+ min\.',
+                           stream.getvalue())
         assert len(found) == is_long, stream.getvalue()
