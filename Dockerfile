@@ -4,6 +4,7 @@
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE ./
@@ -16,8 +17,8 @@ RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir ".[${EX
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-RUN useradd --create-home trainer && mkdir /runs && chown trainer /runs
-USER trainer
+RUN useradd --create-home --uid 1000 trainer && mkdir /runs && chown trainer /runs
+USER 1000
 WORKDIR /runs
 ENTRYPOINT ["simclr_jax"]
 CMD ["--help"]

@@ -6,7 +6,7 @@
 Any tree of image files of any size. First-level folders, if there are two or more, become labels; folders
 named train and test (or val, validation) become splits; neither is needed (docs/data.md).
 Hardware: one GPU of 24 GB or more by launch/gpu.sh, which lets jax take 90 % of it (18 GiB are needed); for
-less, `:batch=128` (10.3 GiB). Time: by the size of the folder; the progress line says. Result: that of
+less, `:batch=128` (10.3 GiB); a CPU, `:size=32,depth=10,width=0.25,epochs=20`. Time: by the size of the folder; the progress line says. Result: that of
 Lightly's run of this shape (ResNet-50, batch 256, 100 epochs, square-root scaling) on ImageNet is 63.2 %
 linear, against 57.5 in the paper with linear scaling.
 
@@ -24,13 +24,14 @@ from simclr_jax import config as recipes
 
 
 def get_config(argument: str = '') -> recipes.ConfigDict:
-    options = recipes.parse_argument(argument, depth=50, size=224, epochs=100.0, batch=256)
+    options = recipes.parse_argument(argument, depth=50, width=1.0, size=224, epochs=100.0,
+                                     batch=256)
     config = recipes.base_config()
     config.data.source = 'folder:images'
     config.batch_size = options.batch
     config.num_epochs = options.epochs
 
-    config.encoder.depth = options.depth
+    config.encoder.depth, config.encoder.width = options.depth, options.width
     config.encoder.stem = 'cifar' if options.size <= 32 else 'imagenet'
     config.augment = recipes.augment_config(image_size=options.size, strength=1.0)
     config.eval.crop_proportion = 1.0 if options.size <= 32 else 0.875
