@@ -6,9 +6,9 @@
 Any tree of image files of any size. First-level folders, if there are two or more, become labels; folders
 named train and test (or val, validation) become splits; neither is needed (docs/data.md).
 Hardware: one GPU of 24 GB or more by launch/gpu.sh, which lets jax take 90 % of it (18 GiB are needed); for
-less, `:batch=128` (10.3 GiB); a CPU, `:size=32,depth=10,width=0.25,epochs=20`. Time: by the size of the folder; the progress line says. Result: that of
-Lightly's run of this shape (ResNet-50, batch 256, 100 epochs, square-root scaling) on ImageNet is 63.2 %
-linear, against 57.5 in the paper with linear scaling.
+less, `:batch=128` (10.3 GiB); for a CPU, `:size=32,depth=10,width=0.25,epochs=20`. Time: by the size of the
+folder; the progress line says. Result: that of Lightly's run of this shape (ResNet-50, batch 256, 100 epochs,
+square-root scaling) on ImageNet is 63.2 % linear, against 57.5 in the paper with linear scaling.
 
 Fewer than 20,000 images: half the colour jitter, crops from 30 % of the area, twice the rate, and a warm-up
 of a tenth of a run below 100 epochs. Chosen on three sets of 359 to 2,502 images, in runs of about 200 steps:
