@@ -80,7 +80,7 @@ views_of = functools.partial(simclr_jax.simclr_views, key=KEY, image_size=4)
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda: views_of(IMAGE), r'images have the shape \[9, 9, 3\]: it takes \[N, H, W, 3\]'),
+    (lambda: views_of(IMAGE), r'images have the shape \[9, 9, 3\]: expected \[N, H, W, 3\]'),
     (lambda: views_of(IMAGE.transpose(2, 0, 1)[None]), 'channels come first'),
     (lambda: views_of(IMAGE[None, :0]), 'no pixels'),
     (lambda: views_of(IMAGE[None].astype(int)), 'images are int64: expected uint8, or floats'),
@@ -94,8 +94,8 @@ views_of = functools.partial(simclr_jax.simclr_views, key=KEY, image_size=4)
     (lambda: views_of(IMAGE[None], strength=2.0), 'jitter.contrast must be a number'),
     (lambda: simclr_jax.two_views(IMAGE[None], KEY, (simclr_jax.View(),), image_size=4), 'or a pair of them'),
     (lambda: simclr_jax.moco_views(IMAGE[None], KEY, image_size=4, area=(0, 1)), 'crop.area must be a pair'),
-    (lambda: simclr_jax.byol_views(IMAGE, KEY, image_size=4), r'it takes \[N, H, W, 3\]'),
-    (lambda: simclr_jax.augment(IMAGE[None], KEY, image_size=4), r'it takes \[H, W, 3\]. Use jax.vmap for a batch'),
+    (lambda: simclr_jax.byol_views(IMAGE, KEY, image_size=4), r'expected \[N, H, W, 3\]'),
+    (lambda: simclr_jax.augment(IMAGE[None], KEY, image_size=4), r'expected \[H, W, 3\]. Use jax.vmap for a batch'),
     (lambda: simclr_jax.augment(IMAGE + np.float32(2), KEY, image_size=4), 'image holds values from 2 to 2'),
     (lambda: simclr_jax.augment(IMAGE, KEY, image_size=0), 'image_size is 0'),
     (lambda: simclr_jax.eval_crop(IMAGE[None], image_size=4, proportion=1.0), 'jax.vmap'),
