@@ -65,7 +65,7 @@ def test_too_many_broken_files_stop_the_run(read):
 def test_no_black_image_stands_for_a_whole_set_of_broken_files():
     source = Files([b''] * 8)
     source.max_bad_share = 1.0
-    with pytest.raises(ValueError, match="Not one image of 'files', split train"):
+    with pytest.raises(ValueError, match="No image of 'files', split train"):
         train_steps(source, 1)
 
 
