@@ -14,7 +14,10 @@ from simclr_jax.models.resnet import ResNet
 from simclr_jax.weights.tree import is_resnet
 
 NAME = 'README.md'
+_OWN = 'private images'
 _METHODS = {'simclr': 'SimCLR', 'moco': 'MoCo', 'byol': 'BYOL'}
+# Sources whose name tells no path: TFDS's and those of the Hub.
+_PUBLIC = re.compile(r'([A-Za-z]\w*(?:/[\w.-]+)?)(?::\d[\d.]*)?|hf:([A-Za-z][\w-]*(?:/[\w.-]+)?)(?::[\w.-]+)?')
 _TIMM_DEPTHS = (18, 34, 50, 101, 152)
 # Encoder fields that timm's classes have no other form of.
 _AS_TIMM = {name: getattr(ResNet, name) for name in
@@ -59,8 +62,8 @@ def make_model_card(card: Mapping[str, Any], results: Sequence[Result], *, licen
     method = _METHODS.get((recipe.get('method') or {}).get('name', ''), '')
     network = f'ResNet-{encoder["depth"]}' if is_resnet(encoder) else encoder['name']
     name = repository.partition('/')[2] or f'{method} {network}'.strip()
-    source = (recipe.get('data') or {}).get('source', '')
-    datasets = [source] if re.fullmatch(r'[a-z]\w+', source) else []        # paths are nobody's business
+    source = _public((recipe.get('data') or {}).get('source', ''))
+    datasets = [source] if source not in ('', _OWN, 'shapes') else []
     metadata = {
         'library_name': 'simclr_jax', **({'license': license} if license else {}),
         'pipeline_tag': 'image-feature-extraction',
@@ -73,7 +76,7 @@ def make_model_card(card: Mapping[str, Any], results: Sequence[Result], *, licen
     parts = [
         f'---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n# {name}',
         f'An encoder of images: {network}, {card["feature_width"]:,} features ({card["source"]}).'
-        + (f' Trained without labels on {source}.' if datasets else '')
+        + (f' Trained without labels on {source}.' if source else '')
         + f' Exported with simclr_jax {simclr_jax.__version__}; card.json has the whole recipe.',
         *_evaluation(results), '## Preprocessing', _preprocessing(card), '## Use', *_uses(card, repository),
         '## Licence', f'{license}.' if license else
@@ -86,15 +89,23 @@ def _index(name: str, results: Sequence[Result]) -> dict[str, Any]:
     """The Hub's `model-index`: what was measured of the pretrained encoder."""
     return {'name': name, 'results': [
         {'task': {'type': 'image-classification', 'name': 'on frozen features'},
-         'dataset': {'name': result.data, 'type': result.data, 'split': result.split},
+         'dataset': {'name': _public(result.data), 'type': _public(result.data), 'split': result.split},
          'metrics': [{'type': 'accuracy', 'name': result.metric, 'value': round(100 * result.value, 2)}]}
         for result in results if result.encoder == 'pretrained']}
+
+
+def _public(source: str) -> str:
+    """The name of a data set that others know; that of a folder or a file is a path, and stays here."""
+    found = _PUBLIC.fullmatch(source)
+    if not source or not found or os.path.exists(source.removeprefix('hf:')):
+        return _OWN if source else ''
+    return found[1] or found[2]
 
 
 def _evaluation(results: Sequence[Result]) -> list[str]:
     if not results:
         return []
-    rows = [f'| {result.data}, {result.split} | {result.encoder} | {result.metric} | {100 * result.value:.1f}'
+    rows = [f'| {_public(result.data)}, {result.split} | {result.encoder} | {result.metric} | {100 * result.value:.1f}'
             + (' ({:.1f}-{:.1f})'.format(*(100 * end for end in result.interval)) if result.interval else '') + ' |'
             for result in results]
     return ['## Evaluation', 'In per cent; in brackets the 95 % interval over the test images. `random` is the same '

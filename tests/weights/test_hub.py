@@ -15,6 +15,7 @@ import simclr_jax
 from simclr_jax.config import base_config
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.weights.card import read_card
+from simclr_jax.weights.model_card import Result, make_model_card
 from simclr_jax.weights.write.export import export, export_encoder
 from tests.weights.hub_server import TOKEN, running_hub
 from tests.weights.random_weights import assert_same_arrays, random_imported
@@ -103,6 +104,20 @@ def test_the_snippets_of_the_model_card_run_and_agree(resnet, monkeypatch):
     for features in found[2:]:
         np.testing.assert_allclose(features, found[1], rtol=0, atol=1e-4 * np.sqrt(np.mean(found[1] ** 2)))
     sys.modules.pop('torch_model')
+
+
+@pytest.mark.parametrize('source, shown', [
+    ('folder:/home/me/patients', 'private images'), ('arrays:secret.npz', 'private images'),
+    ('wds:gs://b/{split}.tar', 'private images'), ('my.module:Source', 'private images'),
+    ('hf:user/birds:small', 'user/birds'), ('imagenet2012_subset/1pct:5.0.0', 'imagenet2012_subset/1pct'),
+    ('shapes:200', 'shapes')])
+def test_a_path_is_not_in_the_model_card(exported, source, shown):
+    card = read_card(exported)
+    card['recipe']['data']['source'] = source
+    text = make_model_card(card, [Result('pretrained', 'kNN top-1', 0.5, None, source, 'test')])
+    assert f'on {shown}.' in text and f'| {shown}, test |' in text
+    assert source == shown or source not in text
+    assert metadata_of(text).get('datasets', []) == [shown] * (shown not in ('private images', 'shapes'))
 
 
 def test_an_edited_model_card_stays(tmp_path, capsys):
