@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from simclr_jax.config import base_config, flatten, nearest_field, parse_argument, view_config
+from simclr_jax.config.recipes import METHODS
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.models.network import make_network
 from simclr_jax.runtime import sharding
@@ -26,8 +27,9 @@ PRETRAINING = [path for path in CONFIGS if path.stem not in EVALUATION]
 ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152'],
              'imagenet_v2': ['depth=152,width=3,sk=true'], 'folder': ['size=32'],
              'moco_v2': ['v3', 'v3,epochs=1000', 'symmetric', 'data=cifar10', 'data=cifar10,symmetric'],
-             'byol': ['epochs=300', 'data=cifar10'],
-             'smoke': ['no_colour', 'method=moco_v2', 'method=moco_v3', 'method=byol']}
+             'byol': ['epochs=300', 'data=cifar10'], 'simsiam': ['data=cifar10'], 'barlow_twins': ['vicreg'],
+             'smoke': ['no_colour', *(f'method={name}' for name in METHODS if name != 'simclr')]}
+WITH_PREDICTOR, WITH_TARGET = ('byol', 'simsiam', 'nnclr'), ('byol', 'moco')
 RECIPES = [(path, argument) for path in PRETRAINING for argument in ['', *ARGUMENTS.get(path.stem, [])]]
 IMAGENET, CIFAR10 = 1_281_167, 50_000               # training images
 EXAMPLES = {'imagenet2012': IMAGENET, 'cifar10': CIFAR10, 'fashion_mnist': 60_000, 'shapes': 10_000}
@@ -56,9 +58,9 @@ def test_a_recipe_builds_its_network_views_and_schedule(path, argument):
     kept = state.method_state or {}
     if 'queue' in kept:
         assert kept['queue'].shape == (config.method.queue_size, config.head.out_dim)
-        assert config.method.queue_size >= config.batch_size * (1 + config.method.symmetric)
-    assert ('predictor' in state.params) == (config.method.name == 'byol' or 'v3' in argument)
-    assert ('target' in kept) == (config.method.name != 'simclr')
+        assert config.method.queue_size >= config.batch_size * (1 + config.method.get('symmetric', False))
+    assert ('predictor' in state.params) == (config.method.name in WITH_PREDICTOR or 'v3' in argument)
+    assert ('target' in kept) == (config.method.name in WITH_TARGET)
     assert config.batch_size % config.encoder.norm_groups == 0
     views_of(config.augment)
     json.dumps(config.to_dict())                        # it goes into config.json
@@ -263,13 +265,13 @@ def test_small_sets_have_their_own_moco_and_byol():
             load(recipes / f'{path}.py', argument)
 
 
-@pytest.mark.parametrize('method', ['moco_v2', 'moco_v3', 'byol'])
+@pytest.mark.parametrize('method', METHODS[1:])
 def test_a_user_who_changes_the_method_changes_nothing_else(method):
     simclr, other = (flatten(load(CONFIGS[0].parent / 'smoke.py', f'method={name}'))
                      for name in ('simclr', method))
     changed = {name for name in {**simclr, **other} if simclr.get(name) != other.get(name)}
     assert changed and {name.split('.')[0] for name in changed} <= {'method', 'head', 'predictor'}
-    assert other['method.name'] == method.removesuffix('_v2').removesuffix('_v3')
+    assert other['method.name'] == {'sup_con': 'simclr'}.get(method, method.partition('_v')[0])
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():

@@ -25,6 +25,8 @@ CASES = {
     'moco_v2 shuffled': ('moco_v2', {**MOCO, 'method.key_groups': 'shuffled'}),
     'moco_v3': ('moco_v3', {}),
     'byol': ('byol', {}),
+    'simsiam': ('simsiam', {}), 'barlow_twins': ('barlow_twins', {}), 'vicreg': ('vicreg', {}),
+    'nnclr': ('nnclr', {'method.queue_size': 80}), 'sup_con': ('sup_con', {}),
     'simclr in chunks': ('simclr', {'encoder_chunks': 2}),
 }
 

@@ -21,7 +21,7 @@ _METHODS = {
                 'temperature': 0.1,     # tf2/run.py; paper Table 5
                 'normalize': True,      # l2-normalise z (tf2/run.py hidden_norm)
                 'decoupled': False,     # True: DCL, the positive is left out of the denominator
-                'loss': 'nt_xent',      # or nt_logistic, margin (paper Table 4)
+                'loss': 'nt_xent',      # or nt_logistic, margin (paper Table 4), sup_con
                 'margin': 0.8,          # of the loss of this name; the paper tried 0 to 1.6 (App. B.10)
                 'mining': 'none',       # semi_hard: one negative for each anchor, of the last two
                 'loss_weight': 1.0},    # 2.0 = the scale of the official code, see objectives/nt_xent.py
@@ -41,13 +41,34 @@ _METHODS = {
     'byol': ({'name': 'byol', 'momentum': 0.996, 'momentum_rises': True, 'stop_gradient': True},
              *2 * ({'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'bias': True,
                     'final_norm': False, 'init_stddev': 0.0},)),
+    # facebookresearch/simsiam simsiam/builder.py
+    'simsiam': ({'name': 'simsiam'}, {'out_dim': 2048, 'init_stddev': 0.0},
+                {'num_layers': 2, 'hidden_width': 512, 'out_dim': 2048, 'final_norm': False, 'final_bias': True,
+                 'init_stddev': 0.0}),
+    # facebookresearch/barlowtwins main.py, facebookresearch/vicreg main_vicreg.py
+    'barlow_twins': ({'name': 'barlow_twins', 'off_diagonal': 0.0051},
+                     {'hidden_width': 8192, 'out_dim': 8192, 'final_norm': False, 'init_stddev': 0.0},
+                     {'mode': 'none'}),
+    'vicreg': ({'name': 'vicreg', 'invariance': 25.0, 'variance': 25.0, 'covariance': 1.0},
+               {'hidden_width': 8192, 'out_dim': 8192, 'bias': True, 'final_norm': False, 'init_stddev': 0.0},
+               {'mode': 'none'}),
+    # Dwibedi et al. 2021, sec. 4.1
+    'nnclr': ({'name': 'nnclr', 'temperature': 0.1, 'queue_size': 98304},
+              {'hidden_width': 2048, 'out_dim': 256, 'init_stddev': 0.0},
+              {'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'final_norm': False, 'final_bias': True,
+               'init_stddev': 0.0}),
 }
+# HobbitLong/SupContrast networks/resnet_big.py; README, temp 0.1
+_METHODS['sup_con'] = ({**_METHODS['simclr'][0], 'loss': 'sup_con'},
+                       {'num_layers': 2, 'norm': False, 'final_norm': False, 'bias': True, 'final_bias': True,
+                        'init_stddev': 0.0}, {'mode': 'none'})
+METHODS = tuple(_METHODS)
 
 
 def use_method(config: ConfigDict, name: str, **head: Any) -> None:
     """Sets method, head and predictor of `config` to those of a method, and nothing else.
 
-    name: simclr, moco_v2, moco_v3 or byol. `head`: values of both heads that the recipe changes,
+    name: one of `METHODS`. `head`: values of both heads that the recipe changes,
     such as hidden_width. ValueError for an unknown name.
     """
     if name not in _METHODS:
@@ -131,6 +152,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.num_train_steps = 12
     config.schedule.warmup_epochs = min(config.schedule.warmup_epochs, 0.25)
     config.encoder.update({'depth': 10, 'width': 0.125, 'dtype': 'float32'})
+    if config.encoder.name == 'vit':
+        config.encoder.arguments.update({'width': 32, 'depth': 2, 'heads': 2, 'patch': 8})
     config.head.update({'out_dim': 32, 'hidden_width': 64})
     config.predictor.update({'out_dim': 32, 'hidden_width': 64})
     if config.method.get('queue_size'):

@@ -7,16 +7,20 @@ from simclr_jax.config.names import is_path, resolve
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.byol import byol
 from simclr_jax.methods.moco import moco
+from simclr_jax.methods.nnclr import nnclr
+from simclr_jax.methods.redundancy import barlow_twins, vicreg
 from simclr_jax.methods.simclr import simclr
+from simclr_jax.methods.simsiam import simsiam
 
-_METHODS = {'byol': byol, 'moco': moco, 'simclr': simclr}
+_METHODS = {'barlow_twins': barlow_twins, 'byol': byol, 'moco': moco, 'nnclr': nnclr, 'simclr': simclr,
+            'simsiam': simsiam, 'vicreg': vicreg}
 
 
 def make_method(name: str | Callable[..., Method], **arguments) -> Method:
     """The method called `name`, built from its own keyword arguments.
 
     Args:
-        name: byol, moco or simclr; 'package.module:Name' of a function of your own, or the function itself.
+        name: byol, moco, simclr, ...; 'package.module:Name' of a function of your own, or the function itself.
         **arguments: network, num_train_steps, mesh, and the other fields of the config's block.
 
     Raises:
@@ -37,4 +41,4 @@ def make_method(name: str | Callable[..., Method], **arguments) -> Method:
     return method
 
 
-__all__ = ['Aux', 'Method', 'byol', 'make_method', 'moco', 'simclr']
+__all__ = ['Aux', 'Method', 'barlow_twins', 'byol', 'make_method', 'moco', 'nnclr', 'simclr', 'simsiam', 'vicreg']

@@ -1,7 +1,5 @@
 """MoCo v2 and v3 (He et al. 2020; Chen et al. 2020b, 2021): a slowly moving key encoder, many negatives."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +12,7 @@ from simclr_jax.methods.parts import (
     target_params,
     with_probe,
 )
+from simclr_jax.methods.queue import enqueue, everywhere, new_queue
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
 from simclr_jax.objectives.parts import l2_normalize
@@ -70,10 +69,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
         state = {'target': jax.tree.map(jnp.copy, {
             'params': target_params(params), 'batch_stats': target_params(batch_stats)})}
         if queue_size:
-            apply = functools.partial(network.apply, train=False)
-            width = jax.eval_shape(apply, variables, images).projection.shape[-1]
-            random = jax.random.normal(jax.random.fold_in(key, 1), (queue_size, width))
-            state |= {'queue': l2_normalize(random), 'pointer': jnp.zeros((), jnp.int32)}
+            state |= new_queue(network, variables, images, jax.random.fold_in(key, 1), queue_size)
         return params, batch_stats, state
 
     def loss(params, batch_stats, method_state, batch, key):
@@ -92,7 +88,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
                 weight = 1
             else:
                 # Every query meets the keys of the global batch.
-                terms = [info_nce_in_batch(q, _everywhere(k, mesh), temperature=temperature)
+                terms = [info_nce_in_batch(q, everywhere(k, mesh), temperature=temperature)
                          for q, k in pairs]
                 weight = 2 * temperature                                         # moco-v3 moco/builder.py
             contrastive = weight * sum(value for value, _ in terms)
@@ -109,28 +105,10 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
             'batch_stats': aux.carry['batch_stats']}}
         if queue_size:
             state |= enqueue(method_state['queue'], method_state['pointer'],
-                             _everywhere(aux.carry['keys'], mesh))
+                             everywhere(aux.carry['keys'], mesh))
         return state
 
     return Method(init, loss, after_update)
-
-
-def enqueue(queue: jax.Array, pointer: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
-    """Overwrites the oldest keys: first in, first out.
-
-    Args:
-        queue: [K, D]; `pointer`, an int32 scalar, is the row of its oldest key.
-        keys: [M, D], the new ones, M at most K. K need not be a multiple of M: they wrap around.
-
-    Returns:
-        {'queue': [K, D], 'pointer': int32}.
-    """
-    size, count = len(queue), len(keys)
-    if count > size:
-        raise ValueError(f'method.queue_size is {size}, less than the {count} keys of one step: '
-                         'make it larger, or 0 for no queue.')
-    rows = (pointer + jnp.arange(count)) % size
-    return {'queue': queue.at[rows].set(keys), 'pointer': (pointer + count) % size}
 
 
 def _project(target, variables, images, key, shuffled, num_devices):
@@ -150,14 +128,6 @@ def _pairs(queries, keys, symmetric):
         return [(queries, keys)]
     (query1, query2), (key1, key2) = split_views(queries), split_views(keys)
     return [(query1, key2), (query2, key1)]
-
-
-def _everywhere(rows, mesh):
-    """The rows of all devices on each of them: one all-gather."""
-    if mesh is None:
-        return rows
-    return jax.lax.with_sharding_constraint(
-        rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def _check(momentum, queue_size, key_groups):

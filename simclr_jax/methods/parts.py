@@ -1,13 +1,14 @@
 """What the methods share: two views as one batch, the second network that follows, and the online probe."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from simclr_jax.methods.base import Aux
-from simclr_jax.models.network import Network, Output
+from simclr_jax.methods.base import Aux, Method
+from simclr_jax.models.network import Network, Output, forward_train, init_variables, norm_groups, regrouped
 
 
 def interleave_views(view1: jax.Array, view2: jax.Array) -> jax.Array:
@@ -24,6 +25,38 @@ def split_views(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[2N, ...] -> the [N, ...] views that `interleave_views` joined."""
     pairs = rows.reshape(-1, 2, *rows.shape[1:])  # [N, 2, ...]
     return pairs[:, 0], pairs[:, 1]
+
+
+def one_network(network: Network, compare: Callable, *, each_view: bool, mesh: jax.sharding.Mesh | None) -> Method:
+    """A method that trains one network, and keeps no state beside it unless two functions are replaced.
+
+    Args:
+        compare: (Output of the 2N interleaved views, labels [N], method_state) -> (scalar, metrics, carry).
+        each_view: BatchNorm sees each view by itself, as where the original makes one pass a view (unless
+            encoder.norm_groups says otherwise); False: all 2N images at once.
+        mesh: the devices that share the batch.
+    """
+    if each_view and norm_groups(network) == 1:
+        network = regrouped(network, 2, strided=True)
+    num_devices = mesh.size if mesh else 1
+
+    def init(key, images):
+        variables = init_variables(network, key, images)
+        return variables['params'], variables['batch_stats'], ()
+
+    def loss(params, batch_stats, method_state, batch, key):
+        images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
+        output, batch_stats = forward_train(network, params, batch_stats, images, key=key,
+                                            num_devices=num_devices)
+        with jax.named_scope('loss'):
+            value, metrics, carry = compare(output, batch['label'], method_state)
+            return with_probe(value, metrics, output, batch['label'], batch_stats, carry)
+
+    def after_update(method_state, params, aux, step):
+        del params, aux, step
+        return method_state
+
+    return Method(init, loss, after_update)
 
 
 def target_network(network: Network) -> Network:

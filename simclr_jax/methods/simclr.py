@@ -1,6 +1,5 @@
 """SimCLR (Chen et al. 2020, Algorithm 1), with a linear probe learning alongside on stopped gradients."""
 
-import functools
 import inspect
 from collections.abc import Callable
 
@@ -8,11 +7,12 @@ import jax
 
 from simclr_jax.config.names import is_path, resolve
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import interleave_views, split_views, with_probe
-from simclr_jax.models.network import Network, forward_train, init_variables
+from simclr_jax.methods.parts import one_network, split_views
+from simclr_jax.models.network import Network
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic
 from simclr_jax.objectives.nt_xent import nt_xent
+from simclr_jax.objectives.sup_con import sup_con
 
 
 def simclr(network: Network, *, num_train_steps: int, temperature: float, normalize: bool = True,
@@ -26,9 +26,10 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
         temperature: tau of eq. 1, more than 0.
         normalize: l2-normalise the projections first.
         decoupled: leave the positive out of the denominator (DCL, Yeh et al. 2021).
-        loss: nt_xent; nt_logistic or margin, which the paper compares it with (Table 4); or a function of
-            your own, or its 'package.module:Name': (z1, z2: [N, D]) -> (scalar, metrics). It is given
-            those of the options here, and of `mesh`, that its signature names.
+        loss: nt_xent; nt_logistic or margin, which the paper compares it with (Table 4); sup_con, whose
+            positives are all views of a class (Khosla et al. 2020); or a function of your own, or its
+            'package.module:Name': (z1, z2: [N, D]) -> (scalar, metrics). It is given those of the options
+            here, of `mesh`, and of `labels` [N] (-1 = none), that its signature names.
         margin: of the loss of this name, m.
         mining: semi_hard takes one negative of each anchor for nt_logistic and margin; none takes all.
         loss_weight: multiplies the loss; 2.0 gives the scale of the official code (tf2/objective.py
@@ -41,36 +42,20 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
     del num_train_steps
     if network.predictor:
         raise ValueError("method 'simclr' has no predictor: set predictor.mode to 'none'.")
-    num_devices = mesh.size if mesh else 1
     contrast = _choose_loss(loss, temperature=temperature, normalize=normalize, decoupled=decoupled,
                             margin=margin, mining=mining, mesh=mesh)
 
-    def init(key, images):
-        variables = init_variables(network, key, images)
-        return variables['params'], variables['batch_stats'], ()
+    def compare(output, labels, method_state):
+        contrastive, metrics = contrast(*split_views(output.projection), labels)
+        return loss_weight * contrastive, {'contrastive_loss': contrastive, **metrics}, method_state
 
-    def total_loss(params, batch_stats, method_state, batch, key):
-        del method_state  # SimCLR has none
-        # Both views go through the encoder at once, so that BatchNorm sees all 2N images.
-        images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
-        output, batch_stats = forward_train(network, params, batch_stats, images, key=key,
-                                            num_devices=num_devices)
-        z1, z2 = split_views(output.projection)                                  # [N, D] each
-        with jax.named_scope('loss'):
-            contrastive, metrics = contrast(z1, z2)
-            return with_probe(loss_weight * contrastive, {'contrastive_loss': contrastive, **metrics}, output,
-                              batch['label'], batch_stats)
-
-    def after_update(method_state, params, aux, step):
-        del params, aux, step
-        return method_state
-
-    return Method(init, total_loss, after_update)
+    # Both views go through the encoder at once, so that BatchNorm sees all 2N images.
+    return one_network(network, compare, each_view=False, mesh=mesh)
 
 
 def _choose_loss(loss: str | Callable, *, mesh: jax.sharding.Mesh | None, **options) -> Callable:
-    """(z1, z2) -> (scalar, metrics), of a loss by its name, or of a function."""
-    losses = {'nt_xent': nt_xent, 'nt_logistic': nt_logistic, 'margin': margin_triplet}
+    """(z1, z2, labels) -> (scalar, metrics), of a loss by its name, or of a function."""
+    losses = {'nt_xent': nt_xent, 'nt_logistic': nt_logistic, 'margin': margin_triplet, 'sup_con': sup_con}
     if isinstance(loss, str) and loss not in losses and not is_path(loss):
         raise ValueError(f"method.loss is {loss!r}; the losses are {', '.join(losses)}, or "
                          "'package.module:Name'.")
@@ -80,5 +65,7 @@ def _choose_loss(loss: str | Callable, *, mesh: jax.sharding.Mesh | None, **opti
         raise ValueError(f'method.decoupled applies to nt_xent alone: {loss} has no denominator.')
     if options['mining'] != 'none' and 'mining' not in taken:
         raise ValueError(f'method.mining applies to nt_logistic and margin alone: {loss} weights all negatives.')
-    return functools.partial(function, **{name: value for name, value in {**options, 'mesh': mesh}.items()
-                                          if name in taken})
+    given = {name: value for name, value in {**options, 'mesh': mesh}.items() if name in taken}
+    if 'labels' in taken:
+        return lambda z1, z2, labels: function(z1, z2, labels=labels, **given)
+    return lambda z1, z2, labels: function(z1, z2, **given)
