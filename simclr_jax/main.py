@@ -38,7 +38,8 @@ _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came fro
 # Where each task lives; only the one that is asked for is imported.
 TASKS = {
     'pretrain': 'train:pretrain', 'linear': 'evaluate.linear:linear', 'knn': 'evaluate.knn_task:knn',
-    'finetune': 'evaluate.finetune:finetune', 'transfer': 'evaluate.transfer:transfer',
+    'finetune': 'evaluate.finetune:finetune', 'distil': 'evaluate.distil:distil',
+    'transfer': 'evaluate.transfer:transfer',
     'plan': 'inspect.plan:plan', 'bench_input': 'inspect.input:bench_input',
     'embed': 'evaluate.embed:embed', 'search': 'evaluate.search:search', 'report': 'report.report:report',
     'export': 'weights.write.export:export', 'study': 'studies.study:study',

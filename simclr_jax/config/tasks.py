@@ -48,6 +48,24 @@ _TASKS = {
         'weight_decay': 0.0,
         'zero_init': False,             # the classifier starts at zero instead of N(0, 0.01)
     },
+    # The third step of SimCLRv2: a student learns from a fine-tuned teacher (Chen et al. 2020b, sec. 2).
+    'distil': {
+        'teacher': '',                  # a file with a classifier, as finetune writes; '' = --workdir's
+        'student': 'self',              # self: the teacher's architecture; config: config.encoder; both from random
+                                        # weights; or a workdir or file of weights to start from
+        'temperature': 1.0,             # tau of eq. 2, of both softmaxes
+        'label_share': 0.0,             # of the training split, whose labels are used too (eq. 3); 0: none
+        'alpha': 0.5,                   # of eq. 3: the weight of the teacher beside these labels
+        'without': True,                # also a student of the same steps on the labels alone, where there are any
+        'num_epochs': 400.0,            # over the training split
+        'batch_size': 1024,
+        'optimizer': 'lars',
+        'learning_rate': 0.1,           # cosine, no warm-up
+        'scaling': 'linear',
+        'momentum': 0.9,
+        'nesterov': False,
+        'weight_decay': 1e-6,
+    },
     # Logistic regression on several data sets (Chen et al. 2020, App. B.8).
     'transfer': {
         **_ENCODER,

@@ -70,6 +70,12 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
                       'online', imported.source, imported.card, imported.classifier)
 
 
+def fresh(config: ConfigDict, encoder: nn.Module | None = None) -> Pretrained:
+    """An encoder and head that nothing has trained: those of a config at step 0."""
+    network, initial = _network(config, encoder)
+    return Pretrained(config, network, initial, initial, 0, 'online', 'random weights', {})
+
+
 def file_config(imported: Imported) -> ConfigDict:
     """The config of an encoder from a file: its recipe, or the defaults, under what the file says."""
     config = ConfigDict(imported.card.get('recipe') or base_config().to_dict() | {'task': ''})

@@ -116,14 +116,15 @@ def make_subject(pretrained: Pretrained, *, layer: int, mesh: jax.sharding.Mesh 
     return Subject(pretrained, mesh or sharding.make_mesh(), encode, width, path)
 
 
-def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: bool = False
-                ) -> tuple[Source, Source]:
+def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: bool = False,
+                unlabelled: bool = False) -> tuple[Source, Source]:
     """The labelled splits to train and to test on: `config`'s, and where it is empty those of the run.
 
     Args:
         what: the evaluation, for the message: 'a linear evaluation'.
         subject: what is evaluated; a note says so if the data of its run have changed since.
         by_name: keep the names of files: a folder of small images is then not read into memory.
+        unlabelled: the training split needs no labels.
 
     Raises:
         FileNotFoundError, ValueError: no such data or splits, or without labels.
@@ -134,9 +135,9 @@ def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: boo
     train_source, test_source = sources.load_pair(data['source'], data['train_split'], data['test_split'],
                                                   **where)
     for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
-        if not is_labelled(source):
+        if not is_labelled(source) and not (unlabelled and source is train_source):
             raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '
-                             f'{what} needs them to train and to test on.')
+                             f'{what} needs them to {"" if unlabelled else "train and to "}test on.')
     assert test_source is not None
     is_of_run = not by_name and all(trained.data[name] == value for name, value in data.items())
     changes = data_changes(subject.path, train_source) if is_of_run else ''
