@@ -293,7 +293,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
     train_step = steps.make_train_step(
         made, optimizer, _make_schedule(config, num_examples, num_steps), seed=config.seed,
         prepare=(inputs or make_inputs(config, form='views')).make_prepare(mesh),
-        update_metrics=optim.make_update_metrics(**_optimizer_settings(config)))
+        update_metrics=optim.make_update_metrics(**_optimizer_settings(config),
+                                                 gradient_norms=config.log.gradient_norms))
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
     train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0,
                          compiler_options=_COMPILER_OPTIONS.get(mesh.devices.flat[0].platform))
@@ -411,11 +412,12 @@ def _introduction(run: Run, network: Network, state: TrainState, num_steps: int)
               *optim.notes_on_probe(config.optimizer.weight_decay_groups, config.optimizer.exclude, state.params)]
     if config.method.get('queue_size', 0) > num_examples:
         notes.append(f'method.queue_size is {config.method.queue_size:,}, more than the {num_examples:,} images: the '
-                     "negatives then include other views of a query's own image; make it smaller.")
+                     "queue then includes other views of a query's own image; make it smaller.")
     if run.is_measurable and config.eval.knn_k > num_examples:
         notes.append(f'eval.knn_k is {config.eval.knn_k}, more than the {num_examples} images: all are used.')
     if not train_source.num_classes:
-        notes.append('No labels: the online probe, kNN and the linear probe are off.')
+        notes.append('No labels: the online probe, kNN and the linear probe are off'
+                     + ', and sup_con is nt_xent' * (config.method.get('loss') == 'sup_con') + '.')
     elif test_source is None:
         notes.append('No split to measure on: kNN and the linear probe are off.')
     elif not run.is_measurable:

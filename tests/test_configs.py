@@ -23,7 +23,7 @@ from simclr_jax.views.presets import views_of
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.joinpath('configs').glob('*.py'))
 EVALUATION = {'linear': {'random', 'pretrained'}, 'finetune': {'scratch', 'pretrained'},
               'transfer': {'random', 'pretrained', 'raw pixels'}}           # the encoders that each measures
-PRETRAINING = [path for path in CONFIGS if path.stem not in EVALUATION]
+PRETRAINING = [path for path in CONFIGS if path.stem not in (*EVALUATION, 'distil')]       # test_distil.py
 ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152'],
              'imagenet_v2': ['depth=152,width=3,sk=true'], 'folder': ['size=32'],
              'moco_v2': ['v3', 'v3,epochs=1000', 'symmetric', 'data=cifar10', 'data=cifar10,symmetric'],

@@ -27,8 +27,8 @@ def base_config() -> ConfigDict:
     config.compile_cache = ''           # directory of compiled programs; '' = a default one, off = none
 
     config.encoder = ConfigDict({
-        'name': 'resnet',               # or 'package.module:Name', a Flax module of your own; of the
-        'arguments': ConfigDict(),      # fields below it has dtype and norm_groups: docs/extending.md
+        'name': 'resnet',               # vit, convnext, or 'package.module:Name', a Flax module of your own; of
+        'arguments': ConfigDict(),      # the fields below they have dtype and norm_groups: docs/extending.md
         'depth': 50,                    # 18, 34, 50, 101, 152, 200; 10 for smoke runs
         'width': 1.0,                   # multiplies the 64, 128, 256, 512 channels
         'stem': 'imagenet',             # imagenet: 7x7/2 and max-pool; cifar: 3x3/1
@@ -82,6 +82,7 @@ def base_config() -> ConfigDict:
         'b1': 0.9, 'b2': 0.999,         # adamw
         'trust_coefficient': 0.001,     # lars (tf2/lars_optimizer.py eeta)
         'exclude': ('(^|/)probe/',),    # from decay and trust ratio, as all scales and biases are
+        'frozen': (),                   # regexes over parameter paths: neither gradient nor decay changes these
     })
     # warmup_cosine; epoch_cosine, which changes between epochs only (MoCo); constant
     config.schedule = ConfigDict({'name': 'warmup_cosine', 'warmup_epochs': 10.0})
@@ -109,6 +110,7 @@ def base_config() -> ConfigDict:
     config.log = ConfigDict({
         'every_steps': 50,
         'writers': (),                  # wandb, mlflow, or 'package.module:Name', beside the usual ones
+        'gradient_norms': (),           # regexes over parameter paths: gradient_norm/REGEX beside gradient_norm
         'step_breakdown': True,         # a table of where a step's time goes, from a trace of steps 11 to 13
     })
     return config

@@ -11,9 +11,12 @@ import numpy as np
 
 from simclr_jax.config.names import name_of, resolve
 from simclr_jax.models import abilities
+from simclr_jax.models.convnext import ConvNeXt
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.resnet import ResNet
+from simclr_jax.models.vit import ViT
 
+ENCODERS = {'vit': ViT, 'convnext': ConvNeXt}       # those with a name, beside resnet
 _DTYPES = ('float32', 'bfloat16')
 _RESNET_FIELDS = tuple(field.name for field in dataclasses.fields(ResNet)
                        if field.name not in ('parent', 'name', 'depth', 'dtype', 'norm_strided'))
@@ -271,8 +274,8 @@ def make_encoder(fields: Mapping[str, Any]) -> nn.Module:
 
     Args:
         fields: name 'resnet' (or none): fields of `ResNet`, with dtype as a string ('float32' or
-            'bfloat16'). Name 'package.module:Name', a linen or nnx module: `arguments` are its keyword
-            arguments, and dtype is one where it takes it and `arguments` do not have it.
+            'bfloat16'). Name 'vit', 'convnext' or 'package.module:Name', a linen or nnx module: `arguments`
+            are its keyword arguments, and dtype is one where it takes it and `arguments` do not have it.
 
     Raises:
         ValueError: there is no such module, it does not take these arguments, or is no encoder.
@@ -281,13 +284,13 @@ def make_encoder(fields: Mapping[str, Any]) -> nn.Module:
     name, arguments = fields.pop('name', 'resnet'), dict(fields.pop('arguments', {}))
     if name == 'resnet':
         if arguments:
-            raise ValueError('encoder.arguments are for an encoder of your own, named by encoder.name; '
-                             'a resnet is configured by the other fields of encoder.')
+            raise ValueError('encoder.arguments are for vit, convnext, or an encoder of your own, named by '
+                             'encoder.name; a resnet is configured by the other fields of encoder.')
         return ResNet(**fields)
     if not name:
         raise ValueError('encoder.name is empty: the run was given an encoder that a config cannot name, of '
                          '__main__ or with arguments that are not JSON values. Give it again as encoder=.')
-    kind = resolve(name, 'encoder.name')
+    kind = ENCODERS.get(name) or resolve(name, 'encoder.name')
     try:
         module = abilities.build(kind, arguments)
     except TypeError as error:
@@ -308,7 +311,8 @@ def describe_encoder(module: nn.Module) -> dict[str, Any]:
     if kind is ResNet and values is not None:
         defaults = {name: getattr(ResNet, name) for name in _RESNET_FIELDS}
         return {'name': 'resnet', 'arguments': {}, **defaults, **values}
-    name = name_of(kind) if values is not None else ''
+    known = {each: name for name, each in ENCODERS.items()}
+    name = known.get(kind) or name_of(kind) if values is not None else ''
     return {'name': name, 'arguments': values if name else {}}
 
 

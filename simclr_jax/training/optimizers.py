@@ -27,6 +27,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     weight_decay_groups: Sequence[tuple[str, float]] = (),
     exclude: Sequence[str] = EXCLUDE,
+    frozen: Sequence[str] = (),
     trust_coefficient: float = 0.001,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -52,9 +53,10 @@ def make_optimizer(
         weight_decay_groups: (path regex, decay) pairs; the first that matches a parameter
             overrides both `weight_decay` and the exclusion from it.
         exclude: path regexes; they may match nothing.
+        frozen: path regexes of parameters that stay as they are, whatever their gradient and decay.
 
     Raises:
-        ValueError: an unknown name; at `init`, a group that matches no parameter.
+        ValueError: an unknown name; at `init`, a group or a frozen pattern that matches no parameter.
     """
     is_excluded = functools.partial(_is_excluded, exclude=exclude)
 
@@ -80,7 +82,27 @@ def make_optimizer(
     optimizers = {'lars': lars, 'sgd': sgd, 'adamw': adamw}
     if name not in optimizers:
         raise ValueError(f"unknown optimizer '{name}': choose one of {', '.join(optimizers)}.")
-    return optimizers[name]
+    if not frozen:
+        return optimizers[name]
+    return lambda learning_rate: optax.chain(optimizers[name](learning_rate), _freeze(frozen))
+
+
+def _freeze(patterns):
+    """No update for the parameters whose path matches."""
+
+    def mask(params):
+        return _matched('optimizer.frozen', patterns, params)
+
+    return optax.masked(optax.set_to_zero(), mask)
+
+
+def _matched(field, patterns, params):
+    """A tree of whether the path of each parameter matches; ValueError for a pattern that matches none."""
+    paths = jax.tree.leaves(_map_with_path(lambda path, _: path, params))
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(f"{field}: '{pattern}' matches no parameter; the paths look like '{paths[0]}'.")
+    return _map_with_path(lambda path, _: any(re.search(pattern, path) for pattern in patterns), params)
 
 
 def lars(learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float = 0.0,
@@ -153,10 +175,23 @@ def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequenc
     return trust_ratios, names
 
 
-def make_update_metrics(name: str, **settings: Any) -> Callable:
-    """(params, gradients) -> what a log says of an update: {'trust_ratios': [L]} of LARS, {} of others."""
+def make_update_metrics(name: str, *, gradient_norms: Sequence[str] = (), **settings: Any) -> Callable:
+    """(params, gradients) -> what a log says of an update.
+
+    'trust_ratios' [L] of LARS, and for each regex of `gradient_norms` 'gradient_norm/REGEX', the norm of the
+    gradient in the parameters whose path it matches; ValueError where it matches none.
+    """
     trust_ratios, _ = make_trust_ratios(**settings)
-    return lambda params, gradients: {'trust_ratios': trust_ratios(params, gradients)} if name == 'lars' else {}
+
+    def update_metrics(params, gradients):
+        metrics = {'trust_ratios': trust_ratios(params, gradients)} if name == 'lars' else {}
+        for pattern in gradient_norms:
+            matched = _matched('log.gradient_norms', (pattern,), gradients)
+            metrics[f'gradient_norm/{pattern}'] = optax.tree.norm(
+                [leaf for leaf, counts in zip(*map(jax.tree.leaves, (gradients, matched))) if counts])
+        return metrics
+
+    return update_metrics
 
 
 def notes_on_probe(weight_decay_groups: Sequence[tuple[str, float]], exclude: Sequence[str], params: Any

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
-from simclr_jax.weights.tree import CLASSIFIER, expected, fit, flat, resnet_depth
+from simclr_jax.weights.timm_names import CLASSIFIERS, joined_positions, split_positions, timm_layer
+from simclr_jax.weights.tree import CLASSIFIER, expected, fit, flat, is_resnet, kind_of, resnet_depth
 
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
            'var': 'running_var'}
@@ -34,23 +35,33 @@ _SELECTIVE = {'conv1': 'conv1.conv', 'norm1': 'conv1.bn', 'conv2/conv': 'conv2.p
 
 
 def encoder_to_torch(encoder: Mapping[str, Any], variables: Mapping[str, Any],
-                     classifier: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """The state dict of an encoder: what timm's and torchvision's ResNet load with strict=True.
+                     classifier: Mapping[str, np.ndarray] | None = None, image_size: int = 224
+                     ) -> dict[str, np.ndarray]:
+    """The state dict of an encoder: what timm's and torchvision's classes load with strict=True.
 
-    A classifier {'kernel' [D, C], 'bias' [C]} becomes fc. Without one there is no fc: the torch side has
-    none either (timm: num_classes=0; torchvision: model.fc = torch.nn.Identity()).
+    A classifier {'kernel' [D, C], 'bias' [C]} becomes fc (head or head.fc of others than ResNets). Without one
+    there is no fc: the torch side has none either (timm: num_classes=0; torchvision: model.fc =
+    torch.nn.Identity()).
 
     Args:
-        encoder: fields of models.resnet.ResNet.
+        encoder: fields of models.resnet.ResNet, or name and arguments of a ViT or a ConvNeXt.
         variables: {'params', 'batch_stats'}, as tree.Imported has them.
+        image_size: of the images, for the positions of a ViT.
 
     Returns:
         {name: float32 array, or the int64 zero of a num_batches_tracked}.
     """
     arrays = _to_torch(_part(variables, 'encoder'), lambda layer: _encoder_layer(layer, encoder))
     if classifier is not None:
-        arrays |= {'fc.weight': _axes_there(classifier['kernel']), 'fc.bias': np.asarray(classifier['bias'])}
-    return arrays
+        weight, bias = _classifier(encoder)
+        arrays |= {weight: _axes_there(classifier['kernel']), bias: np.asarray(classifier['bias'])}
+    return joined_positions(arrays, encoder, image_size)
+
+
+def _classifier(encoder):
+    """The names of a classifier's weight and bias."""
+    layer = CLASSIFIERS.get(kind_of(encoder), 'fc')
+    return f'{layer}.weight', f'{layer}.bias'
 
 
 def head_to_torch(head: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -100,7 +111,7 @@ def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any
 
 def encoder_from_torch(arrays: Mapping[str, np.ndarray], head_arrays: Mapping[str, np.ndarray], *,
                        encoder: Mapping[str, Any], head: Mapping[str, Any], file: str, prefix: str = '',
-                       head_prefix: str = ''
+                       head_prefix: str = '', image_size: int = 224
                        ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     """The variables of encoder and head, and the classifier, or None: see `tree.fit`.
 
@@ -109,11 +120,13 @@ def encoder_from_torch(arrays: Mapping[str, np.ndarray], head_arrays: Mapping[st
         head_arrays: that of the head, named by places ('0.weight', ...); {} under head mode 'none'.
         encoder, head: fields, see tree.Imported.
         file, prefix, head_prefix: where the names stand in the file, for messages.
+        image_size: of the images, for the positions of a ViT.
 
     Raises:
         ValueError: as `tree.fit`, and a last norm of the head with an offset; names are the file's.
     """
     places = head_places(head)
+    arrays = split_positions(arrays, encoder, image_size)
     there = ({prefix + name: array for name, array in arrays.items()}
              | {head_prefix + name: array for name, array in head_arrays.items()})
     layers = list(places)
@@ -121,12 +134,11 @@ def encoder_from_torch(arrays: Mapping[str, np.ndarray], head_arrays: Mapping[st
     if np.any(there.pop(offset, 0)):
         raise ValueError(f'{file}: {offset} is not zero, and the last norm of a head has no offset here.')
     found, used = {}, set()
-    names: dict[str, str] = dict(zip(CLASSIFIER, (f'{prefix}fc.weight', f'{prefix}fc.bias')))   # path -> name
-    for path in expected(encoder, head, file):
+    names: dict[str, str] = dict(zip(CLASSIFIER, (prefix + name for name in _classifier(encoder))))  # path -> name
+    for path in expected(encoder, head, file, image_size):
         _, part, *layer, leaf = path.split('/')
-        name = (head_prefix + places['/'.join(layer)] if part == 'head' else
-                prefix + _encoder_layer('/'.join(layer), encoder))
-        names[path] = f'{name}.{_LEAVES[leaf]}'
+        place = places['/'.join(layer)] if part == 'head' else _encoder_layer('/'.join(layer), encoder)
+        names[path] = (head_prefix if part == 'head' else prefix) + _name(place, leaf)
     for path, name in names.items():
         streams = [name.replace('*', index) for index in '01'] if '*' in name else [name]
         used.update(streams)
@@ -134,7 +146,7 @@ def encoder_from_torch(arrays: Mapping[str, np.ndarray], head_arrays: Mapping[st
             found[path] = _joined([_axes_here(there[stream]) for stream in streams])
     found |= {name: array for name, array in there.items()
               if name not in used and not name.endswith(_COUNTER)}
-    return fit(found, encoder=encoder, head=head, file=file, shape_of=_shape_there,
+    return fit(found, encoder=encoder, head=head, file=file, shape_of=_shape_there, image_size=image_size,
                name_of=lambda path: names.get(path, path).replace('*', '[01]'))
 
 
@@ -156,6 +168,8 @@ def head_places(head: Mapping[str, Any]) -> dict[str, str]:
 
 def _encoder_layer(layer: str, encoder: Mapping[str, Any]) -> str:
     """'stage1_block2/conv1' -> 'layer1.1.conv1'."""
+    if not is_resnet(encoder):
+        return timm_layer(layer, encoder)
     if layer in _STEM:
         return _STEM[layer]
     stage_block, rest = layer.split('/', 1)
@@ -173,7 +187,13 @@ def _encoder_layer(layer: str, encoder: Mapping[str, Any]) -> str:
 def _part(variables, part):
     """{(layer, leaf): array} of the encoder or the head, layers joined by '/'."""
     trees = {kind: tree[part] for kind, tree in variables.items() if part in tree}
-    return {tuple(path.split('/', 1)[1].rsplit('/', 1)): array for path, array in flat(trees).items()}
+    paths = ((path.split('/')[1:], array) for path, array in flat(trees).items())
+    return {('/'.join(path[:-1]), path[-1]): array for path, array in paths}
+
+
+def _name(layer, leaf):
+    """The name of a parameter; one that stands in no layer, and one that torch has not, keep theirs."""
+    return '.'.join(filter(None, (layer, _LEAVES.get(leaf, leaf))))
 
 
 def _to_torch(flat, name_of):
@@ -183,7 +203,7 @@ def _to_torch(flat, name_of):
         streams = {name: array} if '*' not in name else {
             name.replace('*', index): half for index, half in zip('01', np.split(array, 2))}
         for stream, part in streams.items():
-            arrays[f'{stream}.{_LEAVES[leaf]}'] = part
+            arrays[_name(stream, leaf)] = part
             if leaf == 'var':
                 arrays[f'{stream}.{_COUNTER}'] = np.array(0, np.int64)
     return arrays
@@ -191,14 +211,17 @@ def _to_torch(flat, name_of):
 
 def _axes_there(array):
     # Contiguous, as safetensors asks of torch.
-    return np.asarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T, order='C')
+    return np.asarray(array if array.ndim == 3 else array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T,
+                      order='C')
 
 
 def _axes_here(array):
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    return array if array.ndim == 3 else array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def _shape_there(shape: Sequence[int]) -> list[int]:
+    if len(shape) == 3:         # positions and tokens
+        return list(shape)
     return [shape[axis] for axis in (3, 2, 0, 1)] if len(shape) == 4 else list(shape)[::-1]
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.models.network import init_variables, make_network, outputs
+from simclr_jax.models.network import ENCODERS, init_variables, make_network, outputs
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 
 CLASSIFIER = ('classifier/kernel', 'classifier/bias')        # paths beside those of `expected`
@@ -53,9 +53,15 @@ class Imported:
     resize_to: int = 0
 
 
+def kind_of(encoder: Mapping[str, Any]) -> str:
+    """'resnet', 'vit' or 'convnext'; '' for fields of an encoder of another make."""
+    name = encoder.get('name', 'resnet')
+    return name if name == 'resnet' or name in ENCODERS else ''
+
+
 def is_resnet(encoder: Mapping[str, Any]) -> bool:
     """Whether these are fields of models.resnet.ResNet."""
-    return encoder.get('name', 'resnet') == 'resnet'
+    return kind_of(encoder) == 'resnet'
 
 
 def size_step(encoder: Mapping[str, Any], image_size: int) -> int:

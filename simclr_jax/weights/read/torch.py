@@ -18,6 +18,7 @@ import numpy as np
 
 from simclr_jax.weights import header
 from simclr_jax.weights.tensors import check_file, read_tensors
+from simclr_jax.weights.timm_names import timm_encoder
 from simclr_jax.weights.torch_names import encoder_fields, encoder_from_torch
 from simclr_jax.weights.tree import Imported, refuse
 
@@ -44,6 +45,7 @@ _BESIDE = ('encoder_k', 'queue', 'queue_ptr', 'momentum_encoder', 'predictor', '
            'prototypes', 'non_linear_evaluator', 'projection')
 # torchvision's ResNet without fc as an nn.Sequential of its children, as Lightly's examples have it.
 _CHILDREN = {'0': 'conv1', '1': 'bn1', '4': 'layer1', '5': 'layer2', '6': 'layer3', '7': 'layer4'}
+_FIRST_OF_TIMM = re.compile(r'((?:.*\.)?)(?:patch_embed\.proj|stem\.0)\.weight')
 _FIRST_BLOCK = re.compile(r'((?:.*\.)?)(?:layer1|4)\.0\.conv1\.(?:conv\.)?weight')
 
 
@@ -54,7 +56,8 @@ def read_torch(path: str | os.PathLike, image_size: int = 0) -> Imported:
     'state_dict', 'model' or 'teacher' (DINO), with or without 'module.' in front of all names; a ResNet
     with the names of torchvision and timm, itself or under encoder_q. (MoCo, whose key encoder and queue are
     left), base_encoder. (MoCo v3), backbone. (solo-learn, mmpretrain, Lightly, DINO, sthalles/SimCLR) or
-    encoder. (Spijkervet/SimCLR). fc becomes `classifier`; a projector of one linear layer, or two with a ReLU
+    encoder. (Spijkervet/SimCLR); a ViT or ConvNeXt with the names of timm, under any of these, of which the
+    encoder alone is read. fc (head, head.fc) becomes `classifier`; a projector of one linear layer, or two with a ReLU
     between, becomes the head; card['ignored'] names what is left. Half precision becomes float32, and
     card['stored_as'] says so. An export's head is read from head.safetensors beside it, if it is there.
 
@@ -97,7 +100,7 @@ def _from_export(path, arrays, text, image_size):
         fields['head'] = {**fields['head'], 'mode': 'none'}
     variables, classifier = encoder_from_torch(
         arrays, head_arrays, encoder=fields['encoder'], head=fields['head'], file=str(path),
-        head_prefix=f'{head_path.name}: ')
+        head_prefix=f'{head_path.name}: ', image_size=fields['image_size'])
     if image_size:
         fields['image_size'] = image_size
     return Imported(variables=variables, classifier=classifier, **fields)
@@ -113,6 +116,8 @@ def _widened(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], l
 
 def _from_others(file, arrays, halves, image_size):
     """A file that says nothing of its conventions."""
+    if any(map(_FIRST_OF_TIMM.fullmatch, arrays)):
+        return _from_timm(file, arrays, halves, image_size)
     found = _unwrap(file, arrays)
     arrays = found.encoder
     encoder = {**encoder_fields(arrays, file), **_TORCHVISION}
@@ -144,6 +149,29 @@ def _from_others(file, arrays, halves, image_size):
         | ({'stored_as': halves} if halves else {}))
 
 
+def _from_timm(file, arrays, halves, image_size):
+    """A ViT or ConvNeXt with timm's names, as timm, MoCo v3, DINO and others save them."""
+    outer, arrays, prefix = _prefix(file, arrays, _FIRST_OF_TIMM, 'encoders')
+    arrays, beside = _parted(arrays, prefix)
+    refuse(file, {'unexpected': [outer + name for name in beside if name.split('.')[0] not in _BESIDE]})
+    heads = [name for name in arrays if re.match(r'head\.(\d+|mlp|last_layer)\.', name)]       # of the pretraining
+    kept = {name: array for name, array in arrays.items() if name not in heads}
+    fields, size = timm_encoder(kept, moco=prefix == 'base_encoder.', file=file)
+    encoder = {**fields, 'norm_groups': 1, 'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
+    size = image_size or size
+    variables, classifier = encoder_from_torch(kept, {}, encoder=encoder, head={'mode': 'none'}, file=file,
+                                               prefix=outer + prefix, image_size=size)
+    ignored = {outer + name.split('.')[0] + '.*' * ('.' in name) for name in beside}
+    ignored |= {f'{outer}{prefix}head.*' for _ in heads[:1]}
+    return Imported(
+        encoder=encoder, head={'mode': 'none'}, variables=variables, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        image_size=size, **_RESIZE | {'resize_to': round(size / 0.875)}, crop_proportion=0.875,
+        source=f'torch {fields["name"]}', classifier=classifier,
+        card={'file': os.path.basename(file), 'ignored': sorted(ignored),
+              'assumed': [*_RESIZE, 'heads', 'mean', 'std', 'image_size', 'crop_proportion']}
+        | ({'stored_as': halves} if halves else {}))
+
+
 class _Found(NamedTuple):
     """The parts of a state dict."""
 
@@ -159,14 +187,7 @@ class _Found(NamedTuple):
 
 def _unwrap(file: str, arrays: Mapping[str, np.ndarray]) -> _Found:
     """The one ResNet in a state dict, without prefixes, and its head; ValueError where there are several."""
-    outer = 'module.' if all(name.startswith('module.') for name in arrays) else ''
-    arrays = {name.removeprefix(outer): array for name, array in arrays.items()}
-    prefixes = {match[1] for match in map(_FIRST_BLOCK.fullmatch, arrays) if match}
-    prefixes = sorted(prefix for prefix in prefixes if prefix.split('.')[0] not in _BESIDE)
-    if len(prefixes) > 1:
-        raise ValueError(f'{file} holds several ResNets, under {" and ".join(map(repr, prefixes))}: save the '
-                         'one that is meant by itself.')
-    prefix = prefixes[0] if prefixes else ''
+    outer, arrays, prefix = _prefix(file, arrays, _FIRST_BLOCK, 'ResNets')
     if prefix not in _HEADS:
         raise ValueError(f'{file} has its ResNet under {outer + prefix}, a name that is not known here: '
                          'rename it to the names of torchvision (conv1.weight, ...) first.')
@@ -190,6 +211,18 @@ def _unwrap(file: str, arrays: Mapping[str, np.ndarray]) -> _Found:
         statistics.append(tuple((array.ravel() / 255).tolist()) if array.size == 3 else default)
     parts = {name.split('.')[0]: '.' in name for name in beside}
     return _Found(encoder, head, outer, prefix, outer + head_prefix, parts, *statistics)
+
+
+def _prefix(file, arrays, first, kind):
+    """('module.' or '', the names without it, what stands before those that `first` finds)."""
+    outer = 'module.' if all(name.startswith('module.') for name in arrays) else ''
+    arrays = {name.removeprefix(outer): array for name, array in arrays.items()}
+    prefixes = {match[1] for match in map(first.fullmatch, arrays) if match}
+    prefixes = sorted(prefix for prefix in prefixes if prefix.split('.')[0] not in _BESIDE)
+    if len(prefixes) > 1:
+        raise ValueError(f'{file} holds several {kind}, under {" and ".join(map(repr, prefixes))}: save the '
+                         'one that is meant by itself.')
+    return outer, arrays, prefixes[0] if prefixes else ''
 
 
 def _parted(arrays, prefix):

@@ -11,19 +11,21 @@ import pathlib
 import numpy as np
 
 from simclr_jax import storage
+from simclr_jax.models.network import make_encoder
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 from simclr_jax.weights import header
 from simclr_jax.weights.tensors import write_tensors
+from simclr_jax.weights.timm_names import timm_class
 from simclr_jax.weights.torch_names import encoder_to_torch, head_places, head_to_torch
-from simclr_jax.weights.tree import Imported, all_arrays, is_resnet
+from simclr_jax.weights.tree import Imported, all_arrays, kind_of
 
 
 def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathlib.Path]:
     """Writes encoder.safetensors, head.safetensors (if there is a head) and torch_model.py into `directory`.
 
-    encoder.safetensors has the names of timm's and torchvision's ResNets and loads there strictly: fc is
-    the classifier, and without one the torch side has none (timm: num_classes=0; torchvision: model.fc =
-    torch.nn.Identity()). In PyTorch:
+    encoder.safetensors has the names of timm's and torchvision's ResNets, or of timm's VisionTransformer or
+    ConvNeXt, and loads there strictly: fc (head, head.fc) is the classifier, and without one the torch side has
+    none (timm: num_classes=0; torchvision: model.fc = torch.nn.Identity()). In PyTorch:
 
         from torch_model import load
         encoder, head, card = load('encoder.safetensors')       # head is None where there is none
@@ -34,23 +36,26 @@ def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathli
         The paths, the encoder's first.
 
     Raises:
-        ValueError: it is no ResNet; or the variables do not fit the network or are not finite. Nothing is
-            written.
+        ValueError: it is an encoder of another make; or the variables do not fit the network or are not finite.
+            Nothing is written.
         OSError: a file cannot be written.
     """
-    if not is_resnet(imported.encoder):
-        raise ValueError('the format torch holds ResNets alone, and the encoder is '
+    kind = kind_of(imported.encoder)
+    if not kind:
+        raise ValueError('the format torch holds ResNets, ViTs and ConvNeXts alone, and the encoder is '
                          f'{imported.encoder["name"]}: export it as flax, onnx, savedmodel or stablehlo')
     directory = pathlib.Path(directory)
     all_arrays(imported)        # or it is refused
-    arrays = encoder_to_torch(imported.encoder, imported.variables, imported.classifier)
-    block, sizes = DEPTHS[imported.encoder['depth']]
-    torch_fields = {
-        'blocks': list(sizes), 'bottleneck': block is BottleneckBlock,
-        'channels': int(64 * imported.encoder.get('width', 1.0)),
-        'num_classes': len(arrays['fc.bias']) if 'fc.bias' in arrays else 0,
-        'head': [[layer, list(shape)] for layer, shape in _head_shapes(imported)],
-        'pair': _digest(arrays)}
+    arrays = encoder_to_torch(imported.encoder, imported.variables, imported.classifier, imported.image_size)
+    num_classes = 0 if imported.classifier is None else len(imported.classifier['bias'])
+    torch_fields = {'num_classes': num_classes, 'pair': _digest(arrays),
+                    'head': [[layer, list(shape)] for layer, shape in _head_shapes(imported)]}
+    if kind == 'resnet':
+        block, sizes = DEPTHS[imported.encoder['depth']]
+        torch_fields |= {'blocks': list(sizes), 'bottleneck': block is BottleneckBlock,
+                         'channels': int(64 * imported.encoder.get('width', 1.0))}
+    else:
+        torch_fields['timm'] = timm_class(imported.encoder, make_encoder(imported.encoder), imported.image_size)
     metadata = {'format': 'pt', header.KEY: header.to_header(imported, 'torch', torch=torch_fields)}
     encoder_path, head_path = directory / 'encoder.safetensors', directory / 'head.safetensors'
     written = [encoder_path]

@@ -6,8 +6,8 @@
     features = encoder((images - mean) / std)       # images [B, 3, H, W] in [0, 1] -> [B, D] float32
     projections = head(features)                    # where there is a head
 
-The encoder is timm's own ResNet, in evaluation mode. What SimCLR does in another way holds no parameters
-and is put in: TensorFlow's padding, where the card asks for it, and the pooling of ResNet-D's shortcuts.
+The encoder is timm's own ResNet, ViT or ConvNeXt, in evaluation mode. What SimCLR does in another way holds
+no parameters and is put in: TensorFlow's padding, where the card asks for it, and the pooling of ResNet-D's shortcuts.
 Training mode differs from simclr_jax in one thing: torch keeps the running variance of n - 1 values,
 simclr_jax (as TensorFlow) that of n. Outputs are the same.
 """
@@ -22,13 +22,17 @@ import safetensors.torch
 import torch
 from timm.layers import Conv2dSame, create_pool2d
 from timm.layers.selective_kernel import SelectiveKernelAttn
+from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_avg, downsample_conv
 from timm.models.sknet import SelectiveKernelBottleneck
+from timm.models.vision_transformer import VisionTransformer
+
+Encoder = ResNet | VisionTransformer | ConvNeXt
 
 _KEY = 'simclr_jax'
 
 
-def load(path: str | os.PathLike) -> tuple[ResNet, torch.nn.Sequential | None, dict]:
+def load(path: str | os.PathLike) -> tuple[Encoder, torch.nn.Sequential | None, dict]:
     """(encoder, head, card) of an exported encoder.safetensors, both in evaluation mode.
 
     The encoder returns features [B, D], or logits where the file has a classifier: then
@@ -53,7 +57,7 @@ def load(path: str | os.PathLike) -> tuple[ResNet, torch.nn.Sequential | None, d
     return encoder.eval(), head.eval(), card
 
 
-def save(path: str | os.PathLike, encoder: ResNet, card: dict,
+def save(path: str | os.PathLike, encoder: Encoder, card: dict,
          head: torch.nn.Sequential | None = None) -> None:
     """Writes what `load` gave and was trained on, so that simclr_jax reads it again: encoder.safetensors.
 
@@ -79,13 +83,16 @@ def read_card(path: str | os.PathLike) -> dict:
     return card
 
 
-def build(card: dict) -> ResNet:
-    """timm's ResNet with random weights, of the architecture in `card`; see `load` for trained ones.
+def build(card: dict) -> Encoder:
+    """timm's encoder with random weights, of the architecture in `card`; see `load` for trained ones.
 
     Raises:
         ValueError: the number of channels is odd, which timm's class cannot have.
     """
     fields, shape = card['encoder'], card['torch']
+    if 'timm' in shape:
+        kind = {'VisionTransformer': VisionTransformer, 'ConvNeXt': ConvNeXt}[shape['timm']['class']]
+        return kind(num_classes=shape['num_classes'], **shape['timm']['arguments'])
     channels, selective = shape['channels'], fields['sk_ratio'] > 0
     if channels % 2:
         raise ValueError(f'timm has no ResNet of {channels} channels: the width must give an even number.')
