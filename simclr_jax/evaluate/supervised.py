@@ -39,14 +39,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
 
 
 def fit(loss: Callable, state: tuple[Any, Any], batches: Iterator[dict],
-        rows_of: Callable[[dict], jax.Array], *, settings: ConfigDict, optimizer: Optimizer, num_steps: int,
+        rows_of: Callable[[dict], Any], *, settings: ConfigDict, optimizer: Optimizer, num_steps: int,
         seed: int, mesh: jax.sharding.Mesh, log: Callable[[int, dict], None], name: str) -> tuple[Any, Any]:
     """`state`, what is trained and what else the loss needs, after `num_steps`: a cosine, no warm-up.
 
     Args:
         loss: (trained, others, rows, labels, key) -> (value, (others, metrics)); labels of -1 do not count.
         batches: numpy, {'label': [B], ...}, the rows of this process.
-        rows_of: a batch, sharded over `mesh` -> rows [B, ...]. No gradient ever reaches it.
+        rows_of: a batch, sharded over `mesh` -> rows [B, ...], or a tree of such. No gradient ever reaches it.
         settings: the learning rate of a batch of 256, batch_size and, unless it is linear, scaling.
         name: of the block whose learning rate is to be lowered where the state is not finite any more.
 

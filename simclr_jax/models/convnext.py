@@ -57,7 +57,7 @@ class ConvNeXt(nn.Module):
                 x = norm(f'{name}_norm')(x).astype(self.dtype)
             for index in range(depth):
                 x = Block(self.layer_scale, self.dtype, name=f'stages_{stage}_blocks_{index}')(x)
-            self.sow('maps', f'stage{stage + 1}', x, reduce_fn=lambda old, new: new, init_fn=lambda: None)
+            self.sow('maps', f'stage{stage + 1}', x)
         return norm('norm')(x.astype(jnp.float32).mean((1, 2)))
 
     def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,5 +1,7 @@
 """Vision Transformers (Dosovitskiy et al. 2021), with the layers and names of timm's, as MoCo v3 trains them."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ SIZES = {'tiny': (192, 12, 3), 'small': (384, 12, 6), 'base': (768, 12, 12), 'la
 POSITIONS = ('sincos', 'learned')
 POOLS = ('class', 'mean')
 
-_xavier = nn.initializers.xavier_uniform()      # facebookresearch/moco-v3 vits.py
+_xavier: Any = nn.initializers.xavier_uniform()      # facebookresearch/moco-v3 vits.py
 
 
 class ViT(nn.Module):
@@ -72,7 +74,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, width)).astype(x.dtype), x], axis=1)
         for index in range(depth):
             x = Block(heads, self.dtype, name=f'blocks_{index}')(x)
-            self.sow('maps', f'block{index + 1}', x, reduce_fn=lambda old, new: new, init_fn=lambda: None)
+            self.sow('maps', f'block{index + 1}', x)
         norm = nn.LayerNorm(epsilon=1e-6, name='norm')
         return norm(x[:, 0]) if self.pool == 'class' else norm(x.astype(jnp.float32).mean(1))
 
@@ -97,7 +99,7 @@ class ViT(nn.Module):
     def _positions(self, grid, width):
         """[1, H W / patch^2, width], row after row."""
         if self.positions == 'sincos':
-            return sincos_positions(*grid, width)[None]
+            return sincos_positions(grid[0], grid[1], width)[None]
         side = self.image_size // self.patch
         table = self.param('positions', nn.initializers.normal(0.02), (1, side * side, width))
         if grid == (side, side):
@@ -125,7 +127,7 @@ class Block(nn.Module):
         return x + dense(width, 'fc2')(hidden)
 
 
-def _xavier_thirds(key, shape, dtype=jnp.float32):
+def _xavier_thirds(key: Any, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
     """Xavier's of queries, keys and values each for itself (vits.py)."""
     limit = (6 / (shape[0] + shape[1] // 3)) ** 0.5
     return jax.random.uniform(key, shape, dtype, -limit, limit)

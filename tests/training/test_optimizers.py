@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from simclr_jax.training.optimizers import make_optimizer, make_trust_ratios
+from simclr_jax.training.optimizers import make_optimizer, make_trust_ratios, make_update_metrics
 
 RATES = [0.0, 0.3, 4.8, 1.7, 0.01]  # a warm-up that is not smooth: lr and momentum must not commute
 DECAY = 0.05
@@ -214,3 +214,26 @@ def test_group_that_matches_nothing_is_refused():
 def test_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match="'adam': choose one of lars, sgd, adamw"):
         make_optimizer('adam')
+
+
+@pytest.mark.parametrize('name', ['lars', 'sgd', 'adamw'])
+def test_frozen_parameters_keep_every_bit_whatever_decay_and_gradient(name):
+    params = {'first': {'kernel': jnp.ones((2, 3))}, 'second': {'kernel': jnp.ones((3, 2)), 'bias': jnp.ones(2)}}
+    optimizer = make_optimizer(name, weight_decay=0.1, frozen=('(^|/)first/',))(0.5)
+    updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(moved['first']['kernel'], params['first']['kernel'])
+    assert all((leaf != 1).all() for leaf in jax.tree.leaves(moved['second']))
+
+
+def test_a_frozen_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer.frozen: 'thrid' matches no parameter; the paths look like 'a/"):
+        make_optimizer('sgd', frozen=('thrid',))(0.1).init({'a': {'kernel': jnp.ones((2, 2))}})
+
+
+def test_the_norm_of_a_part_of_the_gradient_is_logged():
+    gradients = {'patch_embed': {'kernel': jnp.full((2, 2), 3.0)}, 'rest': {'kernel': jnp.ones((2, 2))}}
+    metrics = make_update_metrics('sgd', gradient_norms=('patch_embed',))(gradients, gradients)
+    assert metrics == {'gradient_norm/patch_embed': 6.0}
+    with pytest.raises(ValueError, match=r"log.gradient_norms: 'head' matches no parameter"):
+        make_update_metrics('sgd', gradient_norms=('head',))(gradients, gradients)

@@ -163,9 +163,10 @@ def _from_timm(file, arrays, halves, image_size):
                                                prefix=outer + prefix, image_size=size)
     ignored = {outer + name.split('.')[0] + '.*' * ('.' in name) for name in beside}
     ignored |= {f'{outer}{prefix}head.*' for _ in heads[:1]}
+    resize: dict[str, Any] = _RESIZE | {'resize_to': round(size / 0.875)}
     return Imported(
         encoder=encoder, head={'mode': 'none'}, variables=variables, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        image_size=size, **_RESIZE | {'resize_to': round(size / 0.875)}, crop_proportion=0.875,
+        image_size=size, **resize, crop_proportion=0.875,
         source=f'torch {fields["name"]}', classifier=classifier,
         card={'file': os.path.basename(file), 'ignored': sorted(ignored),
               'assumed': [*_RESIZE, 'heads', 'mean', 'std', 'image_size', 'crop_proportion']}
