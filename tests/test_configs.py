@@ -27,7 +27,7 @@ PRETRAINING = [path for path in CONFIGS if path.stem not in (*EVALUATION, 'disti
 ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152'],
              'imagenet_v2': ['depth=152,width=3,sk=true'], 'folder': ['size=32'],
              'moco_v2': ['v3', 'v3,epochs=1000', 'symmetric', 'data=cifar10', 'data=cifar10,symmetric'],
-             'byol': ['epochs=300', 'data=cifar10'], 'simsiam': ['data=cifar10'], 'barlow_twins': ['vicreg'],
+             'byol': ['epochs=300', 'data=cifar10'], 'simsiam': ['data=cifar10'], 'barlow_twins': ['vicreg'], 'moco_v3_vit': ['data=cifar10'],
              'smoke': ['no_colour', *(f'method={name}' for name in METHODS if name != 'simclr')]}
 WITH_PREDICTOR, WITH_TARGET = ('byol', 'simsiam', 'nnclr'), ('byol', 'moco')
 RECIPES = [(path, argument) for path in PRETRAINING for argument in ['', *ARGUMENTS.get(path.stem, [])]]
@@ -59,7 +59,7 @@ def test_a_recipe_builds_its_network_views_and_schedule(path, argument):
     if 'queue' in kept:
         assert kept['queue'].shape == (config.method.queue_size, config.head.out_dim)
         assert config.method.queue_size >= config.batch_size * (1 + config.method.get('symmetric', False))
-    assert ('predictor' in state.params) == (config.method.name in WITH_PREDICTOR or 'v3' in argument)
+    assert ('predictor' in state.params) == (config.method.name in WITH_PREDICTOR or 'v3' in f'{path.stem} {argument}')
     assert ('target' in kept) == (config.method.name in WITH_TARGET)
     assert config.batch_size % config.encoder.norm_groups == 0
     views_of(config.augment)
