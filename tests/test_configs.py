@@ -27,7 +27,8 @@ PRETRAINING = [path for path in CONFIGS if path.stem not in (*EVALUATION, 'disti
 ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152'],
              'imagenet_v2': ['depth=152,width=3,sk=true'], 'folder': ['size=32'],
              'moco_v2': ['v3', 'v3,epochs=1000', 'symmetric', 'data=cifar10', 'data=cifar10,symmetric'],
-             'byol': ['epochs=300', 'data=cifar10'], 'simsiam': ['data=cifar10'], 'barlow_twins': ['vicreg'], 'moco_v3_vit': ['data=cifar10'],
+             'byol': ['epochs=300', 'data=cifar10'], 'simsiam': ['data=cifar10'],
+             'barlow_twins': ['vicreg'], 'moco_v3_vit': ['data=cifar10'],
              'smoke': ['no_colour', *(f'method={name}' for name in METHODS if name != 'simclr')]}
 WITH_PREDICTOR, WITH_TARGET = ('byol', 'simsiam', 'nnclr'), ('byol', 'moco')
 RECIPES = [(path, argument) for path in PRETRAINING for argument in ['', *ARGUMENTS.get(path.stem, [])]]
