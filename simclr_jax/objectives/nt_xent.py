@@ -107,14 +107,16 @@ def nt_xent_dense(
     column = row.T  # [1, 2N]
     is_own, is_positive = column == row, column == row ^ 1  # [2N, 2N]
     is_negative = ~(is_own | is_positive)  # [2N, 2N]
-    s = jnp.matmul(z / temperature, z.T, precision='highest')  # [2N, 2N]
+    # Less the same for all candidates of an anchor, which leaves more digits where they lie close together.
+    candidates = z - lax.stop_gradient(z.mean(axis=0))  # [2N, D]
+    s = jnp.matmul(z, candidates.T, precision='highest') / temperature  # [2N, 2N]
     positive = jnp.sum(s, axis=1, where=is_positive)  # [2N]
     negatives = jax.nn.logsumexp(jnp.where(is_negative, s, nt_xent_tiles.MASKED), axis=1)  # [2N]
     gap = negatives - positive  # [2N]
     loss = gap if decoupled else jax.nn.softplus(gap)  # [2N]
     correct = positive > jnp.max(s, axis=1, where=is_negative, initial=-jnp.inf)  # [2N]
-    candidates = jnp.where(is_negative if decoupled else ~is_own, s, -jnp.inf)  # [2N, 2N]
-    entropy = jax.scipy.special.entr(jax.nn.softmax(candidates)).sum(axis=1)  # [2N], entr(0) = 0
+    counted = jnp.where(is_negative if decoupled else ~is_own, s, -jnp.inf)  # [2N, 2N]
+    entropy = jax.scipy.special.entr(jax.nn.softmax(counted)).sum(axis=1)  # [2N], entr(0) = 0
     return _named(loss.mean(), correct.astype(jnp.float32).mean(), entropy.mean())
 
 

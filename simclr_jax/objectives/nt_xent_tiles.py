@@ -15,7 +15,8 @@ sum, as -q = exp(s_ip - lse_i) - 1, or nothing would be left of the digits where
 is symmetric, so a device that knows all projections and all 2N log-sum-exps needs nothing else for the
 gradient of its own rows; and a device that is alone visits the tiles on and above the diagonal only. A
 log-sum-exp is kept as (largest, total): added up in one float32, it would lose what similarities far
-from 0 share.
+from 0 share. For the same reason every s_ik is less by |m|^2 / temperature, m the mean of all projections,
+which leaves the softmax as it is: where projections lie close together, differences keep more digits.
 """
 
 import functools
@@ -97,6 +98,7 @@ class _Grid(NamedTuple):
 
     rows: jax.Array  # [r, R, D]
     columns: jax.Array  # [c, C, D]
+    centre: jax.Array  # [D], the mean of all columns
     row_index: jax.Array  # [r, R], the place of each row among all 2N
     column_index: jax.Array  # [c, C]
     height: int  # 2n
@@ -126,7 +128,8 @@ def _grid(z, everyone, axes, tile):
     rows, columns = (_split(x, _side(len(x), tile)) for x in (z, everyone))
     index = jnp.arange(rows.shape[0] * rows.shape[1]).reshape(rows.shape[:2])
     column_index = jnp.arange(columns.shape[0] * columns.shape[1]).reshape(columns.shape[:2])
-    return _Grid(rows, columns, first + index, column_index, len(z), len(everyone))
+    centre = lax.stop_gradient(everyone.mean(axis=0))  # any vector would do: the loss does not depend on it
+    return _Grid(rows, columns, centre, first + index, column_index, len(z), len(everyone))
 
 
 def _side(length, tile):
@@ -149,21 +152,35 @@ def _split(x, side, filler=0):
     return filled.reshape(count, side, x.shape[1])
 
 
+class _Tile(NamedTuple):
+    """Similarities [R, C]. Each use adds them up anew: to keep the sums would cost a CPU a pass over memory."""
+
+    product: jax.Array  # [R, C]
+    rows: jax.Array  # [R]
+    columns: jax.Array  # [C]
+
+    def sum(self):
+        return self.product + (self.rows[:, None] + self.columns)
+
+
 def _similarities(grid, a, b, temperature):
-    """Tile (a, b), [R, C] float32."""
+    """Tile (a, b), float32."""
+    rows, columns = _at(grid.rows, a) - grid.centre, _at(grid.columns, b) - grid.centre
     # bf16 or TF32 products are too coarse to be divided by a temperature of 0.1.
-    return jnp.matmul(_at(grid.rows, a) / temperature, _at(grid.columns, b).T, precision='highest')
+    product = jnp.matmul(rows / temperature, columns.T, precision='highest')
+    return _Tile(product, *(jnp.sum(x * grid.centre, axis=1) / temperature for x in (rows, columns)))
 
 
-def _negatives(s, grid, a, b, is_diagonal):
-    """Tile s [R, C] = (a, b) without the filled columns, own similarities and positives."""
+def _negatives(tile, grid, a, b, is_diagonal):
+    """Tile (a, b) without the filled columns, own similarities and positives."""
     row, column = _at(grid.row_index, a)[:, None], _at(grid.column_index, b)[None, :]
     masked = jnp.where(a < 0, 0.0, MASKED)  # never 0; a constant tile would be kept in memory all along
+    product = tile.product
     if grid.column_index.size > grid.width:
-        s = jnp.where(column >= grid.width, masked, s)
+        product = jnp.where(column >= grid.width, masked, product)
     if is_diagonal:
-        s = jnp.where(row >> 1 == column >> 1, masked, s)  # the same image
-    return s
+        product = jnp.where(row >> 1 == column >> 1, masked, product)  # the same image
+    return tile._replace(product=product)
 
 
 class _Summary(NamedTuple):
@@ -181,30 +198,30 @@ def _summarise(s, axis):
     return _Summary(largest, weight.sum(axis), (weight * below).sum(axis))
 
 
-def _summarise_both(s):
-    """_summarise(s, axis=1) and _summarise(s, axis=0)."""
-    largest = s.max(1), s.max(0)
+def _summarise_both(tile):
+    """_summarise along the rows and along the columns."""
+    largest = tile.sum().max(1), tile.sum().max(0)
     top = largest[0].max()
 
-    def once(s):
-        below = s - top
+    def once(tile):
+        below = tile.sum() - top
         weight = jnp.exp(below)
         both = (_Summary(jnp.broadcast_to(top, x.shape), weight.sum(axis), (weight * below).sum(axis))
                 for axis, x in zip((1, 0), largest))
         return tuple(_refer(part, x) for part, x in zip(both, largest))
 
-    def twice(s):
-        return _summarise(s, 1), _summarise(s, 0)
+    def twice(tile):
+        return _summarise(tile.sum(), 1), _summarise(tile.sum(), 0)
 
-    return _once_if(jnp.minimum(largest[0].min(), largest[1].min()) > top - NEAR, once, twice, s)
+    return _once_if(jnp.minimum(largest[0].min(), largest[1].min()) > top - NEAR, once, twice, tile)
 
 
-def _once_if(near, once, twice, s):
-    """once(s), with one exponential per similarity, or twice(s), with two, where float32 needs them.
+def _once_if(near, once, twice, tile):
+    """once(tile), with one exponential per similarity, or twice(tile), with two, where float32 needs them.
 
     The choice pays on a CPU. A GPU has exponentials to spare, and would have to wait for `near`.
     """
-    return lax.platform_dependent(s, cpu=lambda s: lax.cond(near, once, twice, s), default=twice)
+    return lax.platform_dependent(tile, cpu=lambda tile: lax.cond(near, once, twice, tile), default=twice)
 
 
 def _refer(summary, largest):
@@ -228,13 +245,13 @@ def _sweep_forward(grid, temperature):
     # an array of a loop is copied whole each time.
     def visit(carry, a, b, is_diagonal):
         by_rows, by_columns, positive = carry
-        s = _similarities(grid, a, b, temperature)  # [R, C]
+        tile = _similarities(grid, a, b, temperature)
         if is_diagonal:
-            positive = _put(positive, a, _pick_positive(_at(positive, a), s, grid, a, b))
-        s = _negatives(s, grid, a, b, is_diagonal)
+            positive = _put(positive, a, _pick_positive(_at(positive, a), tile.sum(), grid, a, b))
+        tile = _negatives(tile, grid, a, b, is_diagonal)
         if is_diagonal:
-            return fold(by_rows, a, _summarise(s, axis=1)), by_columns, positive
-        of_rows, of_columns = _summarise_both(s)
+            return fold(by_rows, a, _summarise(tile.sum(), axis=1)), by_columns, positive
+        of_rows, of_columns = _summarise_both(tile)
         return fold(by_rows, a, of_rows), fold(by_columns, b, of_columns), positive
 
     def fold(summary, i, new):
@@ -268,8 +285,8 @@ def _sweep_backward(grid, lse, all_lse, temperature):
 
     def visit(carry, a, b, is_diagonal):
         by_rows, by_columns = carry
-        s = _negatives(_similarities(grid, a, b, temperature), grid, a, b, is_diagonal)  # [R, C]
-        weight = _weights(s, _at(row_lse, a), _at(column_lse, b))  # [R, C]
+        tile = _negatives(_similarities(grid, a, b, temperature), grid, a, b, is_diagonal)
+        weight = _weights(tile, _at(row_lse, a), _at(column_lse, b))  # [R, C]
         by_rows = add(by_rows, a, jnp.matmul(_at(columns, b), weight.T, precision='highest'))
         if not is_diagonal:
             by_columns = add(by_columns, b, jnp.matmul(_at(rows, a), weight, precision='highest'))
@@ -284,21 +301,21 @@ def _sweep_backward(grid, lse, all_lse, temperature):
     return jnp.swapaxes(pulls, 1, 2).reshape(-1, rows.shape[1])[: grid.height]
 
 
-def _weights(s, row_lse, column_lse):
-    """exp(s_ik - lse_i) + exp(s_ik - lse_k) of a tile s [R, C], with the lse [R, 2] and [C, 2]."""
+def _weights(tile, row_lse, column_lse):
+    """exp(s_ik - lse_i) + exp(s_ik - lse_k) of a tile, [R, C], with the lse [R, 2] and [C, 2]."""
     (row_largest, row_total), (column_largest, column_total) = row_lse.T, column_lse.T
     top = jnp.maximum(row_largest.max(), column_largest.max())
 
-    def once(s):
+    def once(tile):
         row_share, column_share = (jnp.exp(top - largest) / total for largest, total in (
             (row_largest, row_total), (column_largest, column_total)))
-        return jnp.exp(s - top) * (row_share[:, None] + column_share)
+        return jnp.exp(tile.sum() - top) * (row_share[:, None] + column_share)
 
-    def twice(s):
-        return (jnp.exp(s - row_largest[:, None]) * (1 / row_total)[:, None]
-                + jnp.exp(s - column_largest) * (1 / column_total))
+    def twice(tile):
+        return (jnp.exp(tile.sum() - row_largest[:, None]) * (1 / row_total)[:, None]
+                + jnp.exp(tile.sum() - column_largest) * (1 / column_total))
 
-    return _once_if(jnp.minimum(row_largest.min(), column_largest.min()) > top - NEAR, once, twice, s)
+    return _once_if(jnp.minimum(row_largest.min(), column_largest.min()) > top - NEAR, once, twice, tile)
 
 
 def _at(x, i):
