@@ -17,15 +17,16 @@ from simclr_jax.data.arrays import ArraySource
 from simclr_jax.data.batches import Inputs
 from simclr_jax.views.device import augment, over_batch
 
-COUNT, ROUNDS = 16, 7
+COUNT, ROUNDS = 16, 15
 
 
 def contenders(size):
     """{name: function of a round's number}."""
-    images = np.random.default_rng(0).integers(0, 256, (COUNT, size * 8 // 7, size * 8 // 7, 3), np.uint8)
-    view, mesh = simclr_jax.View.simclr(), simclr_jax.make_mesh()
+    everything = np.random.default_rng(0).integers(0, 256, (8 * COUNT, size * 8 // 7, size * 8 // 7, 3), np.uint8)
+    view, mesh, images = simclr_jax.View.simclr(), simclr_jax.make_mesh(), everything[:COUNT]
     inputs = Inputs('memory', view, view, size, 0, COUNT)
-    batch = next(inputs.batches(ArraySource('drawn', 'train', images, np.zeros(COUNT, np.int32), None), mesh))
+    source = ArraySource('drawn', 'train', everything, np.zeros(len(everything), np.int32), None)
+    batches = inputs.batches(source, mesh)
     prepare = jax.jit(inputs.make_prepare(mesh))
     at_once = over_batch(functools.partial(augment, view=view, image_size=size))
 
@@ -34,7 +35,7 @@ def contenders(size):
         keys = jax.random.split(key, (2, COUNT))
         return at_once(jnp.asarray(images), keys[0]), at_once(jnp.asarray(images), keys[1])
 
-    return {'trainer': lambda number: prepare(batch, jnp.int32(number)),
+    return {'trainer': lambda number: prepare(next(batches), jnp.int32(number)),     # of the batch of this step
             'simclr_views': lambda number: simclr_jax.simclr_views(images, jax.random.key(number),
                                                                    image_size=size),
             'all images at once': lambda number: all_at_once(images, jax.random.key(number))}
