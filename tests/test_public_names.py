@@ -49,8 +49,9 @@ from simclr_jax.views.fields import Flip
 images, key = np.zeros((2, 8, 8, 3), np.uint8), jax.random.key(0)
 right, also_right = simclr_jax.simclr_views(images, key, image_size=8)
 right = simclr_jax.augment(images[0], key, image_size=8, flip={'probability': 1.0}, grey={'probability': 1.0})
-right = simclr_jax.View(flip=Flip(0.5)).replace(flip=Flip(1.0))
-right = simclr_jax.nt_xent(right_array, right_array, temperature=0.1) if (right_array := jax.numpy.eye(2)).size else 0
+view = simclr_jax.View(flip=Flip(0.5)).replace(flip=Flip(1.0), crop={'antialias': True})
+loss, metrics = simclr_jax.nt_xent(right_array := jax.numpy.eye(2), right_array, temperature=0.1)
+accuracy = simclr_jax.knn(right_array, [0, 1], right_array, [0, 1], k=1)
 simclr_jax.simclr_view                                              # wrong
 simclr_jax.simclr_views(images, key, image_sise=8)                  # wrong
 simclr_jax.simclr_views(images, key, image_size='8')                # wrong

@@ -4,7 +4,7 @@ import numbers
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike  # a list too
 
 from simclr_jax.evaluate.features import Features
 from simclr_jax.evaluate.knn import knn_accuracy
