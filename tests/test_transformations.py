@@ -28,8 +28,9 @@ reverse over reverse (a gradient penalty); `export` is `jax.export` for CPU, TPU
 the function and of its gradient; `shard_map` maps the function over the devices, one batch each.
 
 Beside them: `jax.grad` outside `jit` of arrays whose type holds an Explicit sharding needs `jax.set_mesh`, as it
-does for `jnp.sum`. `load_encoder`, kNN and the other evaluations take and give numpy arrays: they are for no
-transformation.
+does for `jnp.sum`. `simclr_views`, `moco_views` and `byol_views` are `two_views` by a preset; its row is of a view
+with the operations of all three. `load_encoder`, kNN and the other evaluations take and give numpy arrays: they are
+for no transformation.
 
 """
 
@@ -64,6 +65,17 @@ def project(features):
     return jnp.sin(layers[-1]).sum()
 
 
+def views(images):
+    view = simclr_jax.View.moco(blur=False).replace(solarize={'probability': 0.2})
+    return sum(made.sum() for made in simclr_jax.two_views(images, KEY, view, image_size=6))
+
+
+def lars_step(kernel):
+    optimizer, params = simclr_jax.lars(0.5, weight_decay=0.01), {'kernel': kernel}
+    updates, _ = optimizer.update({'kernel': jnp.sin(kernel)}, optimizer.init(params), params)
+    return updates['kernel'].sum()
+
+
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 3)).astype(np.float32)
 KEY = jax.random.key(0)
 # name: (a function of one array to a scalar, the array)
@@ -76,11 +88,18 @@ FUNCTIONS = {
     'ResNet(train=False)': (lambda images: encode(images, False), IMAGES),
     'ResNet(train=True)': (lambda images: encode(images, True), IMAGES),
     'ProjectionHead(train=True)': (project, draw(4, 6)),
-    'simclr_views': (lambda images: sum(view.sum() for view in simclr_jax.simclr_views(
-        images, KEY, image_size=6, blur=False)), IMAGES[:2]),
+    'two_views': (views, IMAGES[:2]),
     'augment': (lambda image: simclr_jax.augment(image, KEY, image_size=6).sum(), IMAGES[0]),
     'eval_crop': (lambda image: simclr_jax.eval_crop(image, image_size=6, proportion=0.875).sum(), IMAGES[0]),
+    'lars': (lars_step, draw(4, 3)),
+    'warmup_cosine': (lambda step: simclr_jax.warmup_cosine(step, peak=0.5, warmup_steps=2, total_steps=9).sum(),
+                      np.float32([1, 3, 5])),
+    'epoch_cosine': (lambda step: simclr_jax.epoch_cosine(step, peak=0.5, steps_per_epoch=2, num_epochs=4).sum(),
+                     np.float32([1, 3, 5])),
 }
+# For no transformation: they take or give data, runs, meshes and other objects of the host.
+OF_THE_HOST = {'Encoder', 'View', 'config', 'knn', 'linear_probe', 'load_encoder', 'load_source', 'make_mesh',
+               'pretrain'}
 
 
 @functools.cache
@@ -161,6 +180,11 @@ def test_the_table_of_transformations_says_what_holds(name, monkeypatch):
         monkeypatch.setattr(jax, 'device_count', lambda: 1)         # as on one device: with the loops, and branches
     line, errors = row(name)
     assert line in DOCUMENT.read_text().splitlines(), errors
+
+
+def test_the_table_has_every_public_function():
+    named = {name.partition('(')[0] for name in FUNCTIONS} | OF_THE_HOST | {'simclr_views', 'moco_views', 'byol_views'}
+    assert named - {'nt_logistic', 'margin_triplet'} == {*simclr_jax.__all__}
 
 
 def test_nothing_is_compiled_twice_outside_jit():
