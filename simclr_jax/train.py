@@ -121,6 +121,7 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
         raise ValueError(f'{workdir} has checkpoints but no config.json: restore it, or give another --workdir.')
     if kept:
         config = few_images.as_begun(config, kept)
+        notes += filter(None, [workdirs.leave_crops_as_begun(config, kept)])
     if config.encoder.dtype == 'auto':
         dtype = kept.get('encoder', {}).get('dtype', 'auto')
         config.encoder.dtype = auto_dtype(mesh.devices.flat[0]) if dtype == 'auto' else dtype

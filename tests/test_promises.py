@@ -44,7 +44,8 @@ EXCEPTIONS = {
 ALONE = {
     'models/norm.py': ['models.normalize'], 'models/normalize.py': ['models.cpu'],
     'models/cpu/': ['models.cpu'],
-    'views/ops.py': [], 'views/fields.py': [], 'views/draws.py': ['views.fields'],
+    'views/resize.py': [], 'views/ops.py': ['views.resize'], 'views/fields.py': ['views.resize'],
+    'views/draws.py': ['views.fields'],
     'training/steps.py': ['training.state'],
     'training/checkpoint.py': ['training.state', 'training.workdir'],
     'training/workdir.py': ['config'],              # a config that is kept is compared field by field

@@ -1,6 +1,6 @@
-/* The hot loop of the host's input path, a plain function of pointers, called through ctypes.
+/* The hot loops of the host's input path, plain functions of pointers, called through ctypes.
 
-   It gives the bits of TensorFlow's kernel on every processor: no sum depends on the width of the vectors,
+   crop_resize gives the bits of TensorFlow's kernel on every processor: no sum depends on the width of the vectors,
    and the build forbids the contraction of a product and a sum (-ffp-contract=off). */
 
 #include <math.h>
@@ -20,7 +20,7 @@
 enum { CUBIC_TABLE = 1024, MARGIN = 6 };
 
 /* Changed with every signature and every result below: crop.py takes no other build. */
-int crop_version(void) { return 2; }
+int crop_version(void) { return 3; }
 
 /* Keys' cubic, a = -0.5, at entry `offset` of TensorFlow's table: the inner or the outer tap. */
 static float cubic(int offset, int is_outer) {
@@ -122,5 +122,45 @@ int crop_resize(const uint8_t *image, int64_t stride, int top, int left, int hei
     }
     free(y_first);
     free(padded);
+    return 0;
+}
+
+VECTORIZED static void add_row(const uint8_t *restrict in, float weight, float *restrict out, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i++) out[i] += weight * in[i];
+}
+
+/* `row` and `out` hold pixels of three floats; both are read or written one float beyond their end. */
+VECTORIZED static void sum_columns(const float *restrict row, const int *first, const float *weights, int taps,
+                                   float *restrict out, ptrdiff_t n) {
+    typedef float pixel __attribute__((vector_size(16)));
+    for (ptrdiff_t i = 0; i < n; i++, weights += taps, out += 3) {
+        const float *at = row + 3 * (ptrdiff_t)first[i];
+        pixel sum = {0}, a;
+        for (ptrdiff_t k = 0; k < taps; k++) {
+            memcpy(&a, at + 3 * k, sizeof a);
+            sum += a * weights[k];
+        }
+        memcpy(out, &sum, sizeof sum);
+    }
+}
+
+/* `width` pixels [3] of every row from `image` on to [size, size, 3], by weights of any filter: each result is
+   `y_taps` rows from y_first on and `x_taps` pixels of these, all within the image. Results as of crop_resize. */
+int crop_weighted(const uint8_t *image, int64_t stride, int width, int size, int y_taps, const int *y_first,
+                  const float *y_weights, int x_taps, const int *x_first, const float *x_weights, float scale,
+                  float *floats, uint8_t *bytes) {
+    const size_t row_length = 3 * (size_t)width, out_length = 3 * (size_t)size;
+    float *row = calloc(row_length + out_length + 2, sizeof(float)), *out = row + row_length + 1;
+    if (!row) return 1;
+    for (int y = 0; y < size; y++) {
+        memset(row, 0, row_length * sizeof(float));
+        for (ptrdiff_t k = 0; k < y_taps; k++)
+            add_row(image + (y_first[y] + k) * stride, y_weights[y * (ptrdiff_t)y_taps + k], row,
+                    (ptrdiff_t)row_length);
+        sum_columns(row, x_first, x_weights, x_taps, out, size);
+        if (bytes) round_row(out, bytes + y * out_length, (ptrdiff_t)out_length);
+        else scale_row(out, scale, floats + y * out_length, (ptrdiff_t)out_length);
+    }
+    free(row);
     return 0;
 }

@@ -1,7 +1,7 @@
-"""The crop of a view on the host, as TensorFlow's bicubic kernel computes it: compiled C, or numpy.
+"""The crop of a view on the host, as TensorFlow's bicubic kernel computes it, or as Pillow: compiled C, or numpy.
 
 `setup.py` builds `_crop.c` as an optional extension (`pip install .`, or `python setup.py build_ext
---inplace`). Without it the crops are the same bit for bit, five to ten times slower.
+--inplace`). Without it TensorFlow's crops are the same bit for bit, five to ten times slower.
 """
 
 import ctypes
@@ -12,17 +12,19 @@ import numpy as np
 from absl import logging
 
 from simclr_jax.views.draws import Box
+from simclr_jax.views.resize import Resize, taps
 
-_VERSION = 2    # that crop_version() of the build must give
+_VERSION = 3    # that crop_version() of the build must give
 _UNIT = np.float32(1 / 255)
 _TABLE = 1024   # entries between two pixels, from which TensorFlow's kernel reads the cubic
 
 
 def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: bool = False,
-                out: np.ndarray) -> np.ndarray:
+                out: np.ndarray, resize: Resize = Resize()) -> np.ndarray:
     """A box of an image, resized to a square: tf.image.resize(method='bicubic') of it, bit for bit.
 
-    Bicubic with a = -0.5, half-pixel centres, not antialiased; nothing outside the box is seen.
+    Bicubic with a = -0.5, half-pixel centres, not antialiased; nothing outside the box is seen. Antialiased, it
+    is what Pillow makes of the box for torchvision's RandomResizedCrop, but rounded once, not twice.
 
     Args:
         image: uint8 [H, W, C]; each row's pixels lie side by side.
@@ -31,6 +33,7 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
         is_flipped: swap left and right.
         out: [S, S, C], contiguous: uint8, rounded and clipped; or float32, in units of 1 with the
             overshoot of the cubic.
+        resize: its method and antialiasing, with which there is no overshoot.
 
     Returns:
         `out`.
@@ -39,10 +42,12 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     rows, columns = image.shape[:2]
     if min(top, left, height - 1, width - 1) < 0 or top + height > rows or left + width > columns:
         raise ValueError(f'The box {box} is not inside an image of shape {image.shape}.')
-    loop = library()
+    loop, is_tensorflows = library(), resize == Resize()
     if loop is None:
-        resized = _resize(image[top:top + height, left:left + width], image_size, is_flipped)
-        out[...] = np.rint(resized).clip(0, 255) if out.dtype == np.uint8 else resized * _UNIT
+        resized = (_resize if is_tensorflows else functools.partial(_weighted, resize=resize))(
+            image[top:top + height, left:left + width], image_size, is_flipped)
+        clipped = resized.clip(0, 255) if out.dtype == np.uint8 or resize.antialias else resized
+        out[...] = np.rint(clipped) if out.dtype == np.uint8 else clipped * _UNIT
         return out
     channels = image.shape[2]
     if channels != 3:       # the loop takes three at a time
@@ -50,16 +55,24 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
         for first in range(0, channels, 3):
             three = [min(first + number, channels - 1) for number in range(3)]
             out[..., first:first + 3] = crop_resize(
-                image[..., three], (0, 0, height, width), image_size, is_flipped=is_flipped,
+                image[..., three], (0, 0, height, width), image_size, is_flipped=is_flipped, resize=resize,
                 out=np.empty((image_size, image_size, 3), out.dtype))[..., :channels - first]
         return out
     if image.strides[1:] != (3, 1):
         image = np.ascontiguousarray(image)
     floats, data = (None, out.ctypes.data) if out.dtype == np.uint8 else (out.ctypes.data, None)
-    if loop.crop_resize(image.ctypes.data, image.strides[0], top, left, height, width, image_size,
-                             is_flipped, _UNIT, floats, data):
+    if is_tensorflows:
+        failed = loop.crop_resize(image.ctypes.data, image.strides[0], top, left, height, width, image_size,
+                                  is_flipped, _UNIT, floats, data)
+    else:
+        filters = _filters(height, width, image_size, is_flipped, resize)
+        of_filters = [part for first, weights in filters
+                      for part in (weights.shape[1], first.ctypes.data, weights.ctypes.data)]
+        failed = loop.crop_weighted(image.ctypes.data + top * image.strides[0] + 3 * left, image.strides[0], width,
+                                    image_size, *of_filters, _UNIT, floats, data)
+    if failed:
         raise MemoryError
-    return out
+    return np.clip(out, 0, 1, out=out) if floats and resize.antialias else out
 
 
 @functools.cache
@@ -81,7 +94,29 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     loop.crop_resize.argtypes = [pointer, ctypes.c_int64, *[integer] * 6, ctypes.c_float, pointer, pointer]
+    loop.crop_weighted.argtypes = [pointer, ctypes.c_int64, integer, integer, *[integer, pointer, pointer] * 2,
+                                   ctypes.c_float, pointer, pointer]
     return loop
+
+
+def _filters(height: int, width: int, image_size: int, is_flipped: bool, resize: Resize
+             ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`taps` of the rows and of the columns."""
+    of_rows, (first, weights) = (taps(size, image_size, resize) for size in (height, width))
+    order = slice(None, None, -1 if is_flipped else 1)
+    return [of_rows, (np.ascontiguousarray(first[order]), np.ascontiguousarray(weights[order]))]
+
+
+def _weighted(image: np.ndarray, image_size: int, is_flipped: bool, resize: Resize) -> np.ndarray:
+    """As `_resize`, by the weights of any filter."""
+    height, width, channels = image.shape
+    (y_first, y_weights), (x_first, x_weights) = _filters(height, width, image_size, is_flipped, resize)
+    half, whole = (np.zeros((image_size, size, channels), np.float32) for size in (width, image_size))
+    for k in range(y_weights.shape[1]):
+        half += y_weights[:, k, None, None] * image[y_first + k]
+    for k in range(x_weights.shape[1]):
+        whole += x_weights[:, k, None] * half[:, x_first + k]
+    return whole
 
 
 def _resize(image: np.ndarray, image_size: int, is_flipped: bool) -> np.ndarray:

@@ -231,8 +231,8 @@ def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: 
 def _crops(views: dict[str, View], seed: int, square: tuple[int, int, int]) -> _Form:
     def fill(batch, row, image, epoch, index):
         _, boxes, region = _decode_boxes(views.values(), seed, image, epoch, index)
-        for name, box in zip(('crop1', 'crop2'), boxes):
-            crop_resize(region, box, square[0], out=batch[name][row])
+        for name, box, view in zip(('crop1', 'crop2'), boxes, views.values()):
+            crop_resize(region, box, square[0], out=batch[name][row], resize=view.crop.resized)
         batch['epoch'][row], batch['index'][row] = epoch, index
 
     crop, number = (square, np.uint8), ((), np.int32)
@@ -247,10 +247,10 @@ def _padded(views: dict[str, View], seed: int, square: tuple[int, int, int], *, 
         if max(height, width) <= pad_to:
             batch['image'][row, :height, :width] = region
         else:
-            for slot, box in enumerate(boxes):
+            for slot, (box, view) in enumerate(zip(boxes, views.values())):
                 left = slot * size
                 batch['image'][row, :size, left:left + size] = crop_resize(
-                    region, box, size, out=np.empty(square, np.uint8))
+                    region, box, size, out=np.empty(square, np.uint8), resize=view.crop.resized)
                 boxes[slot] = (0, left, size, size)
         batch['box1'][row], batch['box2'][row] = boxes
         batch['epoch'][row], batch['index'][row] = epoch, index

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import simclr_jax
-from simclr_jax.config import base_config, flatten
+from simclr_jax.config import ConfigDict, base_config, flatten
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml-collections', 'numpy',
              'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets',
@@ -74,6 +74,23 @@ def load_config(workdir: Workdir) -> dict[str, Any]:
         raise ValueError(f'{workdir}/config.json has {", ".join(unknown)}, which simclr_jax {here} does not know: use '
                          f'the version that wrote it{f", {wrote}" if wrote else ""}, or a newer one.')
     return config
+
+
+def leave_crops_as_begun(config: ConfigDict, begun: Mapping[str, Any]) -> str:
+    """Undoes antialiasing by a recipe in the config of a run that began before its crops could have it.
+
+    begun: the run's config.json. Returns the sentence that says so, '' where there is nothing to undo.
+    """
+    crop, before = config.augment.crop, begun['augment'].get('crop', {})
+    if 'resize' in before or (crop.get('resize', 'bicubic'), crop.get('antialias', False)) == ('bicubic', False):
+        return ''
+    with config.unlocked():
+        for name in ('resize', 'antialias'):
+            for block, then in ((crop, before), (config.eval, begun['eval'])):
+                del block[name]
+                block.update({name: then[name]} if name in then else {})
+    return ('The run began before crops could be antialiased: they, and the evaluation, stay bicubic without '
+            'antialiasing.')
 
 
 def check_config(workdir: Workdir, config: Mapping[str, Any], ignore: tuple[str, ...] = ('log',)) -> None:

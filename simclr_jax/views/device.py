@@ -40,7 +40,8 @@ def augment(image: np.ndarray | jax.Array, key: jax.Array, view: View = View(), 
     """One random view of an image; `two_views` makes those of a batch.
 
     The operations run in the order of `View`, each with its own probability. As in the official code, colour
-    starts from the unclipped bicubic crop and the image is clipped to [0, 1] once colour is done.
+    starts from the bicubic crop, unclipped unless antialiased, and the image is clipped to [0, 1] once colour
+    is done.
 
     Args:
       image: uint8 [H, W, 3] of any size, or floats [H, W, 3] in [0, 1]; a traced image whose floats lie
@@ -81,7 +82,7 @@ def augment_box(image: jax.Array, box: jax.Array, key: jax.Array, view: View, *,
     Returns:
       float32 [image_size, image_size, 3] in [0, 1].
     """
-    planes = ops.resize_box(_planes(image), box, image_size, _happens(key, view.flip))
+    planes = ops.resize_box(_planes(image), box, image_size, _happens(key, view.flip), view.crop.resized)
     return _augment_square(planes, key, view)
 
 
@@ -118,7 +119,8 @@ def augment_in_sequence(image: jax.Array, key: jax.Array, view: View, *, sequenc
                          'at most once.')
     side = image.shape[0]
     functions = _square_functions(key, view) | {
-        'crop': lambda planes, _: ops.resize_box(planes, _random_box(image, key, view.crop), side),
+        'crop': lambda planes, _: ops.resize_box(planes, _random_box(image, key, view.crop), side,
+                                                 resize=view.crop.resized),
         'flip': lambda planes, _: planes[..., ::-1]}
     planes = _planes(image)
     for name in sequence:

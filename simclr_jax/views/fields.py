@@ -16,6 +16,8 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from simclr_jax.views.resize import METHODS, Resize
+
 # The operations of the jitter, numbered as here, and the 24 orders in which they can run.
 JITTER_OPS = ('brightness', 'contrast', 'saturation', 'hue')
 JITTER_ORDERS = np.array(list(itertools.permutations(range(len(JITTER_OPS)))), np.int32)  # [24, 4]
@@ -40,7 +42,7 @@ def _range_within(high: float) -> tuple[Callable[[Any], bool], str]:
     return is_range, f'a pair (low, high) with 0 < low <= high <= {high:g}'
 
 
-def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
+def _one_of(*names: str | bool) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in names, 'one of ' + ', '.join(map(repr, names))
 
 
@@ -75,11 +77,21 @@ class Crop(Operation):
 
     law: 'tf' draws as the official SimCLR code, 'uniform' as torchvision (see `ops.crop_box`).
     area, aspect: least and greatest share of the image's area, and width / height.
+    resize: 'bicubic' (a = -0.5) or 'bilinear'.
+    antialias: as Pillow, and so torchvision, resizes: the filter is as wide as a pixel of the view, and the
+        crop is clipped; False: as the official SimCLR code.
     """
 
     law: str = _field(_one_of('tf', 'uniform'), 'tf')
     area: tuple[float, float] = _field(_range_within(1), (0.08, 1.0))
     aspect: tuple[float, float] = _field(_range_within(math.inf), (3 / 4, 4 / 3))
+    resize: str = _field(_one_of(*METHODS), 'bicubic')
+    antialias: bool = _field(_one_of(False, True), False)
+
+    @property
+    def resized(self) -> Resize:
+        """How the box is resized."""
+        return Resize(self.resize, self.antialias)
 
 
 class Flip(Operation):
@@ -233,13 +245,14 @@ class View:
 
     @classmethod
     def moco(cls, *, area: tuple[float, float] = (0.2, 1.0), blur: bool = True) -> 'View':
-        """MoCo v2's: crops of uniform area; brightness, contrast and saturation in [0.6, 1.4].
+        """MoCo v2's: crops of uniform area, antialiased; brightness, contrast and saturation in [0.6, 1.4].
 
-        Its operations are torchvision's, but saturation here scales that of HSV, contrast is about the mean
-        of each channel, and the crop is resized bicubic without antialiasing.
+        Its operations are torchvision's, but saturation here scales that of HSV, and contrast is about the
+        mean of each channel.
         """
         jitter = Jitter(0.8, 0.4, 0.4, 0.4, 0.1)
-        return cls.simclr(blur=blur).replace(crop=Crop(1.0, 'uniform', area), jitter=jitter)
+        return cls.simclr(blur=blur).replace(
+            crop=Crop(1.0, 'uniform', area, resize='bilinear', antialias=True), jitter=jitter)
 
     @classmethod
     def byol(cls, *, blur: bool = True) -> tuple['View', 'View']:

@@ -24,7 +24,8 @@ _CLIP_ONLY = len(JITTER_OPS)      # in place of a jitter operation of strength 0
 
 def crop_view(image: np.ndarray, box: Box, draws: Draws, view: View, *, out: np.ndarray) -> np.ndarray:
     """Crop, flip and quarter turn of an image uint8 [H, W, C] to float32 [S, S, C] about [0, 1], not clipped."""
-    crop_resize(image, box, len(out), is_flipped=draws.of(view.flip) is not None, out=out)
+    crop_resize(image, box, len(out), is_flipped=draws.of(view.flip) is not None, out=out,
+                resize=view.crop.resized)
     if turns := draws.of(view.rotate):
         out[...] = np.rot90(out, 1 + int(3 * turns[0])).copy()
     return out
@@ -79,7 +80,8 @@ def check_tensorflow() -> None:
 
 def crop_and_flip(image: np.ndarray, box: Box, draws: Draws, view: View, *, out: np.ndarray) -> np.ndarray:
     """The augmentation of linear evaluation and fine-tuning: no more than crop and flip, and a clip."""
-    crop_resize(image, box, len(out), is_flipped=draws.of(view.flip) is not None, out=out)
+    crop_resize(image, box, len(out), is_flipped=draws.of(view.flip) is not None, out=out,
+                resize=view.crop.resized)
     return np.clip(out, 0, 1, out=out)
 
 

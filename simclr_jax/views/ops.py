@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.views.resize import Resize
+
 # Products in full float32: at an accelerator's default (bfloat16 or TF32) the weights of a resize or a
 # blur lose 13 to 16 bits, which moves values by up to 2.2/255.
 _PRECISION = 'highest'
@@ -180,27 +182,30 @@ def _separable(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
 # ---- crop and resize -----------------------------------------------------------------------------
 
 
-def resize_box(image: jax.Array, box: jax.Array, image_size: int,
-               flip: bool | jax.Array = False) -> jax.Array:
-    """Bicubic resize (a = -0.5, half-pixel centres, not antialiased) of a box of the image to a square.
+def resize_box(image: jax.Array, box: jax.Array, image_size: int, flip: bool | jax.Array = False,
+               resize: Resize = Resize()) -> jax.Array:
+    """A box of the image, resized to a square with half-pixel centres.
 
-    What tf.image.resize(method='bicubic') gives for the box cut out: no pixel outside it counts, and at
-    its border the weights of the pixels that are left are renormalised.
+    What tf.image.resize(method='bicubic') gives for the box cut out, or Pillow where `resize` is antialiased:
+    no pixel outside it counts, and at its border the weights of the pixels that are left are renormalised.
 
     Args:
       image: uint8 [3, H, W], or float32 [3, H, W] in [0, 1].
       box: int32 [4], (top, left, height, width) inside the image; may be traced.
       image_size: side of the result.
       flip: left to right; may be traced. It costs nothing here.
+      resize: its method and antialiasing.
 
     Returns:
-      float32 [3, image_size, image_size] around [0, 1]: the overshoot of the cubic is kept.
+      float32 [3, image_size, image_size] around [0, 1], with the overshoot of the cubic; antialiased it is
+      clipped.
     """
     image, scale = _as_float(image)
     top, left, height, width = box
-    rows = _cubic_weights(top, height, image.shape[1], image_size, False)
-    columns = _cubic_weights(left, width, image.shape[2], image_size, flip)
-    return _separable(image, rows * scale, columns)
+    rows = _weights(top, height, image.shape[1], image_size, False, resize)
+    columns = _weights(left, width, image.shape[2], image_size, flip, resize)
+    resized = _separable(image, rows * scale, columns)
+    return jnp.clip(resized, 0.0, 1.0) if resize.antialias else resized
 
 
 def unit_range(image: jax.Array) -> jax.Array:
@@ -217,21 +222,28 @@ def _as_float(image: jax.Array) -> tuple[jax.Array, float]:
     return image.astype(jnp.float32), 1.0 / 255.0 if image.dtype == jnp.uint8 else 1.0
 
 
-def _cubic_weights(begin: jax.Array, length: jax.Array, size: int, target: int,
-                   reverse: bool | jax.Array) -> jax.Array:
+def _weights(begin: jax.Array, length: jax.Array, size: int, target: int, reverse: bool | jax.Array,
+             resize: Resize) -> jax.Array:
     """float32 [target, size]: the share of each of `size` pixels in each of `target` results.
 
     The results lie evenly spread over the `length` pixels from `begin` on, backwards if `reverse`.
     """
     place = jnp.arange(target)
     place = jnp.where(reverse, target - 1 - place, place).astype(jnp.float32)
-    centre = (place + 0.5) * (jnp.float32(length) / target) - 0.5
-    centre = jnp.round(centre * _CUBIC_STEPS) / _CUBIC_STEPS
+    scale = jnp.float32(length) / target
+    centre = (place + 0.5) * scale - 0.5
+    if resize == Resize():
+        centre = jnp.round(centre * _CUBIC_STEPS) / _CUBIC_STEPS
     tap = jnp.arange(size) - begin
     x = jnp.abs(centre[:, None] - tap)
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((2.5 - 0.5 * x) * x - 4.0) * x + 2.0
-    weights = jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0))
+    if resize.antialias:
+        x /= jnp.maximum(scale, 1.0)
+    if resize.method == 'bilinear':
+        weights = jnp.maximum(1.0 - x, 0.0)
+    else:
+        near = (1.5 * x - 2.5) * x * x + 1.0
+        far = ((2.5 - 0.5 * x) * x - 4.0) * x + 2.0
+        weights = jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0))
     weights = jnp.where((tap >= 0) & (tap < length), weights, 0.0)
     return weights / weights.sum(1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""How images are resized for evaluation: Google's way, or torchvision's. numpy only, for host and device."""
+"""How images are resized: Google's way, or torchvision's. numpy only, for host and device."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ class Resize:
     Attributes:
         method: 'bicubic' (a = -0.5) or 'bilinear', half-pixel centres.
         antialias: whether the filter is as wide as a pixel of the result, where that is the wider one.
-        resize_to: 0: the central crop, a share of the shorter side, is resized. Else the shorter side is
-            resized to this many pixels (the longer in proportion, rounded down), and the central square of
-            image_size is cut out of that, as torchvision's Resize and CenterCrop do.
+        resize_to: for evaluation. 0: the central crop, a share of the shorter side, is resized. Else the
+            shorter side is resized to this many pixels (the longer in proportion, rounded down), and the
+            central square of image_size is cut out of that, as torchvision's Resize and CenterCrop do.
 
     Raises:
         ValueError: another method, or a negative resize_to.
@@ -70,6 +70,29 @@ def crop_side(shorter: int, proportion: float) -> int:
     return max(round(float(np.float32(proportion) * np.float32(shorter))), 1)
 
 
+def taps(length: int, target: int, resize: Resize) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `length` pixels count in each of the `target` that they become.
+
+    Returns the first, int32 [target], and the shares of this and the next ones, float32 [target, T].
+    """
+    scale = length / target
+    wide = max(scale, 1.0) if resize.antialias else 1.0
+    radius = wide * (1 if resize.method == 'bilinear' else 2)
+    centre = (np.arange(target) + 0.5) * scale - 0.5
+    count = min(int(np.ceil(2 * radius)) + 1, length)
+    first = np.clip(np.ceil(centre - radius), 0, length - count).astype(np.int32)
+    weights = _kernel(np.abs(centre[:, None] - first[:, None] - np.arange(count)) / wide, resize.method)
+    return first, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _kernel(x, method):
+    """The share of a pixel at the distance x >= 0."""
+    if method == 'bilinear':
+        return np.maximum(1 - x, 0)
+    return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1,
+                    np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
+
+
 def _weights(size, target, offset, scale, begin, length, resize):
     """The share of each of `size` pixels in each of `target`, which are `scale` pixels wide.
 
@@ -78,10 +101,5 @@ def _weights(size, target, offset, scale, begin, length, resize):
     centre = (np.arange(target) + offset + 0.5) * scale - 0.5
     tap = np.arange(size) - begin
     x = np.abs(centre[:, None] - tap) / (max(scale, 1.0) if resize.antialias else 1.0)
-    if resize.method == 'bilinear':
-        weights = np.maximum(1 - x, 0)
-    else:
-        weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1,
-                           np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
-    weights *= (tap >= 0) & (tap < length)
+    weights = _kernel(x, resize.method) * ((tap >= 0) & (tap < length))
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
