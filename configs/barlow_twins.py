@@ -21,6 +21,7 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
     config.data.update({'source': 'imagenet2012', 'test_split': 'validation'})
     config.num_epochs, config.batch_size = options.epochs, options.batch
     config.augment = recipes.byol_augment(image_size=224)
+    recipes.resize_as_torchvision(config, 'bicubic')
     config.optimizer.update({'name': 'lars', 'rate_in_momentum': False, 'learning_rate': 0.2, 'scaling': 'linear',
                              'weight_decay': 1e-6})
     config.schedule.warmup_epochs = 10.0

@@ -31,7 +31,8 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
         _cifar10(config, options)
     else:
         raise ValueError(f'data={options.data}: it is imagenet, or without v3 cifar10.')
-    config.eval.update({'knn_every_epochs': 20.0, 'resize': 'bilinear', 'antialias': True})    # as the crops
+    recipes.resize_as_torchvision(config)
+    config.eval.knn_every_epochs = 20.0
     config.method.symmetric = config.method.symmetric or options.symmetric
     return recipes.smoke(config) if options.smoke else config
 
@@ -63,7 +64,7 @@ def _v3(config, options):
     config.encoder.zero_init_last_gamma = True
     config.method.momentum = 0.996 if config.num_epochs >= 1000 else 0.99
     config.augment = recipes.byol_augment(image_size=224)
-    config.augment.crop.update({'area': (0.2, 1.0), 'resize': 'bilinear', 'antialias': True})   # torchvision's
+    config.augment.crop.area = (0.2, 1.0)
     weight_decay = 1.5e-6 if config.num_epochs >= 1000 else 1e-6
     config.optimizer.update({
         'name': 'lars', 'rate_in_momentum': False, 'weight_decay': weight_decay, 'weight_decay_groups': (),

@@ -35,6 +35,7 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
     config.encoder.arguments = recipes.ConfigDict({
         'size': size, 'heads': 12 if size == 'small' else 0, 'patch': image_size // 8 if small else 16})
     config.augment = recipes.byol_augment(image_size=image_size, blur=not small)
+    recipes.resize_as_torchvision(config)
     config.optimizer.update({                       # on everything, norms and biases too
         'name': 'adamw', 'learning_rate': 1.5e-4, 'scaling': 'linear', 'weight_decay': 0.1,
         'weight_decay_groups': (('', 0.1),), 'frozen': ('(^|/)patch_embed/',)})

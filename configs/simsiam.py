@@ -37,6 +37,7 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
         config.eval.crop_proportion = 1.0
     else:
         raise ValueError(f'data={options.data}: it is imagenet or cifar10.')
+    recipes.resize_as_torchvision(config)
     config.optimizer.update({                       # on everything, BatchNorm and biases too
         'name': 'sgd', 'learning_rate': rate, 'scaling': 'linear', 'weight_decay': weight_decay,
         'weight_decay_groups': (('', weight_decay),)})

@@ -144,6 +144,12 @@ def byol_augment(*, image_size: int, blur: bool = True) -> ConfigDict:
     return augment
 
 
+def resize_as_torchvision(config: ConfigDict, method: str = 'bilinear') -> None:
+    """Antialiased crops, in training and in evaluation, as torchvision makes of Pillow's images."""
+    for block in (config.augment.crop, config.eval):
+        block.update({'resize': method, 'antialias': True})
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same recipe on embedded data with a tiny network and 12 steps, to see that it runs."""
     config.data.source = 'shapes'
