@@ -27,14 +27,14 @@ def main():
     parser.add_argument('--topology', default='v5e:2x4')
     parser.add_argument('--batch', type=int, default=512)
     arguments = parser.parse_args()
-    from simclr_jax.inspect import plan
+    from simclr_jax.inspect import devices as targets, plan
     from simclr_jax.runtime import sharding
     config = runpy.run_path(str(ROOT / 'configs/imagenet.py'))['get_config'](f'batch={arguments.batch}')
     config.plan.topology = arguments.topology
-    plan.prepare(config)
-    devices = plan.slice_devices(arguments.topology)
+    targets.prepare(config)
+    devices = targets.slice_devices(arguments.topology)
     import jax
-    mesh, chip = sharding.make_mesh(devices), plan.chip_of(devices[0])
+    mesh, chip = sharding.make_mesh(devices), targets.chip_of(devices[0])
     rows = {}
     for name, place in (('step, views from the host', 'host'), ('step, crops from the host', 'device')):
         config.data.augment_on = place

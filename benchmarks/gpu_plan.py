@@ -34,14 +34,14 @@ GIB, MIB = 1 << 30, 1 << 20
 
 
 def measure_step(name):
-    from simclr_jax.inspect import plan
+    from simclr_jax.inspect import devices as targets, plan
     from simclr_jax.runtime import sharding
     topology, recipe, argument, batch = STEPS[name]
     config = runpy.run_path(str(ROOT / f'configs/{recipe}.py'))['get_config'](argument)
     config.plan.topology, config.batch_size = topology, batch
-    plan.prepare(config)
-    mesh = sharding.make_mesh(plan.slice_devices(topology))
-    step = plan.inspect_step(config, mesh, plan.chip_of(mesh.devices.flat[0]))
+    targets.prepare(config)
+    mesh = sharding.make_mesh(targets.slice_devices(topology))
+    step = plan.inspect_step(config, mesh, targets.chip_of(mesh.devices.flat[0]))
     floor = max(step['floor'].values())
     return {'topology': topology, 'kernels': step['kernels'],
             'temporaries GiB': round(step['memory']['temporaries'] / GIB, 2),
@@ -57,9 +57,9 @@ def measure_loss(name):
     import jax.numpy as jnp
 
     from simclr_jax import nt_xent
-    from simclr_jax.inspect import hlo, plan
+    from simclr_jax.inspect import devices as targets, hlo, plan
     from simclr_jax.runtime import sharding
-    mesh = sharding.make_mesh(plan.slice_devices('h100:1'))
+    mesh = sharding.make_mesh(targets.slice_devices('h100:1'))
     views = [jax.ShapeDtypeStruct((LOSSES[name], 128), jnp.float32, sharding=sharding.replicated(mesh))] * 2
     gradient = jax.value_and_grad(lambda *views: nt_xent(*views, temperature=0.1, mesh=mesh)[0], argnums=(0, 1))
     compiled = jax.jit(gradient).lower(*views).compile()

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from runs import ROOT, keep
 
-from simclr_jax.inspect import plan
+from simclr_jax.inspect import devices as targets, plan
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 
@@ -35,9 +35,9 @@ def load(recipe):
 def compile_step(method, topology):
     config = load(RECIPES[method])
     config.plan.topology = topology
-    plan.prepare(config)
-    devices = plan.slice_devices(topology)
-    step = plan.inspect_step(config, sharding.make_mesh(devices), plan.chip_of(devices[0]), quick=True)
+    targets.prepare(config)
+    devices = targets.slice_devices(topology)
+    step = plan.inspect_step(config, sharding.make_mesh(devices), targets.chip_of(devices[0]), quick=True)
     return {'method': method, 'topology': topology, 'batch_size': config.batch_size, **step}
 
 

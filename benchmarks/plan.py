@@ -45,13 +45,13 @@ def configure(case):
 
 def measure(case, full):
     """What `inspect_step` says of a case, with the arrays that should not be there."""
-    from simclr_jax.inspect import hlo as compiled, plan
+    from simclr_jax.inspect import devices as targets, hlo as compiled, plan
     from simclr_jax.runtime import sharding
     config = configure(case)
-    plan.prepare(config)
-    devices = plan.slice_devices(config.plan.topology)
+    targets.prepare(config)
+    devices = targets.slice_devices(config.plan.topology)
     mesh, texts = sharding.make_mesh(devices), []
-    chip = plan.chip_of(devices[0])
+    chip = targets.chip_of(devices[0])
     step = plan.inspect_step(config, mesh, chip, keep=texts.append, quick=not full)
     result = {**case, 'device': devices[0].device_kind, 'num_devices': mesh.size,
               'batch_size': config.batch_size, 'full': full, 'memory_of_device': chip.memory, **step}

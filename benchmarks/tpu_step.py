@@ -33,14 +33,14 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')       # bodies of loops coun
 
 def measure(topology, batch, full):
     """What the compiled step of one cell says of itself, per device."""
-    from simclr_jax.inspect import plan
+    from simclr_jax.inspect import devices as targets, plan
     from simclr_jax.runtime import sharding
     config = runpy.run_path('configs/imagenet.py')['get_config'](f'batch={batch}')
     config.plan.topology = topology
-    plan.prepare(config)
-    devices = plan.slice_devices(topology)
+    targets.prepare(config)
+    devices = targets.slice_devices(topology)
     mesh, texts = sharding.make_mesh(devices), []
-    step = plan.inspect_step(config, mesh, plan.chip_of(devices[0]), keep=texts.append, quick=not full)
+    step = plan.inspect_step(config, mesh, targets.chip_of(devices[0]), keep=texts.append, quick=not full)
     result = {'topology': topology, 'batch_size': batch, 'full': full, 'device': devices[0].device_kind,
               'num_devices': mesh.size, 'floor_bytes': floor_bytes(config, mesh), **step}
     if texts:

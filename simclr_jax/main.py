@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         if not flags.FLAGS['verbosity'].present:
             logging.set_verbosity(logging.WARNING)      # or jax names each missing backend
         if config.task == 'plan':
-            from simclr_jax.inspect.plan import prepare
+            from simclr_jax.inspect.devices import prepare
             prepare(config)         # before jax looks for devices
         from simclr_jax.runtime.compile_cache import use_compile_cache
         warning = use_compile_cache(config.compile_cache)

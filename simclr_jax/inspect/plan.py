@@ -12,21 +12,20 @@ Of a GPU that is not there, the compiler knows nothing by timing: cuDNN's worksp
 """
 
 import functools
-import importlib.util
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.experimental import topologies
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.inspect import hlo
-from simclr_jax.inspect.chips import CHIPS, GPUS, Chip, gpu_target
+from simclr_jax.inspect.chips import Chip
+from simclr_jax.inspect.devices import chip_of, prepare, slice_devices
+from simclr_jax.inspect.largest_batch import Need, confirm, largest_batch
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build, make_inputs, set_channels
@@ -38,17 +37,6 @@ _PER_DEVICE = 8                 # images: the grain of the search, a tile of TPU
 # The search asks only what fits. Without the last optimisations a TPU compile of ResNet-50 takes a third of
 # the time (77 s against 265 s) and its temporaries differ by 0.2 %. The answer is then compiled in full.
 _QUICK = {'tpu': {'exec_time_optimization_effort': -1.0}, 'cpu': {'xla_backend_optimization_level': 0}}
-_EXAMPLE_NAMES = ('v4:4x4x2, v5e:4x8, v5p:4x4x4, v6e:8x8 or v3:4x8 (chips along each axis); for GPUs '
-                  f'{", ".join(GPUS)}, as in h100:8 or h100:2x8 (hosts x GPUs of a host)')
-# Of a GPU's memory, what jax takes as its pool unless this variable says otherwise.
-_POOL_VARIABLE, _POOL_SHARE = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 0.75
-
-
-class Need(NamedTuple):
-    """What one batch needs of a device: bytes as far as the compiler tells, and whether it fits."""
-
-    bytes: int
-    fits: bool
 
 
 def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -83,68 +71,6 @@ def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
         json.dump(report, file, indent=2)
     _say(f'\nWritten to {path} after {report["seconds"]:.0f} s.')
     return report
-
-
-def prepare(config: ConfigDict) -> None:
-    """Must come before jax looks for devices: to plan for a slice, no device of this machine is touched."""
-    if not config.plan.topology:
-        return
-    jax.config.update('jax_platforms', 'cpu')
-    # libtpu would ask a metadata server for the TPU that it is on, complain of what it does not find,
-    # and refuse to be loaded by two processes, which share no TPU here.
-    for name, value in (('TPU_SKIP_MDS_QUERY', '1'), ('TPU_WORKER_HOSTNAMES', 'localhost'),
-                        ('TPU_ACCELERATOR_TYPE', 'v4-8'), ('TPU_STDERR_LOG_LEVEL', '3'),
-                        ('TPU_MIN_LOG_LEVEL', '3'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')):
-        os.environ.setdefault(name, value)
-
-
-def slice_devices(topology: str) -> list:
-    """The devices of 'v4:4x4x2', a TPU slice, or of 'h100:2x8', hosts x GPUs, as a description to compile for.
-
-    Raises:
-        ValueError: the compiler is not installed, or there are no such devices.
-    """
-    name, _, shape = topology.partition(':')
-    unknown = ValueError(f'plan.topology is {topology!r}, which no compiler here knows; such names are '
-                         f'{_EXAMPLE_NAMES}.')
-    try:
-        if name in GPUS:
-            return _gpus(name, shape, unknown)
-        return _tpus(topology, name)
-    except jax.errors.JaxRuntimeError as error:
-        if 'lockfile' in str(error):
-            raise ValueError('libtpu is in use by another process of this machine: wait for it, or remove '
-                             '/tmp/libtpu_lockfile if there is none.') from error
-        raise unknown from error
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):           # the package that it lies in is missing
-        return False
-
-
-def _tpus(topology: str, name: str) -> list:
-    if not _is_installed('libtpu'):
-        raise ValueError("plan.topology needs libtpu, which compiles for TPUs without having one: pip "
-                         "install 'simclr_jax[tpu]', or leave plan.topology empty for the devices at hand.")
-    # Cloud TPU v4 joins the two cores of a chip into one device; libtpu's description does not by itself.
-    options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
-    return list(topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices)
-
-
-def _gpus(name: str, shape: str, unknown: ValueError) -> list:
-    if not re.fullmatch(r'([1-9]\d*x)?[1-9]\d*', shape):
-        raise unknown
-    if not _is_installed('jax_plugins.xla_cuda12'):
-        raise ValueError("plan.topology needs jax's CUDA plugin, which compiles for GPUs without having one: "
-                         "pip install 'simclr_jax[plan-gpu]', or leave plan.topology empty for the devices "
-                         'at hand.')
-    hosts, _, gpus = shape.rpartition('x')
-    return list(topologies.get_topology_desc(
-        platform='cuda', topology_name='', topology=f'1x{hosts or 1}x{gpus}',
-        target_config=gpu_target(name)).devices)
 
 
 def lower_step(config: ConfigDict, mesh):
@@ -299,58 +225,6 @@ def _search(config: ConfigDict, mesh, chip: Chip, step: dict[str, Any]) -> dict[
     return found
 
 
-def largest_batch(ask: Callable[[int], Need], *, unit: int, start: int, capacity: int | None,
-                  limit: int = 0, known: dict[int, Need] | None = None) -> tuple[int, bool]:
-    """The largest multiple of `unit` that fits, in few questions, each of which is a compile.
-
-    Doubles or halves from `start` until it has one that fits and one that does not; then it guesses
-    from their memory, which is nearly affine in the batch as long as the compiler does not recompute
-    activations to save memory, and halves the interval in every second step, in case it is not.
-
-    Args:
-        ask: batch -> Need. It must be monotone: whatever is smaller than a batch that fits, fits.
-        capacity: bytes of a device; None halves only.
-        limit: ask for no larger batch; 0 = 64 times `start`.
-        known: answers that are there already, for any batch.
-
-    Returns:
-        (batch, whether `limit` rather than memory was the end); (0, False) if not even `unit` fits.
-    """
-    limit = max(unit, (limit or 64 * start) // unit * unit)
-    answers = {0: Need(0, True)} | (known or {})
-
-    def fits(batch):
-        if batch not in answers:
-            answers[batch] = ask(batch)
-        return answers[batch].fits
-
-    low = max(batch // unit * unit for batch in answers if answers[batch].fits)
-    high = min((math.ceil(batch / unit) * unit for batch in answers if not answers[batch].fits), default=None)
-    high = high and min(high, limit + unit)                     # beyond the limit counts as too large
-    step = min(limit, max(unit, start // unit * unit))
-    while high is None:
-        if low >= limit:
-            return limit, True
-        step = min(limit, max(step, 2 * low))
-        if fits(step):
-            low = step
-        else:
-            high = step
-    while not low and high > unit:
-        middle = max(unit, high // 2 // unit * unit)
-        low, high = (middle, high) if fits(middle) else (0, middle)
-    guess = True
-    while high - low > unit:
-        middle = (low + high) // 2
-        below, above = answers.get(low), answers.get(high)
-        if guess and capacity and below and above and above.bytes > max(capacity, below.bytes):
-            middle = low + (high - low) * (capacity - below.bytes) // (above.bytes - below.bytes)
-        middle = min(max(middle // unit * unit, low + unit), high - unit)
-        low, high = (middle, high) if fits(middle) else (low, middle)
-        guess = not guess
-    return low, low >= limit
-
-
 def _ask(config: ConfigDict, mesh, chip: Chip, chunks: int, batch: int, *, quick: bool = True) -> Need:
     config = ConfigDict(config.to_dict())
     config.batch_size, config.encoder_chunks = batch, chunks
@@ -363,31 +237,6 @@ def _ask(config: ConfigDict, mesh, chip: Chip, chunks: int, batch: int, *, quick
 
 def _need(step: dict[str, Any]) -> Need:
     return Need(step['memory']['total'] if 'memory' in step else step['needs'], step['fits'])
-
-
-def confirm(ask, batch: int, unit: int, full: dict[int, Need]) -> int:
-    """The first batch from `batch` downwards that fits when it is compiled as training would compile it."""
-    while batch and batch not in full and not ask(batch, quick=False).fits:
-        batch -= unit
-    return batch
-
-
-def chip_of(device, memory_gib: float = 0.0) -> Chip:
-    """The figures of a device at hand or described, with its own word for the memory where it gives one.
-
-    Of a GPU that is described the memory is jax's pool: the share of it that
-    XLA_PYTHON_CLIENT_MEM_FRACTION says, three quarters by default.
-    """
-    chip = CHIPS.get(device.device_kind, Chip())
-    if memory_gib:
-        return chip._replace(memory=round(memory_gib * _GIB))
-    try:
-        limit = (device.memory_stats() or {}).get('bytes_limit')
-    except jax.errors.JaxRuntimeError:              # a description has no memory to look into
-        limit = None
-    if limit is None and device.platform == 'gpu' and chip.memory:
-        limit = int(chip.memory * float(os.environ.get(_POOL_VARIABLE, _POOL_SHARE)))
-    return chip._replace(memory=limit or chip.memory)
 
 
 def _say(text: str) -> None:

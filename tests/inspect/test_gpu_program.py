@@ -5,7 +5,7 @@ import runpy
 
 import pytest
 
-from simclr_jax.inspect import hlo, plan
+from simclr_jax.inspect import devices as targets, hlo, plan
 from simclr_jax.inspect.chips import GPUS
 from simclr_jax.runtime import sharding
 
@@ -17,8 +17,8 @@ def compile_step(topology, path='configs/imagenet.py', argument='', **overrides)
     """(the plan's report of a step, the text of its program)."""
     config, texts = runpy.run_path(path)['get_config'](argument), []
     config.update(overrides)
-    mesh = sharding.make_mesh(plan.slice_devices(topology))
-    return plan.inspect_step(config, mesh, plan.chip_of(mesh.devices.flat[0]), keep=texts.append), texts[0]
+    mesh = sharding.make_mesh(targets.slice_devices(topology))
+    return plan.inspect_step(config, mesh, targets.chip_of(mesh.devices.flat[0]), keep=texts.append), texts[0]
 
 
 @pytest.fixture(scope='module')
@@ -57,8 +57,8 @@ def test_the_state_is_given_away_and_the_memory_bounded(resnet50):
 
 @pytest.mark.parametrize('name', GPUS)
 def test_every_gpu_of_the_table_is_one_to_compile_for(name):
-    devices = plan.slice_devices(f'{name}:2x2')
+    devices = targets.slice_devices(f'{name}:2x2')
     assert len(devices) == 4 and {device.device_kind for device in devices} == {GPUS[name].device_kind}
     assert [device.process_index for device in devices] == [0, 0, 1, 1]
-    chip = plan.chip_of(devices[0])
+    chip = targets.chip_of(devices[0])
     assert chip.memory == int(0.75 * GPUS[name].chip.memory)

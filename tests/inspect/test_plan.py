@@ -7,9 +7,9 @@ import sys
 import jax
 import pytest
 
-from simclr_jax.inspect import hlo, plan as planning
+from simclr_jax.inspect import devices as targets, hlo, plan as planning
 from simclr_jax.inspect.chips import CHIPS, Chip
-from simclr_jax.inspect.plan import Need, largest_batch
+from simclr_jax.inspect.largest_batch import Need, confirm, largest_batch
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 from simclr_jax.training import steps
@@ -191,9 +191,9 @@ def test_the_answer_of_the_search_is_compiled_in_full():
         asked.append((batch, quick))
         return Need(0, batch <= 16)
 
-    assert planning.confirm(ask, 32, 8, full={}) == 16
+    assert confirm(ask, 32, 8, full={}) == 16
     assert asked == [(32, False), (24, False), (16, False)]
-    assert planning.confirm(ask, 64, 8, full={64: Need(0, True)}) == 64
+    assert confirm(ask, 64, 8, full={64: Need(0, True)}) == 64
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
 def test_a_slice_without_libtpu_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'libtpu', None)        # as where it is not installed
     with pytest.raises(ValueError, match=r"pip install 'simclr_jax\[tpu\]'"):
-        planning.slice_devices('v4:2x2x1')
+        targets.slice_devices('v4:2x2x1')
 
 
 def test_every_chip_of_the_table_has_sane_figures():
@@ -258,37 +258,37 @@ def test_every_chip_of_the_table_has_sane_figures():
     ('v4:2x2x1', 4, 32), ('v3:2x2', 8, 16), ('v5e:2x2', 4, 16), ('v5p:2x2x1', 4, 95), ('v6e:2x2', 4, 32)])
 def test_slices_have_the_devices_that_cloud_tpu_has(topology, count, memory):
     pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
-    planning.prepare(load(topology=topology))
-    devices = planning.slice_devices(topology)
-    assert len(devices) == count and planning.chip_of(devices[0]).memory == memory * GIB
+    targets.prepare(load(topology=topology))
+    devices = targets.slice_devices(topology)
+    assert len(devices) == count and targets.chip_of(devices[0]).memory == memory * GIB
 
 
 def test_gpus_without_their_plugin_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'jax_plugins', None)       # as where it is not installed
     with pytest.raises(ValueError, match=r"pip install 'simclr_jax\[plan-gpu\]'"):
-        planning.slice_devices('h100:8')
+        targets.slice_devices('h100:8')
 
 
 @pytest.mark.parametrize('topology', ['h100', 'h100:', 'h100:0', 'h100:2x', 'h100:2x2x2', 'h100:eight'])
 def test_gpus_are_counted_in_hosts_and_gpus(topology):
     with pytest.raises(ValueError, match='h100:2x8'):
-        planning.slice_devices(topology)
+        targets.slice_devices(topology)
 
 
 @pytest.mark.parametrize('topology', ['v4:3x5x7', 'v9:2x2', 'v4', 'nonsense'])
 def test_an_unknown_slice_is_refused_with_examples(topology):
     pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
-    planning.prepare(load(topology='v4:2x2x1'))
+    targets.prepare(load(topology='v4:2x2x1'))
     with pytest.raises(ValueError, match='such names are v4:4x4x2'):
-        planning.slice_devices(topology)
+        targets.slice_devices(topology)
 
 
 def test_a_step_compiles_for_a_slice_that_nobody_here_owns():
     pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
     config = load(topology='v4:2x2x1', num_classes=10)
-    planning.prepare(config)
-    mesh, texts = sharding.make_mesh(planning.slice_devices('v4:2x2x1')), []
-    report = planning.inspect_step(config, mesh, planning.chip_of(mesh.devices.flat[0]), keep=texts.append,
+    targets.prepare(config)
+    mesh, texts = sharding.make_mesh(targets.slice_devices('v4:2x2x1')), []
+    report = planning.inspect_step(config, mesh, targets.chip_of(mesh.devices.flat[0]), keep=texts.append,
                                    quick=True)
     assert report['fits'] and report['floor']['FLOPs'] > 0
     assert report['collectives']['all-reduce']['bytes'] >= report['memory']['parameters']
