@@ -57,7 +57,7 @@ def measure_loss(name):
     import jax.numpy as jnp
 
     from simclr_jax import nt_xent
-    from simclr_jax.inspect import devices as targets, hlo, plan
+    from simclr_jax.inspect import devices as targets, hlo
     from simclr_jax.runtime import sharding
     mesh = sharding.make_mesh(targets.slice_devices('h100:1'))
     views = [jax.ShapeDtypeStruct((LOSSES[name], 128), jnp.float32, sharding=sharding.replicated(mesh))] * 2

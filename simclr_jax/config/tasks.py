@@ -75,7 +75,7 @@ _TASKS = {
     },
     # Ahead-of-time compilation for devices at hand or not.
     'plan': {
-        'topology': '',                 # '' = the devices at hand; a TPU slice: v4:4x4x2, v5e:4x8; GPUs: h100:8
+        'topology': '',                 # '' = the devices at hand; TPU slices: v4:4x4x2, 2xv5e:4x8; GPUs: h100:2x8
         'memory_gib': 0.0,              # of a device; 0 = what it says, or the published figure
         'search': True,                 # for the largest batch that fits: several compiles
         'max_batch': 0,                 # where the search ends; 0 = 64 times where it starts

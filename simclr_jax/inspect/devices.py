@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -10,8 +11,8 @@ from jax.experimental import topologies
 from simclr_jax.config import ConfigDict
 from simclr_jax.inspect.chips import CHIPS, GPUS, Chip, gpu_target
 
-_EXAMPLE_NAMES = ('v4:4x4x2, v5e:4x8, v5p:4x4x4, v6e:8x8 or v3:4x8 (chips along each axis); for GPUs '
-                  f'{", ".join(GPUS)}, as in h100:8 or h100:2x8 (hosts x GPUs of a host)')
+_EXAMPLE_NAMES = ('v4:4x4x2, v5e:4x8, v5p:4x4x4, v6e:8x8 or v3:4x8 (chips along each axis), 2xv5e:4x8 (two '
+                  f'slices); for GPUs {", ".join(GPUS)}, as in h100:8 or h100:2x8 (hosts x GPUs of a host)')
 # Of a GPU's memory, what jax takes as its pool unless this variable says otherwise.
 _POOL_VARIABLE, _POOL_SHARE = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 0.75
 
@@ -30,7 +31,7 @@ def prepare(config: ConfigDict) -> None:
 
 
 def slice_devices(topology: str) -> list:
-    """The devices of 'v4:4x4x2', a TPU slice, or of 'h100:2x8', hosts x GPUs, as a description to compile for.
+    """The devices of 'v4:4x4x2', a TPU slice, of '2xv4:4x4x2', two, or of 'h100:2x8', hosts x GPUs, to compile for.
 
     Raises:
         ValueError: the compiler is not installed, or there are no such devices.
@@ -41,7 +42,7 @@ def slice_devices(topology: str) -> list:
     try:
         if name in GPUS:
             return _gpus(name, shape, unknown)
-        return _tpus(topology, name)
+        return _tpus(topology, unknown)
     except jax.errors.JaxRuntimeError as error:
         if 'lockfile' in str(error):
             raise ValueError('libtpu is in use by another process of this machine: wait for it, or remove '
@@ -56,13 +57,19 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _tpus(topology: str, name: str) -> list:
+def _tpus(topology: str, unknown: ValueError) -> list:
+    match = re.fullmatch(r'(?:([1-9]\d*)x)?(v\w+)(:\w+)', topology)
     if not _is_installed('libtpu'):
         raise ValueError("plan.topology needs libtpu, which compiles for TPUs without having one: pip "
                          "install 'simclr_jax[tpu]', or leave plan.topology empty for the devices at hand.")
+    if not match:
+        raise unknown
+    slices, name, shape = match.groups()
     # Cloud TPU v4 joins the two cores of a chip into one device; libtpu's description does not by itself.
-    options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
-    return list(topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices)
+    options: dict[str, Any] = {'chip_config_name': 'megacore'} if name == 'v4' else {}
+    if int(slices or 1) > 1:
+        options['num_slices'] = int(slices)
+    return list(topologies.get_topology_desc(platform='tpu', topology_name=f'{name}{shape}', **options).devices)
 
 
 def _gpus(name: str, shape: str, unknown: ValueError) -> list:

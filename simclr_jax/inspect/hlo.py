@@ -7,8 +7,10 @@ device (SPMD), so all counts and bytes of it are per device.
 import collections
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
@@ -31,6 +33,10 @@ _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONTROL = ('while', 'call', 'conditional', 'async-start')
 _NO_KERNEL = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id',
               'replica-id', 'opt-barrier', 'async-update', *_CONTROL)
+# Of a program for several TPU slices: what goes to the others, by libtpu's runtime.
+_TO_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_GROUPS = re.compile(r'(?:replica_groups|source_target_pairs)=(?:\{((?:\{[\d,]*\},?)+)\}'
+                     r"|\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?|mesh\[([^\]]*)\] \{([^}]*)\}(?!, ?device_ids))")
 _SIZE = r'([\d.]+)([KMGT]?)(?:iB|B)?'
 _DOES_NOT_FIT = (re.compile(rf'Used {_SIZE} of {_SIZE} hbm', re.IGNORECASE),
                  re.compile(rf'temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)', re.IGNORECASE))
@@ -115,7 +121,25 @@ def collectives(text: str) -> dict[str, Collective]:
 
     An asynchronous pair (-start, -done) is one collective, a collective of a tuple carries the sum.
     """
-    return _tally(text, lambda instruction, kind: kind)
+    return _tally(text, lambda instruction, kind: None if instruction.op == 'send' else kind)
+
+
+def by_network(text: str, places: Sequence[int]) -> dict[str, dict[str, Collective]]:
+    """{'within', 'between': {kind: Collective}}: those of devices of one place, and those of several.
+
+    Args:
+        text: of a compiled program. That of several TPU slices is the program of one: what goes to the
+            others is a send, and counts as its collective with the operand's bytes.
+        places: the slice or host of each device, in the order of the mesh.
+    """
+    partitions = re.search(r'num_partitions=(\d+)', text.partition('\n')[0])
+    of_one_slice = len(places) > int(partitions[1] if partitions else 1)
+    found = _tally(text, lambda instruction, kind: (
+        'between' if instruction.op == 'send' or not of_one_slice and any(
+            len({places[device] for device in group}) > 1 for group in _groups(instruction.rest, len(places)))
+        else 'within', kind))
+    return {network: {kind: value for (where, kind), value in sorted(found.items()) if where == network}
+            for network in ('within', 'between')}
 
 
 def carried(text: str) -> dict[str, Collective]:
@@ -226,22 +250,50 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
     return None
 
 
-def _tally(text: str, name_of) -> dict[str, Collective]:
-    """{name_of(instruction, kind): Collective} over all collectives of a program's text."""
+def _tally(text: str, name_of: Callable[[Instruction, str], Any]) -> dict[Any, Collective]:
+    """{name_of(instruction, kind): Collective} over the collectives of a program's text, without those named None."""
     program, entry = parse(text)
     calls = _calls(program)
     found = {}
     for name, instructions in program.items():
         times, certain = _executions(name, entry, calls)
-        for instruction in instructions.values():
-            kind = instruction.op.removesuffix('-start')
-            if kind in KINDS and times:
-                what = name_of(instruction, kind)
+        for instruction in instructions.values() if times else ():
+            kind = _kind(instruction)
+            what = name_of(instruction, kind) if kind else None
+            if what is not None:
                 before = found.get(what, Collective(0, 0))
                 found[what] = Collective(
                     before.count + times, before.bytes + times * _payload(instruction, kind, instructions),
                     before.certain and certain)
     return found
+
+
+def _kind(instruction: Instruction) -> str:
+    """The kind of a collective, or of what it is among TPU slices; '' of all else."""
+    if instruction.op == 'send':
+        sent = _TO_SLICES.search(instruction.rest)
+        return sent[1].lower().replace('_', '-') if sent else ''
+    kind = instruction.op.removesuffix('-start')
+    return kind if kind in KINDS else ''
+
+
+def _groups(attributes: str, count: int) -> list[list[int]]:
+    """The devices that a collective joins; all `count`, where it does not name them."""
+    match = _GROUPS.search(attributes)
+    if not match:
+        return [list(range(count))]
+    listed, shape, dims, order, axes, joined = match.groups()
+    if listed:
+        return [[int(device) for device in group.split(',') if device] for group in listed[1:-1].split('},{')]
+    if shape:
+        devices = np.arange(math.prod(_axes(dims))).reshape(_axes(dims))
+        return devices.transpose(_axes(order) if order else None).reshape(_axes(shape)).tolist()
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes))
+    names = [name for name in sizes if f"'{name}'" in joined]
+    devices = np.arange(math.prod(map(int, sizes.values()))).reshape([int(size) for size in sizes.values()])
+    places = [list(sizes).index(name) for name in names]
+    return np.moveaxis(devices, places, range(-len(names), 0)).reshape(
+        -1, math.prod(int(sizes[name]) for name in names)).tolist()
 
 
 def _to_bytes(value: str, unit: str) -> int:
@@ -299,7 +351,9 @@ def _executions(name: str, entry: str, callers) -> tuple[int, bool]:
     return times, certain
 
 
-def _purpose(instruction: Instruction, kind: str) -> str:
+def _purpose(instruction: Instruction, kind: str) -> str | None:
+    if instruction.op == 'send':
+        return None
     name = instruction.op_name
     axes = [_axes(text) for _, text in _SHAPE.findall(instruction.shape)]
     if kind != 'all-reduce' or 'shard_map' in name:

@@ -105,8 +105,10 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
 
     Returns:
         'fits' and 'memory' {part: bytes, 'total': bytes} per device; 'flops', 'bytes_accessed',
-        'collectives' {kind: {'count', 'bytes', 'certain'}} and 'floor' {limit: seconds}, each per step and
-        device. A step that the compiler refuses for lack of memory has 'needs' and 'available' instead.
+        'collectives' {kind: {'count', 'bytes', 'certain'}}, 'networks' (the same, for 'within' a slice, or a
+        host of GPUs, and 'between' them, where there are several), 'sent' {network: bytes, at least} and
+        'floor' {limit: seconds}, each per step and device. A step that the compiler refuses for lack of
+        memory has 'needs' and 'available' instead.
     """
     lowered, (state, batch), flops = lower_step(config, mesh)
     report = {'flops': flops / mesh.size, 'seconds_to_compile': -time.monotonic()}
@@ -125,14 +127,49 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
     parts = memory_parts(state, batch, hlo.memory(compiled))
     cost = compiled.cost_analysis() or {}       # a GPU's compiler has none
     kernels = hlo.kernels(text) if mesh.devices.flat[0].platform == 'gpu' else None
-    sent = hlo.collectives(text)
+    places = _places(mesh)
+    networks = {network: {kind: value._asdict() for kind, value in found.items()}
+                for network, found in hlo.by_network(text, places).items()}
     report |= {
         'fits': chip.memory is None or parts['total'] <= chip.memory, 'memory': parts,
         'bytes_accessed': kernels.bytes if kernels else cost.get('bytes accessed'),
         'xla_flops': cost.get('flops'), 'kernels': kernels and kernels.count,
         'loops_counted_once': kernels is None and hlo.has_loops(text),
-        'collectives': {kind: value._asdict() for kind, value in sorted(sent.items())}}
-    return report | {'floor': floor_seconds(report, chip, mesh.size)}
+        'collectives': {kind: value._asdict() for kind, value in sorted(hlo.collectives(text).items())},
+        'networks': networks if len(set(places)) > 1 else {},
+        'sent': sent_bytes(networks, mesh.size, len(set(places)), by_slice=_has_slices(mesh))}
+    return report | {'floor': floor_seconds(report, chip)}
+
+
+def _has_slices(mesh) -> bool:
+    return mesh.devices.flat[0].platform == 'tpu'
+
+
+def _places(mesh) -> list[int]:
+    """The slice of each TPU, or the host of each GPU, that a network faster than that between them joins."""
+    return [getattr(device, 'slice_index', None) or 0 if _has_slices(mesh) else device.process_index
+            for device in mesh.devices.flat]
+
+
+def sent_bytes(networks: dict[str, dict[str, Any]], num_devices: int, num_places: int, *, by_slice: bool
+               ) -> dict[str, float]:
+    """What a device must send at least, by network: {'within': bytes, 'between': bytes}.
+
+    By the best algorithm: of an array over n devices (n-1)/n, twice that for an all-reduce, which comes back.
+    by_slice: XLA has divided a collective of several slices into one within each and one between, of a
+    device's share. Else one joins all: each place does the first part, each device sends on its share.
+    """
+    each = num_devices // num_places
+
+    def sent(kind: str, size: float, count: int) -> float:
+        return (2 if kind == 'all-reduce' else 1) * size * (count - 1) / count
+
+    within = sum(sent(kind, value['bytes'], each) for found in networks.values() for kind, value in found.items()
+                 if not by_slice or found is networks['within'])
+    gathered = {'all-gather': num_places} if by_slice else {}       # its operand is what the text has
+    between = sum(sent(kind, value['bytes'] * gathered.get(kind, 1) / (1 if by_slice else each), num_places)
+                  for kind, value in networks['between'].items())
+    return {'within': within, 'between': between}
 
 
 def memory_parts(state, batch, memory: dict[str, int]) -> dict[str, int]:
@@ -153,18 +190,14 @@ def bytes_on_device(tree) -> int:
                for leaf in jax.tree.leaves(tree))
 
 
-def floor_seconds(step: dict[str, Any], chip: Chip, num_devices: int) -> dict[str, float]:
+def floor_seconds(step: dict[str, Any], chip: Chip) -> dict[str, float]:
     """{'FLOPs', 'memory', 'interconnect': seconds} below which no step can be, where a rate is known.
 
-    From peak rates alone. What every device must send is the bound of the best algorithm: 2 (n-1)/n of
-    the array for an all-reduce, half of that for the others. XLA's count of bytes, which takes the
-    body of a loop once and some bytes that stay on the chip, is near a bound rather than one.
+    From peak rates alone, and of the interconnect within a slice or a host. XLA's count of bytes, which takes
+    the body of a loop once and some bytes that stay on the chip, is near a bound rather than one.
     """
-    share = (num_devices - 1) / num_devices
-    sent = sum(value['bytes'] * share * (2 if kind == 'all-reduce' else 1)
-               for kind, value in step['collectives'].items())
     floors = {'FLOPs': (step['flops'], chip.flops), 'memory': (step['bytes_accessed'], chip.bandwidth),
-              'interconnect': (sent, chip.interconnect)}
+              'interconnect': (step['sent']['within'], chip.interconnect)}
     return {name: amount / rate for name, (amount, rate) in floors.items() if amount is not None and rate}
 
 
@@ -179,10 +212,15 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     rows = [[part, _gib(size)] for part, size in step['memory'].items() if size or part == 'total']
     verdict = '' if chip['memory'] is None else '; it fits' if step['fits'] else '; it does not fit'
     found = [(f'Memory of a device{limit} ({where}){verdict}', ['part', 'GiB'], rows)]
-    found.append(('Collectives of a step', ['kind', 'count', 'MB'], [
-        [kind, f'{value["count"]:,}{_or_more(not value["certain"])}', f'{value["bytes"] / 1e6:,.3f}']
-        for kind, value in step['collectives'].items()] or [['none', '0', '0']]))
-    amounts = {'FLOPs': f'{step["flops"] / 1e12:,.4g} TFLOP', 'memory': 'unknown', 'interconnect': 'as above'}
+    names = _network_names(report)
+    found.append(('Collectives of a step', ['network', 'kind', 'count', 'MB'], [
+        [names[network], kind, f'{value["count"]:,}{_or_more(not value["certain"])}', f'{value["bytes"] / 1e6:,.3f}']
+        for network, kinds in (step.get('networks') or {'within': step['collectives']}).items()
+        for kind, value in kinds.items()] or [['', 'none', '0', '0']]))
+    amounts = {'FLOPs': f'{step["flops"] / 1e12:,.4g} TFLOP', 'memory': 'unknown',
+               'interconnect': f'{step["sent"]["within"] / 1e6:,.4g} MB sent, at least'}
+    if step.get('networks'):
+        amounts[f'network {names["between"]}'] = f'{step["sent"]["between"] / 1e6:,.4g} MB sent, at least'
     if step['bytes_accessed'] is not None:
         amounts['memory'] = f'{step["bytes_accessed"] / 1e9:,.4g} GB{_or_more(step["loops_counted_once"])}'
     if step.get('kernels'):
@@ -197,6 +235,13 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
         [name, amount, f'{1e3 * floor[name]:,.1f}' if name in floor else 'unknown']
         for name, amount in amounts.items()]))
     return found
+
+
+def _network_names(report: dict[str, Any]) -> dict[str, str]:
+    if not report['step'].get('networks'):
+        return {'within': 'all devices'}
+    what = 'slice' if report['device'].startswith('TPU') else 'host'
+    return {'within': f'within a {what}', 'between': f'between {what}s'}
 
 
 def _search(config: ConfigDict, mesh, chip: Chip, step: dict[str, Any]) -> dict[str, Any]:

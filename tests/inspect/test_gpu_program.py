@@ -62,3 +62,10 @@ def test_every_gpu_of_the_table_is_one_to_compile_for(name):
     assert [device.process_index for device in devices] == [0, 0, 1, 1]
     chip = targets.chip_of(devices[0])
     assert chip.memory == int(0.75 * GPUS[name].chip.memory)
+
+
+def test_two_hosts_join_in_one_collective_of_which_each_gpu_sends_its_share():
+    report, _ = compile_step('h100:2x2', 'configs/smoke.py', 'smoke', batch_size=256)
+    assert report['networks']['within'] == {} and set(report['networks']['between']) == {'all-reduce', 'all-gather'}
+    assert report['networks']['between'] == report['collectives']
+    assert report['sent']['between'] == pytest.approx(report['sent']['within'] / 2)

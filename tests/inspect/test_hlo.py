@@ -230,3 +230,39 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 }
 '''
     assert hlo.kernels(text) == hlo.Kernels(1 + 5 + 1, 7 * 2 * 32)
+
+
+def test_collectives_are_told_apart_by_the_network_that_they_need():
+    def gather(groups):
+        return ('HloModule m, num_partitions=4\n\nENTRY %main (x: f32[8]) -> f32[32] {\n'
+                '  %x = f32[8]{0} parameter(0)\n'
+                f'  ROOT %all = f32[32]{{0}} all-gather(%x), {groups}, dimensions={{0}}\n}}\n')
+
+    hosts, one = [0, 0, 1, 1], {'all-gather': Collective(1, 128)}
+    for groups in ('replica_groups={{0,1},{2,3}}', 'replica_groups=[2,2]<=[4]',
+                   "replica_groups=mesh['a'=2,'b'=2] {'b'}", 'source_target_pairs={{0,1},{3,2}}'):
+        assert hlo.by_network(gather(groups), hosts) == {'within': one, 'between': {}}, groups
+    for groups in ('replica_groups={{0,1,2,3}}', 'replica_groups={}', 'replica_groups=[2,2]<=[2,2]T(1,0)',
+                   "replica_groups=mesh['a'=2,'b'=2] {'a'}", "replica_groups=mesh['a'=2,'b'=2] {'a','b'}",
+                   'source_target_pairs={{0,1},{1,2}}'):
+        assert hlo.by_network(gather(groups), hosts) == {'within': {}, 'between': one}, groups
+
+
+def test_what_goes_to_another_tpu_slice_is_a_send():
+    # Of two slices of two devices, as libtpu writes it: the sum of a slice's share goes to the other.
+    text = '''HloModule m, is_scheduled=true, num_partitions=2
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0:T(256)} parameter(0)
+  %after = token[] after-all()
+  %part = f32[4]{0:T(128)} reduce-scatter(%x), channel_id=1, replica_groups={{0,1}}, dimensions={0}, to_apply=%add
+  %send = (f32[4]{0:T(128)}, u32[], token[]) send(%part, %after), channel_id=3, is_host_transfer=true, ''' \
+        '''frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",''' \
+        '''_xla_megascale_target="{1,2}x{0:1}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=3, is_host_transfer=true
+  ROOT %all = f32[8]{0:T(256)} all-gather(%part), channel_id=2, replica_groups={{0,1}}, dimensions={0}
+}
+'''
+    within = {'all-gather': Collective(1, 32), 'reduce-scatter': Collective(1, 32)}
+    assert hlo.by_network(text, [0, 0, 1, 1]) == {'within': within, 'between': {'all-reduce': Collective(1, 16)}}
+    assert hlo.collectives(text) == within

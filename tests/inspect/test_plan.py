@@ -108,12 +108,25 @@ def test_no_device_holds_its_anchors_against_all_projections(step):
 
 
 def test_the_floor_is_the_slowest_of_what_is_known():
-    one = {'flops': 2e12, 'bytes_accessed': 4e9, 'collectives': {
-        'all-reduce': {'count': 1, 'bytes': 1e9, 'certain': True},
-        'all-gather': {'count': 1, 'bytes': 2e9, 'certain': True}}}
-    floor = planning.floor_seconds(one, Chip(None, 1e12, 1e9, 1e9), 4)
-    assert floor == {'FLOPs': 2.0, 'memory': 4.0, 'interconnect': pytest.approx(0.75 * (2 * 1 + 2))}
-    assert planning.floor_seconds(one, Chip(), 4) == {}
+    one = {'flops': 2e12, 'bytes_accessed': 4e9, 'sent': {'within': 3e9, 'between': 1e9}}
+    assert planning.floor_seconds(one, Chip(None, 1e12, 1e9, 1e9)) == {
+        'FLOPs': 2.0, 'memory': 4.0, 'interconnect': 3.0}
+    assert planning.floor_seconds(one, Chip()) == {}
+
+
+def test_what_a_device_sends_at_least_is_that_of_the_best_algorithm():
+    def of(all_reduce, all_gather):
+        return {'all-reduce': {'bytes': all_reduce}, 'all-gather': {'bytes': all_gather}}
+
+    alone = planning.sent_bytes({'within': of(1e9, 2e9), 'between': {}}, 4, 1, by_slice=True)
+    assert alone == {'within': pytest.approx(0.75 * (2 * 1e9 + 2e9)), 'between': 0}
+    # Two hosts of 8 GPUs: the sum of a host is shared out over its GPUs, and each sends an eighth.
+    hosts = planning.sent_bytes({'within': {}, 'between': of(16e9, 32e9)}, 16, 2, by_slice=False)
+    assert hosts == {'within': pytest.approx(7 / 8 * (2 * 16e9 + 32e9)),
+                     'between': pytest.approx(0.5 * (2 * 16e9 + 32e9) / 8)}
+    # XLA's text of two slices has that eighth, and what a device contributes to a gathered array.
+    slices = planning.sent_bytes({'within': of(16e9, 32e9), 'between': of(2e9, 2e9)}, 16, 2, by_slice=True)
+    assert slices == pytest.approx(hosts)
 
 
 def simulate(memory, capacity, **options):
@@ -222,7 +235,7 @@ def test_without_a_known_memory_there_is_no_search(affine_steps, monkeypatch, tm
     monkeypatch.setattr(planning, 'chip_of', lambda *_: Chip())
     monkeypatch.setattr(planning, 'inspect_step', lambda *_, **__: {
         'fits': True, 'memory': {'total': 1}, 'flops': 1.0, 'bytes_accessed': None, 'collectives': {},
-        'floor': {}})
+        'sent': {'within': 0.0, 'between': 0.0}, 'floor': {}})
     assert planning.plan(load(), str(tmp_path))['largest_batch'] == {}
     assert 'plan.memory_gib' in capsys.readouterr().out
 
@@ -275,7 +288,7 @@ def test_gpus_are_counted_in_hosts_and_gpus(topology):
         targets.slice_devices(topology)
 
 
-@pytest.mark.parametrize('topology', ['v4:3x5x7', 'v9:2x2', 'v4', 'nonsense'])
+@pytest.mark.parametrize('topology', ['v4:3x5x7', 'v9:2x2', 'v4', 'nonsense', '0xv4:2x2x1', '2xh100:8'])
 def test_an_unknown_slice_is_refused_with_examples(topology):
     pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
     targets.prepare(load(topology='v4:2x2x1'))
@@ -283,7 +296,8 @@ def test_an_unknown_slice_is_refused_with_examples(topology):
         targets.slice_devices(topology)
 
 
-def test_a_step_compiles_for_a_slice_that_nobody_here_owns():
+def test_a_step_compiles_for_a_slice_that_nobody_here_owns(monkeypatch):
+    monkeypatch.delenv('XLA_FLAGS')     # libtpu ends the process at those of XLA's CPU compiler
     pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
     config = load(topology='v4:2x2x1', num_classes=10)
     targets.prepare(config)
@@ -296,3 +310,20 @@ def test_a_step_compiles_for_a_slice_that_nobody_here_owns():
     channels, num_norms, _ = norm_channels(config, mesh)
     forward = hlo.carried(texts[0])['batch norm forward']
     assert forward.bytes == 8 * channels and forward.count <= num_norms     # both sums in one
+
+
+def test_two_slices_sum_within_each_first_and_send_a_share_between_them(monkeypatch):
+    monkeypatch.delenv('XLA_FLAGS')     # libtpu ends the process at those of XLA's CPU compiler
+    pytest.importorskip('libtpu')       # of the extra [tpu], which the tests do not install
+    config = load(topology='2xv5e:2x2', num_classes=10)
+    targets.prepare(config)
+    devices = targets.slice_devices('2xv5e:2x2')
+    assert [device.slice_index for device in devices] == [0] * 4 + [1] * 4
+    mesh = sharding.make_mesh(devices)
+    report = planning.inspect_step(config, mesh, targets.chip_of(devices[0]), quick=True)
+    within, between = (report['networks'][network] for network in ('within', 'between'))
+    projections, parameters = 2 * 1536 * 32 * 4, report['memory']['parameters']
+    assert within['all-gather']['bytes'] >= projections
+    assert between['all-gather']['bytes'] >= projections / 8
+    assert parameters / 4 < between['all-reduce']['bytes'] < parameters
+    assert report['sent']['between'] < report['sent']['within']
