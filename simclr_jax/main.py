@@ -27,11 +27,15 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where the run keeps its checkpoints, metrics and results. '
     'The same command with the same workdir resumes from the last checkpoint.')
 _MULTIHOST = flags.DEFINE_bool(
-    'multihost', False, 'Join the other processes first (jax.distributed). A TPU pod and Slurm say '
-    'which these are; elsewhere give the three options below, to all the same but for process_id.')
+    'multihost', False, 'Join the other processes first (jax.distributed). A TPU pod, Slurm and '
+    'Kubernetes say which these are; elsewhere give the three options below, to all the same but for process_id.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+_TIMEOUT = flags.DEFINE_float(
+    'timeout', 300.0, 'Seconds that the processes of a run wait for each other, to join and in a step, before they '
+    'end, with status 75, and say for whom: ten times longer while one compiles, evaluates or saves, a third '
+    'of it for one that gives no sign of life.')
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
 
 
@@ -72,7 +76,7 @@ def main(argv: list[str]) -> None:
         if _MULTIHOST.value:
             from simclr_jax.runtime.processes import Processes
             processes = Processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
-                                  show_traceback=_TRACEBACK.value)
+                                  timeout=_TIMEOUT.value, show_traceback=_TRACEBACK.value)
         if jax.process_index() == 0:
             print(describe(config), end='\n\n', flush=True)
             if warning:
@@ -135,7 +139,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _help() -> str:
     """What --help prints: a screen."""
     lines = ['simclr_jax --config=RECIPE --workdir=DIR [--config.FIELD=VALUE ...]', '']
-    for flag in (_CONFIG, _WORKDIR, _MULTIHOST, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _TRACEBACK):
+    for flag in (_CONFIG, _WORKDIR, _MULTIHOST, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _TIMEOUT, _TRACEBACK):
         lines += textwrap.wrap(f'--{flag.name:<14}{flags.FLAGS[flag.name].help}', 79,
                                subsequent_indent=' ' * 16)
     for title, names in (('Recipes', recipes_here()), ('Tasks, by --config.task', TASKS)):

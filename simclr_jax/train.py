@@ -6,6 +6,7 @@ are functions of (seed, step), so that to resume is to restore the state and sta
 
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ from simclr_jax.runtime import sharding
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.runtime.memory import naming_needs
+from simclr_jax.runtime.watchdog import at
 from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps, workdir as workdirs
 from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
@@ -57,6 +59,8 @@ MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cach
               'eval.antialias', 'eval.resize_to', 'eval.knn_every_epochs', 'eval.knn_k', 'eval.knn_temperature',
               'eval.knn_max_images', 'eval.linear_at_end', 'eval.pixel_floor', 'eval.encoder', 'eval.evaluators',
               'eval.evaluators_every_epochs', 'shard_state')
+
+_SLOW = 10      # times longer than a step may what is not one take, before the others count it as stuck
 
 # For a GPU XLA would keep float32 between bfloat16 operations where it may: more memory, more to move.
 _COMPILER_OPTIONS = {'gpu': {'xla_allow_excess_precision': False}}
@@ -105,6 +109,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     with WorkdirLock(workdir, is_lead=sharding.is_lead()) as lock:
         if os.path.isdir(workdir):
             lock.acquire()
+        at(-2, 'loading the data', _SLOW)
         run, inputs, notes = _load(config, workdir, source=source, test_source=test_source, views=views, **given)
         return _run(run, inputs, notes, lock, writers=writers, evaluators=evaluators, **given)
 
@@ -191,6 +196,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         writer.note(*damage, *notes, *_introduction(run, network, state, num_steps))
         results = {}
         if run.is_measurable:
+            at(-1, 'the evaluation before training', math.inf)
             results, floor = _measure_floors(run, encode, init_state)
             where = 'encoder of init_from' if config.init_from else 'random encoder'
             writer.note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
@@ -219,10 +225,14 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
     with (Interruption(run.mesh, every_steps=5) as interruption, jax.transfer_guard('disallow'),
           naming_needs(lambda: train_step.lower(state, batch).compile())):
         for step in range(start + 1, num_steps + 1):
+            patience = 1 if step > start + 2 else _SLOW         # it compiles first
+            at(step, f'the images of step {step:,}', patience)
             profiler.begin(step, state)
             batch = next(batches)
+            at(step + 0.1, f'step {step:,}', patience)
             state, metrics = train_step(state, batch)
             if profiler.end(step, state):
+                at(step + 0.1, f'the breakdown of step {step:,}', _SLOW)
                 with log.pause():
                     log.add(profiler.report(lambda: train_step.lower(state, batch).compile().as_text()))
             for evaluator, every_steps in of_rows:
@@ -232,6 +242,7 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
             interrupted, found = interruption.arrived(step), {}
             called = [evaluator for evaluator, every_epochs in of_epochs if due(step, every_epochs) and not interrupted]
             if called:
+                at(step + 0.25, f'the evaluation after step {step:,}', _SLOW)
                 log.flush()
                 with writer.pause(), jax.transfer_guard('allow'):
                     for evaluator in called:
@@ -239,12 +250,14 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
                 writer.write(step, found)
                 log.restart(step)
             if 'knn_accuracy' in found or interrupted or due(step, config.checkpoint.every_epochs):
+                at(step + 0.5, f'saving step {step:,}', _SLOW)
                 log.flush()
                 checkpointer.save(state, found)
             if interrupted:
                 checkpointer.wait()
                 interruption.leave(writer, step)
         checkpointer.wait()
+    at(num_steps + 1, 'the final evaluation', math.inf)
     return state
 
 
