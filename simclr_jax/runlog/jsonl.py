@@ -1,35 +1,37 @@
 """metrics.jsonl, a row a line, and log.txt, what was said and when."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 
 class JsonLines:
     """Rows as JSON in workdir/metrics.jsonl, on disk as soon as they are written, and notes in log.txt.
 
     NaN and infinities become null. Rows after `start_step`, and a line that a kill cut short, are removed
-    first, so that no step is written twice.
+    first, so that no step is written twice. A file that cannot be written is an OSError that names it.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0):
         path = pathlib.Path(workdir) / 'metrics.jsonl'
-        _drop_rows_after(path, start_step)
+        with _named(path):
+            _drop_rows_after(path, start_step)
         self._rows = open(path, 'a')
         self._log = open(path.with_name('log.txt'), 'a')
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {'step': step, 'time': round(time.time(), 3), **finite}
-        self._rows.write(json.dumps(line, allow_nan=False) + '\n')
-        self._rows.flush()
+        _append(self._rows, json.dumps(line, allow_nan=False) + '\n')
 
     def note(self, text: str) -> None:
-        self._log.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {text}\n')
-        self._log.flush()
+        _append(self._log, f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {text}\n')
 
     def image(self, name: str, array: Any) -> None:
         """Lines of JSON hold no images."""
@@ -37,6 +39,28 @@ class JsonLines:
     def close(self) -> None:
         self._rows.close()
         self._log.close()
+
+
+def _append(file: TextIO, text: str) -> None:
+    if file.closed:         # it has failed before, which was told
+        return
+    with _named(file.name):
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):      # or closing it later writes again, and fails in other words
+                file.close()
+            raise
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        mend = 'make room there' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'mend that'
+        raise OSError(f'{path} cannot be written ({error.strerror}): {mend}, and start again to resume.') from error
 
 
 def _drop_rows_after(path: pathlib.Path, start_step: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+import threading
 import time
 from typing import Any
 
@@ -17,12 +18,18 @@ class TensorBoard:
     def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0, config: Any = None):
         del config      # which events do not hold
         self._step = start_step
+        before = set(threading.enumerate())
         # TensorBoard reads a directory's files in the order of their names, which hold whole seconds.
         self._events = _summary_writer()(
             str(pathlib.Path(workdir) / 'tensorboard'), purge_step=start_step + 1 if start_step else 0,
-            flush_secs=10, filename_suffix=f'.{time.time_ns()}.{os.getpid()}')
+            flush_secs=10, filename_suffix=f'.{time.time_ns()}.{os.getpid()}',
+            max_queue=0)        # of any length: when the thread that writes has failed, nothing waits for it
+        self._threads, self._error = set(threading.enumerate()) - before, None
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        if self._error:
+            raise OSError(f'no events can be written: {self._error}')
         self._step = step
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
@@ -34,7 +41,15 @@ class TensorBoard:
         self._events.add_image(name, array, self._step, dataformats='HWC')
 
     def close(self) -> None:
+        if threading.excepthook == self._thread_failed:
+            threading.excepthook = self._hook
         self._events.close()
+
+    def _thread_failed(self, failure: Any) -> None:
+        if failure.thread in self._threads:
+            self._error = failure.exc_value
+        else:
+            self._hook(failure)
 
 
 def _summary_writer() -> type:

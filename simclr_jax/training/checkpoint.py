@@ -6,6 +6,8 @@ import math
 import os
 import pathlib
 import shutil
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,9 +25,26 @@ _ITEM = 'state'
 
 
 def quiet_orbax_logs() -> None:
-    """Drops orbax's log records: whatever fails reaches the caller as an exception anyway."""
+    """Drops orbax's log records: whatever fails reaches the caller as an exception anyway.
+
+    So do the tracebacks of what was still being written when one write had failed (of a full disk, say).
+    """
     for logger in (absl_logging.get_absl_logger(), logging.getLogger('asyncio')):
         logger.addFilter(_is_not_from_orbax)
+    if not isinstance(sys.unraisablehook, _WithoutLateWrites):
+        sys.unraisablehook = _WithoutLateWrites(sys.unraisablehook)
+
+
+class _WithoutLateWrites:
+    """A hook for `sys.unraisablehook`: tensorstore's threads may call back to a loop that has ended."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):
+            self._hook(unraisable)
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:

@@ -213,3 +213,29 @@ def test_a_long_run_says_its_length_after_two_steps(tmp_path):
         found = re.findall(r'The second step took 0.01\d* s: 999,998 more take about \d+ h \d+ min\.',
                            stream.getvalue())
         assert len(found) == is_long, stream.getvalue()
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='/dev/full is of Linux')
+def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path):
+    (tmp_path / 'log.txt').symlink_to('/dev/full')
+    with pytest.raises(OSError) as caught, MetricWriter(tmp_path, total_steps=2, stream=io.StringIO()) as writer:
+        writer.note('a sentence')
+    assert str(caught.value) == (f'{tmp_path}/log.txt cannot be written (No space left on device): make room there, '
+                                 'and start again to resume.')
+
+
+def test_events_that_cannot_be_written_are_noted_and_the_run_continues(tmp_path, monkeypatch):
+    records = pytest.importorskip('tensorboardX.record_writer')
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    with MetricWriter(tmp_path, total_steps=10_000, stream=io.StringIO()) as writer:
+        monkeypatch.setattr(records.RecordWriter, 'write', full)
+        for step in range(1, 10_000):           # its queue was full after ten, for ever
+            writer.write(step, {'loss': 1.0})
+            if 'TensorBoard' in (tmp_path / 'log.txt').read_text():
+                break
+            time.sleep(0.01)
+    assert 'TensorBoard.write failed and gets no more metrics; the run continues' in (tmp_path / 'log.txt').read_text()
+    assert len(rows(tmp_path)) == step
