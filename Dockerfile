@@ -1,5 +1,6 @@
 # CPU:   docker build -t simclr_jax .
 # GPU:   docker build -t simclr_jax --build-arg EXTRAS=report,gpu .     (run with --gpus all; CUDA comes with the packages)
+# TPU:   docker build -t simclr_jax --build-arg EXTRAS=report,tpu,tfds,gcs .      (launch/gke/jobset.yaml)
 # Run:   docker run --rm -v "$PWD/runs:/runs" simclr_jax --config=smoke --workdir=smoke
 ARG PYTHON=3.11
 

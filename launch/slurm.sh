@@ -6,7 +6,8 @@
 #   launch/slurm.sh --dry-run --config=...          # prints the commands
 # The workdir and the repository lie where all nodes see them. As many tasks as GPUs a node: jax gives each
 # task the GPU of its local number. Two minutes before the time limit the processes get SIGTERM, save, and
-# the job is queued again; after a preemption or the loss of a node Slurm queues it again itself. With
+# the job is queued again; so is one that lost a process or hung, at most RESTARTS (3) times. After a preemption
+# (PreemptMode=REQUEUE, whose GraceTime gives time to save) or the loss of a node Slurm queues it again itself. With
 # NO_INSTALL=1 the program runs with $PYTHON (python3) as it is.
 #SBATCH --job-name=simclr_jax
 #SBATCH --nodes=1
@@ -37,8 +38,14 @@ status=0
 # Every task sees all GPUs of its node. If one fails the others would wait for it: they end too.
 run srun --gpu-bind=none --kill-on-bad-exit=1 "$python" -m simclr_jax.main --multihost "$@" || status=$?
 
-# 143: saved after SIGTERM. A job that was cancelled is no longer RUNNING, and stays cancelled.
-if [ "$status" = 143 ] && [ "$(squeue --noheader --jobs="${SLURM_JOB_ID:-}" --format=%T)" = RUNNING ]; then
+# 143: saved after SIGTERM. 75, 134, 137: a process was lost, or hung and was killed.
+again=''
+case $status in
+    143) again=yes ;;
+    75|134|137) if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-3}" ]; then again=yes; fi ;;
+esac
+# A job that was cancelled, or that a preemption queues again, is no longer RUNNING.
+if [ -n "$again" ] && [ "$(squeue --noheader --jobs="${SLURM_JOB_ID:-}" --format=%T)" = RUNNING ]; then
     run scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh calls on every worker of a slice:
+# What launch/tpu_pod.sh calls on every worker of its slices:
 #   launch/tpu_worker.sh install
 #   launch/tpu_worker.sh run --config=... --workdir=...
 set -euo pipefail
@@ -22,7 +22,7 @@ case ${1:-} in
         # uv brings a Python of its own: those of many TPU images are older than 3.11.
         PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
         python3 -m uv venv --quiet --allow-existing --python 3.12 "$venv"
-        python3 -m uv pip install --quiet --python "$venv" --constraint constraints.txt '.[tpu,tfds]' ;;
+        python3 -m uv pip install --quiet --python "$venv" --constraint constraints.txt '.[tpu,tfds,gcs]' ;;
     run)
         shift
         stop_earlier

@@ -28,6 +28,7 @@ next() {
 '''
 
 _GCLOUD = _STUB + r'''
+[ "$1" = compute ] || exit 0
 case "$4 $*" in
     describe*)
         state=$(next states)
@@ -107,7 +108,8 @@ def test_shellcheck_is_clean():
 
 
 POD = ('--name', 'n', '--zone', 'z', '--type', 'v4-32', '--version', 'tpu-v')
-TPU = 'gcloud compute tpus tpu-vm'
+TPU = 'gcloud compute tpus queued-resources'
+ALL = '--worker=all --node=all --batch-size=all'
 INSTALL = ('mkdir -p simclr_jax && tar -xzf simclr_jax.tar.gz -C simclr_jax && '
            'simclr_jax/launch/tpu_worker.sh install')
 WHERE = '--zone=z --quiet'
@@ -140,17 +142,25 @@ WHERE = '--zone=z --quiet'
         '--config=c.py']),
     ('tpu_pod.sh', [*POD, '--spot', '--project', 'p', '--setup', 'mount a', '--delete', '--', '--config=c.py',
                     '--config.x=(1, 2)'], [
-        f"{TPU} describe n '--format=value(state)' --zone=z --project=p --quiet",
-        f'{TPU} create n --accelerator-type=v4-32 --version=tpu-v --spot --zone=z --project=p --quiet',
-        'git archive --format=tar.gz --output=/tmp/SCRATCH/simclr_jax.tar.gz HEAD',
-        f'{TPU} scp /tmp/SCRATCH/simclr_jax.tar.gz n:simclr_jax.tar.gz --worker=all --zone=z --project=p '
+        f"{TPU} describe n '--format=value(state.state)' --zone=z --project=p --quiet",
+        f'{TPU} create n --node-id=n --accelerator-type=v4-32 --runtime-version=tpu-v --spot --zone=z --project=p '
         '--quiet',
-        f"{TPU} ssh n --worker=all '--command={INSTALL}' --zone=z --project=p --quiet",
-        f"{TPU} ssh n --worker=all '--command=mount a' --zone=z --project=p --quiet",
-        f"{TPU} ssh n --worker=all '--command=simclr_jax/launch/tpu_worker.sh run --config=c.py "
+        'git archive --format=tar.gz --output=/tmp/SCRATCH/simclr_jax.tar.gz HEAD',
+        f'{TPU} scp /tmp/SCRATCH/simclr_jax.tar.gz n:simclr_jax.tar.gz {ALL} --zone=z --project=p --quiet',
+        f"{TPU} ssh n {ALL} '--command={INSTALL}' --zone=z --project=p --quiet",
+        f"{TPU} ssh n {ALL} '--command=mount a' --zone=z --project=p --quiet",
+        f"{TPU} ssh n {ALL} '--command=simclr_jax/launch/tpu_worker.sh run --config=c.py "
         r"--config.x=\(1\,\ 2\)' --zone=z --project=p --quiet",
-        f'{TPU} delete n --zone=z --project=p --quiet']),
-    ('tpu_pod.sh', ['--name', 'n', '--zone', 'z', '--delete'], [f'{TPU} delete n {WHERE}']),
+        f'{TPU} delete n --force --zone=z --project=p --quiet']),
+    ('tpu_pod.sh', [*POD, '--slices', '2', '--bucket=gs://b/code', '--', '--workdir=gs://b/run'], [
+        f"{TPU} describe n '--format=value(state.state)' {WHERE}",
+        f'{TPU} create n --node-count=2 --accelerator-type=v4-32 --runtime-version=tpu-v {WHERE}',
+        'git archive --format=tar.gz --output=/tmp/SCRATCH/simclr_jax.tar.gz HEAD',
+        'gcloud storage cp /tmp/SCRATCH/simclr_jax.tar.gz gs://b/code/simclr_jax.tar.gz',
+        f"{TPU} ssh n {ALL} '--command=gcloud storage cp gs://b/code/simclr_jax.tar.gz simclr_jax.tar.gz && "
+        f"{INSTALL}' {WHERE}",
+        f"{TPU} ssh n {ALL} '--command=simclr_jax/launch/tpu_worker.sh run --workdir=gs://b/run' {WHERE}"]),
+    ('tpu_pod.sh', ['--name', 'n', '--zone', 'z', '--delete'], [f'{TPU} delete n --force {WHERE}']),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_a_dry_run_prints_the_commands_and_calls_nothing(script, arguments, expected, launch, tmp_path):
     done = launch(script, '--dry-run', *arguments, python=sys.executable)
@@ -174,26 +184,26 @@ def pod(launch, *options, states, endings=(0,), creations=(0,)):
 
 
 def test_a_slice_is_created_and_every_worker_runs_the_program(launch):
-    done, called = pod(launch, states=['ABSENT', 'CREATING', 'READY'])
+    done, called = pod(launch, states=['ABSENT', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'])
     assert done.returncode == 0, done.stderr
-    assert called == 'describe create describe describe scp install run'
+    assert called == 'describe create describe describe describe scp install run'
     calls = launch.calls()
-    assert f'{TPU} create n --accelerator-type=v4-32 --version=tpu-v {WHERE}' in calls
-    assert calls[-1] == (f'{TPU} ssh n --worker=all --command=simclr_jax/launch/tpu_worker.sh run '
+    assert f'{TPU} create n --node-id=n --accelerator-type=v4-32 --runtime-version=tpu-v {WHERE}' in calls
+    assert calls[-1] == (f'{TPU} ssh n {ALL} --command=simclr_jax/launch/tpu_worker.sh run '
                          f'--config=c {WHERE}')
 
 
 def test_a_slice_that_is_there_is_used(launch):
-    done, called = pod(launch, '--setup', 'mount a', states=['READY'])
+    done, called = pod(launch, '--setup', 'mount a', states=['ACTIVE'])
     assert done.returncode == 0, done.stderr
     assert called == 'describe scp install ssh run'
-    assert f'{TPU} ssh n --worker=all --command=mount a {WHERE}' in launch.calls()
+    assert f'{TPU} ssh n {ALL} --command=mount a {WHERE}' in launch.calls()
 
 
 def test_a_preempted_slice_is_replaced_until_the_program_is_done(launch):
     done, called = pod(launch, '--restarts', '0', '--delete', endings=[255, 1, 0], creations=[0, 1, 0],
-                       states=['READY', 'PREEMPTED', 'TERMINATED', 'ABSENT', 'ABSENT', 'READY', 'DELETING',
-                               'ABSENT', 'READY'])
+                       states=['ACTIVE', 'SUSPENDED', 'FAILED', 'ABSENT', 'ABSENT', 'ACTIVE', 'SUSPENDING',
+                               'ABSENT', 'ACTIVE'])
     assert done.returncode == 0, done.stderr
     # The second status is an ordinary error's: what counts is that the slice is gone. One creation fails.
     assert called == ('describe scp install run describe describe delete describe create describe create '
@@ -201,19 +211,19 @@ def test_a_preempted_slice_is_replaced_until_the_program_is_done(launch):
 
 
 def test_an_error_of_the_user_ends_it_with_its_status(launch):
-    done, called = pod(launch, '--delete', states=['READY'], endings=[1])
+    done, called = pod(launch, '--delete', states=['ACTIVE'], endings=[1])
     assert done.returncode == 1
     assert called == 'describe scp install run describe'
 
 
 @pytest.mark.parametrize('status', [75, 143, 255])
 def test_a_crash_on_a_sound_slice_is_tried_again_so_often_and_no_more(status, launch):
-    done, called = pod(launch, '--restarts', '1', states=['READY'], endings=[status])
+    done, called = pod(launch, '--restarts', '1', states=['ACTIVE'], endings=[status])
     assert done.returncode == status
     assert called == 'describe scp install run describe describe run describe'
 
 
-@pytest.mark.parametrize('states, creations', [(['ABSENT'], [1]), (['OFFLINE'], [0])])
+@pytest.mark.parametrize('states, creations', [(['ABSENT'], [1]), (['OFFLINE'], [0]), (['FAILED'], [0])])
 def test_a_slice_that_cannot_be_had_is_told_at_once(states, creations, launch):
     done, called = pod(launch, states=states, creations=creations)
     assert done.returncode == 1
@@ -221,7 +231,7 @@ def test_a_slice_that_cannot_be_had_is_told_at_once(states, creations, launch):
 
 
 def test_a_lost_network_deletes_nothing(launch):
-    done, called = pod(launch, states=['READY', 'OFFLINE', 'OFFLINE', 'READY'], endings=[255, 0])
+    done, called = pod(launch, states=['ACTIVE', 'OFFLINE', 'OFFLINE', 'ACTIVE'], endings=[255, 0])
     assert done.returncode == 0
     assert called == 'describe scp install run describe describe describe run'
 
@@ -240,8 +250,9 @@ def test_a_worker_first_ends_what_an_earlier_connection_left(launch, tmp_path):
 
 
 @pytest.mark.parametrize('status, state, requeued', [
-    (0, 'RUNNING', False), (1, 'RUNNING', False), (143, 'RUNNING', True), (143, 'COMPLETING', False)])
-def test_slurm_queues_again_what_its_time_limit_stopped(status, state, requeued, launch, tmp_path):
+    (0, 'RUNNING', False), (1, 'RUNNING', False), (143, 'RUNNING', True), (143, 'COMPLETING', False),
+    (75, 'RUNNING', True), (137, 'RUNNING', True), (75, 'PREEMPTED', False)])
+def test_slurm_queues_again_what_its_time_limit_stopped_or_a_process_left(status, state, requeued, launch, tmp_path):
     spooled = shutil.copy(ROOT / 'launch' / 'slurm.sh', tmp_path / 'slurm_script')     # as sbatch does
     environment = {'SLURM_SUBMIT_DIR': str(ROOT), 'SLURM_JOB_ID': '7', 'NO_INSTALL': '1', 'PYTHON': 'python'}
     done = launch(spooled, '--config=c.py', cwd=tmp_path, extra=environment, endings=[status], states=[state])
@@ -252,10 +263,64 @@ def test_slurm_queues_again_what_its_time_limit_stopped(status, state, requeued,
     assert ('scontrol requeue 7' in calls) == requeued
 
 
+def test_slurm_gives_a_run_up_that_loses_a_process_again_and_again(launch):
+    environment = {'NO_INSTALL': '1', 'PYTHON': 'python', 'SLURM_JOB_ID': '7', 'SLURM_RESTART_COUNT': '3'}
+    assert launch('slurm.sh', '--config=c.py', extra=environment, endings=[75], states=['RUNNING']).returncode == 75
+    assert not [call for call in launch.calls() if 'requeue' in call]
+
+
 def test_sbatch_from_elsewhere_is_told_where_to_call_it(launch, tmp_path):
     spooled = shutil.copy(ROOT / 'launch' / 'slurm.sh', tmp_path / 'slurm_script')
     done = launch(spooled, cwd=tmp_path, extra={'SLURM_SUBMIT_DIR': str(tmp_path)})
     assert done.returncode == 1 and 'root of the repository' in done.stderr and not launch.calls()
+
+
+def manifest(path):
+    return pytest.importorskip('yaml').safe_load((ROOT / 'launch' / path).read_text())
+
+
+def test_the_jobset_is_one_by_its_schema_and_its_numbers_agree():
+    jobset = manifest('gke/jobset.yaml')
+    assert (jobset['apiVersion'], jobset['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
+    # Fields as kubernetes-sigs/jobset documents them (sdk/python/docs).
+    assert set(jobset['spec']) <= {'failurePolicy', 'network', 'replicatedJobs', 'startupPolicy', 'successPolicy'}
+    assert set(jobset['spec']['failurePolicy']) <= {'maxRestarts', 'rules'}
+    for rule in jobset['spec']['failurePolicy']['rules']:
+        assert set(rule) <= {'action', 'name', 'onJobFailureReasons', 'targetReplicatedJobs'}
+    jobs, = jobset['spec']['replicatedJobs']
+    assert set(jobs) == {'name', 'replicas', 'template'}
+    job = jobs['template']['spec']
+    pod = job['template']['spec']
+    chips = pod['containers'][0]['resources']['limits']['google.com/tpu']
+    rows, columns = map(int, pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x'))
+    assert job['parallelism'] == job['completions'] == rows * columns / chips
+    schemas = pytest.importorskip('kubernetes_validate')
+    schemas.validate({'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'slice'}, **jobs['template']},
+                     '1.33', strict=True)
+
+
+def test_the_skypilot_task_is_one_by_its_schema():
+    task = manifest('skypilot.yaml')
+    schemas = pytest.importorskip('sky.utils.schemas')
+    validate = pytest.importorskip('jsonschema').validate
+    validate(task, schemas.get_task_schema())
+    validate(task['resources'], schemas.get_resources_schema())
+
+
+def test_the_skypilot_task_starts_a_process_on_each_machine(launch, tmp_path):
+    script = tmp_path / 'run.sh'
+    script.write_text(manifest('skypilot.yaml')['run'])
+    python = tmp_path / 'home' / 'simclr_jax_venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.symlink_to(tmp_path / 'stubs' / 'python')
+    for rank in range(2):
+        done = launch(str(script), extra={
+            'SKYPILOT_NODE_IPS': '10.0.0.1\n10.0.0.2', 'SKYPILOT_NUM_NODES': '2', 'SKYPILOT_NODE_RANK': str(rank),
+            'CONFIG': 'imagenet', 'WORKDIR': 's3://b/run', 'ARGUMENTS': '--config.seed=1'})
+        assert done.returncode == 0, done.stderr
+    assert launch.calls() == [
+        f'python -m simclr_jax.main --multihost --coordinator=10.0.0.1:8476 --num_processes=2 --process_id={rank} '
+        '--config=imagenet --workdir=s3://b/run --config.seed=1' for rank in range(2)]
 
 
 def wait_for(condition):
