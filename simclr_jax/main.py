@@ -1,7 +1,6 @@
 """The command: `python -m simclr_jax.main --config=configs/smoke.py --workdir=DIR`."""
 
 import importlib
-import os
 import runpy
 import sys
 import textwrap
@@ -10,6 +9,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from simclr_jax import storage
 from simclr_jax.config import (
     ConfigDict,
     check_values,
@@ -24,7 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A recipe by its name, such as smoke or cifar10:depth=50, or a config file. '
     'Any field can be overridden: --config.batch_size=256.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Where the run keeps its checkpoints, metrics and results. '
+    'workdir', None, 'Where the run keeps its checkpoints, metrics and results, here or in a bucket (gs://, s3://). '
     'The same command with the same workdir resumes from the last checkpoint.')
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'Join the other processes first (jax.distributed). A TPU pod, Slurm and '
@@ -81,7 +81,9 @@ def main(argv: list[str]) -> None:
             print(describe(config), end='\n\n', flush=True)
             if warning:
                 print(f'warning: {warning}', file=sys.stderr, flush=True)
-        task(config, os.path.abspath(os.path.expanduser(str(_WORKDIR.value))))
+        workdir = storage.absolute(str(_WORKDIR.value))
+        storage.check_workdir(workdir)
+        task(config, workdir)
     except KeyboardInterrupt:
         if processes:
             processes.fail('interrupted', 130)

@@ -1,12 +1,16 @@
-"""Every path that is read or written: local, or remote as `gs://`, `s3://` and whatever else fsspec reaches.
+"""Every path that is read or written: local, or remote as `gs://`, `s3://` and whatever else fsspec reads.
 
 Local paths take the system's calls directly, so that a data set of small files costs no more than it must.
+What object stores are like, and what they lack, is in `buckets`, which is imported where a path is remote.
 """
 
+import atexit
 import os
 import shutil
+import tempfile
 import uuid
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
 
 Path = str | os.PathLike
 
@@ -18,52 +22,84 @@ class Entry(NamedTuple):
     is_dir: bool
 
 
+class StoreError(ValueError):
+    """A remote store that does not answer, or refuses; no OSError, by which a single file is skipped."""
+
+
 def is_remote(path: Path) -> bool:
     """Whether a path names a protocol, as `gs://bucket/images` does."""
     return '://' in os.fspath(path)
 
 
 def as_path(path: Path) -> str:
-    """The path as a string, `~` expanded where it is local."""
+    """The path as a string, `~` expanded where it is local; ValueError: a `gs:/` that is not whole."""
     path = os.fspath(path)
-    return path if is_remote(path) else os.path.expanduser(path)
+    if is_remote(path):
+        return path.rstrip('/')
+    if path.startswith(('gs:/', 's3:/')):
+        raise ValueError(f"'{path}' is no path of a bucket: write {path[:2]}://{path[3:].lstrip('/')}.")
+    return os.path.expanduser(path)
+
+
+def absolute(path: Path) -> str:
+    """The same, from the root where it is local."""
+    path = as_path(path)
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def exists(path: Path) -> bool:
     """Whether there is a file or a directory."""
-    return _remote(path).exists(path) if is_remote(path) else os.path.exists(path)
+    return _remote(path, 'exists') if is_remote(path) else os.path.exists(path)
 
 
 def is_dir(path: Path) -> bool:
     """Whether there is a directory."""
-    return _remote(path).isdir(path) if is_remote(path) else os.path.isdir(path)
+    return _remote(path, 'isdir') if is_remote(path) else os.path.isdir(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file."""
+    return _remote(path, 'isfile') if is_remote(path) else os.path.isfile(path)
 
 
 def scan(path: Path) -> list[Entry]:
     """What lies in a directory, sorted by name. OSError: it cannot be listed."""
     if is_remote(path):
-        found = [Entry(entry['name'].rstrip('/').rsplit('/', 1)[-1], entry['type'] == 'directory')
-                 for entry in _remote(path).ls(path, detail=True)]
+        found = [entry for entry, _ in scan_sizes(path)]
     else:
         with os.scandir(path) as entries:
             found = [Entry(entry.name, entry.is_dir()) for entry in entries]
     return sorted(found)
 
 
+def scan_sizes(path: Path) -> list[tuple[Entry, int]]:
+    """What lies in a remote directory, with its bytes (0 of a directory): in the same requests as the names."""
+    itself = os.fspath(path).partition('://')[2].strip('/')
+    return [(Entry(entry['name'].rstrip('/').rsplit('/', 1)[-1], entry['type'] == 'directory'), entry['size'] or 0)
+            for entry in _remote(path, 'ls', detail=True) if entry['name'].strip('/') != itself]
+
+
+def walk_sizes(path: Path) -> dict[str, int]:
+    """{path from it: bytes} of all files below a remote directory, without a request for each directory."""
+    itself = os.fspath(path).partition('://')[2].strip('/')
+    return {name.strip('/')[len(itself) + 1:]: entry['size'] or 0
+            for name, entry in _remote(path, 'find', detail=True).items() if not name.endswith('/')}
+
+
 def size(path: Path) -> int:
     """Bytes of a file. OSError: there is none."""
-    return _remote(path).size(path) if is_remote(path) else os.stat(path).st_size
+    return _remote(path, 'size') if is_remote(path) else os.stat(path).st_size
 
 
 def open_read(path: Path) -> Any:
     """A file to read bytes from, at any place: a context manager. OSError: it cannot be opened."""
-    return _remote(path).open(path, 'rb') if is_remote(path) else open(path, 'rb')
+    return _remote(path, 'open', 'rb') if is_remote(path) else open(path, 'rb')
 
 
 def read_bytes(path: Path, start: int = 0, length: int = -1) -> bytes:
     """A file from byte `start` on, all or `length` bytes of it. OSError: it cannot be read."""
     if is_remote(path):
-        return _remote(path).cat_file(path, start, None if length < 0 else start + length)
+        return _remote(path, 'cat_file', start, None if length < 0 else start + length)
     with open(path, 'rb') as file:
         file.seek(start)
         return file.read(length)
@@ -72,14 +108,25 @@ def read_bytes(path: Path, start: int = 0, length: int = -1) -> bytes:
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file, its directory too: who reads `path` finds what was there before or all of `data`."""
     if is_remote(path):
-        _remote(path).pipe_file(path, data)     # an object store shows an object when it is whole
+        _remote(path, 'pipe_file', data)        # an object store shows an object when it is whole
+    else:
+        write_by(path, lambda file: file.write(data))
+
+
+def write_by(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """The same, of what `write` puts into a file that is open for bytes."""
+    if is_remote(path):
+        with tempfile.NamedTemporaryFile() as file:
+            write(file)         # pyright: ignore[reportArgumentType]
+            file.flush()
+            upload(file.name, path)
         return
     folder = os.path.dirname(os.fspath(path)) or '.'
     make_dirs(folder)
     unfinished = f'{os.fspath(path)}.{uuid.uuid4().hex[:8]}.unfinished'
     try:
         with open(unfinished, 'wb') as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -88,15 +135,31 @@ def write_atomically(path: Path, data: bytes) -> None:
         remove(unfinished)
 
 
+def upload(file: str, path: Path) -> None:
+    """Brings a local file to a remote path, in parts where it is large."""
+    _remote(path, 'put_file', file)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds to the end of a file, which it makes; what two processes add at a time to a bucket's are both kept."""
+    if is_remote(path):
+        from simclr_jax import buckets
+        buckets.append(os.fspath(path), data)
+        return
+    with open(path, 'ab') as file:
+        file.write(data)
+
+
 def make_dirs(path: Path) -> None:
-    """Makes a directory and those above it, where they are missing."""
-    _remote(path).makedirs(path, exist_ok=True) if is_remote(path) else os.makedirs(path, exist_ok=True)
+    """Makes a directory and those above it, where they are missing; buckets have none."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
 
 
 def replace(path: Path, target: Path) -> None:
-    """Renames a file; one that stands at `target` gives way."""
+    """Renames a file, or a directory where none stands at `target`; a file that stands there gives way."""
     if is_remote(path):
-        _remote(path).mv(path, target)
+        _remote(path, 'mv', os.fspath(target), recursive=is_dir(path))
     else:
         os.replace(path, target)
 
@@ -105,7 +168,7 @@ def remove(path: Path) -> None:
     """Removes a file, or a directory with all in it; nothing there is fine."""
     if is_remote(path):
         if exists(path):
-            _remote(path).rm(path, recursive=True)
+            _remote(path, 'rm', recursive=True)
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
@@ -121,15 +184,98 @@ def sync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remote(path: Path) -> Any:
-    """The file system of a remote path. OSError: its package is not installed, or there is no such one."""
-    import fsspec
+def _remote(path: Path, method: str, *arguments: Any, **keywords: Any) -> Any:
+    from simclr_jax import buckets
+    return buckets.call(os.fspath(path), method, *arguments, **keywords)
 
-    protocol = os.fspath(path).split('://')[0]
-    try:
-        return fsspec.filesystem(protocol)
-    except ImportError as error:        # its words name the package
-        raise OSError(f"'{os.fspath(path)}' needs a package that is not installed: {error}.") from error
-    except ValueError as error:
-        raise OSError(f"'{os.fspath(path)}': no file system is called '{protocol}' (gs, s3, az, hf, ... "
-                      'are).') from error
+
+# ---- what only a local disk can do -------------------------------------------------------------------
+
+
+class _Spool(NamedTuple):
+    """A local directory that stands for a remote one."""
+
+    path: str
+    published: dict[str, tuple[int, int]]       # path from it -> time and size, as published
+
+
+_SPOOLS: dict[str, _Spool] = {}
+
+
+def local_dir(path: Path) -> str:
+    """The directory itself; of a remote one a local one in its place, whose files `publish` brings there."""
+    if not is_remote(path):
+        return os.fspath(path)
+    path = as_path(path)
+    if path not in _SPOOLS:
+        folder = tempfile.mkdtemp(prefix='simclr_jax_')
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        _SPOOLS[path] = _Spool(os.path.join(folder, os.path.basename(path)), {})
+        os.mkdir(_SPOOLS[path].path)
+    return _SPOOLS[path].path
+
+
+def fetch(path: Path, name: str) -> str:
+    """The local path of the file `name` of a directory (see `local_dir`), brought here where it is remote."""
+    here = os.path.join(local_dir(path), name)
+    if is_remote(path) and not os.path.exists(here):
+        there = f'{as_path(path)}/{name}'
+        if is_file(there):
+            write_atomically(here, read_bytes(there))
+    return here
+
+
+def publish(path: Path, *, last: str = '') -> None:
+    """Brings what is new in `local_dir(path)` to `path`, each file whole; a local path has it."""
+    spool = _SPOOLS.get(as_path(path)) if is_remote(path) else None
+    if spool is None:
+        return
+    for folder, _, names in os.walk(spool.path, topdown=False):
+        for name in sorted(names, key=lambda name: name == last):
+            file = os.path.join(folder, name)
+            inside, status = os.path.relpath(file, spool.path), os.stat(file)
+            state = status.st_mtime_ns, status.st_size
+            if spool.published.get(inside) != state:
+                upload(file, f'{as_path(path)}/{inside}')
+                spool.published[inside] = state
+
+
+def local_copy(path: Path) -> str:
+    """The file or directory itself; of a remote one a copy on this machine, for readers of local files alone."""
+    path = as_path(path)
+    if not is_remote(path) or not exists(path):
+        return path
+    folder = tempfile.mkdtemp(prefix='simclr_jax_')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    here = os.path.join(folder, os.path.basename(path))
+    download(path, here)
+    return here
+
+
+def download(path: str, here: str) -> None:
+    """Copies a remote file, or a directory with all in it, to a local path."""
+    if not is_dir(path):
+        write_atomically(here, read_bytes(path))
+        return
+    os.makedirs(here, exist_ok=True)
+    for entry in scan(path):
+        download(f'{path}/{entry.name}', os.path.join(here, entry.name))
+
+
+def user_cache(name: str) -> str:
+    """$XDG_CACHE_HOME/simclr_jax/NAME, or ~/.cache/...; not made."""
+    root = os.environ.get('XDG_CACHE_HOME', '')         # a relative one is to be ignored, says the standard
+    root = root if os.path.isabs(root) else os.path.join(os.path.expanduser('~'), '.cache')
+    return os.path.join(root, 'simclr_jax', name)
+
+
+def check_workdir(path: Path) -> None:
+    """That files can be written below a remote path and removed again, before hours of work depend on it.
+
+    Raises:
+        StoreError, ValueError: the scheme is none of a bucket, a package or credentials are missing, there
+            is no such bucket, or it must not be written to: one sentence.
+    """
+    if is_remote(path):
+        from simclr_jax import buckets
+        buckets.check_writable(as_path(path))

@@ -7,7 +7,6 @@ are functions of (seed, step), so that to resume is to restore the state and sta
 import dataclasses
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,10 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.config import ConfigDict, check_profile_steps, check_values, few_images, flatten, names
 from simclr_jax.config.tasks import task_configs
 from simclr_jax.data import sources
 from simclr_jax.data.batches import Inputs, choose_form
+from simclr_jax.data.listing import Share
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.evaluators import (
@@ -41,6 +42,7 @@ from simclr_jax.models.network import Network, auto_dtype, describe_encoder, enc
 from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.writer import MetricWriter, make_writer
 from simclr_jax.runtime import sharding
+from simclr_jax.runtime.exchange import gather
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.runtime.memory import naming_needs
@@ -75,7 +77,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
 
     Args:
         config: of `simclr_jax.config.base_config`, or of a recipe of configs/.
-        workdir: directory of the run.
+        workdir: directory of the run, local or of a bucket (gs://, s3://).
         encoder: a Flax module, encoder(images [B, H, W, 3], train) -> features [B, D].
         source: training images: anything with a length and items {'image', 'label'} (data/source.py).
         test_source: images to measure on, likewise.
@@ -104,10 +106,11 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     {}
     """
     given = {'encoder': encoder, 'method': method}
-    workdir = os.path.expanduser(workdir)
+    workdir = storage.as_path(workdir)
+    storage.check_workdir(workdir)
     checkpoint.quiet_orbax_logs()
     with WorkdirLock(workdir, is_lead=sharding.is_lead()) as lock:
-        if os.path.isdir(workdir):
+        if storage.is_dir(workdir):
             lock.acquire()
         at(-2, 'loading the data', _SLOW)
         run, inputs, notes = _load(config, workdir, source=source, test_source=test_source, views=views, **given)
@@ -203,7 +206,8 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
             evaluators = [HeldOutKnn(run, floor), *evaluators]
         evaluators = [Health(network, inputs.make_prepare(mesh), config.log.every_steps), *evaluators]
         state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
-                       evaluators=evaluators, writer=writer, log=log, profiler=profiler, checkpointer=checkpointer)
+                       evaluators=evaluators, writer=writer, log=log, profiler=profiler, checkpointer=checkpointer,
+                       lock=lock)
         _note_skipped(writer, run)
         if run.is_measurable:
             _report(run, writer, results, functools.partial(encode, state.variables(config.eval.encoder)), num_steps)
@@ -212,7 +216,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
 
 def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callable, encode_state: Callable,
            num_steps: int, evaluators: Sequence[Callable], writer: MetricWriter, log: LateLog,
-           profiler: profile.StepProfiler, checkpointer: checkpoint.Checkpointer) -> TrainState:
+           profiler: profile.StepProfiler, checkpointer: checkpoint.Checkpointer, lock: WorkdirLock) -> TrainState:
     """The state after the last step."""
     config, start = run.config, int(state.step)
     of_rows, of_epochs = split_by_schedule(evaluators, config.eval.evaluators_every_epochs)
@@ -252,6 +256,8 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
             if 'knn_accuracy' in found or interrupted or due(step, config.checkpoint.every_epochs):
                 at(step + 0.5, f'saving step {step:,}', _SLOW)
                 log.flush()
+                lock.check()
+                writer.publish()        # first: a checkpoint then has all its rows beside it
                 checkpointer.save(state, found)
             if interrupted:
                 checkpointer.wait()
@@ -317,9 +323,10 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
 
 def load_sources(config: ConfigDict, source: Any = None, test_source: Any = None) -> tuple[Source, Source | None]:
     """The splits to train and to measure on: what is given, or else those that the config names."""
+    share = Share(jax.process_index(), jax.process_count(), gather) if jax.process_count() > 1 else None
     return sources.load_pair(
         config.data.source, config.data.train_split, config.data.test_split, source=source, test_source=test_source,
-        **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
+        share=share, **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
 
 
 def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, views: Any) -> ConfigDict:

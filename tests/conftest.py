@@ -83,3 +83,11 @@ def run_main(command):
         return subprocess.run(argv, timeout=300, **keywords)
 
     return run
+
+
+@pytest.fixture(scope='session')
+def stores(tmp_path_factory):
+    """{'gs', 's3': a proxy before an emulator on loopback}, see tests/stores.py; skipped without the emulators."""
+    from tests import stores
+    with stores.running(tmp_path_factory.mktemp('cache')) as proxies:
+        yield proxies

@@ -70,6 +70,9 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
                          "data.cache to ''.")
     if not directory:
         raise ValueError(f"data.cache is '{kind}', but data.cache_dir is empty: name a directory.")
+    if storage.is_remote(directory):
+        raise ValueError(f"data.cache_dir is '{directory}': a cache is read at random from a local disk, also that of "
+                         'images in a bucket; name a local directory.')
     expected = json.loads(json.dumps({
         'format': _FORMAT, 'source': source.name, 'split': source.split, 'kind': kind,
         'examples': source.num_examples, 'class_names': source.class_names,
@@ -99,6 +102,7 @@ class CachedSource(Source):
         super().__init__(source.name, source.split, source.num_examples, source.class_names)
         self.labels = np.array(content['labels'], np.int32)
         self.read_like(source)
+        self.is_remote = False
         self.skipped = [name for _, name in content['unreadable']]
         self._skipped_rows = {index for index, _ in content['unreadable']}
         self._source, self._path = source, os.path.join(folder, content['file'])

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import features
 
 from simclr_jax import storage
+from simclr_jax.data import listing
 from simclr_jax.data.decode import DEFAULT, BadImage, Rules, decoded, num_pages, resolved, unusual
 from simclr_jax.data.source import Source, require_split, split_name
 
@@ -38,13 +39,16 @@ class FolderSource(Source):
         path: of the directory, local or remote.
         folders: 'auto'; 'classes', first-level folders are classes and never splits; 'none', they are none.
         rules: by which files become pixels.
+        share: of this process, where several list a remote directory in common.
 
     Raises:
         FileNotFoundError, OSError: there is no such directory, or a part of it cannot be listed.
         ValueError: it has no such split or no image, or its layout is not understood.
     """
 
-    def __init__(self, name: str, split: str, path: str, *, folders: str = 'auto', rules: Rules = DEFAULT):
+    def __init__(self, name: str, split: str, path: str, *, folders: str = 'auto', rules: Rules = DEFAULT,
+                 share: listing.Share | None = None):
+        of_listing, self.is_remote = listing.read(path, share), storage.is_remote(path)
         root, splits = _layout(path, folders)
         whole = split_name(split)
         other = {'val': 'validation', 'validation': 'val'}.get(whole, whole)
@@ -65,7 +69,7 @@ class FolderSource(Source):
         self.labels = _labels(self.files, None if whole == 'unlabeled' else class_names, self._root)
         super().__init__(name, split, len(self.files), class_names)
         self.rules, notes = resolved(rules, self.sampled(lambda index: unusual(self.load(index), rules)))
-        self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + notes
+        self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + of_listing + notes
         pages = max(count or 1 for count in self.sampled(
             lambda index: num_pages(self.load(index)) if self.files[index].lower().endswith(_TIFF) else 1))
         if pages > 1 and self.rules.channels == 3:
@@ -94,7 +98,7 @@ class FolderSource(Source):
         for file in self.files:
             path = os.path.join(self._root, file)
             try:
-                known = storage.size(path)
+                known = listing.size(path)
                 if with_times and not storage.is_remote(path):
                     known = known, os.stat(path).st_mtime_ns
             except OSError:      # a link may lead nowhere
@@ -129,6 +133,7 @@ def suffixes() -> tuple[str, ...]:
 
 def folder_splits(path: str, folders: str = 'auto') -> tuple[str, ...]:
     """The splits of a directory: 'train' alone where it has no folders of such names."""
+    listing.read(path)
     return tuple(_layout(path, folders)[1]) or ('train',)
 
 
@@ -136,7 +141,7 @@ def _layout(path: str, folders: str) -> tuple[str, dict[str, str]]:
     """(the directory that holds them, {split: name of its folder}), {} where all is one split."""
     if folders not in FOLDERS:
         raise ValueError(f"data.folders is {folders!r}; it takes {', '.join(map(repr, FOLDERS))}.")
-    if not storage.is_dir(path):
+    if not listing.is_dir(path):
         raise FileNotFoundError(f"There is no directory '{printable(path)}'.")
     if folders == 'classes':
         return path, {}
@@ -180,7 +185,7 @@ def _rank(name: str) -> int:
 def _scan(path: str) -> Iterator[storage.Entry]:
     """What lies in a directory and is not hidden. OSError names it."""
     try:
-        entries = storage.scan(path)
+        entries = listing.scan(path)
     except OSError as error:
         raise OSError(f"The folder '{printable(path)}' cannot be listed ({error.strerror or error}): correct "
                       'its permissions, or move it away.') from error

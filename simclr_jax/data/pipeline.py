@@ -33,6 +33,7 @@ from simclr_jax.views.resize import Resize
 
 _AHEAD = 2      # batches in the making while one is in use
 _MORE_THREADS = 2       # than processors: some wait for a disk
+_REMOTE_THREADS = 32    # that wait for a store, beside those
 _UNIFORM_ROWS = 32      # small images that a thread takes at a time
 _TRANSFERS = ('uint8', 'bfloat16', 'float32')
 # Images that a thread of the host form finishes at a time, up to a side and beyond it.
@@ -324,7 +325,8 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
             ) -> Iterator[Batch]:
     """Batches of `batch_size` rows, made by threads a few batches ahead; `next` raises what they raised."""
     source.check_bad_share()
-    pool = futures.ThreadPoolExecutor(num_threads or _num_processors() + _MORE_THREADS)
+    pool = futures.ThreadPoolExecutor(num_threads or _num_processors() + (
+        _REMOTE_THREADS if source.is_remote else _MORE_THREADS))
     size = _UNIFORM_ROWS if source.uniform else 1
     in_making, memory = collections.deque(), Memory()
 

@@ -50,6 +50,7 @@ class Source:
     labels: np.ndarray
     images: np.ndarray
     uniform = False         # whether all images share one shape and lie in memory
+    is_remote = False       # whether every image is a request, which takes long and no processor
     max_bad_share = 0.05    # of the examples, that may be unreadable; a caller may set another
     rules = Rules()         # by which files become pixels; a caller may set others
     held_out: str = ''      # '10%', of a part that was cut from a training split
@@ -67,6 +68,7 @@ class Source:
     def read_like(self, source: 'Source') -> None:
         """Takes the rules, the notes and the share that may be unreadable from the source of these images."""
         self.rules, self.notes, self.max_bad_share = source.rules, list(source.notes), source.max_bad_share
+        self.is_remote = source.is_remote
 
     def __len__(self) -> int:
         return self.num_examples

@@ -12,7 +12,7 @@ from PIL import ImageColor
 
 from simclr_jax import storage
 from simclr_jax.config import names
-from simclr_jax.data import arrays, containers, folder, items, shapes
+from simclr_jax.data import arrays, containers, folder, items, listing, shapes
 from simclr_jax.data.decode import AUTO, MOST_CHANNELS, OF_A_SAMPLE, BadImage, Rules, decoded
 from simclr_jax.data.items import as_source, makes
 from simclr_jax.data.source import ArraySource, Source, Streamed, hold_out, split_name, take_split
@@ -36,7 +36,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
                 image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES, cache: str = '',
                 decode_once: bool = False, cache_dir: str = '', max_bad_share: float = Source.max_bad_share,
                 is_lead: bool = True, arguments: Mapping[str, Any] | None = None, rules: Rules = OF_A_SAMPLE,
-                folders: str = 'auto', reading: int = READING, source: Any = None) -> Source:
+                folders: str = 'auto', reading: int = READING, source: Any = None,
+                share: listing.Share | None = None) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
@@ -58,6 +59,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         folders: see `folder.FolderSource`.
         reading: 1 cuts slices of folders and arrays from sorted files, and takes labels of arrays as class
         numbers. source: what `as_source` takes, in the place of `name`.
+        share: of this process, where several load the same split at the same time: each then lists and reads
+            its part of a folder, and they exchange what they found.
 
     Raises:
         FileNotFoundError: the data are not there.
@@ -78,7 +81,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     if kind == 'shapes':
         found = arrays.shapes_source(name, split, image_size)
     elif kind == 'folder':
-        found = take_split(folder.FolderSource(name, split, path, folders=folders, rules=rules), split,
+        found = take_split(folder.FolderSource(name, split, path, folders=folders, rules=rules, share=share), split,
                            is_sorted=reading == 1)
     elif kind == 'arrays':
         found = take_split(arrays.npz_source(name, split, path, rules=rules, as_numbered=reading == 1), split,
@@ -103,7 +106,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
                          f'{found.channels}.')
     found.max_bad_share = max_bad_share
     if decode_once and not found.uniform and not isinstance(found, Streamed):
-        found = in_memory(found, in_memory_bytes) or found
+        found = in_memory(found, in_memory_bytes, share if kind == 'folder' else None) or found
     if cache and not found.uniform:
         from simclr_jax.data.cache import cached
         found = cached(found, cache, storage.as_path(cache_dir), is_lead=is_lead)
@@ -248,12 +251,45 @@ def _rules(how: Mapping[str, Any]) -> Rules:
                  how['channels'])
 
 
-def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource | None:
+def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES, share: listing.Share | None = None
+              ) -> ArraySource | None:
     """The images of `source`, decoded once; None unless they are small, of one shape, and fit.
 
     Small is up to 128 pixels a side: of larger ones a crop seldom needs all. What cannot be read is left out
-    of the array, and named in `skipped`.
+    of the array, and named in `skipped`. With a `share` each process reads its part of them.
     """
+    mine = np.arange(source.num_examples) if share is None else np.arange(source.num_examples)[
+        share.index::share.count]
+    found = _decoded_rows(source, mine, max_bytes)
+    if share is not None:
+        found = _exchanged(source, found, share)
+    if found is None:
+        return None
+    rows, images = found
+    result = ArraySource(source.name, source.split, images, source.labels[rows], source.class_names)
+    result.read_like(source)
+    result.skipped = list(source.skipped)
+    return result
+
+
+def _exchanged(source: Source, found: tuple[np.ndarray, np.ndarray] | None, share: listing.Share
+               ) -> tuple[np.ndarray, np.ndarray] | None:
+    """The rows and images of all processes; None if those of one will not do, or are of another shape."""
+    shape = None if found is None else found[1].shape[1:]
+    shapes_found = set(share.gather(repr(shape).encode()))
+    if found is None or len(shapes_found) > 1:
+        return None
+    rows, images = (b''.join(share.gather(array.tobytes())) for array in found)
+    rows = np.frombuffer(rows, np.int64)
+    order = np.argsort(rows)
+    missing = np.setdiff1d(np.arange(source.num_examples), rows)
+    source.skipped = [source.name_of(int(index)) for index in missing]
+    source.check_bad_share()
+    return rows[order], np.frombuffer(images, np.uint8).reshape(-1, *found[1].shape[1:])[order]
+
+
+def _decoded_rows(source: Source, indices: np.ndarray, max_bytes: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(rows int64 [n], images uint8 [n, H, W, C]) of those that can be read, see `in_memory`."""
     def decode(index):
         try:
             return decoded(source.load(index), source.rules)
@@ -263,9 +299,9 @@ def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource 
 
     rows, images, shape = [], [], None
     with futures.ThreadPoolExecutor() as pool:
-        for first in range(0, source.num_examples, _DECODED_AT_ONCE):
-            indices = range(first, min(first + _DECODED_AT_ONCE, source.num_examples))
-            for index, image in zip(indices, pool.map(decode, indices)):
+        for first in range(0, len(indices), _DECODED_AT_ONCE):
+            some = indices[first:first + _DECODED_AT_ONCE].tolist()
+            for index, image in zip(some, pool.map(decode, some)):
                 if image is None:
                     continue
                 shape = shape or image.shape
@@ -275,10 +311,7 @@ def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES) -> ArraySource 
                 rows.append(index)
                 images.append(image)
             source.check_bad_share()
-    result = ArraySource(source.name, source.split, np.stack(images), source.labels[rows], source.class_names)
-    result.read_like(source)
-    result.skipped = list(source.skipped)
-    return result
+    return (np.array(rows, np.int64), np.stack(images)) if images else None
 
 
 def _look(source: Source) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from simclr_jax import storage
 from simclr_jax.data.decode import DEFAULT, Rules, of_array, resolved, unusual
 from simclr_jax.data.source import ArraySource, Source
 
@@ -23,13 +24,14 @@ _SHUFFLE_BYTES = 256 << 20  # Of encoded examples, the shuffle buffer of a strea
 def load(name: str, split: str, *, data_dir: str | None, download: bool, in_memory_bytes: int,
          rules: Rules = DEFAULT) -> Source:
     """A TFDS split: an `ArraySource` if its images share one shape and fit, else streamed."""
+    remote = data_dir if data_dir and storage.is_remote(data_dir) else ''
     builder = _builder(name, data_dir, download)
     try:
         num_examples = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
         raise ValueError(f"TFDS data set '{name}' has no split '{split}'; it has "
                          f'{", ".join(builder.info.splits)}.') from error
-    source = StreamedSource(name, split, builder, num_examples, rules)
+    source = StreamedSource(name, split, builder, num_examples, rules, remote)
     shape = source.image_shape
     if None in shape or num_examples * math.prod(shape[:2]) * 3 > in_memory_bytes:
         return source
@@ -63,7 +65,8 @@ class StreamedSource(Source):
     """
 
     def __init__(self, name: str, split: str, builder: Any, num_examples: int,
-                 rules: Rules = DEFAULT):
+                 rules: Rules = DEFAULT, remote: str = ''):
+        self._remote = remote       # the data directory, whose files are copied here when they are first read
         features = builder.info.features
         image = _first(features, tfds.features.Image, prefer='image')
         if image is None:
@@ -110,7 +113,7 @@ class StreamedSource(Source):
                 tf.range(len(files[0])), seed=tf.stack([tf.constant(seed, tf.int64), epoch]))
             shuffled = [tf.gather(column, file_order) for column in files]
             records = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
-                _read_records, cycle_length=min(_PARALLEL_FILES, len(files[0])),
+                self._read_records, cycle_length=min(_PARALLEL_FILES, len(files[0])),
                 num_parallel_calls=tf.data.AUTOTUNE)
             records = records.shuffle(
                 buffer, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
@@ -127,7 +130,7 @@ class StreamedSource(Source):
         be decoded is a tf.errors.InvalidArgumentError, after which the next one follows.
         """
         files = self._files(shard_index, shard_count, even=False)
-        records = tf.data.Dataset.from_tensor_slices(files).flat_map(_read_records)
+        records = tf.data.Dataset.from_tensor_slices(files).flat_map(self._read_records)
         function = self._decode if is_decoded else self._parse
         return records.map(lambda index, record: function(np.int64(0), index, record),
                            num_parallel_calls=tf.data.AUTOTUNE)
@@ -137,8 +140,9 @@ class StreamedSource(Source):
         del with_times      # files of a version do not change
         digest = hashlib.sha256(str(self._builder.info.full_name).encode())
         for file in self._builder.info.splits[self.split].file_instructions:
-            size = tf.io.gfile.stat(str(file.filename)).length
-            name = os.path.basename(str(file.filename))
+            path = str(file.filename)
+            name = os.path.basename(path)
+            size = storage.size(f'{self._remote}{path.removeprefix(_mirror(self._remote))}' if self._remote else path)
             digest.update(f'{name}\0{size}\0{file.skip}\0{file.take}\0'.encode())
         return digest.hexdigest()
 
@@ -161,6 +165,22 @@ class StreamedSource(Source):
         paths = np.array([row[0] for row in rows], str)
         return paths, *np.array([row[1:] for row in rows], np.int64).reshape(-1, 3).T
 
+    def _read_records(self, *row: tf.Tensor) -> tf.data.Dataset:
+        """(number of the example in the split, serialized example) for a row of `_files`."""
+        path, skip, take, number = row
+        if self._remote:
+            path = tf.numpy_function(self._copied, [path], tf.string)
+        records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
+        return records.skip(skip).take(take).enumerate(number)
+
+    def _copied(self, path: bytes) -> bytes:
+        """A file of the mirror, brought there at first; the files of a shard are this host's alone."""
+        here = path.decode()
+        there = f'{self._remote}{here.removeprefix(_mirror(self._remote))}'
+        if not os.path.exists(here) or os.path.getsize(here) != storage.size(there):
+            storage.write_atomically(here, storage.read_bytes(there))
+        return path
+
     def _decode(self, epoch: Any, index: tf.Tensor, record: tf.Tensor) -> dict:
         return self._example(epoch, index, self._features.deserialize_example(record))
 
@@ -174,7 +194,25 @@ class StreamedSource(Source):
         return {'image': example[self._image], 'label': label, 'epoch': epoch, 'index': index}
 
 
+def _mirror(data_dir: str) -> str:
+    """The local directory that holds copies of the files of a remote data directory."""
+    return os.path.join(storage.user_cache('tfds'), data_dir.replace('://', '/'))
+
+
+def _mirrored(name: str, data_dir: str) -> str:
+    """The mirror of a remote data directory, with all that TFDS reads of a data set but its records."""
+    root, here = f'{data_dir}/{name.partition(":")[0].partition("/")[0]}', _mirror(data_dir)
+    for file in storage.walk_sizes(root) if storage.is_dir(root) else ():
+        if '.tfrecord' not in file:
+            copy = f'{here}{root.removeprefix(data_dir)}/{file}'
+            storage.write_atomically(copy, storage.read_bytes(f'{root}/{file}'))
+    return here
+
+
 def _builder(name: str, data_dir: str | None, download: bool) -> Any:
+    remote = data_dir if data_dir and storage.is_remote(data_dir) else ''
+    if remote:
+        data_dir, download = _mirrored(name, remote), False
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
@@ -193,9 +231,9 @@ def _builder(name: str, data_dir: str | None, download: bool) -> Any:
     if not builder.is_prepared():
         if not download:
             raise FileNotFoundError(
-                f"TFDS data set '{name}' is not prepared in '{builder.data_dir}': run `tfds build "
-                f'{name}{f" --data_dir={data_dir}" if data_dir else ""}`, or pass '
-                '--config.data.download=true.')
+                f"TFDS data set '{name}' is not prepared in '{remote or builder.data_dir}': run `tfds build "
+                f'{name}{f" --data_dir={data_dir}" if data_dir and not remote else ""}`, '
+                + (f'and copy it to {remote}.' if remote else 'or pass --config.data.download=true.'))
         builder.download_and_prepare()
     return builder
 
@@ -204,10 +242,3 @@ def _first(features: tfds.features.FeaturesDict, kind: type, prefer: str) -> str
     """The key of the top-level feature of exactly this kind; of several, the preferred one."""
     keys = [key for key, feature in features.items() if type(feature) is kind]
     return prefer if prefer in keys else min(keys, default=None)
-
-
-def _read_records(*row: tf.Tensor) -> tf.data.Dataset:
-    """(number of the example in the split, serialized example) for a row of `StreamedSource._files`."""
-    path, skip, take, number = row
-    records = tf.data.TFRecordDataset(path, buffer_size=1 << 20)
-    return records.skip(skip).take(take).enumerate(number)

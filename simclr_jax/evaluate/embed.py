@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 
 import simclr_jax
+from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.progress import progress_bar
@@ -20,7 +20,6 @@ from simclr_jax.evaluate.features import resize_of
 from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields
 from simclr_jax.evaluate.subject import data_options, load_subject
 from simclr_jax.runtime import sharding
-from simclr_jax.storage import as_path
 
 _KEY = b'simclr_jax'        # of the metadata in a Parquet file
 _KINDS = ('.npz', '.npy', '.parquet')
@@ -54,7 +53,7 @@ def embed(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None)
     with progress_bar(f'{source.name}, {source.split}', source.num_examples) as advance:
         found, indices = subject.embed(source, num_threads=config.data.num_threads, advance=advance)
     made_by = identity(subject.pretrained, settings.layer)
-    made_by['encoder']['path'] = os.path.abspath(subject.path)
+    made_by['encoder']['path'] = storage.absolute(subject.path)
     names = np.array([source.name_of(index) for index in indices])
     data = {'source': source.name, 'split': source.split, 'dir': data_dir,
             'num_examples': source.num_examples, 'class_names': list(source.class_names or ()),
@@ -127,7 +126,7 @@ def output_paths(file: str, workdir: str) -> list[str]:
     if not file:
         kinds = ('.npz', '.parquet') if _has_pyarrow() else ('.npz',)
         return [os.path.join(workdir, f'features{kind}') for kind in kinds]
-    path = os.path.join(workdir, as_path(file))
+    path = os.path.join(workdir, storage.as_path(file))
     kind = os.path.splitext(path)[1]
     if kind not in _KINDS:
         raise ValueError(f'embed.file is {file!r}: its ending chooses the format, {", ".join(_KINDS)}.')
@@ -144,17 +143,16 @@ def write_features(path: str, embedded: Embedded) -> None:
     index, label, class and vector; the metadata as JSON under the key 'simclr_jax' of its schema. .npy:
     the features alone, all else as JSON in PATH.json beside it.
     """
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     if path.endswith('.npz'):
         arrays: dict[str, Any] = embedded._asdict() | {'metadata': json.dumps(embedded.metadata)}
-        _replace(path, lambda file: np.savez(file, **arrays))
+        storage.write_by(path, lambda file: np.savez(file, **arrays))
     elif path.endswith('.parquet'):
-        _replace(path, lambda file: _write_parquet(file, embedded))
+        storage.write_by(path, lambda file: _write_parquet(file, embedded))
     else:
         beside = {'metadata': embedded.metadata, 'names': embedded.names.tolist(),
                   'indices': embedded.indices.tolist(), 'labels': embedded.labels.tolist()}
-        _replace(f'{path}.json', lambda file: file.write(json.dumps(beside).encode()))
-        _replace(path, lambda file: np.save(file, embedded.features))
+        storage.write_atomically(f'{path}.json', json.dumps(beside).encode())
+        storage.write_by(path, lambda file: np.save(file, embedded.features))
 
 
 def read_features(path: str) -> Embedded:
@@ -162,18 +160,17 @@ def read_features(path: str) -> Embedded:
 
     Raises FileNotFoundError if there is none, ValueError if it is damaged or of another kind.
     """
-    if not os.path.isfile(path):
+    if not storage.is_file(path):
         raise FileNotFoundError(f'There is no file of features {path}: make one with --config.task=embed.')
     try:
         if path.endswith('.parquet'):
-            return _read_parquet(path)
+            return _read_parquet(storage.local_copy(path))
         if path.endswith('.npy'):
-            with open(f'{path}.json', 'rb') as file:
-                beside = json.load(file)
-            return Embedded(np.load(path, allow_pickle=False), np.array(beside['names']),
+            beside = json.loads(storage.read_bytes(f'{path}.json'))
+            return Embedded(np.load(storage.local_copy(path), allow_pickle=False), np.array(beside['names']),
                             np.array(beside['indices'], np.int64), np.array(beside['labels'], np.int32),
                             beside['metadata'])
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(storage.local_copy(path), allow_pickle=False) as arrays:
             return Embedded(*(arrays[name] for name in Embedded._fields[:-1]),
                             metadata=json.loads(str(arrays['metadata'])))
     except Exception as error:      # numpy, pyarrow and zipfile each have errors of their own
@@ -213,14 +210,3 @@ def _read_parquet(path: str) -> Embedded:
 
 def _has_pyarrow() -> bool:
     return importlib.util.find_spec('pyarrow') is not None
-
-
-def _replace(path: str, write: Callable[[Any], Any]) -> None:
-    temporary = os.path.join(os.path.dirname(path), f'.{os.path.basename(path)}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)

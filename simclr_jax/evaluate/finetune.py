@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source, Streamed, labels_of, take_rows
@@ -190,7 +191,7 @@ def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
     """The part of the training split whose labels are used."""
     if settings.subset_file:
         names = [source.name_of(index) for index in range(source.num_examples)]
-        return take_rows(source, rows_of_files(names, os.path.expanduser(settings.subset_file)))
+        return take_rows(source, rows_of_files(names, storage.as_path(settings.subset_file)))
     if settings.label_share == 1 and isinstance(source, Streamed):
         return source
     return take_rows(source, balanced_rows(labels_of(source), settings.label_share, seed, source.num_classes))

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax import storage
 from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.models.network import Network, init_variables, make_network
-from simclr_jax.storage import as_path
 from simclr_jax.training import checkpoint
 from simclr_jax.training.steps import jit_once
 from simclr_jax.training.workdir import load_config
@@ -53,12 +53,12 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
         ValueError: `which` or `network` is none of the above, the run has no target, its encoder cannot be
             built again, or the file is refused (see `read_weights`).
     """
-    path = as_path(path)
+    path = storage.as_path(path)
     if hub.is_hub(path):
         path = hub.fetch(path)
-    if os.path.isfile(os.path.join(path, 'config.json')):
+    if storage.is_file(os.path.join(path, 'config.json')):
         return _from_workdir(path, which, network, encoder)
-    if os.path.isdir(path) and not os.listdir(path):
+    if storage.is_dir(path) and not storage.scan(path):
         raise FileNotFoundError(f'{path} is empty: it is not a workdir of simclr_jax and holds no weights.')
     imported = read_weights(path)
     if which != 'last' or network == 'target':

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
+from simclr_jax import storage
 from simclr_jax.evaluate.intervals import wilson_interval
 from simclr_jax.runlog.writer import MetricWriter
 
@@ -54,8 +55,7 @@ def report_results(writer: MetricWriter, workdir: str, title: str, results: Mapp
 def append_lines(workdir: str, lines: Iterable[Mapping]) -> None:
     """Adds whole lines of JSON to workdir/results.jsonl, all of them or, if they will not do, none."""
     text = ''.join(json.dumps(line, allow_nan=False) + '\n' for line in lines)
-    with open(os.path.join(workdir, 'results.jsonl'), 'a') as file:
-        file.write(text)
+    storage.append(os.path.join(workdir, 'results.jsonl'), text.encode())
 
 
 def percent(value: float, interval: tuple[float, float]) -> str:

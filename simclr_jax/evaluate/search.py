@@ -54,7 +54,7 @@ def search(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     if settings.k < 1:
         raise ValueError(f'search.k is {settings.k}: it must be at least 1.')
     queries = _checked_queries(settings.query)
-    path = os.path.join(workdir, os.path.expanduser(settings.features or 'features.npz'))
+    path = os.path.join(workdir, storage.as_path(settings.features or 'features.npz'))
     bank = read_features(path)
     pretrained = _load_encoder(settings, bank.metadata, workdir, encoder)
     check_same_encoder(path, bank.metadata, pretrained)
@@ -84,15 +84,15 @@ def find_nearest(queries: list[str], encoded: np.ndarray, bank: Embedded, *, k: 
 
 
 def _checked_queries(named) -> list[str]:
-    paths = [os.path.expanduser(str(path)) for path in ([named] if isinstance(named, str) else named) if path]
+    paths = [storage.as_path(str(path)) for path in ([named] if isinstance(named, str) else named) if path]
     if not paths:
         raise ValueError("search.query names no image: give --config.search.query=FILE, "
                          "or several as \"('a.png', 'b.png')\".")
     for path in paths:
-        if not os.path.isfile(path):
+        if not storage.is_file(path):
             raise FileNotFoundError(f'search.query names {path}: there is no such file.')
         try:
-            read_image(path)
+            read_image(storage.local_copy(path))
         except BadImage as error:
             raise ValueError(f'search.query names {path}, which is not a readable image: {error}.') from error
     return paths
@@ -104,9 +104,9 @@ def _load_encoder(settings: ConfigDict, metadata: dict, workdir: str, module: nn
         return load_pretrained(settings.pretrained, settings.checkpoint, settings.encoder, encoder=module)
     made_by = metadata['encoder']
     path = made_by['path']
-    if not (hub.is_hub(path) or os.path.exists(path)):
+    if not (hub.is_hub(path) or storage.exists(path)):
         path = workdir      # it may have moved
-    if os.path.isfile(os.path.join(path, 'config.json')):
+    if storage.is_file(os.path.join(path, 'config.json')):
         return load_pretrained(path, str(made_by['step']), made_by['network'], encoder=module)
     return load_pretrained(path, encoder=module)
 
@@ -127,7 +127,7 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
     except (ValueError, OSError) as error:
         missing = str(error)
     groups = [
-        (query, page.Cell(read_image(query), ('query',), alt=f'query {query}'),
+        (query, page.Cell(read_image(storage.local_copy(query)), ('query',), alt=f'query {query}'),
          [page.Cell(pictures.get(row['index']),
                     (f'{row["rank"]}: {row["cosine"]:.3f}', row['name'], row['label']),
                     alt=f'rank {row["rank"]}: {row["name"]}') for row in rows if row['query'] == query])

@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 
+from simclr_jax import storage
+
 _HELD_OUT = 0x4E1D      # tells these draws from others of the same seed
 _SHOWN = 3
 
@@ -64,10 +66,9 @@ def rows_of_files(names: list[str], path: str) -> np.ndarray:
         FileNotFoundError: there is no such list.
         ValueError: it names files that are not among `names`, names one twice, or none.
     """
-    if not os.path.isfile(path):
+    if not storage.is_file(path):
         raise FileNotFoundError(f'finetune.subset_file: there is no file {path}.')
-    with open(path) as file:
-        wanted = [line.strip() for line in file if line.strip()]
+    wanted = [line.strip() for line in storage.read_bytes(path).decode().splitlines() if line.strip()]
     rows = {}
     for row, name in enumerate(names):
         for known in {name, os.path.basename(name)}:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.batches import Inputs
@@ -64,9 +65,7 @@ def bench_input(config: ConfigDict, workdir: str) -> dict[str, Any]:
               'num_cores': os.cpu_count(), 'skipped': source.skipped}
     for line in describe(report):
         print(line, flush=True)
-    os.makedirs(workdir, exist_ok=True)
-    with open(os.path.join(workdir, 'bench_input.json'), 'w') as file:
-        json.dump(report, file, indent=2)
+    storage.write_atomically(os.path.join(workdir, 'bench_input.json'), json.dumps(report, indent=2).encode())
     return report
 
 

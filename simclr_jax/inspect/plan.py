@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.inspect import hlo
 from simclr_jax.inspect.chips import Chip
@@ -65,10 +66,8 @@ def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if config.plan.search:
         report['largest_batch'] = _search(config, mesh, chip, report['step'])
     report['seconds'] = round(time.monotonic() - started, 1)
-    os.makedirs(workdir, exist_ok=True)
     path = os.path.join(workdir, 'plan.json')
-    with open(path, 'w') as file:
-        json.dump(report, file, indent=2)
+    storage.write_atomically(path, json.dumps(report, indent=2).encode())
     _say(f'\nWritten to {path} after {report["seconds"]:.0f} s.')
     return report
 

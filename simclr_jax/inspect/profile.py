@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from simclr_jax import storage
 from simclr_jax.inspect import step_breakdown
 
 _SETTLED = 10           # steps of a run before those of the breakdown: they compile, and use up read batches
@@ -34,7 +35,8 @@ class StepProfiler:
     def __init__(self, writer, workdir: str, *, steps: tuple[int, ...], breakdown: bool, start: int,
                  num_steps: int, is_lead: bool, waited: Callable[[], float]):
         self._writer, self._waited = writer, waited
-        self._directory = os.path.join(workdir, 'profile')
+        self._directory = os.path.join(storage.local_dir(workdir), 'profile')
+        self._shown = os.path.join(workdir, 'profile')
         self._annotation: Any = None            # of the step that is being traced
         self._started: Any = None               # when the trace was, in seconds
         windows = {}                            # {first step: (last step, whether it is the breakdown's)}
@@ -132,8 +134,8 @@ class StepProfiler:
         jax.profiler.stop_trace()
 
     def _tell_trace(self) -> None:
-        self._writer.note(f'Steps {self._first:,} to {self._done:,} are traced in {self._directory}; to see '
-                          f'them: pip install xprof, then tensorboard --logdir={self._directory}')
+        self._writer.note(f'Steps {self._first:,} to {self._done:,} are traced in {self._shown}; to see '
+                          f'them: pip install xprof, then tensorboard --logdir={self._shown}')
 
 
 def _read_trace(directory: str):

@@ -10,20 +10,24 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from simclr_jax import storage
+
 
 class JsonLines:
     """Rows as JSON in workdir/metrics.jsonl, on disk as soon as they are written, and notes in log.txt.
+
+    Of a workdir in a bucket they are written to a local file, which `storage.publish` brings there.
 
     NaN and infinities become null. Rows after `start_step`, and a line that a kill cut short, are removed
     first, so that no step is written twice. A file that cannot be written is an OSError that names it.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, start_step: int = 0):
-        path = pathlib.Path(workdir) / 'metrics.jsonl'
+        path, log = (pathlib.Path(storage.fetch(workdir, name)) for name in ('metrics.jsonl', 'log.txt'))
         with _named(path):
             _drop_rows_after(path, start_step)
         self._rows = open(path, 'a')
-        self._log = open(path.with_name('log.txt'), 'a')
+        self._log = open(log, 'a')
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -7,6 +7,8 @@ import os
 import time
 from typing import Any
 
+from simclr_jax import storage
+
 _EXPERIMENT = 'simclr_jax'
 
 
@@ -20,7 +22,7 @@ class MLflow:
     def __init__(self, workdir: str, *, start_step: int = 0, config: dict[str, Any] | None = None):
         uri = os.environ.get('MLFLOW_TRACKING_URI', '')
         if not uri:
-            uri = f'file:{os.path.abspath(workdir)}/mlruns'
+            uri = f'file:{os.path.abspath(storage.local_dir(workdir))}/mlruns'
             os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')    # mlflow 3 asks whether it is meant
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param

@@ -1,11 +1,12 @@
 """TensorBoard events, by tensorboardX: neither tensorflow nor tensorboard is needed to write them."""
 
 import os
-import pathlib
 import sys
 import threading
 import time
 from typing import Any
+
+from simclr_jax import storage
 
 
 class TensorBoard:
@@ -21,7 +22,7 @@ class TensorBoard:
         before = set(threading.enumerate())
         # TensorBoard reads a directory's files in the order of their names, which hold whole seconds.
         self._events = _summary_writer()(
-            str(pathlib.Path(workdir) / 'tensorboard'), purge_step=start_step + 1 if start_step else 0,
+            os.path.join(storage.local_dir(workdir), 'tensorboard'), purge_step=start_step + 1 if start_step else 0,
             flush_secs=10, filename_suffix=f'.{time.time_ns()}.{os.getpid()}',
             max_queue=0)        # of any length: when the thread that writes has failed, nothing waits for it
         self._threads, self._error = set(threading.enumerate()) - before, None

@@ -8,17 +8,19 @@ import os
 import uuid
 from typing import Any
 
+from simclr_jax import storage
+
 
 class WandB:
     """A run of wandb, named as the workdir and with its files in it. ImportError without the package."""
 
     def __init__(self, workdir: str, *, start_step: int = 0, config: dict[str, Any] | None = None):
         import wandb
-        os.makedirs(workdir, exist_ok=True)
+        storage.make_dirs(workdir)
         # wandb would also send the console, the git state, the packages and the load of the machine.
         self._image = wandb.Image
         self._run = wandb.init(
-            project=os.environ.get('WANDB_PROJECT', 'simclr_jax'), dir=workdir, config=config,
+            project=os.environ.get('WANDB_PROJECT', 'simclr_jax'), dir=storage.local_dir(workdir), config=config,
             name=os.path.basename(workdir), id=_run_id(workdir, start_step),
             resume='allow', settings=wandb.Settings(
                 console='off', disable_git=True, disable_code=True, disable_job_creation=True, silent=True,
@@ -44,7 +46,7 @@ class WandB:
 
 def _run_id(workdir: str, start_step: int) -> str:
     """The id kept in the workdir; a run from step 0 is a new one."""
-    path = os.path.join(workdir, 'wandb_id.txt')
+    path = storage.fetch(workdir, 'wandb_id.txt')
     if not start_step or not os.path.exists(path):
         with open(path, 'w') as file:
             file.write(uuid.uuid4().hex[:12])

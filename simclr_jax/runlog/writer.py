@@ -14,6 +14,7 @@ from typing import Any, Protocol, TextIO
 import jax
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.runlog.jsonl import JsonLines
 from simclr_jax.runlog.progress import Display, Throughput, describe_row, plain_table
 
@@ -85,7 +86,8 @@ class MetricWriter:
         self._open = is_lead
         if not is_lead:
             return
-        os.makedirs(workdir, exist_ok=True)
+        self._workdir = workdir
+        storage.make_dirs(workdir)
         self._given = [writer() if callable(writer) and not hasattr(writer, 'write') else writer for writer in writers]
         self._files = JsonLines(workdir, start_step=start_step)
         if importlib.util.find_spec('tensorboardX'):
@@ -140,6 +142,11 @@ class MetricWriter:
             self._display.table(title, columns, cells)
             self._hand_on('note', text)
 
+    def publish(self) -> None:
+        """Brings the files to a workdir in a bucket; a local one has every row as soon as it is written."""
+        if self._open:
+            storage.publish(self._workdir)
+
     def pause(self) -> contextlib.AbstractContextManager[None]:
         """`with writer.pause():` leaves the time inside out of the throughput and the ETA."""
         return self._throughput.pause()
@@ -151,12 +158,14 @@ class MetricWriter:
             self._open = False
             self._display.close()
             self._files.close()
+            storage.publish(self._workdir)
 
     def __enter__(self) -> 'MetricWriter':
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind, *exception) -> None:
+        with contextlib.suppress(*(storage.StoreError,) if kind else ()):      # the first error is the one to tell of
+            self.close()
 
     def _hand_on(self, method: str, *arguments: Any) -> None:
         for writer in list(self._given):

@@ -11,6 +11,8 @@ import tempfile
 
 import jax
 
+from simclr_jax import storage
+
 # A program that compiles faster is not kept. Of the ten of configs/smoke.py four do, in 0.1 s together.
 _MIN_SECONDS = 0.1
 _MAX_BYTES = 4 << 30            # of the default directory; jax itself keeps all, for ever
@@ -20,8 +22,9 @@ def use_compile_cache(choice: str = '') -> str:
     """Sets where jax keeps compiled programs; to be called before the first one is compiled.
 
     Args:
-        choice: a directory; 'off' for none; '' for that of jax's own settings (JAX_COMPILATION_CACHE_DIR),
-            else `default_directory()`, where jax lets the programs longest unused make room for new ones.
+        choice: a directory, here or in a bucket; 'off' for none; '' for that of jax's own settings
+            (JAX_COMPILATION_CACHE_DIR), else `default_directory()`, where jax lets the programs longest unused
+            make room for new ones.
 
     Returns:
         '', or a sentence on why nothing is kept: a directory that cannot be written to is no error.
@@ -31,7 +34,17 @@ def use_compile_cache(choice: str = '') -> str:
         return ''
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_SECONDS)
-    if not choice and jax.config.jax_compilation_cache_dir:     # pyright: ignore[reportAttributeAccessIssue]
+    of_jax = '' if choice else jax.config.jax_compilation_cache_dir or ''   # pyright: ignore[reportAttributeAccessIssue]
+    if storage.is_remote(choice or of_jax):     # by etils.epath, in jax
+        choice = storage.as_path(choice or of_jax)
+        try:
+            storage.check_workdir(choice)
+        except (OSError, ValueError) as error:
+            return f'Compiled programs are not kept, so that every start compiles them: {error}'
+        jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')     # of XLA's own, which are local
+        jax.config.update('jax_compilation_cache_dir', choice)
+        return ''
+    if of_jax:
         return ''
     try:
         directory = pathlib.Path(choice).expanduser().absolute() if choice else default_directory()
@@ -50,6 +63,5 @@ def use_compile_cache(choice: str = '') -> str:
 
 def default_directory() -> pathlib.Path:
     """$XDG_CACHE_HOME/simclr_jax/programs, or ~/.cache/...; RuntimeError without a home."""
-    cache = os.environ.get('XDG_CACHE_HOME', '')        # a relative one is to be ignored, says the standard
-    root = pathlib.Path(cache) if os.path.isabs(cache) else pathlib.Path.home() / '.cache'
-    return root / 'simclr_jax' / 'programs'
+    pathlib.Path.home()
+    return pathlib.Path(storage.user_cache('programs'))

@@ -4,8 +4,6 @@ import json
 import logging
 import math
 import os
-import pathlib
-import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +15,11 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
+from simclr_jax import storage
 from simclr_jax.training.state import TrainState
-from simclr_jax.training.workdir import differences
+from simclr_jax.training.workdir import differences, is_committed
 
 _ITEM = 'state'
 
@@ -77,11 +77,16 @@ class Checkpointer:
                  best_metric: str = 'knn_accuracy', read_only: bool = False):
         if keep_last < 1:
             raise ValueError(f'keep_last is {keep_last}: at least 1 checkpoint must be kept')
-        self._workdir = pathlib.Path(workdir).absolute()
+        self._workdir = storage.absolute(workdir)
+        self._directory = os.path.join(self._workdir, 'checkpoints')
+        self._last_good: int | None = None          # of those known to be whole
         self._best_metric = best_metric
         self._read_only = read_only
         self._closed = False
-        self._unreadable = _unreadable_steps(self._workdir / 'checkpoints')     # orbax raises on these
+        self._saving: int | None = None
+        if storage.is_remote(self._workdir):
+            self._prepare_bucket()
+        self._unreadable = _unreadable_steps(self._directory)       # orbax raises on these
         for step, reason in self._unreadable:
             if read_only:
                 raise ValueError(f'The checkpoint of step {step} in {self._workdir} is damaged ({reason}): remove it, '
@@ -94,12 +99,13 @@ class Checkpointer:
         best = BestN(get_metric_fn=self._score, n=keep_best,
                      keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
-            self._workdir / 'checkpoints',
+            self._directory,
             handler_registry=registry,
             options=ocp.CheckpointManagerOptions(
                 best_fn=self._score,
                 preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
                 cleanup_tmp_directories=not read_only,
+                atomicity_options=_atomicity(self._workdir),
                 read_only=read_only))
 
     def save(self, state: TrainState, metrics: dict[str, Any] | None = None) -> bool:
@@ -130,16 +136,19 @@ class Checkpointer:
             if step in self._manager.all_steps():
                 return False
             try:
-                return self._manager.save(
+                self._manager.save(
                     step, metrics=self._finite_metrics(metrics), force=True,
                     args=ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(state)}))
-            except OSError as error:
+            except (OSError, storage.StoreError) as error:
                 raise self._write_error(error) from error
+            self._saving = step
+            return True
 
     def latest_step(self) -> int | None:
         """The step of the latest checkpoint on disk, None when there is none."""
         self.wait()
-        return max(self._manager.all_steps(), default=None)
+        self._last_good = max(self._manager.all_steps(), default=None)
+        return self._last_good
 
     def last_good(self) -> str:
         """The end of a sentence about a run that diverged: where to go back to, and what to do."""
@@ -211,11 +220,24 @@ class Checkpointer:
                              f'{damaged[0][1]}). Restore one, or give another --workdir.')
         return template, []
 
-    def _move_aside(self, step: int) -> None:
-        directory = self._workdir / 'checkpoints'
+    def _prepare_bucket(self) -> None:
+        if self._workdir.startswith('s3://'):
+            from simclr_jax.training.s3_checkpoints import teach_orbax
+            teach_orbax()
+        storage.exists(self._workdir)       # from here on orbax too is patient with the store
+        if self._read_only or not storage.is_dir(self._directory):
+            return
         if jax.process_index() == 0:
-            shutil.rmtree(directory / f'damaged.{step}', ignore_errors=True)        # of an earlier time
-            os.replace(directory / str(step), directory / f'damaged.{step}')
+            for entry in storage.scan(self._directory):         # what a killed run left behind
+                if entry.name.isdigit() and not is_committed(os.path.join(self._directory, entry.name)):
+                    storage.remove(os.path.join(self._directory, entry.name))
+        multihost_utils.sync_global_devices('half-written checkpoints')
+
+    def _move_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = os.path.join(self._directory, f'damaged.{step}')
+            storage.remove(aside)           # of an earlier time
+            storage.replace(os.path.join(self._directory, str(step)), aside)
         multihost_utils.sync_global_devices(f'damaged {step}')
         if hasattr(self, '_manager'):
             self._manager.reload()
@@ -254,9 +276,11 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # orbax passes on whatever its writing thread met
-            # The manager has forgotten the checkpoints that the failed one was to replace.
-            self._manager.reload()
+            if not isinstance(error, storage.StoreError):
+                # The manager has forgotten the checkpoints that the failed one was to replace.
+                self._manager.reload()
             raise self._write_error(error) from error
+        self._last_good, self._saving = self._saving or self._last_good, None
 
     def close(self) -> None:
         """Waits, then frees orbax's threads; a second call does nothing."""
@@ -284,6 +308,10 @@ class Checkpointer:
         return values if self._best_metric in values else None
 
     def _write_error(self, error: Exception) -> OSError:
+        if isinstance(error, storage.StoreError):
+            good = 'none was saved before' if self._last_good is None else (
+                f'the last good one is that of step {self._last_good}')
+            return OSError(f'a checkpoint could not be written; {good}. {error}')
         # tensorstore chains the names of files, then the reason, then details in brackets.
         reason = str(error).rsplit('": ', 1)[-1].split(' [')[0]
         return OSError(f'a checkpoint could not be written to {self._workdir} ({reason}); the '
@@ -309,20 +337,26 @@ class Checkpointer:
             return self._manager.restore(step, args=ocp.args.Composite(**{_ITEM: args}))[_ITEM]
 
 
-def _unreadable_steps(directory: pathlib.Path) -> list[tuple[int, str]]:
+def _atomicity(workdir: str) -> AtomicityOptions | None:
+    """In a bucket nothing is renamed: a file beside a checkpoint says that it is whole. orbax knows that of gs://."""
+    return AtomicityOptions(AtomicityMode.COMMIT_FILE) if workdir.startswith('s3://') else None
+
+
+def _unreadable_steps(directory: str) -> list[tuple[int, str]]:
     """(step, why) of those that are empty, or whose metrics are cut short."""
     found = []
-    for path in sorted(directory.glob('*')):
-        metrics = path / 'metrics' / 'metrics'
-        if not path.name.isdigit() or not path.is_dir():
+    for name, is_dir in storage.scan(directory) if storage.is_dir(directory) else ():
+        path = os.path.join(directory, name)
+        metrics = os.path.join(path, 'metrics', 'metrics')
+        if not name.isdigit() or not is_dir or not is_committed(path):
             continue
-        if not any(path.iterdir()):
-            found.append((int(path.name), 'it is empty'))
-        elif metrics.exists():
+        if not storage.scan(path):
+            found.append((int(name), 'it is empty'))
+        elif storage.is_file(metrics):
             try:
-                json.loads(metrics.read_text())
+                json.loads(storage.read_bytes(metrics))
             except ValueError as error:
-                found.append((int(path.name), f'its metrics: {error}'))
+                found.append((int(name), f'its metrics: {error}'))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 import simclr_jax
+from simclr_jax import storage
 from simclr_jax.config import ConfigDict, base_config, flatten
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml-collections', 'numpy',
@@ -51,10 +52,7 @@ def write_json(workdir: Workdir, name: str, value: Any) -> None:
     """Writes a file of `workdir` (process 0): a reader, and a run killed in the middle, finds the old or the new."""
     if jax.process_index() != 0:
         return
-    os.makedirs(workdir, exist_ok=True)
-    temporary = pathlib.Path(workdir, f'.{name}.tmp')
-    temporary.write_text(json.dumps(value, indent=2) + '\n')
-    os.replace(temporary, pathlib.Path(workdir, name))
+    storage.write_atomically(os.path.join(workdir, name), (json.dumps(value, indent=2) + '\n').encode())
 
 
 def load_config(workdir: Workdir) -> dict[str, Any]:
@@ -148,12 +146,19 @@ def data_changes(workdir: Workdir, data: Any) -> str:
 
 def has(workdir: Workdir, name: str) -> bool:
     """Whether a file lies in `workdir`."""
-    return pathlib.Path(workdir, name).is_file()
+    return storage.is_file(os.path.join(workdir, name))
 
 
 def has_checkpoint(workdir: Workdir) -> bool:
     """Whether a whole checkpoint lies in `workdir`; looks, and touches nothing."""
-    return any(path.name.isdigit() for path in pathlib.Path(workdir).glob('checkpoints/*'))
+    directory = os.path.join(workdir, 'checkpoints')
+    return storage.is_dir(directory) and any(
+        entry.name.isdigit() and is_committed(os.path.join(directory, entry.name)) for entry in storage.scan(directory))
+
+
+def is_committed(path: Workdir) -> bool:
+    """Whether the checkpoint at `path` is whole: a local one has its name only then, one in a bucket a mark."""
+    return not storage.is_remote(path) or storage.is_file(os.path.join(path, 'commit_success.txt'))
 
 
 def differences(old: Mapping, new: Mapping, old_name: str, new_name: str) -> list[str]:
@@ -174,11 +179,11 @@ def _number(version: str) -> list[int]:
 
 def _read_json(workdir: Workdir, name: str) -> Any:
     """None where there is no such file; ValueError: it is damaged."""
-    path = pathlib.Path(workdir, name)
-    if not path.exists():
+    path = os.path.join(workdir, name)
+    if not storage.exists(path):
         return None
     try:
-        return json.loads(path.read_text())
+        return json.loads(storage.read_bytes(path))
     except ValueError as error:
         mend = 'restore it, or give another --workdir' if name == 'config.json' else (
             'restore it, or remove it and the next run writes it again')

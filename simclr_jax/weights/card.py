@@ -80,8 +80,7 @@ def describe_file(name: str, card: Mapping[str, Any], *, size: int,
 def read_card(directory: str | os.PathLike) -> dict[str, Any] | None:
     """The card of an export; None where there is none that can be read."""
     try:
-        with open(os.path.join(directory, NAME)) as file:
-            card = json.load(file)
+        card = json.loads(storage.read_bytes(os.path.join(directory, NAME)))
     except (OSError, ValueError):
         return None
     return card if isinstance(card, dict) else None
@@ -96,8 +95,7 @@ def write_card(directory: str | os.PathLike, card: Mapping[str, Any]) -> None:
 def read_evaluation(workdir: str | os.PathLike, step: int) -> list[dict[str, Any]]:
     """The lines of workdir/results.jsonl that were measured at `step`; [] where there are none."""
     try:
-        with open(os.path.join(workdir, 'results.jsonl')) as file:
-            lines = file.readlines()
+        lines = storage.read_bytes(os.path.join(workdir, 'results.jsonl')).decode().splitlines()
     except OSError:
         return []
     return [result for result in map(_parse, lines) if result.get('step') == step]
@@ -106,8 +104,7 @@ def read_evaluation(workdir: str | os.PathLike, step: int) -> list[dict[str, Any
 def read_versions(workdir: str | os.PathLike) -> dict[str, Any]:
     """What the run itself was made with (workdir/versions.json); {} where it does not say."""
     try:
-        with open(os.path.join(workdir, 'versions.json')) as file:
-            return json.load(file)
+        return json.loads(storage.read_bytes(os.path.join(workdir, 'versions.json')))
     except (OSError, ValueError):
         return {}
 

@@ -2,6 +2,7 @@
 
 import os
 
+from simclr_jax import storage
 from simclr_jax.weights.flax_file import is_flax_file, read_flax
 from simclr_jax.weights.read.byol import read_byol
 from simclr_jax.weights.read.official import is_official, read_official
@@ -26,6 +27,8 @@ def read_weights(path: str | os.PathLike) -> Imported:
         ValueError: it is none of these, is damaged, or does not fit a network: the sentence names what
             is missing, unexpected or of another shape.
     """
+    if storage.is_remote(path):
+        return _read_remote(os.fspath(path))
     path = os.fspath(path)
     try:
         os.stat(path)
@@ -49,3 +52,14 @@ def read_weights(path: str | os.PathLike) -> Imported:
     elif suffix not in _TORCH:
         raise ValueError(f'{path} has a name of no known kind: weights are read from {KINDS}.')
     return read_torch(path)
+
+
+def _read_remote(path: str) -> Imported:
+    """By a copy on this machine: torch, safetensors and TensorFlow read local files."""
+    here = storage.local_copy(path)
+    if here == path:
+        raise FileNotFoundError(f'There is nothing at {path}. Weights are read from {KINDS}.')
+    try:
+        return read_weights(here)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(str(error).replace(here, path)) from error

@@ -15,7 +15,6 @@ from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrai
 from simclr_jax.evaluate.results import metric_title
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
-from simclr_jax.storage import as_path
 from simclr_jax.weights import card as cards, hub, model_card
 from simclr_jax.weights.tree import Imported, flat
 from simclr_jax.weights.write.formats import FORMATS, Job, largest_difference, make_job, why_unusable
@@ -44,7 +43,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
     formats = _wanted(settings.formats)
     if settings.push_to_hub:
         hub.check_push(settings.push_to_hub)
-    source = as_path(settings.pretrained or workdir)
+    source = storage.as_path(settings.pretrained or workdir)
     pretrained = load_pretrained(source, settings.checkpoint, settings.encoder)
     channels = len(pretrained.config.augment.mean)
     if channels != 3:
@@ -52,13 +51,22 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
                          '`simclr_jax.load_encoder`.')
     if not sharding.is_lead():
         return {}
-    directory = os.path.abspath(as_path(settings.dir or os.path.join(workdir, 'export')))
-    files = export_encoder(directory, with_card(pretrained, source), formats=formats, layer=settings.layer,
+    directory = storage.absolute(settings.dir or os.path.join(workdir, 'export'))
+    here = storage.local_dir(directory)         # where the formats can be written and loaded again
+    if here != directory and storage.is_dir(directory):
+        storage.download(directory, here)
+    files = export_encoder(here, with_card(pretrained, source), formats=formats, layer=settings.layer,
                            normalize_inside=settings.normalize_inside, license=settings.license,
                            repository=settings.push_to_hub)
+    if here != directory:
+        storage.remove(os.path.join(directory, cards.NAME))         # leaves first and comes last, as on a disk
+        storage.publish(directory, last=cards.NAME)
+        for entry in storage.scan(directory):
+            if not os.path.exists(os.path.join(here, entry.name)):
+                storage.remove(os.path.join(directory, entry.name))
+        print(f'-> {directory}')
     if settings.push_to_hub:
-        address = hub.push(directory, [*files, cards.NAME, model_card.NAME], settings.push_to_hub,
-                           replaces=cards.FILES)
+        address = hub.push(here, [*files, cards.NAME, model_card.NAME], settings.push_to_hub, replaces=cards.FILES)
         print(f'Uploaded to {address}. A new repository is private until you change that on its page.', flush=True)
     return files
 
