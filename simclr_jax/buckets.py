@@ -8,6 +8,7 @@ tensorstore, which tries again by itself.
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import random
 import socket
@@ -195,11 +196,11 @@ def _prepare(kind: str) -> None:
 
 
 def _patient_gcs() -> type:
-    import gcsfs
+    from gcsfs.core import GCSFileSystem
 
-    once = gcsfs.GCSFileSystem._request.__wrapped__     # without gcsfs's own half minute of tries
+    once = GCSFileSystem._request.__wrapped__       # without gcsfs's own half minute of tries
 
-    class PatientGCS(gcsfs.GCSFileSystem):
+    class PatientGCS(GCSFileSystem):
         async def _request(self, *arguments, **keywords):
             return await _patiently('gs', lambda: once(self, *arguments, **keywords))
 
@@ -244,10 +245,13 @@ def write_if(path: str, data: bytes, known: str) -> None:
         return
     bucket, key = split(path)
     if scheme(path) == 'gs':
-        system = _system('gs', path)
+        system, mark = _system('gs', path), uuid.uuid4().hex
+        body = (f'--{mark}\r\nContent-Type: application/json\r\n\r\n{json.dumps({"name": key})}\r\n--{mark}\r\n'
+                'Content-Type: application/octet-stream\r\n\r\n').encode() + data + f'\r\n--{mark}--'.encode()
         _told(path, functools.partial(
             system.call, 'POST', system.base.replace('/storage/v1/', '/upload/storage/v1/') + 'b/{}/o', bucket,
-            uploadType='media', name=key, ifGenerationMatch=known, data=data))
+            uploadType='multipart', ifGenerationMatch=known, data=body,
+            headers={'Content-Type': f'multipart/related; boundary="{mark}"'}))
         return
     try:
         _told(path, functools.partial(_system('s3', path).call_s3, 'put_object', Bucket=bucket, Key=key, Body=data,

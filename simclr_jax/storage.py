@@ -99,7 +99,7 @@ def open_read(path: Path) -> Any:
 def read_bytes(path: Path, start: int = 0, length: int = -1) -> bytes:
     """A file from byte `start` on, all or `length` bytes of it. OSError: it cannot be read."""
     if is_remote(path):
-        return _remote(path, 'cat_file', start, None if length < 0 else start + length)
+        return _remote(path, 'cat_file', start=start or None, end=None if length < 0 else start + length)
     with open(path, 'rb') as file:
         file.seek(start)
         return file.read(length)
@@ -159,7 +159,9 @@ def make_dirs(path: Path) -> None:
 def replace(path: Path, target: Path) -> None:
     """Renames a file, or a directory where none stands at `target`; a file that stands there gives way."""
     if is_remote(path):
-        _remote(path, 'mv', os.fspath(target), recursive=is_dir(path))
+        for inside in [f'/{file}' for file in walk_sizes(path)] if is_dir(path) else ['']:
+            _remote(f'{as_path(path)}{inside}', 'cp_file', f'{as_path(target)}{inside}')
+        remove(path)
     else:
         os.replace(path, target)
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import pathlib
 import re
 import subprocess
 import time
@@ -210,6 +211,11 @@ def test_a_path_of_every_kind(kind, root):
     before = set(os.listdir('.'))
     KINDS[kind](root)
     assert set(os.listdir('.')) == before         # no ./gs:
+
+
+def test_the_page_has_this_table():
+    page = (pathlib.Path(__file__).parent.parent / 'docs' / 'buckets.md').read_text()
+    assert re.findall(r'^\| (.+) \| yes \| yes \| yes \|$', page, re.MULTILINE) == list(KINDS)
 
 
 # ---- what is refused, in a sentence ----------------------------------------------------------------------

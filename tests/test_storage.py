@@ -55,8 +55,8 @@ def test_what_is_not_there_is_an_os_error(root):
 
 
 def test_a_remote_path_without_its_package_or_of_no_kind_ends_in_one_sentence():
-    with pytest.raises(OSError, match="'s3://bucket/a' needs a package that is not installed: .*s3fs"):
-        storage.read_bytes('s3://bucket/a')
+    with pytest.raises(OSError, match="'az://bucket/a' needs a package that is not installed: .*adlfs"):
+        storage.read_bytes('az://bucket/a')
     with pytest.raises(OSError, match="'xy://a': no file system is called 'xy'"):
         storage.exists('xy://a')
 
@@ -64,3 +64,14 @@ def test_a_remote_path_without_its_package_or_of_no_kind_ends_in_one_sentence():
 def test_the_home_directory_is_expanded_in_local_paths_alone():
     assert storage.as_path('~/a') == os.path.expanduser('~/a')
     assert storage.as_path('gs://bucket/~/a') == 'gs://bucket/~/a'
+
+
+def test_what_is_added_stands_at_the_end(tmp_path):
+    storage.append(tmp_path / 'a', b'1')
+    storage.append(tmp_path / 'a', b'2')
+    assert storage.read_bytes(tmp_path / 'a') == b'12'
+
+
+def test_half_a_scheme_is_told_before_it_becomes_a_directory():
+    with pytest.raises(ValueError, match="'gs:/bucket/run' is no path of a bucket: write gs://bucket/run"):
+        storage.absolute('gs:/bucket/run')
