@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         if processes:
             processes.fail('interrupted', 130)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, storage.StoreError) as error:
         if _TRACEBACK.value:
             traceback.print_exc()
         if processes:

@@ -22,8 +22,11 @@ class Entry(NamedTuple):
     is_dir: bool
 
 
-class StoreError(ValueError):
-    """A remote store that does not answer, or refuses; no OSError, by which a single file is skipped."""
+class StoreError(Exception):
+    """A remote store that does not answer, or refuses.
+
+    No OSError, by which a single image is skipped, and no ValueError, by which a file counts as damaged.
+    """
 
 
 def is_remote(path: Path) -> bool:

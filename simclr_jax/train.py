@@ -94,6 +94,7 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
 
     Raises:
         ValueError, FileNotFoundError: config, data or workdir will not do; nothing was written.
+        storage.StoreError: a bucket is not there, refuses, or does not answer any more.
         FloatingPointError: the loss is no longer finite; the last good checkpoint stays.
         SystemExit: SIGINT or SIGTERM came; the state was saved first.
 

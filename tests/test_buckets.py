@@ -230,7 +230,7 @@ def test_the_page_has_this_table():
 def test_a_workdir_that_will_not_do_is_refused_before_anything_is_made(workdir, sentence, stores, tmp_path,
                                                                       monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((ValueError, OSError), match=re.escape(sentence)):
+    with pytest.raises((ValueError, storage.StoreError), match=re.escape(sentence)):
         pretrain(small_config(), workdir)
     assert not os.listdir(tmp_path)
 

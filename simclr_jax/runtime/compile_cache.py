@@ -39,7 +39,7 @@ def use_compile_cache(choice: str = '') -> str:
         choice = storage.as_path(choice or of_jax)
         try:
             storage.check_workdir(choice)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, storage.StoreError) as error:
             return f'Compiled programs are not kept, so that every start compiles them: {error}'
         jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')     # of XLA's own, which are local
         jax.config.update('jax_compilation_cache_dir', choice)

@@ -22,6 +22,7 @@ from simclr_jax.training.state import TrainState
 from simclr_jax.training.workdir import differences, is_committed
 
 _ITEM = 'state'
+_AWAY = ('UNAVAILABLE', 'DEADLINE_EXCEEDED')         # tensorstore's words for a store that is
 
 
 def quiet_orbax_logs() -> None:
@@ -79,7 +80,6 @@ class Checkpointer:
             raise ValueError(f'keep_last is {keep_last}: at least 1 checkpoint must be kept')
         self._workdir = storage.absolute(workdir)
         self._directory = os.path.join(self._workdir, 'checkpoints')
-        self._last_good: int | None = None          # of those known to be whole
         self._best_metric = best_metric
         self._read_only = read_only
         self._closed = False
@@ -107,6 +107,7 @@ class Checkpointer:
                 cleanup_tmp_directories=not read_only,
                 atomicity_options=_atomicity(self._workdir),
                 read_only=read_only))
+        self._last_good = max(self._manager.all_steps(), default=None)      # of those known to be whole
 
     def save(self, state: TrainState, metrics: dict[str, Any] | None = None) -> bool:
         """Starts to save `state` under its own step.
@@ -203,9 +204,12 @@ class Checkpointer:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self.restore(template, step)
-            except DoesNotFit:
+            except (DoesNotFit, storage.StoreError):
                 raise
             except Exception as error:      # orbax and tensorstore have many ways to say it
+                if storage.is_remote(self._workdir) and any(word in str(error) for word in _AWAY):
+                    raise storage.StoreError(f'{self._workdir} does not answer ({error}): the same command goes on '
+                                             'when it does.') from error
                 reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:150]
                 damaged.append((step, reason))
                 continue
@@ -225,9 +229,9 @@ class Checkpointer:
             from simclr_jax.training.s3_checkpoints import teach_orbax
             teach_orbax()
         storage.exists(self._workdir)       # from here on orbax too is patient with the store
-        if self._read_only or not storage.is_dir(self._directory):
+        if self._read_only:
             return
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and storage.is_dir(self._directory):
             for entry in storage.scan(self._directory):         # what a killed run left behind
                 if entry.name.isdigit() and not is_committed(os.path.join(self._directory, entry.name)):
                     storage.remove(os.path.join(self._directory, entry.name))
