@@ -183,9 +183,11 @@ def _system(kind: str, path: str) -> Any:
 def _prepare(kind: str) -> None:
     """Has fsspec, and with it etils.epath and orbax, use patient file systems that keep no listings."""
     import fsspec
+    from etils.epath import gpath
 
     # epath would have tensorflow read buckets, which knows no s3:// and no endpoint but Google's own.
-    os.environ.setdefault('EPATH_USE_TF', 'false')
+    os.environ['EPATH_USE_TF'] = 'false'
+    gpath._is_tf_installed.cache_clear()
     os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')     # asks for rights that few have
     made = _patient_gcs() if kind == 'gs' else _patient_s3()
     for name in ('gs', 'gcs') if kind == 'gs' else ('s3',):

@@ -153,6 +153,18 @@ def append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def version(path: Path) -> str:
+    """What changes whenever a remote file is written; '' where there is none."""
+    from simclr_jax import buckets
+    return buckets.version(os.fspath(path))
+
+
+def write_if(path: Path, data: bytes, known: str) -> None:
+    """Writes a remote file if it still has the `version` known, '' for none; FileExistsError: it has another."""
+    from simclr_jax import buckets
+    buckets.write_if(os.fspath(path), data, known)
+
+
 def make_dirs(path: Path) -> None:
     """Makes a directory and those above it, where they are missing; buckets have none."""
     if not is_remote(path):

@@ -79,16 +79,15 @@ class _Remote:
     """The lock as an object, which a thread renews."""
 
     def __init__(self, workdir: str):
-        from simclr_jax import buckets
-        self._buckets, self._path = buckets, f'{workdir}/.lock'
+        self._path = f'{workdir}/.lock'
         self.is_lost = False
         self._id, self._left = uuid.uuid4().hex, threading.Event()
         for _ in range(3):
-            known = buckets.version(self._path)
+            known = storage.version(self._path)
             if known:
                 known = self._abandoned(workdir, known)
             with contextlib.suppress(FileExistsError):      # another one was faster
-                buckets.write_if(self._path, self._content(), known)
+                storage.write_if(self._path, self._content(), known)
                 break
         else:
             raise _refuse(workdir, 'unknown')
@@ -125,7 +124,7 @@ class _Remote:
             return known
         while not is_here and time.monotonic() < ends:
             time.sleep(2.0)
-            now = self._buckets.version(self._path)
+            now = storage.version(self._path)
             if now != known:
                 is_here = bool(now)
                 if not now:
