@@ -33,6 +33,8 @@ if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 EXTRAS=${EXTRAS:-gpu,tfds}
 source launch/environment.sh
 need_gpus "$python"
+# Of a GPU's memory jax would take three quarters, and no more.
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}
 
 status=0
 # Every task sees all GPUs of its node. If one fails the others would wait for it: they end too.

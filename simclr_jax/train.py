@@ -41,13 +41,15 @@ from simclr_jax.methods import make_method
 from simclr_jax.models.network import Network, auto_dtype, describe_encoder, encoder_notes, make_network
 from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.writer import MetricWriter, make_writer
-from simclr_jax.runtime import sharding
+from simclr_jax.runtime import gpus, sharding
+from simclr_jax.runtime.compile_cache import keeps_programs
 from simclr_jax.runtime.exchange import gather
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.runtime.memory import naming_needs
 from simclr_jax.runtime.watchdog import at
 from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps, workdir as workdirs
+from simclr_jax.training.norms import leaves_for
 from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
@@ -63,9 +65,6 @@ MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cach
               'eval.evaluators_every_epochs', 'shard_state')
 
 _SLOW = 10      # times longer than a step may what is not one take, before the others count it as stuck
-
-# For a GPU XLA would keep float32 between bfloat16 operations where it may: more memory, more to move.
-_COMPILER_OPTIONS = {'gpu': {'xla_allow_excess_precision': False}}
 
 
 def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: Any = None,
@@ -308,17 +307,19 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
         mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks, module=encoder)
     made = make_method(network=network, mesh=mesh, num_train_steps=num_steps,
                        **({'name': method} if method else config.method))
-    optimizer = optim.make_optimizer(**_optimizer_settings(config))
+    platform = mesh.devices.flat[0].platform
+    leaves = leaves_for(platform, split=config.shard_state)
+    optimizer = optim.make_optimizer(**_optimizer_settings(config), leaves=leaves)
     init_state = steps.make_init_state(made, optimizer, seed=config.seed, image_size=config.augment.image_size,
                                        channels=len(config.augment.mean))
     train_step = steps.make_train_step(
         made, optimizer, _make_schedule(config, num_examples, num_steps), seed=config.seed,
         prepare=(inputs or make_inputs(config, form='views')).make_prepare(mesh),
-        update_metrics=optim.make_update_metrics(**_optimizer_settings(config),
-                                                 gradient_norms=config.log.gradient_norms))
+        update_metrics=optim.make_update_metrics(**_optimizer_settings(config), leaves=leaves,
+                                                 gradient_norms=config.log.gradient_norms), leaves=leaves)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init_state), split=config.shard_state)
     train_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0,
-                         compiler_options=_COMPILER_OPTIONS.get(mesh.devices.flat[0].platform))
+                         compiler_options=gpus.compiler_options(platform, deterministic=config.deterministic))
     return network, init_state, train_step, shardings
 
 
@@ -423,13 +424,16 @@ def _measure_floors(run: Run, encode: Callable, init_state: Callable) -> tuple[d
 def _introduction(run: Run, network: Network, state: TrainState, num_steps: int) -> list[str]:
     """What is about to happen, what a reader might not expect of the config, and what cannot be measured."""
     config, mesh, train_source, test_source = run.config, run.mesh, run.train_source, run.test_source
+    device, dtype = mesh.devices.flat[0], config.encoder.dtype
     classes = f'{train_source.num_classes} classes' if train_source.num_classes else 'no labels'
     parameters, num_examples = sum(leaf.size for leaf in jax.tree.leaves(state.params)), train_source.num_examples
     notes = [f'{config.method.name} on {train_source.name}, {train_source.split}: '
              f'{num_examples:,} images, {classes}; {parameters:,} parameters; '
              f'{num_steps:,} steps of {config.batch_size:,} on {mesh.size} '
-             f'{mesh.devices.flat[0].platform} device{"s" if mesh.size > 1 else ""}']
+             f'{device.platform} device{"s" if mesh.size > 1 else ""}']
     notes += train_source.notes + (test_source.notes if test_source else [])
+    notes += gpus.notes(device, deterministic=config.deterministic, keeps_programs=keeps_programs(), dtype=dtype,
+                        best_dtype=auto_dtype(device))
     notes += [_warmup_steps(config, num_examples, num_steps)[1], *encoder_notes(network, config.encoder),
               *optim.notes_on_probe(config.optimizer.weight_decay_groups, config.optimizer.exclude, state.params)]
     if config.method.get('queue_size', 0) > num_examples:

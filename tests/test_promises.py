@@ -47,7 +47,7 @@ ALONE = {
     'models/cpu/': ['models.cpu'],
     'views/resize.py': [], 'views/ops.py': ['views.resize'], 'views/fields.py': ['views.resize'],
     'views/draws.py': ['views.fields'],
-    'training/steps.py': ['training.state'],
+    'training/steps.py': ['training.state', 'training.norms'], 'training/norms.py': [],
     'training/checkpoint.py': ['training.state', 'training.workdir', 'training.s3_checkpoints', 'storage'],
     'training/workdir.py': ['config', 'storage'],              # a config that is kept is compared field by field
 }

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import jax
 
@@ -59,6 +60,12 @@ def use_compile_cache(choice: str = '') -> str:
         # What earlier versions kept has no times of use, without which jax cannot make room.
         shutil.rmtree(directory.with_name('compiled'), ignore_errors=True)
     return ''
+
+
+def keeps_programs() -> bool:
+    """Whether jax keeps compiled programs, by its settings of now."""
+    settings: Any = jax.config
+    return bool(settings.jax_enable_compilation_cache and settings.jax_compilation_cache_dir)
 
 
 def default_directory() -> pathlib.Path:

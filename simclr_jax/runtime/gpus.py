@@ -1,4 +1,6 @@
-"""Whether this machine's GPUs can be used: the launch scripts ask before they train.
+"""GPUs: whether this machine's can be used, how programs are compiled for them, and what a run says of its own.
+
+The launch scripts ask before they train:
 
     python -m simclr_jax.runtime.gpus
 
@@ -10,6 +12,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+from typing import Any
 
 _PLUGINS = ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')
 
@@ -33,6 +36,41 @@ def gpus() -> str:
     except RuntimeError as error:
         raise OSError(f'jax finds no GPU: {str(error).splitlines()[0]}') from error
     return visible or ','.join(map(str, found))
+
+
+def compiler_options(platform: str, *, deterministic: bool) -> dict[str, bool] | None:
+    """XLA's for a training step on a platform of jax; None for none.
+
+    For a GPU XLA would keep float32 between bfloat16 operations where it may: more memory, more to move. And it
+    would take kernels of cuDNN and cuBLAS whose sums run in any order (openxla.org/xla/determinism).
+    """
+    if platform != 'gpu':
+        return None
+    return {'xla_allow_excess_precision': False, 'xla_gpu_exclude_nondeterministic_ops': deterministic}
+
+
+def notes(device: Any, *, deterministic: bool, keeps_programs: bool, dtype: str, best_dtype: str
+          ) -> list[str]:
+    """What a run on this jax device should say once: none of anything but a GPU.
+
+    keeps_programs: whether jax's compile cache is on. XLA chooses among kernels by timing them, and the compiled
+        program holds its choice.
+    dtype, best_dtype: of the activations, and what `auto` would make them here.
+    """
+    if device.platform != 'gpu':
+        return []
+    found = []
+    if not deterministic:
+        found.append('deterministic is False: on a GPU a run that is resumed, or made twice, differs in its last '
+                     'digits.')
+    elif not keeps_programs:
+        found.append('Compiled programs are not kept: a run that is resumed chooses its GPU kernels by timing again, '
+                     'and can then differ in its last digits.')
+    if dtype == 'bfloat16' != best_dtype:
+        found.append(f'encoder.dtype is bfloat16, in which {device.device_kind} (compute capability '
+                     f'{device.compute_capability}; 8.0 or more is needed) does not compute: XLA turns it into float32 '
+                     'and back. Set encoder.dtype to float32, or to auto.')
+    return found
 
 
 def _loads(library: str) -> bool:

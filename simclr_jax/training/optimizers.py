@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from simclr_jax.training.norms import Leaves, OneByOne
+
 Optimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 EXCLUDE = ('(^|/)probe/',)      # by default: the probe has its own optimiser, so no trust ratio is logged for it
 
@@ -31,6 +33,7 @@ def make_optimizer(
     trust_coefficient: float = 0.001,
     b1: float = 0.9,
     b2: float = 0.999,
+    leaves: Leaves = OneByOne(),
 ) -> Optimizer:
     """An optimiser by name, as a function of the learning rate.
 
@@ -54,21 +57,18 @@ def make_optimizer(
             overrides both `weight_decay` and the exclusion from it.
         exclude: path regexes; they may match nothing.
         frozen: path regexes of parameters that stay as they are, whatever their gradient and decay.
+        leaves: how norms are taken, see norms.py.
 
     Raises:
         ValueError: an unknown name; at `init`, a group or a frozen pattern that matches no parameter.
     """
     is_excluded = functools.partial(_is_excluded, exclude=exclude)
 
-    def adapted(params):
-        return _map_with_path(lambda path, param: not is_excluded(path, param), params)
-
     decay = _add_weight_decay(weight_decay, weight_decay_groups, is_excluded)
     trace = optax.trace(momentum, nesterov=nesterov)
-    trust_ratio = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+    adapt = _scale_by_trust_ratio(trust_coefficient, is_excluded, leaves)
 
     def lars(learning_rate):
-        adapt = optax.masked(trust_ratio, adapted)
         last = (optax.scale_by_learning_rate(learning_rate), trace)
         return optax.chain(decay, adapt, *(last if rate_in_momentum else reversed(last)))
 
@@ -147,8 +147,8 @@ def lars(learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight
 
 
 def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequence[tuple[str, float]] = (),
-                      exclude: Sequence[str] = EXCLUDE, trust_coefficient: float = 0.001, **_
-                      ) -> tuple[Callable, Callable]:
+                      exclude: Sequence[str] = EXCLUDE, trust_coefficient: float = 0.001,
+                      leaves: Leaves = OneByOne(), **_) -> tuple[Callable, Callable]:
     """What LARS multiplies each layer's update by, for a log; arguments as of `make_optimizer`.
 
     Returns:
@@ -158,19 +158,12 @@ def make_trust_ratios(*, weight_decay: float = 0.0, weight_decay_groups: Sequenc
     is_excluded = functools.partial(_is_excluded, exclude=exclude)
     decay = _add_weight_decay(weight_decay, weight_decay_groups, is_excluded)
 
-    def adapted(tree, params):      # the leaves of `tree` whose parameter is not excluded
-        return jax.tree.leaves(_map_with_path(
-            lambda path, leaf, param: None if is_excluded(path, param) else leaf, tree, params))
-
-    def trust_ratios(params, gradients):
+    def trust_ratios(params, gradients):        # what the optimiser computes too: XLA does it once
         gradients, _ = decay.update(gradients, optax.EmptyState(), params)
-        of_params, of_gradients = (jnp.stack([jnp.linalg.norm(leaf) for leaf in adapted(tree, params)])
-                                   for tree in (params, gradients))
-        ratios = trust_coefficient * of_params / jnp.where(of_gradients == 0, 1.0, of_gradients)
-        return jnp.where((of_params == 0) | (of_gradients == 0), 1.0, ratios)
+        return jnp.stack(_trust_ratios(params, gradients, trust_coefficient, is_excluded, leaves))
 
     def names(params):
-        return adapted(_map_with_path(lambda path, _: path, params), params)
+        return _adapted(_map_with_path(lambda path, _: path, params), params, is_excluded)
 
     return trust_ratios, names
 
@@ -207,6 +200,31 @@ def notes_on_probe(weight_decay_groups: Sequence[tuple[str, float]], exclude: Se
 
 def _is_excluded(path: str, param: Any, *, exclude: Sequence[str]) -> bool:
     return param.ndim <= 1 or any(re.search(pattern, path) for pattern in exclude)
+
+
+def _scale_by_trust_ratio(coefficient, is_excluded, leaves):
+    """`optax.masked(optax.scale_by_trust_ratio(...))` of the same values and state, all norms together."""
+
+    def update(updates, state, params=None):
+        ratios = iter(_trust_ratios(params, updates, coefficient, is_excluded, leaves))
+        return _map_with_path(lambda path, update, param: (
+            update if is_excluded(path, param) else update * next(ratios)), updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.MaskedState(optax.EmptyState()), update)
+
+
+def _trust_ratios(params, updates, coefficient, is_excluded, leaves):
+    """L scalars, one for each parameter that is not excluded."""
+    norms = [[jnp.sqrt(square) for square in leaves.squared_norms(_adapted(tree, params, is_excluded))]
+             for tree in (params, updates)]
+    return [jnp.where((of_param == 0) | (of_update == 0), 1.0, coefficient * of_param / of_update)
+            for of_param, of_update in zip(*norms)]
+
+
+def _adapted(tree, params, is_excluded):
+    """The leaves of `tree` whose parameter is not excluded."""
+    return jax.tree.leaves(_map_with_path(
+        lambda path, leaf, param: None if is_excluded(path, param) else leaf, tree, params))
 
 
 def _add_weight_decay(default, groups, is_excluded):

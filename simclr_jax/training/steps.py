@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from simclr_jax.training.norms import Leaves, OneByOne
 from simclr_jax.training.state import TrainState
 
 
@@ -34,7 +35,8 @@ def make_init_state(method, optimizer: Callable, *, seed: int, image_size: int, 
 
 def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, seed: int,
                     prepare: Callable = lambda batch, step: batch,
-                    update_metrics: Callable = lambda params, gradients: {}) -> Callable:
+                    update_metrics: Callable = lambda params, gradients: {}, leaves: Leaves = OneByOne()
+                    ) -> Callable:
     """(state, batch) -> (state, metrics), for the caller to jit with shardings and a donated state.
 
     Args:
@@ -45,6 +47,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         seed: with the state's step, it gives the key of whatever the method draws.
         prepare: (batch, step) -> the batch that the method sees, see data/batches.py.
         update_metrics: (params, gradients) -> more metrics, float32.
+        leaves: how the gradients and their norm are gone over, see norms.py.
 
     Returns:
         A function whose metrics (float32 scalars, but for those of `update_metrics`) are `loss` (what is
@@ -61,13 +64,14 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         (loss, aux), gradients = jax.value_and_grad(method.loss, has_aux=True)(
             state.params, state.batch_stats, state.method_state, views, key)
         with jax.named_scope('optimizer'):
-            gradients, of_probe = _split_probe(gradients)
+            gradients, of_probe = _split_probe(leaves.arranged(gradients))
             updates, opt_state = optimizer(rate).update(gradients, state.opt_state, state.params)
             if of_probe:
                 updates = updates | _probe_updates(of_probe)
             params = optax.apply_updates(state.params, updates)
-            metrics = {'loss': loss, **aux.metrics, 'gradient_norm': optax.tree.norm(gradients),
-                       'learning_rate': rate, **update_metrics(state.params, gradients)}
+            norm = jnp.sqrt(sum(leaves.squared_norms(jax.tree.leaves(gradients))))
+            metrics = {'loss': loss, **aux.metrics, 'gradient_norm': norm, 'learning_rate': rate,
+                       **update_metrics(state.params, gradients)}
             state = TrainState(
                 step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
                 method_state=method.after_update(state.method_state, params, aux, state.step))

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from simclr_jax.training.norms import Grouped
 from simclr_jax.training.optimizers import make_optimizer, make_trust_ratios, make_update_metrics
 
 RATES = [0.0, 0.3, 4.8, 1.7, 0.01]  # a warm-up that is not smooth: lr and momentum must not commute
@@ -140,6 +141,11 @@ def test_sgd_equals_its_update_written_out(nesterov):
 
     ours = make_optimizer('sgd', momentum=0.8, nesterov=nesterov, weight_decay=DECAY)
     assert_close(train(ours), by_hand(update))
+
+
+def test_the_form_for_gpus_equals_the_plain_one():
+    settings = {'weight_decay': DECAY, 'trust_coefficient': 0.02}
+    assert_close(train(make_optimizer('lars', leaves=Grouped(), **settings)), train(make_optimizer('lars', **settings)))
 
 
 @pytest.mark.parametrize('ours, theirs', [
