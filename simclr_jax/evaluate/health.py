@@ -1,10 +1,12 @@
 """Health of a representation: spread, rank, alignment, uniformity; a collapse called by its name."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from simclr_jax.models.network import Network, outputs
 
@@ -32,9 +34,23 @@ def effective_rank(rows: jax.Array) -> jax.Array:
     The exponential of the entropy of the normalised singular values, rows not centred: 1 when all
     rows are multiples of one.
     """
-    values = jnp.linalg.svd(rows.astype(jnp.float32), compute_uv=False)
+    values = lax.platform_dependent(rows, cuda=singular_values_of_gram, rocm=singular_values_of_gram,
+                                    default=functools.partial(jnp.linalg.svd, compute_uv=False))
     share = values / jnp.maximum(values.sum(), jnp.finfo(jnp.float32).tiny)
     return jnp.exp(jax.scipy.special.entr(share).sum())
+
+
+def singular_values_of_gram(rows: jax.Array) -> jax.Array:
+    """Those of rows [N, D], as float32 [min(N, D)] in falling order, from the eigenvalues of their products.
+
+    For GPUs, where an SVD is slow. The products are float64: in float32 a singular value below 3e-4 of the largest
+    would be lost, and a network near its collapse has hundreds of them.
+    """
+    with jax.enable_x64(True):
+        wide = lax.convert_element_type(rows, jnp.float64)
+        gram = wide @ wide.T if len(rows) <= rows.shape[1] else wide.T @ wide
+        values = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1], 0))
+        return lax.convert_element_type(values, jnp.float32)
 
 
 def pair_metrics(view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:

@@ -47,6 +47,17 @@ def test_both_equal_float64_numpy(shift):
     np.testing.assert_allclose(effective_rank(rows), rank_me(rows), rtol=1e-4)
 
 
+@pytest.mark.parametrize('rows', [make_rows(48, 96), make_rows(96, 32), 1 + 1e-4 * make_rows(48, 96), make_rows(9, 9)])
+def test_the_form_for_gpus_loses_no_small_singular_value(rows):
+    rows = np.float32(unit(rows))
+    got = jax.jit(measures.singular_values_of_gram)(rows)
+    assert got.dtype == np.float32
+    exact = np.linalg.svd(np.float64(rows), compute_uv=False)
+    np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-7 * exact[0])
+    share = np.float64(got) / np.float64(got).sum()
+    np.testing.assert_allclose(np.exp(-(share * np.log(share)).sum()), rank_me(rows), rtol=1e-4)
+
+
 def test_rows_of_one_direction_have_spread_0_and_rank_1():
     rows = np.linspace(1, 3, 8, dtype=np.float32)[:, None] * make_rows(1)      # of any length
     np.testing.assert_allclose(spread(rows), 0, atol=1e-3)
