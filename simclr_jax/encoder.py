@@ -13,6 +13,7 @@ import numpy as np
 from simclr_jax.evaluate.features import resize_of
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.models import abilities
+from simclr_jax.models.folding import fold, folded
 from simclr_jax.models.network import Network
 from simclr_jax.runtime import sharding
 from simclr_jax.training.checkpoint import quiet_orbax_logs
@@ -94,7 +95,7 @@ class Encoder:
         self.network = _with_dtype(pretrained.network, dtype)
         self.batch_size = batch_size
         self._mesh = sharding.make_mesh(jax.local_devices())
-        self._variables = jax.device_put(pretrained.variables, sharding.replicated(self._mesh))
+        self._variables = jax.device_put(fold(self.network, pretrained.variables), sharding.replicated(self._mesh))
         size, self.channels = self.preprocessing.image_size, len(self.preprocessing.mean)
         self._maps = []
 
@@ -106,7 +107,8 @@ class Encoder:
         self.width = jax.eval_shape(look, self.variables,
                                     jax.ShapeDtypeStruct((1, size, size, self.channels), jnp.float32)).shape[-1]
         self.layers = ('features', *self._maps, 'projection')
-        self._apply = jax.jit(functools.partial(_apply, self.network, self.preprocessing), static_argnums=2)
+        self._apply = jax.jit(
+            folded(self.network, functools.partial(_apply, self.network, self.preprocessing)), static_argnums=2)
 
     def __call__(self, images: np.ndarray | jax.Array | Sequence[np.ndarray], *,
                  layer: int | str = 0) -> np.ndarray:

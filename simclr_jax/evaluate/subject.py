@@ -14,6 +14,7 @@ from simclr_jax.data.source import Source, Streamed
 from simclr_jax.evaluate.features import Encode, Features, encode_source, raw_pixels
 from simclr_jax.evaluate.frozen import is_labelled, unchanged
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.models.folding import fold, folded
 from simclr_jax.runtime import sharding
 from simclr_jax.storage import as_path
 from simclr_jax.training.steps import make_encode
@@ -27,7 +28,7 @@ class Subject(NamedTuple):
 
     pretrained: Pretrained
     mesh: jax.sharding.Mesh
-    encode: Callable[[Any, jax.Array], jax.Array]       # (variables, images) -> features, jitted
+    encode: Callable[[Any, jax.Array], jax.Array]       # (`fold`ed variables, images) -> features
     width: int                                          # of the features
     path: str                                           # workdir or file that it came from
 
@@ -54,6 +55,7 @@ class Subject(NamedTuple):
 
     def frozen(self, variables: Any) -> Encode:
         """images -> features of fixed variables, a functools.partial that holds them."""
+        variables = fold(self.pretrained.network, variables)
         return functools.partial(self.encode, jax.device_put(variables, sharding.replicated(self.mesh)))
 
     def features(self, encode: Encode, *splits: Source) -> list[Features]:
@@ -109,7 +111,7 @@ def load_subject(settings: ConfigDict, workdir: str, block: str, module: nn.Modu
 def make_subject(pretrained: Pretrained, *, layer: int, mesh: jax.sharding.Mesh | None = None, path: str = ''
                  ) -> Subject:
     """An encoder on the devices of `mesh`, by default on all; ValueError for a layer that it has not."""
-    encode = jax.jit(make_encode(pretrained.network, layer=layer))
+    encode = jax.jit(folded(pretrained.network, make_encode(pretrained.network, layer=layer)))
     fields = pretrained.config.augment
     image = jax.ShapeDtypeStruct((1, fields.image_size, fields.image_size, len(fields.mean)), np.float32)
     width = jax.eval_shape(encode, pretrained.variables, image).shape[1]

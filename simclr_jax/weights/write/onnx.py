@@ -41,7 +41,8 @@ def write_onnx(path: str | os.PathLike, network: Network, variables: Mapping[str
     check_size(variables, 'an ONNX file')
     sizes = f'{image_size}, {image_size}' if image_size else '32*height, 32*width'
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f'batch, {sizes}, 3'), np.float32)
-    traced = jax.make_jaxpr(encode_freely(network, layer))(variables, images)
+    encode, variables = encode_freely(network, variables, layer)
+    traced = jax.make_jaxpr(encode)(variables, images)
     leaves = named_leaves(variables)
     graph = Graph({id(leaf): name for name, leaf in leaves})
     features, = graph.run(traced, [*(leaf for _, leaf in leaves), 'images'])

@@ -35,7 +35,8 @@ def write_savedmodel(directory: str | os.PathLike, network: Network, variables: 
     from tensorflow.compiler.tf2xla.python import xla
 
     sizes = f'{image_size}, {image_size}' if image_size else f'{size_step}*height, {size_step}*width'
-    program = export_program(encode_freely(network, layer), sizes, variables)
+    encode, variables = encode_freely(network, variables, layer)
+    program = export_program(encode, sizes, variables)
     used = set(program.module_kept_var_idx)
     leaves: list[tuple[str, Any]] = named_leaves(variables)
     saved: Any = tf.Module()

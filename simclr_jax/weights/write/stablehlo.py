@@ -13,6 +13,7 @@ from jax.extend.mlir.dialects import stablehlo
 from jaxlib.mlir import passmanager
 
 from simclr_jax import storage
+from simclr_jax.models.folding import fold, folded
 from simclr_jax.models.network import Network
 from simclr_jax.training.steps import make_encode
 
@@ -37,7 +38,7 @@ def write_stablehlo(path: str | os.PathLike, network: Network, variables: Mappin
         OSError: the file could not be written.
     """
     check_size(variables, 'a StableHLO file')
-    encode = encode_freely(network, layer)
+    encode, variables = encode_freely(network, variables, layer)
     program = export_program(lambda images: encode(variables, images), f'{image_size}, {image_size}')
     storage.write_atomically(path, bytes(program.serialize()))
 
@@ -50,12 +51,14 @@ def check_size(variables: Mapping[str, Any], what: str) -> None:
                          'export it as a savedmodel.')
 
 
-def encode_freely(network: Network, layer: int) -> Callable[[Any, jax.Array], jax.Array]:
-    """(variables, images [b, S, S, 3]) -> features, to be traced with a batch whose size is not known.
+def encode_freely(network: Network, variables: Mapping[str, Any], layer: int
+                  ) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
+    """((variables, images [b, S, S, 3]) -> features, to be traced with a batch whose size is not known; its variables).
 
-    An encoder that needs a number there, as `len(images)`, is traced for one image, and mapped over them.
+    The norms of a ResNet are folded into its kernels (models/folding.py). An encoder that needs a number for the
+    batch, as `len(images)`, is traced for one image, and mapped over them.
     """
-    encode = make_encode(network, layer=layer)
+    encode = folded(network, make_encode(network, layer=layer))
 
     def encode_batch(variables, images):
         try:
@@ -66,7 +69,7 @@ def encode_freely(network: Network, layer: int) -> Callable[[Any, jax.Array], ja
             except Exception:
                 raise error from None
 
-    return encode_batch
+    return encode_batch, fold(network, variables)
 
 
 def export_program(encode: Callable[..., jax.Array], sizes: str, *arguments: Any) -> jax.export.Exported:
