@@ -96,7 +96,7 @@ def knn_accuracy(encoder, data, autocast, spec):
         hits, labels = 0, data['train'][1]
         for part, truth in zip(features['test'].split(512), data['test'][1].split(512)):
             nearest, index = (part @ features['train'].T).topk(min(spec['knn_k'], len(labels)))
-            votes = torch.zeros(len(part), 10, device=part.device)
+            votes = torch.zeros(len(part), int(labels.max()) + 1, device=part.device)
             votes.scatter_add_(1, labels[index], ((nearest - 1) / spec['knn_temperature']).exp())
             hits += int((votes.argmax(1) == truth).sum())
     return hits / len(features['test'])

@@ -116,3 +116,25 @@ def test_seconds_of_a_call_count_every_call(monkeypatch):
 
     assert math.isclose(turns.seconds_a_call(call, budget=1.0), 0.25)
     assert made == [1, 4]
+
+
+def test_the_race_over_cifar_size_images_runs_from_start_to_table(tmp_path, capsys, monkeypatch):
+    """A tiny network on 48 images, ours and PyTorch: what a GPU runs at full size."""
+    import cifar_speed
+
+    rng, arrays = np.random.default_rng(0), {}
+    for split, count in (('train', 48), ('test', 8)):
+        arrays |= {f'{split}_images': rng.integers(0, 256, (count, 16, 16, 3), np.uint8),
+                   f'{split}_labels': np.arange(count) % 3}
+    np.savez(tmp_path / 'images.npz', **arrays)
+    monkeypatch.setattr('sys.argv', [
+        'cifar_speed.py', f'--data={tmp_path / "images.npz"}', '--epochs=3', '--batch=16', '--every=2', '--depth=10',
+        '--width=0.0625', '--targets=0,1.1', '--only=ours,channels-last', f'--out={tmp_path / "speed.json"}'])
+    cifar_speed.main()
+    (title, report), = json.loads((tmp_path / 'speed.json').read_text()).items()
+    assert '48 images of 16 px' in title
+    for row, name in zip(report['rows'], ('ours', 'channels-last'), strict=True):
+        assert row['contender'] == name and row['steps'] == 9 and list(row['reached']) == ['0']
+        assert 0 < row['seconds to start'] < row['reached']['0'] < row['seconds'] and 0 <= row['knn'] <= 1
+    table = capsys.readouterr().out
+    assert '| channels-last' in table and '| not' in table and 'dkobak' in table
