@@ -1,4 +1,4 @@
-"""The training step of the recipes, and NT-Xent, compiled for GPUs that nobody here owns.
+"""The training step of the recipes, a frozen encoder, and NT-Xent, compiled for GPUs that nobody here owns.
 
     pip install '.[plan-gpu]'
     python benchmarks/gpu_plan.py [--only=imagenet]
@@ -10,9 +10,11 @@ is compiled in a process of its own. Writes benchmarks/gpu_plan.json after each;
 import argparse
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
+import time
 
 os.environ['JAX_PLATFORMS'] = 'cpu'         # the plugin compiles; no GPU is looked for
 
@@ -28,8 +30,12 @@ STEPS = {
     'folder.py, 256': ('rtx3090:1', 'folder', '', 256),
     'folder.py:batch=128': ('rtx3090:1', 'folder', 'batch=128', 128),
     'imagenet.py, 256 a GPU, A100': ('a100:8', 'imagenet', '', 2048),
+    **{f'cifar10.py, 512, {name.upper()}': (f'{name}:1', 'cifar10', '', 512)
+       for name in ('h200', 'a100', 'l4', 'rtx4090', 'rtx3090', 't4')},
+    **{f'{recipe}.py, 256, one GPU': ('h100:1', recipe, '', 256) for recipe in ('moco_v2', 'byol')},
 }
 LOSSES = {f'NT-Xent of {count:,} images': count for count in (1024, 2048, 8192, 65536)}
+ENCODERS = {'frozen ResNet-50, 256 images': True, 'frozen ResNet-50, 256 images, its BatchNorms not folded': False}
 GIB, MIB = 1 << 30, 1 << 20
 
 
@@ -52,6 +58,29 @@ def measure_step(name):
             'compile s': round(step['seconds_to_compile'])}
 
 
+def measure_encoder(name):
+    import jax
+    import jax.numpy as jnp
+
+    from simclr_jax.inspect import hlo, plan
+    from simclr_jax.models.folding import folded
+    from simclr_jax.models.network import init_variables, make_network
+    from simclr_jax.runtime import sharding
+    from simclr_jax.training.steps import make_encode
+    network = make_network(encoder={'depth': 50, 'dtype': 'bfloat16'}, head={})
+    encode = make_encode(network)
+    arguments = (jax.eval_shape(lambda: init_variables(network, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))),
+                 jax.ShapeDtypeStruct((256, 224, 224, 3), jnp.float32))
+    where = sharding.replicated(sharding.make_mesh(plan.slice_devices('h100:1')))
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), arguments)
+    started = time.monotonic()
+    compiled = jax.jit(folded(network, encode) if ENCODERS[name] else encode).lower(*placed).compile()
+    kernels = hlo.kernels(compiled.as_text())
+    return {'topology': 'h100:1', 'kernels': kernels.count, 'GB moved': round(kernels.bytes / 1e9, 1),
+            'temporaries MiB': round(hlo.memory(compiled)['temporaries'] / MIB),
+            'compile s': round(time.monotonic() - started)}
+
+
 def measure_loss(name):
     import jax
     import jax.numpy as jnp
@@ -70,16 +99,18 @@ def measure_loss(name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', default='', help='cases whose name holds this')
+    parser.add_argument('--only', default='', help='cases whose name this regular expression finds')
     parser.add_argument('--case', help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps((measure_step if arguments.case in STEPS else measure_loss)(arguments.case)))
+        measure = (measure_step if arguments.case in STEPS else
+                   measure_encoder if arguments.case in ENCODERS else measure_loss)
+        print(json.dumps(measure(arguments.case)))
         return
     path = ROOT / 'benchmarks' / 'gpu_plan.json'
     rows = json.loads(path.read_text())['compiled']['rows'] if path.exists() else {}
-    for name in (*STEPS, *LOSSES):
-        if arguments.only not in name:
+    for name in (*STEPS, *ENCODERS, *LOSSES):
+        if not re.search(arguments.only, name):
             continue
         done = subprocess.run([sys.executable, __file__, f'--case={name}'], cwd=ROOT, text=True, check=True,
                               stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': os.pathsep.join(

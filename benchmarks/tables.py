@@ -229,8 +229,8 @@ def gpu_plan():
         exchanged = ', '.join(f'{count} {kind}: {size} MB'
                               for kind, (count, size) in row.get('collectives', {}).items())
         rows.append([name, row['topology'], f'{row["kernels"]:,}', row['GB moved'], f'{temporaries:.2f}',
-                     row.get('TFLOP', ''), row.get('floor ms', ''), exchanged])
-    head = ['', 'GPUs', 'kernels', 'GB moved', 'temporaries, GiB', 'TFLOP', 'floor, ms', 'collectives']
+                     row.get('TFLOP', ''), row.get('floor ms', ''), row.get('compile s', ''), exchanged])
+    head = ['', 'GPUs', 'kernels', 'GB moved', 'temporaries, GiB', 'TFLOP', 'floor, ms', 'compile, s', 'collectives']
     return table(head, rows)
 
 
