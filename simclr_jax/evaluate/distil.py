@@ -19,6 +19,7 @@ from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subject import Subject, load_splits, make_subject
 from simclr_jax.evaluate.subsets import balanced_rows
 from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
+from simclr_jax.models.folding import fold
 from simclr_jax.models.network import forward_train
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
@@ -120,7 +121,8 @@ def _fit(config: ConfigDict, subject: Subject, of_teacher: Subject, weights: Los
     num_classes = len(teacher.classifier['bias'])
     kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (subject.width, num_classes))
     trained = {'network': student.variables['params'], 'classifier': {'kernel': kernel, 'bias': jnp.zeros(num_classes)}}
-    others = {'batch_stats': student.variables['batch_stats'], 'teacher': teacher.variables, 'head': teacher.classifier}
+    others = {'batch_stats': student.variables['batch_stats'], 'teacher': fold(teacher.network, teacher.variables),
+              'head': teacher.classifier}
 
     def loss(trained, others, images, labels, key):
         total, metrics = jnp.zeros(()), {}

@@ -27,9 +27,10 @@ def fold(network: Network, variables: Mapping[str, Any]) -> dict[str, Any]:
     bias of that norm becomes all that it adds: float64, rounded to float32 once. Of any other encoder, and of the
     heads, everything stays as it is.
     """
-    if not _can_fold(network):
+    encoder = network.encoder
+    if type(encoder) is not ResNet:
         return dict(variables)
-    params = traverse_util.flatten_dict(dict(variables['params']))
+    params = traverse_util.flatten_dict(dict(variables['params']), keep_empty_nodes=True)
     stats = traverse_util.flatten_dict(dict(variables['batch_stats']))
     for *parents, module, name in [path for path in params if path[0] == 'encoder']:
         if name != 'scale':
@@ -37,7 +38,7 @@ def fold(network: Network, variables: Mapping[str, Any]) -> dict[str, Any]:
         norm, kernel = (*parents, module), (*parents, module.replace('norm', 'conv'), 'kernel')
         scale, bias, mean, var = (np.asarray(array, np.float64) for array in (
             params[*norm, 'scale'], params[*norm, 'bias'], stats[*norm, 'mean'], stats[*norm, 'var']))
-        slope = scale / np.sqrt(var + network.encoder.norm_epsilon)
+        slope = scale / np.sqrt(var + encoder.norm_epsilon)
         params[kernel] = np.float32(np.asarray(params[kernel]) * slope)
         params[*norm, 'bias'] = np.float32(bias - mean * slope)
     return {**variables, 'params': traverse_util.unflatten_dict(params)}
@@ -58,8 +59,4 @@ def folded(network: Network, function: Callable[P, T]) -> Callable[P, T]:
         with nn.intercept_methods(add_bias):
             return function(*args, **kwargs)
 
-    return run if _can_fold(network) else function
-
-
-def _can_fold(network: Network) -> bool:
-    return type(network.encoder) is ResNet
+    return run if type(network.encoder) is ResNet else function

@@ -6,10 +6,11 @@ output channels first, and copies the new values and the momenta back into their
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 _ROW = 4096     # elements that one block of threads adds up
@@ -22,22 +23,29 @@ class Leaves(Protocol):
         """The tree of gradients as it is to be read by what updates the parameters."""
         ...
 
-    def squared_norms(self, arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
-        """The sum of squares of each of the arrays, which may have any shapes: float32 scalars."""
+    def norms(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        """The Euclidean norm of each of the arrays, which may have any shapes: float32 scalars."""
+        ...
+
+    def norm(self, tree: Any) -> jax.Array:
+        """That of all arrays of a tree together."""
         ...
 
 
-class OneByOne(NamedTuple):
+class OneByOne:
     """Plain, for CPUs and TPUs, and for arrays that are split over devices."""
 
     def arranged(self, gradients: Any) -> Any:
         return gradients
 
-    def squared_norms(self, arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
-        return [jnp.sum(array * array) for array in arrays]
+    def norms(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        return [jnp.asarray(optax.safe_norm(array, 0.0)) for array in arrays]      # that of optax.lars
+
+    def norm(self, tree: Any) -> jax.Array:
+        return jnp.asarray(optax.tree.norm(tree))
 
 
-class Grouped(NamedTuple):
+class Grouped:
     """In few kernels, for GPUs that each hold the arrays whole."""
 
     def arranged(self, gradients: Any) -> Any:
@@ -52,20 +60,26 @@ class Grouped(NamedTuple):
                 leaves[index] = flat.reshape(shape)
         return jax.tree.unflatten(structure, leaves)
 
-    def squared_norms(self, arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
-        """One kernel for each array, which leaves a vector of partial sums, and some for all of these."""
-        if not arrays:
-            return []
-        parts = [_partial_sums(array.ravel()) for array in arrays]
-        longest = max(len(part) for part in parts)
-        rows = jnp.concatenate([each for part in parts for each in (part, jnp.zeros(longest - len(part)))])
-        # The barrier: or XLA would add up each row by itself before they are put together.
-        return list(lax.optimization_barrier(rows).reshape(len(parts), longest).sum(axis=1))
+    def norms(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        return list(jnp.sqrt(_squared_norms(arrays)))
+
+    def norm(self, tree: Any) -> jax.Array:
+        return jnp.sqrt(_squared_norms(jax.tree.leaves(tree)).sum())
 
 
 def leaves_for(platform: str, *, split: bool) -> Leaves:
     """Grouped on a 'gpu', unless the arrays are split over devices; else OneByOne."""
     return Grouped() if platform == 'gpu' and not split else OneByOne()
+
+
+def _squared_norms(arrays: Sequence[jax.Array]) -> jax.Array:
+    """[L], in one kernel for each array, which leaves a vector of partial sums, and some for all of these."""
+    parts = [_partial_sums(array.ravel()) for array in arrays]
+    longest = max((len(part) for part in parts), default=0)
+    rows = [each for part in parts for each in (part, jnp.zeros(longest - len(part)))]
+    # The barrier: or XLA would add up each row by itself before they are put together.
+    together = lax.optimization_barrier(jnp.concatenate(rows or [jnp.zeros(0)]))
+    return together.reshape(len(parts), longest).sum(axis=1)
 
 
 def _partial_sums(flat: jax.Array) -> jax.Array:

@@ -215,8 +215,7 @@ def _scale_by_trust_ratio(coefficient, is_excluded, leaves):
 
 def _trust_ratios(params, updates, coefficient, is_excluded, leaves):
     """L scalars, one for each parameter that is not excluded."""
-    norms = [[jnp.sqrt(square) for square in leaves.squared_norms(_adapted(tree, params, is_excluded))]
-             for tree in (params, updates)]
+    norms = [leaves.norms(_adapted(tree, params, is_excluded)) for tree in (params, updates)]
     return [jnp.where((of_param == 0) | (of_update == 0), 1.0, coefficient * of_param / of_update)
             for of_param, of_update in zip(*norms)]
 

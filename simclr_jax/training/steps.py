@@ -69,8 +69,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
             if of_probe:
                 updates = updates | _probe_updates(of_probe)
             params = optax.apply_updates(state.params, updates)
-            norm = jnp.sqrt(sum(leaves.squared_norms(jax.tree.leaves(gradients))))
-            metrics = {'loss': loss, **aux.metrics, 'gradient_norm': norm, 'learning_rate': rate,
+            metrics = {'loss': loss, **aux.metrics, 'gradient_norm': leaves.norm(gradients), 'learning_rate': rate,
                        **update_metrics(state.params, gradients)}
             state = TrainState(
                 step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
