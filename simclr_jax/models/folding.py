@@ -6,7 +6,7 @@ only read from: no pass that trains, or follows statistics, comes by here, and n
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -16,8 +16,6 @@ from simclr_jax.models.network import Network
 from simclr_jax.models.norm import BatchNorm
 from simclr_jax.models.normalize import add_and_rectify
 from simclr_jax.models.resnet import ResNet
-
-P, T = ParamSpec('P'), TypeVar('T')
 
 
 def fold(network: Network, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def fold(network: Network, variables: Mapping[str, Any]) -> dict[str, Any]:
     encoder = network.encoder
     if type(encoder) is not ResNet:
         return dict(variables)
-    params = traverse_util.flatten_dict(dict(variables['params']), keep_empty_nodes=True)
+    params: dict[Any, Any] = traverse_util.flatten_dict(dict(variables['params']), keep_empty_nodes=True)
     stats = traverse_util.flatten_dict(dict(variables['batch_stats']))
     for *parents, module, name in [path for path in params if path[0] == 'encoder']:
         if name != 'scale':
@@ -44,7 +42,7 @@ def fold(network: Network, variables: Mapping[str, Any]) -> dict[str, Any]:
     return {**variables, 'params': traverse_util.unflatten_dict(params)}
 
 
-def folded(network: Network, function: Callable[P, T]) -> Callable[P, T]:
+def folded(network: Network, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, a pass of `network`, for variables of `fold`: the norms of its encoder add their bias alone."""
 
     def add_bias(call, args, kwargs, context):
@@ -55,7 +53,7 @@ def folded(network: Network, function: Callable[P, T]) -> Callable[P, T]:
         return add_and_rectify(args[0] + bias, kwargs.get('shortcut'), kwargs.get('rectify', False))
 
     @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+    def run(*args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(add_bias):
             return function(*args, **kwargs)
 
