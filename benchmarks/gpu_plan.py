@@ -62,7 +62,7 @@ def measure_encoder(name):
     import jax
     import jax.numpy as jnp
 
-    from simclr_jax.inspect import hlo, plan
+    from simclr_jax.inspect import devices as targets, hlo
     from simclr_jax.models.folding import folded
     from simclr_jax.models.network import init_variables, make_network
     from simclr_jax.runtime import sharding
@@ -71,7 +71,7 @@ def measure_encoder(name):
     encode = make_encode(network)
     arguments = (jax.eval_shape(lambda: init_variables(network, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))),
                  jax.ShapeDtypeStruct((256, 224, 224, 3), jnp.float32))
-    where = sharding.replicated(sharding.make_mesh(plan.slice_devices('h100:1')))
+    where = sharding.replicated(sharding.make_mesh(targets.slice_devices('h100:1')))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), arguments)
     started = time.monotonic()
     compiled = jax.jit(folded(network, encode) if ENCODERS[name] else encode).lower(*placed).compile()

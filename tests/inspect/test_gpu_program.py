@@ -105,7 +105,7 @@ def test_the_same_step_is_planned_for_gpus_and_for_tpus():
         pytest.skip("libtpu is not installed: pip install 'simclr_jax[tpu]'")
     config = runpy.run_path('configs/cifar10.py')['get_config']()
     config.plan.topology = 'v5e:2x4'
-    plan.prepare(config)
+    targets.prepare(config)
     (gpus, _), (tpus, _) = (compile_step(topology, 'configs/cifar10.py', batch_size=1024)
                             for topology in ('h100:8', 'v5e:2x4'))
     assert gpus['flops'] == pytest.approx(tpus['flops'], rel=0.01)
