@@ -200,8 +200,9 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         results = {}
         if run.is_measurable:
             at(-1, 'the evaluation before training', math.inf)
-            results, floor = _measure_floors(run, encode, init_state)
             where = 'encoder of init_from' if config.init_from else 'random encoder'
+            writer.note(f'Measuring the {where} on the training and test images, for the floor.')
+            results, floor = _measure_floors(run, encode, init_state)
             writer.note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
             evaluators = [HeldOutKnn(run, floor), *evaluators]
         evaluators = [Health(network, inputs.make_prepare(mesh), config.log.every_steps), *evaluators]
