@@ -5,11 +5,14 @@ decodes all else whole. Both give upright RGB, and whether a file can be read do
 asked for.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
+import math
 import os
 import struct
+import threading
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
@@ -27,6 +30,9 @@ _SIXTEEN = {'RGB;16B': 'RGB;16L', 'RGB;16L': 'RGB;16B', 'RGB;16N': 'RGB;16B', 'R
             'RGBA;16L': 'RGBA;16B', 'RGBA;16N': 'RGBA;16B', 'LA;16B': 'RGBA'}
 # Frames that both decoders read alike: baseline, extended and progressive, Huffman coded.
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
+_AT_ONCE = 1 << 18      # pixels that are laid over the background at a time
+_LARGE = 1 << 26        # pixels of an image that is decoded while no other such one is: each takes half a GB or more
+_one_large_image = threading.Lock()
 _MARGIN = 2     # columns: libjpeg's smooth upsampling of colour looks over the edge of a box
 
 
@@ -105,7 +111,8 @@ def read_image(file: str | BinaryIO, rules: Rules = DEFAULT) -> np.ndarray:
         array = _npy(file)
         if array is not None:
             return of_array(array, rules)
-        with _opened(file, rules.max_pixels) as image:
+        with _opened(file, rules.max_pixels) as image, (
+                _one_large_image if image.width * image.height > _LARGE else contextlib.nullcontext()):
             numbers = _numbers(image, file, rules)
             return of_image(ImageOps.exif_transpose(image), rules) if numbers is None else of_array(
                 _turned(numbers, image), rules)
@@ -290,9 +297,13 @@ def _eight_bits(values: np.ndarray, limits: tuple[float, float] | str | None) ->
 
 def _over(colour: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
     """`colour` over `background`, rounded: uint8, alpha of one channel."""
-    alpha = alpha.astype(np.uint16)
-    blended = colour * alpha + np.array(background, np.uint16) * (255 - alpha) + 127
-    return (blended // 255).astype(np.uint8)
+    blended = np.empty((*colour.shape[:-1], 3), np.uint8)
+    rows = max(1, _AT_ONCE // max(1, math.prod(colour.shape[1:-1])))
+    for first in range(0, len(colour), rows):       # the numbers in between are larger than the image
+        part, opaque = colour[first:first + rows], alpha[first:first + rows].astype(np.uint16)
+        blended[first:first + rows] = (
+            part * opaque + np.array(background, np.uint16) * (255 - opaque) + 127) // 255
+    return blended
 
 
 # ---- boxes of plain JPEGs ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import warnings
 import zlib
 
@@ -182,3 +183,19 @@ def test_a_cache_keeps_the_rules_by_which_it_was_made(tmp_path):
         train, test = sources.load_pair(f'folder:{tmp_path}/images', 'train', '', **where)
         assert (train.load(0) == value).all() and (test.load(0) == value).all()
         assert train.rules.range == test.rules.range and isinstance(train.rules.range, tuple)
+
+
+def test_transparency_takes_little_memory_beside_the_image():
+    """An image of a folder may be large, and several are read at a time."""
+    side = 1500
+    array = np.zeros((side, side, 4), np.uint8)
+    array[::2] = (200, 100, 50, 128)
+    data = encoded(Image.fromarray(array), 'PNG')
+    tracemalloc.start()
+    try:
+        image = read_image(io.BytesIO(data), Rules(background=(0, 0, 255)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert image[0, 0].tolist() == [100, 50, 152] and image[1, 0].tolist() == [0, 0, 255]
+    assert peak < 11 * side ** 2        # bytes; the file's four and the result's three are among them
