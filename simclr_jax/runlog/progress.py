@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 # What the display shows of a row, in this order; a row with none of these is shown whole.
 _LABELS = {
@@ -21,6 +21,8 @@ _LABELS = {
     'learning_rate': 'lr',
     'input_wait_share': 'input wait',
 }
+# What a bar shows first, whose end a narrow terminal cuts off.
+_FIRST = ('ETA', 'loss', 'contrastive_accuracy', 'knn_accuracy', 'knn_floor')
 
 
 class Throughput:
@@ -64,9 +66,12 @@ class Display:
         self._total_steps, self._parts = total_steps, {}
         self._stream, self._bar = console.file, None
         if console.is_terminal and not console.is_dumb_terminal:
-            self._bar = Bar(TextColumn('step {task.completed:,.0f}/{task.total:,.0f}', markup=False),
-                            BarColumn(bar_width=20), TextColumn('{task.description}', markup=False),
-                            console=console, auto_refresh=False)
+            steps = Column(width=len(f'step {total_steps:,}/{total_steps:,}'))
+            rest = Column(no_wrap=True, overflow='ellipsis', ratio=1)       # what a narrow terminal cuts off
+            self._bar = Bar(TextColumn('step {task.completed:,.0f}/{task.total:,.0f}', table_column=steps),
+                            BarColumn(bar_width=12, table_column=Column(width=12)),
+                            TextColumn('{task.description}', markup=False, table_column=rest),
+                            console=console, auto_refresh=False, expand=True)
             self._task = self._bar.add_task('', completed=start_step, total=total_steps)
             self._bar.start()
         elif start_step:
@@ -77,7 +82,9 @@ class Display:
             self.note('  '.join([f'step {step:,}/{self._total_steps:,}', *parts.values()]))
             return
         self._parts |= parts
-        self._bar.update(self._task, completed=step, refresh=True, description='  '.join(self._parts.values()))
+        shown = [self._parts[name] for name in sorted(
+            self._parts, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))]
+        self._bar.update(self._task, completed=step, refresh=True, description='  '.join(shown))
 
     def note(self, text: str) -> None:
         if self._bar is None:

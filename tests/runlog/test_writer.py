@@ -169,7 +169,7 @@ def test_a_terminal_gets_a_bar_with_notes_and_tables_above_it(tmp_path, monkeypa
         writer.write(1_000, {'knn_accuracy': 0.75})
         writer.table('results', ['name', 'value'], [['kNN [k=20]', 0.75]])
     shown = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', stream.getvalue())
-    assert re.search(r'step 1,000/2,000 .*loss 5  lr 0\.1  kNN 0\.75', shown)
+    assert re.search(r'step 1,000/2,000 .*loss 5  kNN 0\.75  lr 0\.1', shown)
     assert 'saved [1000]' in shown and 'kNN [k=20]' in shown
     assert stream.getvalue().endswith('\x1b[?25h')  # the cursor is given back
 
