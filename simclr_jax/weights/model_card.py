@@ -11,11 +11,13 @@ import yaml
 import simclr_jax
 from simclr_jax import storage
 from simclr_jax.models.resnet import ResNet
-from simclr_jax.weights.tree import is_resnet
+from simclr_jax.weights.tree import is_resnet, kind_of
 
 NAME = 'README.md'
 _OWN = 'private images'
-_METHODS = {'simclr': 'SimCLR', 'moco': 'MoCo', 'byol': 'BYOL'}
+_NETWORKS = {'vit': 'ViT', 'convnext': 'ConvNeXt'}
+_METHODS = {'simclr': 'SimCLR', 'moco': 'MoCo', 'byol': 'BYOL', 'simsiam': 'SimSiam', 'barlow_twins': 'Barlow Twins',
+            'vicreg': 'VICReg', 'nnclr': 'NNCLR'}
 # Sources whose name tells no path: TFDS's and those of the Hub.
 _PUBLIC = re.compile(r'([A-Za-z]\w*(?:/[\w.-]+)?)(?::\d[\d.]*)?|hf:([A-Za-z][\w-]*(?:/[\w.-]+)?)(?::[\w.-]+)?')
 _TIMM_DEPTHS = (18, 34, 50, 101, 152)
@@ -60,15 +62,16 @@ def make_model_card(card: Mapping[str, Any], results: Sequence[Result], *, licen
     """The text; see `write_model_card`."""
     recipe, encoder = card.get('recipe') or {}, card['encoder']
     method = _METHODS.get((recipe.get('method') or {}).get('name', ''), '')
-    network = f'ResNet-{encoder["depth"]}' if is_resnet(encoder) else encoder['name']
+    kind = kind_of(encoder)
+    network = f'ResNet-{encoder["depth"]}' if is_resnet(encoder) else _NETWORKS.get(kind) or encoder['name']
     name = repository.partition('/')[2] or f'{method} {network}'.strip()
     source = _public((recipe.get('data') or {}).get('source', ''))
     datasets = [source] if source not in ('', _OWN, 'shapes') else []
     metadata = {
         'library_name': 'simclr_jax', **({'license': license} if license else {}),
         'pipeline_tag': 'image-feature-extraction',
-        'tags': ['self-supervised-learning', *([method.lower()] if method else []),
-                 *(['resnet'] if is_resnet(encoder) else []), 'jax', 'flax',
+        'tags': ['self-supervised-learning', *([method.lower().replace(' ', '-')] if method else []),
+                 *([kind] if kind else []), 'jax', 'flax',
                  *(tag for file, tag in (('encoder.safetensors', 'pytorch'), ('encoder.onnx', 'onnx'))
                    if file in card['files'])],
         **({'datasets': datasets} if datasets else {}),
@@ -76,7 +79,7 @@ def make_model_card(card: Mapping[str, Any], results: Sequence[Result], *, licen
     parts = [
         f'---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n# {name}',
         f'An encoder of images: {network}, {card["feature_width"]:,} features ({card["source"]}).'
-        + (f' Trained without labels on {source}.' if source else '')
+        + (f' Trained on {source}.' if source else '')
         + f' Exported with simclr_jax {simclr_jax.__version__}; card.json has the whole recipe.',
         *_evaluation(results), '## Preprocessing', _preprocessing(card), '## Use', *_uses(card, repository),
         '## Licence', f'{license}.' if license else
