@@ -129,8 +129,8 @@ def test_an_encoder_that_is_not_ours_in_every_format_but_torch(tmp_path, capsys)
     back = load_pretrained(str(tmp_path / 'a'))
     assert_same_arrays(back.variables, variables)
     assert back.config.encoder.name == 'tests.weights.tiny_encoders:ViT'
-    with pytest.raises(ValueError, match='Not exported: torch: the format torch holds ResNets alone, and the '
-                                         'encoder is tests.weights.tiny_encoders:ViT: export it as flax'):
+    with pytest.raises(ValueError, match='Not exported: torch: the format torch holds ResNets, ViTs and ConvNeXts '
+                                         'alone, and the encoder is tests.weights.tiny_encoders:ViT: export it as'):
         export_encoder(str(tmp_path / 'b'), imported, formats=('torch',))
     assert not (tmp_path / 'b').exists()
 
