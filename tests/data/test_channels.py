@@ -148,7 +148,7 @@ def check_run(workdir):
     assert kept['data']['channels'] == 6 and kept['augment']['mean'] == [0.0] * 6
     encoder = simclr_jax.load_encoder(workdir)
     assert encoder(bands(6, count=3)).shape == (3, encoder.width)
-    with pytest.raises(ValueError, match=r'it takes \[N, H, W, 6\]'):
+    with pytest.raises(ValueError, match=r'expected \[N, H, W, 6\]'):
         encoder(bands(3, count=3))
 
 
