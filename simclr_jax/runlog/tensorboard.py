@@ -21,7 +21,7 @@ class TensorBoard:
         self._step = start_step
         before = set(threading.enumerate())
         # TensorBoard reads a directory's files in the order of their names, which hold whole seconds.
-        self._events = _summary_writer()(
+        self._events: Any = _summary_writer()(
             os.path.join(storage.local_dir(workdir), 'tensorboard'), purge_step=start_step + 1 if start_step else 0,
             flush_secs=10, filename_suffix=f'.{time.time_ns()}.{os.getpid()}',
             max_queue=0)        # of any length: when the thread that writes has failed, nothing waits for it
@@ -44,7 +44,11 @@ class TensorBoard:
     def close(self) -> None:
         if threading.excepthook == self._thread_failed:
             threading.excepthook = self._hook
-        self._events.close()
+        try:
+            self._events.close()
+        except OSError:
+            self._events.file_writer.event_writer._closed = True    # or it tries again at exit, with a traceback
+            raise
 
     def _thread_failed(self, failure: Any) -> None:
         if failure.thread in self._threads:
