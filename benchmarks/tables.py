@@ -234,6 +234,16 @@ def gpu_plan():
     return table(head, rows)
 
 
+def networks():
+    rows = []
+    for case in only('networks'):
+        place = 'slice' if case['device'].startswith('TPU') else 'host'
+        for network, what in (('within', f'within a {place}'), ('between', f'between {place}s')):
+            rows.append([f'{case["topology"]}, {case["batch_size"]:,}', what, sent(case['networks'][network]) or 'none',
+                         f'{case["sent"][network] / 1e6:.1f}'])
+    return table(['devices, batch', 'devices of a collective', 'collectives', 'a device sends at least, MB'], rows)
+
+
 # Speed
 
 
