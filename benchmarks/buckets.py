@@ -34,7 +34,6 @@ from simclr_jax.config import base_config
 from simclr_jax.data import pipeline
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.data.sources import load_source
-from simclr_jax.training.checkpoint import Checkpointer
 from simclr_jax.views.presets import views_of
 from tests import stores
 
@@ -64,12 +63,6 @@ def kill(launcher, process, after_step, log):
               if line.split()[1] == str(launcher.pid) and f'--process_id={process}' in line], signal.SIGKILL)
 
 
-def last_state(workdir):
-    """(step, online network) of the last checkpoint."""
-    with Checkpointer(workdir, read_only=True) as found:
-        return found.latest_step(), found.restore_encoder()
-
-
 def rows(workdir):
     """The steps of metrics.jsonl."""
     path = f'{workdir}/metrics.jsonl'
@@ -92,7 +85,7 @@ def killed_twice(root, here, steps):
     log.append(launcher.communicate()[0])
     text = ''.join(log)
     resumed = [int(step) for step in re.findall(r'resumed at step (\d+)/', text)]
-    (step, state), (last, expected) = last_state(f'{root}/run'), last_state(f'{here}/straight')
+    (step, state), (last, expected) = stores.last_state(f'{root}/run'), stores.last_state(f'{here}/straight')
     same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected))]
     print(text[-400:])
     return {'steps': steps, 'ended_with': launcher.returncode, 'last_step': [step, last], 'resumed_at': resumed,

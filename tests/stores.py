@@ -9,7 +9,12 @@ import threading
 import urllib.parse
 import urllib.request
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+
+from simclr_jax.training.checkpoint import Checkpointer
 
 BUCKET = 'bucket-of-tests'
 
@@ -125,3 +130,13 @@ def _ask(method, url, body):
     request = urllib.request.Request(url, body, {'Content-Type': 'application/json'}, method=method)
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
         assert answer.status == 200
+
+
+def last_state(workdir):
+    """(step, every leaf of the state saved there, the optimiser's among them, as numpy arrays)."""
+    with Checkpointer(workdir, read_only=True) as found:
+        step = found.latest_step()
+    path, checkpointer = f'{workdir}/checkpoints/{step}/state', ocp.PyTreeCheckpointer()
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                            checkpointer.metadata(path).item_metadata.tree)
+    return step, checkpointer.restore(path, restore_args=as_numpy)

@@ -33,7 +33,7 @@ from simclr_jax.train import pretrain
 from simclr_jax.training.checkpoint import Checkpointer
 from simclr_jax.weights.write.export import export
 from tests.evaluate.runs import small_config, task_config
-from tests.stores import BUCKET
+from tests.stores import BUCKET, last_state
 
 IMAGES, LABELS = make_shapes('train', 16, 48)
 
@@ -316,12 +316,6 @@ def test_a_run_whose_store_goes_away_names_its_last_good_checkpoint(stores, monk
 
 
 # ---- killed, and resumed -------------------------------------------------------------------------------------
-
-
-def last_state(workdir):
-    with Checkpointer(workdir, read_only=True) as found:
-        step = found.latest_step()
-        return step, found.restore_encoder()
 
 
 def test_a_run_killed_in_a_bucket_ends_as_the_unbroken_one(run_main, stores, tmp_path):
