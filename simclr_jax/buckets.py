@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from simclr_jax.storage import StoreError
+from simclr_jax.storage import StoreError, patience
 
 STORES = {'gs': 'gcs', 's3': 's3'}      # scheme -> the extra that brings its package
 _LONGEST_PAUSE = 15.0                   # seconds between two tries
@@ -33,11 +33,6 @@ _REFUSED = ('Forbidden', 'Access Denied', 'AccessDenied', 'does not have storage
             'SignatureDoesNotMatch')
 _LOGIN = {'gs': 'gcloud auth application-default login, or a service account of the machine',
           's3': 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, aws configure, or a role of the machine'}
-
-
-def patience() -> float:
-    """Seconds for which a store that does not answer is asked again."""
-    return float(os.environ.get('SIMCLR_JAX_PATIENCE', 300))
 
 
 def scheme(path: str) -> str:

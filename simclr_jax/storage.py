@@ -29,6 +29,11 @@ class StoreError(Exception):
     """
 
 
+def patience() -> float:
+    """Seconds for which a store that does not answer is asked again."""
+    return float(os.environ.get('SIMCLR_JAX_PATIENCE', 300))
+
+
 def is_remote(path: Path) -> bool:
     """Whether a path names a protocol, as `gs://bucket/images` does."""
     return '://' in os.fspath(path)

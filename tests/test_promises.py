@@ -48,7 +48,7 @@ ALONE = {
     'views/resize.py': [], 'views/ops.py': ['views.resize'], 'views/fields.py': ['views.resize'],
     'views/draws.py': ['views.fields'],
     'training/steps.py': ['training.state', 'training.norms'], 'training/norms.py': [],
-    'training/checkpoint.py': ['training.state', 'training.workdir', 'training.s3_checkpoints', 'storage'],
+    'training/checkpoint.py': ['training.state', 'training.workdir', 'training.orbax_buckets', 'storage'],
     'training/workdir.py': ['config', 'storage'],              # a config that is kept is compared field by field
 }
 

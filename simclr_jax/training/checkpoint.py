@@ -225,9 +225,8 @@ class Checkpointer:
         return template, []
 
     def _prepare_bucket(self) -> None:
-        if self._workdir.startswith('s3://'):
-            from simclr_jax.training.s3_checkpoints import teach_orbax
-            teach_orbax()
+        from simclr_jax.training.orbax_buckets import teach_orbax
+        teach_orbax(storage.patience())
         storage.exists(self._workdir)       # from here on orbax too is patient with the store
         if self._read_only:
             return
