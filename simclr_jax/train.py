@@ -30,19 +30,18 @@ from simclr_jax.evaluate.evaluators import (
     make_evaluators,
     split_by_schedule,
 )
-from simclr_jax.evaluate.features import raw_pixels
-from simclr_jax.evaluate.floors import Floors
-from simclr_jax.evaluate.frozen import frozen_accuracies, is_labelled, num_labelled, of_large_set
+from simclr_jax.evaluate.floors import measure_floors
+from simclr_jax.evaluate.frozen import frozen_accuracies, is_labelled, num_labelled
 from simclr_jax.evaluate.health import CollapseWatch
+from simclr_jax.evaluate.introduction import introduction, skipped_files
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.start import start_from
 from simclr_jax.inspect import profile
 from simclr_jax.methods import make_method
-from simclr_jax.models.network import Network, auto_dtype, describe_encoder, encoder_notes, make_network
+from simclr_jax.models.network import Network, auto_dtype, describe_encoder, make_network
 from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.writer import MetricWriter, make_writer
 from simclr_jax.runtime import gpus, sharding
-from simclr_jax.runtime.compile_cache import keeps_programs
 from simclr_jax.runtime.exchange import gather
 from simclr_jax.runtime.interruption import Interruption
 from simclr_jax.runtime.lock import WorkdirLock
@@ -196,20 +195,21 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
                   layers=optim.make_trust_ratios(**_optimizer_settings(config))[1](state.params),
                   judge=CollapseWatch(), advice=checkpointer.last_good)
     with checkpointer, writer, batches, profiler:
-        writer.note(*damage, *notes, *_introduction(run, network, state, num_steps))
+        warmup = _warmup_steps(config, run.train_source.num_examples, num_steps)[1]
+        writer.note(*filter(None, (*damage, *notes, *introduction(run, network, state.params, num_steps), warmup)))
         results = {}
         if run.is_measurable:
             at(-1, 'the evaluation before training', math.inf)
             where = 'encoder of init_from' if config.init_from else 'random encoder'
             writer.note(f'Measuring the {where} on the training and test images, for the floor.')
-            results, floor = _measure_floors(run, encode, init_state)
+            results, floor = measure_floors(run, encode, init_state)
             writer.note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
             evaluators = [HeldOutKnn(run, floor), *evaluators]
         evaluators = [Health(network, inputs.make_prepare(mesh), config.log.every_steps), *evaluators]
         state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
                        evaluators=evaluators, writer=writer, log=log, profiler=profiler, checkpointer=checkpointer,
                        lock=lock)
-        _note_skipped(writer, run)
+        writer.note(*skipped_files(run))
         if run.is_measurable:
             _report(run, writer, results, functools.partial(encode, state.variables(config.eval.encoder)), num_steps)
         return results
@@ -392,71 +392,3 @@ def _warmup_steps(config: ConfigDict, num_examples: int, num_steps: int) -> tupl
     shorter = num_steps // 10
     return shorter, (f'schedule.warmup_epochs {config.schedule.warmup_epochs:g} are {warmup:,} steps, and the run has '
                      f'{num_steps:,}: the warm-up is shortened to {shorter:,}.')
-
-
-def _measure_floors(run: Run, encode: Callable, init_state: Callable) -> tuple[dict[str, dict], float]:
-    """({'raw pixels' if asked for, 'random', 'init_from' if there is one: accuracies}, held-out kNN of the last).
-
-    encode: (variables, images) -> features; init_state: () -> the state before any training.
-    """
-    config, settings = run.config, run.config.eval
-    assert run.test_source is not None
-    evaluate = functools.partial(frozen_accuracies, train_source=run.train_source, test_source=run.test_source,
-                                 config=config, mesh=run.mesh)
-    floors = Floors(run.workdir, {
-        'eval': {name: settings[name] for name in ('encoder', 'layer', 'crop_proportion', 'knn_k',
-                                                   'knn_temperature', 'knn_max_images', 'linear_at_end')},
-        'data': [[source.name, source.split, source.fingerprint()]
-                 for source in (run.train_source, run.test_source)]}, is_lead=sharding.is_lead())
-    results, heldout = {}, 0.0
-    if settings.pixel_floor:
-        results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(raw_pixels, linear=False))
-    starts = {'random': init_state}
-    if config.init_from:
-        starts['init_from'] = lambda: start_from(init_state(), config)[0]
-    for name, make in starts.items():
-        results[name] = dict(floors.get(name, lambda: evaluate(
-            functools.partial(encode, make().variables(settings.encoder)), linear=settings.linear_at_end,
-            held_out=True)))
-        heldout = results[name].pop('heldout_knn_accuracy')
-    return results, heldout
-
-
-def _introduction(run: Run, network: Network, state: TrainState, num_steps: int) -> list[str]:
-    """What is about to happen, what a reader might not expect of the config, and what cannot be measured."""
-    config, mesh, train_source, test_source = run.config, run.mesh, run.train_source, run.test_source
-    device, dtype = mesh.devices.flat[0], config.encoder.dtype
-    classes = f'{train_source.num_classes} classes' if train_source.num_classes else 'no labels'
-    parameters, num_examples = sum(leaf.size for leaf in jax.tree.leaves(state.params)), train_source.num_examples
-    notes = [f'{config.method.name} on {train_source.name}, {train_source.split}: '
-             f'{num_examples:,} images, {classes}; {parameters:,} parameters; '
-             f'{num_steps:,} steps of {config.batch_size:,} on {mesh.size} '
-             f'{device.platform} device{"s" if mesh.size > 1 else ""}']
-    notes += train_source.notes + (test_source.notes if test_source else [])
-    notes += gpus.notes(device, deterministic=config.deterministic, keeps_programs=keeps_programs(), dtype=dtype,
-                        best_dtype=auto_dtype(device))
-    notes += [_warmup_steps(config, num_examples, num_steps)[1], *encoder_notes(network, config.encoder),
-              *optim.notes_on_probe(config.optimizer.weight_decay_groups, config.optimizer.exclude, state.params)]
-    if config.method.get('queue_size', 0) > num_examples:
-        notes.append(f'method.queue_size is {config.method.queue_size:,}, more than the {num_examples:,} images: the '
-                     "queue then includes other views of a query's own image; make it smaller.")
-    if run.is_measurable and config.eval.knn_k > num_examples:
-        notes.append(f'eval.knn_k is {config.eval.knn_k}, more than the {num_examples} images: all are used.')
-    if not train_source.num_classes:
-        notes.append('No labels: the online probe, kNN and the linear probe are off'
-                     + ', and sup_con is nt_xent' * (config.method.get('loss') == 'sup_con') + '.')
-    elif test_source is None:
-        notes.append('No split to measure on: kNN and the linear probe are off.')
-    elif not run.is_measurable:
-        notes.append(f'No labels in {test_source.split}: kNN and the linear probe are off.')
-    elif of_large_set(train_source, config) is not train_source:
-        notes.append(f'kNN during training uses {config.eval.knn_max_images:,} images drawn from the training split '
-                     '(eval.knn_max_images); the evaluation at the end uses all.')
-    return list(filter(None, notes))
-
-
-def _note_skipped(writer: MetricWriter, run: Run) -> None:
-    skipped = [name for source in (run.train_source, run.test_source) if source for name in source.skipped]
-    if skipped:
-        some = ', '.join(skipped[:10] + ['...'] * (len(skipped) > 10))
-        writer.note(f'{len(skipped)} files could not be read and were skipped: {some}')

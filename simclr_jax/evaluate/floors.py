@@ -1,12 +1,18 @@
 """What the evaluations of a run say before any training: made once, and kept in workdir/floors.json."""
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from simclr_jax import storage
+from simclr_jax.evaluate.evaluators import Run
+from simclr_jax.evaluate.features import raw_pixels
+from simclr_jax.evaluate.frozen import frozen_accuracies
+from simclr_jax.evaluate.start import start_from
+from simclr_jax.runtime import sharding
 
 Metrics = dict[str, float]
 
@@ -36,3 +42,31 @@ class Floors:
                 floors = {'settings': self._settings, 'floors': self._kept}
                 storage.write_atomically(self._path, json.dumps(floors, indent=2).encode())
         return self._kept[name]
+
+
+def measure_floors(run: Run, encode: Callable, init_state: Callable) -> tuple[dict[str, dict], float]:
+    """({'raw pixels' if asked for, 'random', 'init_from' if there is one: accuracies}, held-out kNN of the last).
+
+    encode: (variables, images) -> features; init_state: () -> the state before any training.
+    """
+    config, settings = run.config, run.config.eval
+    assert run.test_source is not None
+    evaluate = functools.partial(frozen_accuracies, train_source=run.train_source, test_source=run.test_source,
+                                 config=config, mesh=run.mesh)
+    floors = Floors(run.workdir, {
+        'eval': {name: settings[name] for name in ('encoder', 'layer', 'crop_proportion', 'knn_k',
+                                                   'knn_temperature', 'knn_max_images', 'linear_at_end')},
+        'data': [[source.name, source.split, source.fingerprint()]
+                 for source in (run.train_source, run.test_source)]}, is_lead=sharding.is_lead())
+    results, heldout = {}, 0.0
+    if settings.pixel_floor:
+        results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(raw_pixels, linear=False))
+    starts = {'random': init_state}
+    if config.init_from:
+        starts['init_from'] = lambda: start_from(init_state(), config)[0]
+    for name, make in starts.items():
+        results[name] = dict(floors.get(name, lambda: evaluate(
+            functools.partial(encode, make().variables(settings.encoder)), linear=settings.linear_at_end,
+            held_out=True)))
+        heldout = results[name].pop('heldout_knn_accuracy')
+    return results, heldout
