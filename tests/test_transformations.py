@@ -28,9 +28,9 @@ reverse over reverse (a gradient penalty); `export` is `jax.export` for CPU, TPU
 the function and of its gradient; `shard_map` maps the function over the devices, one batch each.
 
 Beside them: `jax.grad` outside `jit` of arrays whose type holds an Explicit sharding needs `jax.set_mesh`, as it
-does for `jnp.sum`. `simclr_views`, `moco_views` and `byol_views` are `two_views` by a preset; its row is of a view
-with the operations of all three. `load_encoder`, kNN and the other evaluations take and give numpy arrays: they are
-for no transformation.
+does for `jnp.sum`. `simclr_views`, `moco_views` and `byol_views` are `two_views` by a preset, and that is `augment`
+of each image, whose row is of a view with the operations of all three. `load_encoder`, kNN and the other evaluations
+take and give numpy arrays: they are for no transformation.
 
 """
 
@@ -66,8 +66,13 @@ def project(features):
 
 
 def views(images):
-    view = simclr_jax.View.moco(blur=False).replace(solarize={'probability': 0.2})
+    view = simclr_jax.View().replace(crop={'probability': 1.0}, flip={'probability': 0.5})
     return sum(made.sum() for made in simclr_jax.two_views(images, KEY, view, image_size=6))
+
+
+def view_of(image):
+    view = simclr_jax.View.moco().replace(solarize={'probability': 0.2}, blur={'kernel_fraction': 0.6})
+    return simclr_jax.augment(image, KEY, view, image_size=6).sum()
 
 
 def lars_step(kernel):
@@ -89,7 +94,7 @@ FUNCTIONS = {
     'ResNet(train=True)': (lambda images: encode(images, True), IMAGES),
     'ProjectionHead(train=True)': (project, draw(4, 6)),
     'two_views': (views, IMAGES[:2]),
-    'augment': (lambda image: simclr_jax.augment(image, KEY, image_size=6).sum(), IMAGES[0]),
+    'augment': (view_of, IMAGES[0]),
     'eval_crop': (lambda image: simclr_jax.eval_crop(image, image_size=6, proportion=0.875).sum(), IMAGES[0]),
     'lars': (lars_step, draw(4, 3)),
     'warmup_cosine': (lambda step: simclr_jax.warmup_cosine(step, peak=0.5, warmup_steps=2, total_steps=9).sum(),

@@ -67,6 +67,12 @@ def augment(image: np.ndarray | jax.Array, key: jax.Array, view: View = View(), 
     image = jnp.asarray(checked_images(image, lone=True, channels=3 if view.of_rgb() else None))
     check_key(key)
     check_image_size(image_size)
+    return _augment(image, key, view, image_size)
+
+
+# Outside of a compiled program, too, its branches are compiled once.
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _augment(image: jax.Array, key: jax.Array, view: View, image_size: int) -> jax.Array:
     return augment_box(image, _random_box(image, key, view.crop), key, view, image_size=image_size)
 
 
