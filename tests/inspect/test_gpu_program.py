@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -106,12 +107,12 @@ def test_a_frozen_encoder_has_its_offsets_and_rectifiers_in_cudnn():
 def test_the_same_step_is_planned_for_gpus_and_for_tpus(tmp_path):
     if not importlib.util.find_spec('libtpu'):
         pytest.skip("libtpu is not installed: pip install 'simclr_jax[tpu]'")
-    steps = []
-    for topology in ('h100:8', 'v5e:2x4'):      # processes of their own: the two plugins do not share one
+    steps, environment = [], {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    for topology in ('h100:8', 'v5e:2x4'):      # libtpu ends a process that has the tests' XLA_FLAGS
         done = subprocess.run(
             [sys.executable, '-m', 'simclr_jax.main', '--config=configs/cifar10.py', '--config.task=plan',
              '--config.batch_size=1024', f'--config.plan.topology={topology}', '--config.plan.search=False',
-             f'--workdir={tmp_path}'], capture_output=True, text=True, timeout=400)
+             f'--workdir={tmp_path}'], capture_output=True, text=True, timeout=400, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         steps.append(json.loads((tmp_path / 'plan.json').read_text())['step'])
     gpus, tpus = steps
