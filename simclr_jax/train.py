@@ -258,7 +258,8 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
                 at(step + 0.5, f'saving step {step:,}', _SLOW)
                 log.flush()
                 lock.check()
-                writer.publish()        # first: a checkpoint then has all its rows beside it
+                with checkpointer.naming_last_good():
+                    writer.publish()        # first: a checkpoint then has all its rows beside it
                 checkpointer.save(state, found)
             if interrupted:
                 checkpointer.wait()

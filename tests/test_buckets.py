@@ -305,8 +305,7 @@ def test_a_run_whose_store_goes_away_names_its_last_good_checkpoint(stores, monk
     settings.num_train_steps, settings.batch_size, settings.log.every_steps = 8, 16, 1
     settings.checkpoint.every_epochs = 0.25         # every 2 steps
     with proxy.failing(lambda method, path: 'reset' if is_away else None):
-        with pytest.raises(OSError, match='the last good one is that of step 4.*the same command goes on|'
-                                          "has not answered for 1 s.*"):
+        with pytest.raises(OSError, match='the last good one is that of step 4.*the same command goes on'):
             pretrain(settings, root, writers=[Cut()])
     buckets.call(f'{root}/config.json', 'exists')
     with Checkpointer(root, read_only=True) as found:

@@ -12,6 +12,8 @@ from simclr_jax import storage
 
 _RENEWED, _DEAD = 20.0, 60.0        # seconds: how often a bucket's lock is, and without which nobody holds it
 
+_HELD: set[str] = set()             # the ids of the locks in buckets that this process holds
+
 
 class WorkdirLock:
     """A lock on workdir/.lock, which is let go of when the process ends, however it ends.
@@ -91,12 +93,14 @@ class _Remote:
                 break
         else:
             raise _refuse(workdir, 'unknown')
+        _HELD.add(self._id)
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Ends the renewal, and removes the object if it is still this process's."""
         self._left.set()
+        _HELD.discard(self._id)
         self._thread.join(timeout=5.0)
         with contextlib.suppress(storage.StoreError, OSError, ValueError):
             if self._is_mine():
@@ -120,7 +124,8 @@ class _Remote:
         except ValueError:
             holder = {}
         is_here, ends = holder.get('host') == socket.gethostname(), time.monotonic() + _DEAD
-        if is_here and not _is_running(holder.get('process', 0)):
+        if is_here and (holder.get('id') not in _HELD if holder.get('process') == os.getpid()
+                        else not _is_running(holder.get('process', 0))):
             return known
         while not is_here and time.monotonic() < ends:
             time.sleep(2.0)

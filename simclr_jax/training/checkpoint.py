@@ -1,11 +1,12 @@
 """Checkpoints of the training state, by orbax."""
 
+import contextlib
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -144,6 +145,15 @@ class Checkpointer:
                 raise self._write_error(error) from error
             self._saving = step
             return True
+
+    @contextlib.contextmanager
+    def naming_last_good(self) -> Iterator[None]:
+        """Makes an OSError, which names the last good checkpoint, of a store that does not answer inside of it."""
+        self.wait()
+        try:
+            yield
+        except storage.StoreError as error:
+            raise self._write_error(error) from error
 
     def latest_step(self) -> int | None:
         """The step of the latest checkpoint on disk, None when there is none."""
