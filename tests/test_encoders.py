@@ -223,7 +223,7 @@ def test_dtype_is_an_argument_where_the_encoder_takes_it():
     ({'name': 'tests.encoders:ViT', 'arguments': {'depth': 3}}, 'do not fit tests.encoders:ViT'),
     ({'name': 'tests.encoders:NnxCNN', 'arguments': {'depth': 3}}, 'encoder.arguments do not fit'),
     ({'name': ''}, 'encoder.name is empty: .* Give it again as encoder='),
-    ({'name': 'vit'}, "encoder.name is 'vit'"),
+    ({'name': 'swin'}, "encoder.name is 'swin'"),
     ({'depth': 18, 'arguments': {'width': 2}}, 'encoder.arguments are for')])
 def test_a_name_or_arguments_that_will_not_do_are_told_in_a_sentence(fields, sentence):
     with pytest.raises(ValueError, match=sentence):

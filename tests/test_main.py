@@ -12,7 +12,7 @@ SMOKE = '--config=configs/smoke.py:smoke'
 
 @pytest.mark.parametrize('arguments, sentence', [
     (['--config=configs/smok.py'], 'No config file configs/smok.py'),
-    (['--config=smok'], 'no recipe of that name: there are byol, cifar10, '),
+    (['--config=smok'], 'no recipe of that name: there are barlow_twins, byol, '),
     (['--config=configs/smoke.py:tiny'], "takes no argument 'tiny'; it takes method, no_colour, smoke"),
     ([SMOKE, '--config.batchsize=8'], "no field 'batchsize'; did you mean 'batch_size'?"),
     ([SMOKE, '--config.encoder.dept=18'], "did you mean 'encoder.depth'?"),

@@ -9,6 +9,7 @@ import simclr_jax
 
 tf = pytest.importorskip('tensorflow')      # the format is its own
 
+from simclr_jax.models.folding import fold
 from simclr_jax.weights.tree import size_step
 from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
 from tests.weights.tiny_encoders import (  # noqa: E402
@@ -55,7 +56,7 @@ def test_the_loaded_object_takes_images_of_any_number_and_size(case, step, tmp_p
     assert not any(os.path.dirname(simclr_jax.__file__).encode() in path.read_bytes()
                    for path in (tmp_path / 'model').rglob('*') if path.is_file())
     weights = {weight.name: weight.numpy() for weight in loaded.weights}
-    kernel = variables['params']['encoder']['stage1_block1']['conv1']['kernel']
+    kernel = fold(network, variables)['params']['encoder']['stage1_block1']['conv1']['kernel']     # with its norm
     np.testing.assert_array_equal(weights['encoder/stage1_block1/conv1/kernel:0'], kernel)
 
 
