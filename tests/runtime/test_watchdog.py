@@ -107,7 +107,7 @@ def sentences(process, *, timeout=60):
 def test_a_stopped_process_is_named_in_time_and_ends_when_it_comes_back(groups):
     lead, other = groups['stopped'].values()
     for line in other.stdout:
-        if line == '5\n':
+        if line == '60\n':         # three seconds, so that each has heard of the other
             break
     other.send_signal(signal.SIGSTOP)
     stopped = time.monotonic()
