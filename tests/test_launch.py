@@ -294,14 +294,14 @@ def test_the_jobset_is_one_by_its_schema_and_its_numbers_agree():
     chips = pod['containers'][0]['resources']['limits']['google.com/tpu']
     rows, columns = map(int, pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x'))
     assert job['parallelism'] == job['completions'] == rows * columns / chips
-    schemas = pytest.importorskip('kubernetes_validate')
+    schemas = pytest.importorskip('kubernetes_validate', reason='pip install kubernetes-validate')
     schemas.validate({'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'slice'}, **jobs['template']},
                      '1.33', strict=True)
 
 
 def test_the_skypilot_task_is_one_by_its_schema():
     task = manifest('skypilot.yaml')
-    schemas = pytest.importorskip('sky.utils.schemas')
+    schemas = pytest.importorskip('sky.utils.schemas', reason='pip install skypilot')
     validate = pytest.importorskip('jsonschema').validate
     validate(task, schemas.get_task_schema())
     validate(task['resources'], schemas.get_resources_schema())

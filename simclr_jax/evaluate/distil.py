@@ -79,15 +79,14 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
                     f'{train_source.num_examples:,} images, {labelled.num_examples if labelled else 0:,} of them with '
                     f'labels, {num_steps:,} steps of {settings.batch_size:,} images'
                     + f' and {num_labelled:,} with labels' * bool(labelled), *train_source.notes, *test_source.notes)
-        results['teacher'] = _test(of_teacher, teacher.variables, classifier, test_source)
+        results['teacher'], num_test = _test(of_teacher, teacher.variables, classifier, test_source)
         trained: dict[str, Any] = {}
         for run, (name, weights) in enumerate(runs.items()):
             trained = _fit(config, subject, of_teacher, weights, [train_source, labelled],
                            [settings.batch_size, num_labelled], num_steps,
                            log_to(writer, every=config.log.every_steps, offset=run * num_steps, name='distil'))
-            results[name] = _test(subject, {name: trained[name] for name in ('params', 'batch_stats')}, trained,
-                                  test_source)
-        num_test = test_source.num_examples - len(test_source.skipped)
+            variables = {kind: trained[kind] for kind in ('params', 'batch_stats')}
+            results[name], _ = _test(subject, variables, trained, test_source)
         if sharding.is_lead():
             _write(workdir, subject, trained, settings, num_steps)
         report_results(
@@ -100,10 +99,11 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     return results
 
 
-def _test(subject: Subject, variables: Any, classifier: dict[str, Any], source: Source) -> dict[str, float]:
+def _test(subject: Subject, variables: Any, classifier: dict[str, Any], source: Source) -> tuple[dict[str, float], int]:
+    """The accuracies on the labelled images of a split, and how many these are."""
     found, = subject.features(subject.frozen(variables), source)
     logits = found.features @ np.asarray(classifier['kernel']) + np.asarray(classifier['bias'])
-    return accuracies(logits, found.labels, 'distil')
+    return accuracies(logits, found.labels, 'distil'), len(found.labels)
 
 
 def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:

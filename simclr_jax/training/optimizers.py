@@ -236,12 +236,7 @@ def _add_weight_decay(default, groups, is_excluded):
         return 0.0 if is_excluded(path, param) else default
 
     def init(params):
-        paths = jax.tree.leaves(_map_with_path(lambda path, _: path, params))
-        for pattern, _ in groups:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ValueError(
-                    f"weight_decay_groups: '{pattern}' matches no parameter; "
-                    f"the paths look like '{paths[0]}'.")
+        _matched('weight_decay_groups', [pattern for pattern, _ in groups], params)
         return optax.EmptyState()
 
     def update(grads, state, params=None):

@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path):
 
 
 def test_events_that_cannot_be_written_are_noted_and_the_run_continues(tmp_path, monkeypatch):
-    records = pytest.importorskip('tensorboardX.record_writer')
+    records = pytest.importorskip('tensorboardX.record_writer', reason="pip install '.[tensorboard]'")
 
     def full(*_):
         raise OSError(28, 'No space left on device')
