@@ -71,14 +71,21 @@ def pair_metrics(view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
         return jnp.maximum(jnp.square(a).sum(-1)[:, None] + jnp.square(b).sum(-1)
                            - 2 * jnp.matmul(a, b.T, precision='highest'), 0.0)
 
+    # Sums over a count that is known: mean(where=...) counts by a sum over a broadcast mask, which XLA's CPU compiler
+    # (jaxlib 0.10.2 to 0.12) makes of threads that overwrite each other (google/XNNPACK#11243).
+    pairs = len(first) * (len(first) - 1)
+
+    def mean_of_different(values):                                                      # [..., N, N] -> []
+        return jnp.where(different, values, 0).sum() / (pairs * (values.size // different.size))
+
     positive = jnp.square(first - second).sum(-1)
     own = distances(first, first)
     negative = jnp.stack([own, distances(first, second), distances(second, second)])
-    mean = negative.mean(where=different)
-    spread_of_negatives = jnp.sqrt(jnp.square(negative - mean).mean(where=different))
+    mean = mean_of_different(negative)
+    spread_of_negatives = jnp.sqrt(mean_of_different(jnp.square(negative - mean)))
     return {'alignment': positive.mean(),
             # Exact near 0, where a collapse lies; at the other end, -8, to 1e-4.
-            'uniformity': jnp.log1p(jnp.expm1(-2 * own).mean(where=different)),
+            'uniformity': jnp.log1p(mean_of_different(jnp.expm1(-2 * own))),
             'positive_similarity': 1 - positive.mean() / 2, 'positive_similarity_std': positive.std() / 2,
             'negative_similarity': 1 - mean / 2, 'negative_similarity_std': spread_of_negatives / 2}
 
