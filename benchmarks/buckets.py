@@ -32,8 +32,8 @@ from PIL import Image
 from simclr_jax import storage
 from simclr_jax.config import base_config
 from simclr_jax.data import pipeline
+from simclr_jax.data.loading import load_source
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.data.sources import load_source
 from simclr_jax.views.presets import views_of
 from tests import stores
 

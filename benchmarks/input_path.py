@@ -157,7 +157,7 @@ def official_batches(folder, setting):
 
 
 def our_batches(folder, setting, form):
-    from simclr_jax.data import pipeline, sources
+    from simclr_jax.data import loading, pipeline
     from simclr_jax.data.source import ArraySource
 
     size = 32 if setting == '32' else 224
@@ -165,7 +165,7 @@ def our_batches(folder, setting, form):
         images = np.load(folder / 'arrays.npy')
         source = ArraySource('arrays', 'train', images, np.full(len(images), -1, np.int32), None)
     else:
-        source = sources.load_source(f'folder:{folder / "photos"}', 'train')
+        source = loading.load_source(f'folder:{folder / "photos"}', 'train')
     batches = pipeline.train_batches(
         source, seed=0, batch_size=BATCH[setting], form=form, **our_views(setting), image_size=size,
         transfer='uint8', pad_to=512 if form == 'padded' else 0)

@@ -133,7 +133,7 @@ def measure(path, data):
 
     import jax
 
-    from simclr_jax.data import sources
+    from simclr_jax.data import loading
     from simclr_jax.evaluate import frozen
     from simclr_jax.evaluate.pretrained import load_pretrained
     from simclr_jax.runtime import sharding
@@ -141,7 +141,7 @@ def measure(path, data):
     found = load_pretrained(str(path))
     found.config.eval.knn_k = NEIGHBOURS
     encode = functools.partial(jax.jit(make_encode(found.network)), found.variables)
-    splits = [sources.load_source(f'arrays:{data}', split) for split in ('train', 'test')]
+    splits = [loading.load_source(f'arrays:{data}', split) for split in ('train', 'test')]
     return frozen.frozen_accuracies(encode, *splits, found.config, sharding.make_mesh(), linear=True)
 
 

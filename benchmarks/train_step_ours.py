@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 from jax.extend.core import ClosedJaxpr  # noqa: E402
 
 from simclr_jax import config as recipes, train
-from simclr_jax.data import sources  # noqa: E402
+from simclr_jax.data import loading  # noqa: E402
 from simclr_jax.evaluate.frozen import frozen_accuracies  # noqa: E402
 from simclr_jax.inspect import hlo as facts
 from simclr_jax.models.cpu import loops
@@ -64,7 +64,7 @@ class Training:
         self.batch_size, num_examples = spec['batch'], 1000 * spec['batch']
         if spec['augmented']:
             self.train_source, self.test_source = (
-                sources.load_source(f'arrays:{spec["data"]}', split) for split in ('train', 'test'))
+                loading.load_source(f'arrays:{spec["data"]}', split) for split in ('train', 'test'))
             num_examples = self.train_source.num_examples
         # A quarter of a step more, so that no rounding of epochs moves the last step of the warm-up.
         self.config.schedule.warmup_epochs = (spec['warmup'] + 0.25) * spec['batch'] / num_examples

@@ -18,7 +18,7 @@ __version__ = '0.1.0'
 
 if TYPE_CHECKING:
     from simclr_jax import config as config
-    from simclr_jax.data.sources import load_source as load_source
+    from simclr_jax.data.loading import load_source as load_source
     from simclr_jax.encoder import Encoder as Encoder, load_encoder as load_encoder
     from simclr_jax.evaluate.arrays import knn as knn, linear_probe as linear_probe
     from simclr_jax.models.heads import ProjectionHead as ProjectionHead
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # Where each name lives; it is imported when it is first asked for, so that `import simclr_jax` costs nothing.
 _NAMES = {name: module for module, names in {
-    'data.sources': ['load_source'],
+    'data.loading': ['load_source'],
     'encoder': ['Encoder', 'load_encoder'],
     'evaluate.arrays': ['knn', 'linear_probe'],
     'models.heads': ['ProjectionHead'],
@@ -57,8 +57,8 @@ _NAMES = {name: module for module, names in {
     'views.fields': ['View'],
     'views.pairs': ['byol_views', 'moco_views', 'simclr_views', 'two_views'],
 }.items() for name in names}
-# Modules that once stood at the top, and where they are now: `import simclr_jax.plan` goes on working.
-_MOVED = {'device_augment': 'views.device', 'plan': 'inspect.plan'}
+# Modules that once stood elsewhere, and where they are now: `import simclr_jax.plan` goes on working.
+_MOVED = {'data.sources': 'data.loading', 'device_augment': 'views.device', 'plan': 'inspect.plan'}
 
 
 if not TYPE_CHECKING:               # to a checker every name but those above is a mistake
@@ -80,12 +80,11 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the modules of `_MOVED` under their old names: the same module objects."""
 
     def find_spec(self, fullname, path=None, target=None):
-        package, _, name = fullname.rpartition('.')
-        if package == __name__ and name in _MOVED:
+        if fullname.startswith(f'{__name__}.') and fullname.removeprefix(f'{__name__}.') in _MOVED:
             return importlib.machinery.ModuleSpec(fullname, self)
 
     def create_module(self, spec):
-        module = importlib.import_module(f'{__name__}.{_MOVED[spec.name.rpartition(".")[2]]}')
+        module = importlib.import_module(f'{__name__}.{_MOVED[spec.name.removeprefix(__name__ + ".")]}')
         self._spec = module.__spec__        # the import system is about to replace it
         return module
 

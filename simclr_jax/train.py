@@ -17,7 +17,7 @@ import numpy as np
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict, check_profile_steps, check_values, few_images, flatten, names
 from simclr_jax.config.tasks import task_configs
-from simclr_jax.data import sources
+from simclr_jax.data import loading
 from simclr_jax.data.batches import Inputs, choose_form
 from simclr_jax.data.listing import Share
 from simclr_jax.data.order import check_batch_size
@@ -54,7 +54,7 @@ from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
 
 # What two runs of one workdir may differ in: nothing that changes a parameter; those of data that would are
-# held to what the workdir has by sources.resumed.
+# held to what the workdir has by loading.resumed.
 MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
               'data.dir', 'data.download', 'data.num_threads', 'data.test_split', 'data.range', 'data.channels',
               'data.reading',
@@ -136,10 +136,10 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
     set_channels(config, len(kept.get('augment', config.augment)['mean']))
     workdirs.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
     if workdirs.has_checkpoint(workdir):
-        config.data.update(sources.resumed(config.data, kept['data']))
+        config.data.update(loading.resumed(config.data, kept['data']))
     sharding.local_batch_size(config.batch_size, mesh)
     train_source, test_source = load_sources(config, source, test_source)
-    config.data.update(sources.fields_found(train_source, test_source))
+    config.data.update(loading.fields_found(train_source, test_source))
     set_channels(config, train_source.channels)
     check_batch_size(train_source, config.batch_size, jax.process_count())
     workdirs.check_data(workdir, train_source)
@@ -328,9 +328,9 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
 def load_sources(config: ConfigDict, source: Any = None, test_source: Any = None) -> tuple[Source, Source | None]:
     """The splits to train and to measure on: what is given, or else those that the config names."""
     share = Share(jax.process_index(), jax.process_count(), gather) if jax.process_count() > 1 else None
-    return sources.load_pair(
+    return loading.load_pair(
         config.data.source, config.data.train_split, config.data.test_split, source=source, test_source=test_source,
-        share=share, **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
+        share=share, **loading.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
 
 
 def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, views: Any) -> ConfigDict:
@@ -340,7 +340,7 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
         if encoder is not None:
             config.encoder.update(describe_encoder(encoder))
         if source is not None:
-            config.data.source = names.name_of(source) if sources.makes(source) else ''
+            config.data.source = names.name_of(source) if loading.makes(source) else ''
         if method is not None:
             config.method = ConfigDict({'name': names.name_of(getattr(method, 'func', method))})
         if views is not None:

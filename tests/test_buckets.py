@@ -18,8 +18,8 @@ from PIL import Image
 
 from simclr_jax import buckets, storage
 from simclr_jax.data import listing
+from simclr_jax.data.loading import in_memory, load_source
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.data.sources import in_memory, load_source
 from simclr_jax.evaluate.embed import embed, read_features
 from simclr_jax.evaluate.finetune import finetune
 from simclr_jax.evaluate.pretrained import load_pretrained

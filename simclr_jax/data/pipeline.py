@@ -71,7 +71,7 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
     """Endless batches for two views per image, from step `start_step` on.
 
     Args:
-        source: of `sources.load_source`.
+        source: of `loading.load_source`.
         seed: in [0, 2**31).
         batch_size: global, over all shards; this one yields rows
             [shard_index * b, (shard_index + 1) * b) with b = batch_size // shard_count.

@@ -13,7 +13,7 @@ import numpy as np
 import simclr_jax
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import sources
+from simclr_jax.data import loading
 from simclr_jax.data.progress import progress_bar
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import resize_of
@@ -112,7 +112,7 @@ def _load_source(config: ConfigDict, trained: ConfigDict) -> tuple[Source, str]:
     if not name:
         raise ValueError('There is nothing to embed: give --config.data.source, such as folder:PATH.')
     where = data_options(config, trained) | {'cache': '', 'decode_once': False}
-    return sources.load_source(name, split, **where), where['data_dir']
+    return loading.load_source(name, split, **where), where['data_dir']
 
 
 # ---- files -------------------------------------------------------------------------------------------

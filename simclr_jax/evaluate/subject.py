@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import sources
+from simclr_jax.data import loading
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.evaluate.features import Encode, Features, encode_source, raw_pixels
 from simclr_jax.evaluate.frozen import is_labelled, unchanged
@@ -134,7 +134,7 @@ def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: boo
     trained = subject.config
     data = {name: config.data[name] or trained.data[name] for name in ('source', 'train_split', 'test_split')}
     where = data_options(config, trained) | ({'decode_once': False} if by_name else {})
-    train_source, test_source = sources.load_pair(data['source'], data['train_split'], data['test_split'],
+    train_source, test_source = loading.load_pair(data['source'], data['train_split'], data['test_split'],
                                                   **where)
     for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
         if not is_labelled(source) and not (unlabelled and source is train_source):
@@ -150,7 +150,7 @@ def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: boo
 
 
 def data_options(config: ConfigDict, trained: ConfigDict) -> dict[str, Any]:
-    """The keywords of `sources.load_source`: where data lie by `config`, or else by the run's own."""
-    where = sources.options(config.data, image_size=trained.augment.image_size, is_lead=sharding.is_lead(),
+    """The keywords of `loading.load_source`: where data lie by `config`, or else by the run's own."""
+    where = loading.options(config.data, image_size=trained.augment.image_size, is_lead=sharding.is_lead(),
                             begun_with=trained.data)
     return where | {'data_dir': where['data_dir'] or trained.data.dir}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import sources
+from simclr_jax.data import loading
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.frozen import is_labelled
 from simclr_jax.evaluate.intervals import mean_per_class, per_class_interval, wilson_interval
@@ -110,7 +110,7 @@ def load_data_set(name: str, config: ConfigDict, trained: ConfigDict) -> tuple[S
         FileNotFoundError, ValueError: the set will not do.
     """
     known, where = DATA_SETS.get(name.partition(':')[0], DataSet('train', '')), data_options(config, trained)
-    train_source, test_source = sources.load_pair(name, known.train, known.test, **where)
+    train_source, test_source = loading.load_pair(name, known.train, known.test, **where)
     if test_source is None:
         raise ValueError(f'transfer.sources: {name} has no split to test on beside its training split.')
     for source in (train_source, test_source):

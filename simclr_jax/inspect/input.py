@@ -21,7 +21,7 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import sources
+from simclr_jax.data import loading
 from simclr_jax.data.batches import Inputs
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.runlog.writer import plain_table
@@ -49,9 +49,9 @@ def bench_input(config: ConfigDict, workdir: str) -> dict[str, Any]:
         ValueError, FileNotFoundError: the data are not there, or will not do.
     """
     mesh, settings = sharding.make_mesh(), config.bench_input
-    source = sources.load_source(
+    source = loading.load_source(
         config.data.source, config.data.train_split,
-        **sources.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
+        **loading.options(config.data, image_size=config.augment.image_size, is_lead=sharding.is_lead()))
     set_channels(config, source.channels)
     inputs = make_inputs(config, source)
     print(f'{source.name}, {source.split}: {source.num_examples:,} images; {settings.num_images} of them for '

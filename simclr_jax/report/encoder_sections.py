@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import sources
+from simclr_jax.data import loading
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.knn import vote
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
@@ -108,7 +108,7 @@ def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, S
         share = len(original) / source.num_examples
         return Sample(chosen, how, share, found.features, rows, original[rows], found.labels)
 
-    train_source, test_source = sources.load_pair(data.source, data.train_split, data.test_split, **where)
+    train_source, test_source = loading.load_pair(data.source, data.train_split, data.test_split, **where)
     train = read(train_source)
     return train, read(test_source) if test_source else train
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.data import batches, sources
+from simclr_jax.data import batches, loading
 from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.data.order import epoch_and_index
 from simclr_jax.data.source import Source, Streamed, take_rows
@@ -67,11 +67,11 @@ def picture(source: Source, index: int) -> np.ndarray | None:
 
 def pictures(name: str, split: str, indices: Iterable[int], options: Mapping[str, Any]
              ) -> dict[int, np.ndarray | None]:
-    """{index: pixels or None} of a split by its name; `options`: of `sources.load_source`.
+    """{index: pixels or None} of a split by its name; `options`: of `loading.load_source`.
 
     Raises FileNotFoundError or ValueError where the data are no longer there.
     """
-    source = sources.load_source(name, split, **options)
+    source = loading.load_source(name, split, **options)
     if not isinstance(source, Streamed):
         return {int(index): picture(source, int(index)) if index < source.num_examples else None
                 for index in indices}
@@ -79,7 +79,7 @@ def pictures(name: str, split: str, indices: Iterable[int], options: Mapping[str
         raise ValueError(f'{name} is streamed, and single images of a slice of it cannot be fetched')
     found = {}
     for index in map(int, indices):
-        rows, _, _ = sample(sources.load_source(name, f'{split}[{index}:{index + 1}]', **options), 1, 0)
+        rows, _, _ = sample(loading.load_source(name, f'{split}[{index}:{index + 1}]', **options), 1, 0)
         found[index] = picture(rows, 0)
     return found
 

@@ -8,8 +8,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from simclr_jax.data import pipeline
+from simclr_jax.data.loading import load_source
 from simclr_jax.data.order import epoch_and_index
-from simclr_jax.data.sources import load_source
 from tests.data.streams import (
     CROP_AND_FLIP,
     IDENTITY,

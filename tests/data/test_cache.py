@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from simclr_jax.config import augment_config
-from simclr_jax.data import cache, pipeline, sources
+from simclr_jax.data import cache, loading, pipeline
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.source import Source
 
@@ -327,7 +327,7 @@ def test_what_is_trained_on_is_the_same_with_and_without_a_cache(tmp_path, pixel
     for number in range(8, 40):
         Image.fromarray(pixels[0][number:, :number]).save(tmp_path / f'images/{number}.png')
     (tmp_path / 'images/20.png').write_bytes(b'')
-    source = sources.load_source(f'folder:{tmp_path}/images', 'train')
+    source = loading.load_source(f'folder:{tmp_path}/images', 'train')
     crops = []
     for given in (source, cache.cached(source, 'decoded', str(tmp_path / 'cache'))):
         batches = pipeline.train_batches(

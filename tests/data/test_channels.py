@@ -9,7 +9,7 @@ from PIL import Image
 
 import simclr_jax
 from simclr_jax.config import base_config, smoke
-from simclr_jax.data import sources
+from simclr_jax.data import loading
 from simclr_jax.data.crop import crop_resize
 from simclr_jax.data.decode import BadImage, Rules, read_image
 from simclr_jax.evaluate.embed import embed, read_features
@@ -32,8 +32,8 @@ def bands(channels, count=40, size=12, dtype=np.uint8):
 
 
 def load(name, **data):
-    options = sources.options(base_config().data.to_dict() | data, image_size=8, is_lead=True)
-    return sources.load_source(name, 'train', **options)
+    options = loading.options(base_config().data.to_dict() | data, image_size=8, is_lead=True)
+    return loading.load_source(name, 'train', **options)
 
 
 @pytest.mark.parametrize('channels, given, expected', [
@@ -69,9 +69,9 @@ def test_a_cache_holds_all_bands(tmp_path):
     for number, image in enumerate(images):
         np.save(tmp_path / 'images' / f'{number}.npy', image)
     for kind, side in (('decoded', 16), ('resized:8', 8)):
-        options = sources.options(base_config().data.to_dict() | {'cache': kind, 'cache_dir': str(tmp_path / 'cache')},
+        options = loading.options(base_config().data.to_dict() | {'cache': kind, 'cache_dir': str(tmp_path / 'cache')},
                                   image_size=8, is_lead=False) | {'decode_once': False}
-        source = sources.load_source(f'folder:{tmp_path}/images', 'train', **options)
+        source = loading.load_source(f'folder:{tmp_path}/images', 'train', **options)
         assert source.load(1).shape == (side, side, 5)
     expected = Image.fromarray(images[1, ..., 4]).resize((8, 8), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(source.load(1)[..., 4], expected)
@@ -80,7 +80,7 @@ def test_a_cache_holds_all_bands(tmp_path):
 def test_items_may_have_their_channels_first_or_last():
     images = bands(6, size=20)
     for items in (list(images), list(images.transpose(0, 3, 1, 2))):
-        source = sources.as_source(items, rules=Rules(channels=0))
+        source = loading.as_source(items, rules=Rules(channels=0))
         assert source.channels == 6
         np.testing.assert_array_equal(source.load(3), images[3])
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from simclr_jax import storage
 from simclr_jax.data import pipeline
-from simclr_jax.data.sources import available_splits, in_memory, load_pair, load_source
+from simclr_jax.data.loading import available_splits, in_memory, load_pair, load_source
 from tests.data.streams import VIEW, assert_equal_batches
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 6, 7, 3), np.uint8)

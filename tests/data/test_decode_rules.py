@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from simclr_jax.config import base_config
-from simclr_jax.data import sources
+from simclr_jax.data import loading
 from simclr_jax.data.decode import AUTO, EncodedImage, Rules, of_array, read_image
 
 RNG = np.random.default_rng(0)
@@ -86,14 +86,14 @@ def test_the_range_is_that_of_the_data_set_and_is_kept_and_said(tmp_path):
     arrays[2][0, 0], arrays[1][0, 1] = 4095, 0
     for number, array in enumerate(arrays):
         Image.fromarray(array).save(tmp_path / f'{number}.png')
-    train = sources.load_source(f'folder:{tmp_path}', 'train')
+    train = loading.load_source(f'folder:{tmp_path}', 'train')
     assert train.rules.range == (0, 4095)
     assert 'uint16 images: 0 to 4095, the extremes of 4 of them, become 0 to 255 (data.range).' in train.notes
     image = read_image(io.BytesIO(train.load(3)), train.rules)
     np.testing.assert_allclose(image[..., 0], arrays[3] / 4095 * 255, atol=0.5)
-    assert sources.fields_found(train, None) == {'channels': 3, 'range': (0, 4095)}
+    assert loading.fields_found(train, None) == {'channels': 3, 'range': (0, 4095)}
     np.savez(tmp_path / 'a.npz', train_images=np.stack(arrays), test_images=np.stack(arrays[3:]))
-    train, test = sources.load_pair(f'arrays:{tmp_path}/a.npz', 'train', '')
+    train, test = loading.load_pair(f'arrays:{tmp_path}/a.npz', 'train', '')
     np.testing.assert_array_equal(train.images[3], test.images[0])      # not by its own extremes
 
 
@@ -121,8 +121,8 @@ def test_transparent_pixels_show_the_background(tmp_path, kind, mode, background
         Image.fromarray(ink).convert(mode).save(
             tmp_path / f'a.{kind.lower()}', **({'lossless': True} if kind == 'WEBP' else {}))
     data = base_config().data.to_dict() | {'background': background}
-    options = sources.options(data, image_size=8, is_lead=True)
-    source = sources.load_source(f'folder:{tmp_path}', 'train', **options)
+    options = loading.options(data, image_size=8, is_lead=True)
+    source = loading.load_source(f'folder:{tmp_path}', 'train', **options)
     colour = {'white': (255,) * 3, '#102030': (16, 32, 48)}[background]
     expected = np.where(ink[..., 3:] == 255, 0, np.array(colour))
     np.testing.assert_array_equal(source.images[0], expected)
@@ -143,7 +143,7 @@ def test_what_is_no_colour_or_range_is_named():
                              ({'range': (5, 5)}, r'data.range is \(5.0, 5.0\): it takes two numbers'),
                              ({'max_pixels': 0}, 'data.max_pixels is 0')):
         with pytest.raises(ValueError, match=sentence):
-            sources.options(data | change, image_size=8, is_lead=True)
+            loading.options(data | change, image_size=8, is_lead=True)
 
 
 def test_a_larger_jpeg_is_read_reduced_and_anything_else_is_refused_without_a_warning():
@@ -164,7 +164,7 @@ def test_images_of_one_colour_or_nearly_black_are_counted_and_named(tmp_path):
     for name, array in (('black', np.zeros((8, 8))), ('dark', RNG.integers(0, 9, (8, 8))),
                         ('flat', np.full((8, 8), 90)), ('fine', RNG.integers(0, 256, (8, 8)))):
         Image.fromarray(array.astype(np.uint8)).save(tmp_path / f'{name}.png')
-    train, _ = sources.load_pair(f'folder:{tmp_path}', 'train', 'none')
+    train, _ = loading.load_pair(f'folder:{tmp_path}', 'train', 'none')
     assert ('3 of 4 sampled images are of one colour or nearly black (black.png, dark.png, flat.png)'
             in train.notes[0])
 
@@ -179,8 +179,8 @@ def test_a_cache_keeps_the_rules_by_which_it_was_made(tmp_path):
     for background, value in (('red', (255, 0, 0)), ('#000010', (0, 0, 16))):
         data = base_config().data.to_dict() | {
             'background': background, 'cache': 'decoded', 'cache_dir': str(tmp_path / 'cache')}
-        where = sources.options(data, image_size=8, is_lead=False) | {'decode_once': False}
-        train, test = sources.load_pair(f'folder:{tmp_path}/images', 'train', '', **where)
+        where = loading.options(data, image_size=8, is_lead=False) | {'decode_once': False}
+        train, test = loading.load_pair(f'folder:{tmp_path}/images', 'train', '', **where)
         assert (train.load(0) == value).all() and (test.load(0) == value).all()
         assert train.rules.range == test.rules.range and isinstance(train.rules.range, tuple)
 

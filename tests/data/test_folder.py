@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data import sources
-from simclr_jax.data.sources import available_splits, load_pair, load_source
+from simclr_jax.data import loading
+from simclr_jax.data.loading import available_splits, load_pair, load_source
 
 
 def write(root, *files):
@@ -112,13 +112,13 @@ def test_what_is_left_out_is_counted_by_suffix_and_said(tmp_path):
     ('.avif', 'AVIF'), ('.ppm', 'PPM'), ('.npy', ''), ('.heic', 'HEIF')])
 def test_further_suffixes(tmp_path, suffix, kind):
     pixels = np.full((8, 10, 3), (200, 90, 30), np.uint8)
-    if suffix in ('.avif', '.heic') and suffix not in sources.folder.suffixes():
+    if suffix in ('.avif', '.heic') and suffix not in loading.folder.suffixes():
         pytest.skip('no codec')
     if kind:
         Image.fromarray(pixels).save(tmp_path / f'a{suffix}', kind)
     else:
         np.save(tmp_path / f'a{suffix}', pixels)
-    image = sources.in_memory(load_source(f'folder:{tmp_path}', 'train')).images[0]
+    image = loading.in_memory(load_source(f'folder:{tmp_path}', 'train')).images[0]
     np.testing.assert_allclose(image, pixels, atol=6)
 
 
@@ -185,7 +185,7 @@ def test_a_folder_on_an_object_store(tmp_path):
         storage.write_atomically(f'{root}/{file}', buffer.getvalue())
     train, test = load_pair(f'folder:{root}', 'train', '')
     assert train.class_names == ('a', 'b') and len(test) == 2 and train.fingerprint()
-    assert (sources.in_memory(train).images == (9, 99, 200)).all()
+    assert (loading.in_memory(train).images == (9, 99, 200)).all()
     storage.remove(root)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data import pipeline, sources
+from simclr_jax.data import loading, pipeline
 from simclr_jax.data.decode import EncodedImage
 from simclr_jax.data.source import RandomAccess, Source, Streamed
 from tests.data.streams import VIEW
@@ -38,21 +38,21 @@ def test_a_list_of_dicts_in_every_form_of_image(tmp_path):
              {'image': Image.fromarray(IMAGES[2]), 'label': None}, {'image': IMAGES[3].tolist(), 'label': 2},
              {'image': str(tmp_path / 'a.png')}, {'image': memoryview(png(IMAGES[5])), 'label': 1}]
     items[3]['image'] = IMAGES[3].astype(np.int32) * 257        # as 16 bits hold it
-    assert_holds(sources.as_source(items), [0, 1, -1, 2, -1, 1], ('0', '1', '2'))
+    assert_holds(loading.as_source(items), [0, 1, -1, 2, -1, 1], ('0', '1', '2'))
 
 
 def test_images_alone_and_pairs():
-    assert_holds(sources.as_source(list(IMAGES)))
-    assert_holds(sources.as_source(IMAGES))
-    assert_holds(sources.as_source([(image, label) for image, label in zip(IMAGES, 'bacbac')]),
+    assert_holds(loading.as_source(list(IMAGES)))
+    assert_holds(loading.as_source(IMAGES))
+    assert_holds(loading.as_source([(image, label) for image, label in zip(IMAGES, 'bacbac')]),
                  [1, 0, 2, 1, 0, 2], ('a', 'b', 'c'))
 
 
 def test_grey_and_channels_first_and_floats():
-    grey = sources.as_source([{'image': IMAGES[0, :, :, 0]}])
+    grey = loading.as_source([{'image': IMAGES[0, :, :, 0]}])
     np.testing.assert_array_equal(grey.load(0), np.repeat(IMAGES[0, :, :, :1], 3, axis=-1))
     floats = IMAGES.astype(np.float32) / 255
-    assert_holds(sources.as_source([image.transpose(2, 0, 1) for image in floats]))
+    assert_holds(loading.as_source([image.transpose(2, 0, 1) for image in floats]))
 
 
 def test_torch_data_sets_of_pairs_and_of_dicts():
@@ -72,9 +72,9 @@ def test_torch_data_sets_of_pairs_and_of_dicts():
             return {'image': torch.tensor(IMAGES[index].transpose(2, 0, 1)), 'label': torch.tensor(index % 3)}
 
     for kind in (Pairs, Dicts):
-        assert_holds(sources.as_source(kind()), [0, 1, 2] * 2, ('x', 'y', 'z'))
+        assert_holds(loading.as_source(kind()), [0, 1, 2] * 2, ('x', 'y', 'z'))
     subset = torch.utils.data.Subset(Pairs(), [1, 2])
-    assert_holds(sources.as_source(subset), [0, 1], ('1', '2'), images=IMAGES[1:3])
+    assert_holds(loading.as_source(subset), [0, 1], ('1', '2'), images=IMAGES[1:3])
 
 
 def test_labels_that_a_data_set_keeps_apart_cost_no_image():
@@ -87,7 +87,7 @@ def test_labels_that_a_data_set_keeps_apart_cost_no_image():
             return super().__getitem__(index)
 
     items = Targets(zip(IMAGES, Targets.targets))
-    source = sources.as_source(items)
+    source = loading.as_source(items)
     assert items.read < 10 and source.labels.tolist() == Targets.targets     # to see whether they will do
 
 
@@ -97,12 +97,12 @@ def test_a_hugging_face_data_set_made_in_memory():
                                   'kind': datasets.ClassLabel(names=['cat', 'dog'])})
     made = datasets.Dataset.from_dict(
         {'picture': [Image.fromarray(image) for image in IMAGES], 'kind': [0, 1] * 3}, features=features)
-    assert_holds(sources.as_source(made), [0, 1] * 3, ('cat', 'dog'))
+    assert_holds(loading.as_source(made), [0, 1] * 3, ('cat', 'dog'))
     both = datasets.DatasetDict({'train': made, 'test': made.select([3])})
-    assert_holds(sources.as_source(both, 'test'), [1], ('cat', 'dog'), images=IMAGES[3:4])
-    assert_holds(sources.as_source(made.remove_columns('kind')))
+    assert_holds(loading.as_source(both, 'test'), [1], ('cat', 'dog'), images=IMAGES[3:4])
+    assert_holds(loading.as_source(made.remove_columns('kind')))
     with pytest.raises(ValueError, match="no split 'val'; it has train, test"):
-        sources.as_source(both, 'val')
+        loading.as_source(both, 'val')
 
 
 def test_array_records_through_grain(tmp_path):
@@ -114,10 +114,10 @@ def test_array_records_through_grain(tmp_path):
         writer.write(png(image))
     writer.close()
     records = grain.sources.ArrayRecordDataSource(path)
-    assert_holds(sources.as_source(records))
+    assert_holds(loading.as_source(records))
     labelled = grain.MapDataset.source(records).map_with_index(
         lambda index, record: {'image': record, 'label': index % 2})
-    assert_holds(sources.as_source(labelled), [0, 1] * 3, ('0', '1'))
+    assert_holds(loading.as_source(labelled), [0, 1] * 3, ('0', '1'))
 
 
 def of_split(split, size=2):
@@ -134,22 +134,22 @@ class OneSplit(list):
 
 def test_a_source_by_its_name_is_called_with_its_split_and_arguments():
     name = f'{__name__}:of_split'
-    source = sources.load_source(name, 'train', arguments={'size': 4})
+    source = loading.load_source(name, 'train', arguments={'size': 4})
     assert_holds(source, [0, 1] * 2, ('0', '1'), IMAGES[:4])
-    assert sources.load_test_source(name, '').split == 'test'
+    assert loading.load_test_source(name, '').split == 'test'
     alone = f'{__name__}:OneSplit'
-    assert sources.load_source(alone, 'train').num_examples == 3
-    assert sources.load_test_source(alone, '') is None
-    assert sources.load_source(alone, 'train', decode_once=True).uniform
+    assert loading.load_source(alone, 'train').num_examples == 3
+    assert loading.load_test_source(alone, '') is None
+    assert loading.load_source(alone, 'train', decode_once=True).uniform
     with pytest.raises(ValueError, match="takes no argument split.*'test' was asked for"):
-        sources.load_source(alone, 'test')
+        loading.load_source(alone, 'test')
     with pytest.raises(ValueError, match=r"cannot be made with \(size=2\): TypeError: .*'size'"):
-        sources.load_source(alone, 'train', arguments={'size': 2})
+        loading.load_source(alone, 'train', arguments={'size': 2})
 
 
 def test_what_is_given_to_python_has_its_test_split_too():
     def pair(source, **options):
-        return sources.load_pair('', 'train', '', source=source, **options)
+        return loading.load_pair('', 'train', '', source=source, **options)
 
     train, test = pair(of_split, arguments={'size': 4})
     assert len(train) == len(test) == 4 and test.split == 'test'
@@ -160,7 +160,7 @@ def test_what_is_given_to_python_has_its_test_split_too():
     train, test = pair(of_split('', 6), test_source=of_split('', 3))
     assert len(train) == 6 and len(test) == 3
     with pytest.raises(ValueError, match='given as an object, which has no name to find it by'):
-        sources.load_source('', 'train')
+        loading.load_source('', 'train')
 
 
 @pytest.mark.parametrize('anything, sentence', [
@@ -175,7 +175,7 @@ def test_what_is_given_to_python_has_its_test_split_too():
     ({'train': [1]}, "no split 'val'; it has train")])
 def test_what_is_no_source_ends_in_one_sentence(anything, sentence):
     with pytest.raises(ValueError, match=sentence):
-        sources.as_source(anything, 'val' if isinstance(anything, dict) else 'train')
+        loading.as_source(anything, 'val' if isinstance(anything, dict) else 'train')
 
 
 def test_labels_that_do_not_fit():
@@ -183,10 +183,10 @@ def test_labels_that_do_not_fit():
         class_names = ['a']
 
     with pytest.raises(ValueError, match="'Named' has the label 1, but names 1 classes"):
-        sources.as_source(Named([(IMAGES[0], 1)]))
+        loading.as_source(Named([(IMAGES[0], 1)]))
     Named.labels = [0, 0]
     with pytest.raises(ValueError, match='has 1 items but 2 labels'):
-        sources.as_source(Named([(IMAGES[0], 0)]))
+        loading.as_source(Named([(IMAGES[0], 0)]))
 
 
 def test_an_item_that_raises_is_named_and_one_that_cannot_be_read_is_skipped(tmp_path):
@@ -197,10 +197,10 @@ def test_an_item_that_raises_is_named_and_one_that_cannot_be_read_is_skipped(tmp
             return super().__getitem__(index)
 
     with pytest.raises(ValueError, match="Item 2 of 'Broken' cannot be read: KeyError: 'gone'"):
-        sources.as_source(Broken([{'image': image} for image in IMAGES]))
+        loading.as_source(Broken([{'image': image} for image in IMAGES]))
     items = [{'image': image} for image in IMAGES]
     items[3] = {'image': str(tmp_path / 'nothing.png')}
-    source = sources.as_source(items)
+    source = loading.as_source(items)
     source.max_bad_share = 0.5
     next(pipeline.train_batches(source, seed=0, batch_size=6, form='crops', image_size=4, view1=VIEW,
                                 view2=VIEW))
@@ -209,7 +209,7 @@ def test_an_item_that_raises_is_named_and_one_that_cannot_be_read_is_skipped(tmp
 
 def test_the_fingerprint_tells_what_is_in_it():
     def of(images, labels):
-        return sources.as_source(list(zip(images, labels))).fingerprint()
+        return loading.as_source(list(zip(images, labels))).fingerprint()
 
     known = of(IMAGES, [0, 1] * 3)
     assert known == of(IMAGES.copy(), [0, 1] * 3)
@@ -218,8 +218,8 @@ def test_the_fingerprint_tells_what_is_in_it():
 
 
 def test_protocols_tell_sources_apart_and_our_own_are_of_the_same_kind():
-    source = sources.load_source('shapes:20', 'train', image_size=8)
+    source = loading.load_source('shapes:20', 'train', image_size=8)
     assert isinstance(source, RandomAccess) and not isinstance(source, Streamed)
-    again = sources.as_source([source[index] for index in range(len(source))])
+    again = loading.as_source([source[index] for index in range(len(source))])
     assert_holds(again, source.labels.tolist(), tuple('0123456789'), source.images)
-    assert isinstance(again, Source) and sources.as_source(again) is again
+    assert isinstance(again, Source) and loading.as_source(again) is again

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from simclr_jax.config import base_config
-from simclr_jax.data import sources
+from simclr_jax.data import loading
+from simclr_jax.data.loading import load_pair, load_source
 from simclr_jax.data.source import ArraySource, hold_out, take_split
-from simclr_jax.data.sources import load_pair, load_source
 
 LABELS = np.repeat(np.arange(4), (100, 50, 10, 1)).astype(np.int32)        # sorted by class, as files are
 
@@ -78,7 +78,7 @@ def test_nothing_is_held_out_without_labels_or_beside_a_test_split(tmp_path):
 
 
 def options(data, begun_with=None):
-    return sources.options(data, image_size=8, is_lead=True, begun_with=begun_with)
+    return loading.options(data, image_size=8, is_lead=True, begun_with=begun_with)
 
 
 def test_a_run_that_was_begun_before_reads_its_data_as_it_did(tmp_path):
@@ -90,20 +90,20 @@ def test_a_run_that_was_begun_before_reads_its_data_as_it_did(tmp_path):
     train, test = load_pair(name, 'train[:50%]', '', **where)
     assert train.labels.tolist() == [0] * 20 and train.num_classes == 3 and test is None
     assert load_source(name, 'train[:50%]', **options(data)).labels.tolist() == [0] * 10 + [1] * 10
-    fields = sources.resumed(data, old)
+    fields = loading.resumed(data, old)
     assert fields['reading'] == 1 and fields['background'] == ''
 
 
 def test_a_run_goes_on_with_the_part_that_it_held_out_and_the_range_that_it_found():
     data = base_config().data.to_dict()
     begun = data | {'test_split': '10%', 'range': [0, 4095]}
-    fields = sources.resumed(data, begun)
+    fields = loading.resumed(data, begun)
     assert fields['test_split'] == '10%' and fields['range'] == (0, 4095)
     with pytest.raises(ValueError, match="data.test_split is 'none', but the run began with '10%'"):
-        sources.resumed(data | {'test_split': 'none'}, begun)
+        loading.resumed(data | {'test_split': 'none'}, begun)
     with pytest.raises(ValueError, match=r'data.range is \(0, 255\), but the run began with \(0, 4095\)'):
-        sources.resumed(data | {'range': (0, 255)}, begun)
-    assert sources.resumed(data | {'test_split': 'val'}, data | {'test_split': 'test'})['test_split'] == 'val'
+        loading.resumed(data | {'range': (0, 255)}, begun)
+    assert loading.resumed(data | {'test_split': 'val'}, data | {'test_split': 'test'})['test_split'] == 'val'
 
 
 @pytest.mark.parametrize('labels, found, note', [

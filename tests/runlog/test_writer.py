@@ -188,7 +188,7 @@ def test_a_process_that_does_not_lead_writes_nothing(tmp_path):
 
 def test_a_whole_workdir_is_written_without_importing_tensorflow(tmp_path):
     script = ('import sys\n'
-              'from simclr_jax.data.sources import load_source\n'
+              'from simclr_jax.data.loading import load_source\n'
               'from simclr_jax.runlog.writer import MetricWriter\n'
               'from simclr_jax.training.workdir import save_run\n'
               f'with MetricWriter({str(tmp_path)!r}, total_steps=1) as writer:\n'

@@ -12,7 +12,7 @@ from PIL import Image
 
 from simclr_jax import storage
 from simclr_jax.data.decode import read_image
-from simclr_jax.data.sources import available_splits, load_source, load_test_source
+from simclr_jax.data.loading import available_splits, load_source, load_test_source
 
 
 def _images(source):
