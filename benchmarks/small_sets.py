@@ -134,7 +134,7 @@ def measure(path, data):
     import jax
 
     from simclr_jax.data import loading
-    from simclr_jax.evaluate import frozen
+    from simclr_jax.evaluate import accuracies
     from simclr_jax.evaluate.pretrained import load_pretrained
     from simclr_jax.runtime import sharding
     from simclr_jax.training.steps import make_encode
@@ -142,7 +142,7 @@ def measure(path, data):
     found.config.eval.knn_k = NEIGHBOURS
     encode = functools.partial(jax.jit(make_encode(found.network)), found.variables)
     splits = [loading.load_source(f'arrays:{data}', split) for split in ('train', 'test')]
-    return frozen.frozen_accuracies(encode, *splits, found.config, sharding.make_mesh(), linear=True)
+    return accuracies.frozen_accuracies(encode, *splits, found.config, sharding.make_mesh(), linear=True)
 
 
 def train_lightly(data, epochs, seed, workdir):

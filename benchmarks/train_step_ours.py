@@ -27,7 +27,7 @@ from jax.extend.core import ClosedJaxpr  # noqa: E402
 
 from simclr_jax import config as recipes, train
 from simclr_jax.data import loading  # noqa: E402
-from simclr_jax.evaluate.frozen import frozen_accuracies  # noqa: E402
+from simclr_jax.evaluate.accuracies import frozen_accuracies  # noqa: E402
 from simclr_jax.inspect import hlo as facts
 from simclr_jax.models.cpu import loops
 from simclr_jax.models.cpu.convolution import convolve

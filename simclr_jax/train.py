@@ -22,6 +22,7 @@ from simclr_jax.data.batches import Inputs, choose_form
 from simclr_jax.data.listing import Share
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source
+from simclr_jax.evaluate.accuracies import frozen_accuracies, is_labelled, num_labelled
 from simclr_jax.evaluate.evaluators import (
     Health,
     HeldOutKnn,
@@ -31,7 +32,6 @@ from simclr_jax.evaluate.evaluators import (
     split_by_schedule,
 )
 from simclr_jax.evaluate.floors import measure_floors
-from simclr_jax.evaluate.frozen import frozen_accuracies, is_labelled, num_labelled
 from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.introduction import introduction, skipped_files
 from simclr_jax.evaluate.results import report_results

@@ -26,7 +26,7 @@ _READING_FIELDS = ('reading', 'background', 'range', 'max_pixels', 'channels', '
 _IN_MEMORY_BYTES = 1 << 30
 _SMALL_SIDE = 128
 _DECODED_AT_ONCE = 256      # files, before the bad ones among them are counted
-_HELD_OUT = 10              # percent, where there are labels and no split to measure on
+_PERCENT_HELD_OUT = 10      # where there are labels and no split to measure on
 _TEST_SPLITS = ('test', 'validation', 'val')
 _BLACK = 16                 # an image whose pixels are all below it
 _NAMED = 3
@@ -138,9 +138,9 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
         return train, _with_classes_of(train, test)
     can_hold_out = train.num_classes and train.num_examples > 1 and not isinstance(train, Streamed)
     if test_split != 'none' and can_hold_out and options.get('reading', READING) > 1:
-        train, test = hold_out(train, _HELD_OUT)
+        train, test = hold_out(train, _PERCENT_HELD_OUT)
         train.notes.append(f'{train.name} has no split to measure on: {test.num_examples:,} images, '
-                           f'{_HELD_OUT} % of each class, are held out of training '
+                           f'{_PERCENT_HELD_OUT} % of each class, are held out of training '
                            "(data.test_split='none' trains on all).")
         return train, test
     return train, None

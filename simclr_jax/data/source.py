@@ -13,7 +13,7 @@ from simclr_jax.data.decode import Rules
 
 _NAMED = 3      # of the unreadable files, in an error
 _SAMPLED = 64   # images of which a source is judged before it is read
-_SLICES, _HELD_OUT = 0x511CE, 0x4E1D    # seeds: the parts of a data set are the same in every run
+_SLICES_SEED, _HOLD_OUT_SEED = 0x511CE, 0x4E1D  # the parts of a data set are the same in every run
 
 
 @runtime_checkable
@@ -222,7 +222,7 @@ def hold_out(source: Source, percent: float) -> tuple[Source, Source]:
     if not 0 < percent < 100 or len(labels) < 2:
         raise ValueError(f"data.test_split is '{percent:g}%': of the {len(labels)} images of '{source.name}' "
                          'that leaves nothing to train on, or nothing to measure on.')
-    rng, held_out = np.random.default_rng(_HELD_OUT), []
+    rng, held_out = np.random.default_rng(_HOLD_OUT_SEED), []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         count = min(max(1, round(len(members) * percent / 100)), len(members) - 1)
@@ -240,7 +240,7 @@ def hold_out(source: Source, percent: float) -> tuple[Source, Source]:
 
 def _even_order(labels: np.ndarray) -> np.ndarray:
     """A seeded order of all examples [N] in which each class is spread evenly."""
-    rng, place = np.random.default_rng(_SLICES), np.empty(len(labels))
+    rng, place = np.random.default_rng(_SLICES_SEED), np.empty(len(labels))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         place[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)

@@ -14,11 +14,11 @@ import optax
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source, labels_of, take_rows
+from simclr_jax.evaluate.classifier_training import accuracies, cross_entropy, fit, labelled_crops, log_to
+from simclr_jax.evaluate.evaluated import Evaluated, load_splits, make_evaluated
 from simclr_jax.evaluate.pretrained import Pretrained, as_imported, fresh, load_pretrained
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subject import Subject, load_splits, make_subject
 from simclr_jax.evaluate.subsets import balanced_rows
-from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
 from simclr_jax.models.folding import fold
 from simclr_jax.models.network import forward_train
 from simclr_jax.runlog.writer import MetricWriter
@@ -58,13 +58,13 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     settings = config.distil
     _check(settings)
     teacher = _load_teacher(settings, workdir)
-    of_teacher = make_subject(teacher, layer=0, path=as_path(settings.teacher or workdir))
-    subject = make_subject(_make_student(config, teacher, encoder), layer=0, mesh=of_teacher.mesh)
+    of_teacher = make_evaluated(teacher, layer=0, path=as_path(settings.teacher or workdir))
+    evaluated = make_evaluated(_make_student(config, teacher, encoder), layer=0, mesh=of_teacher.mesh)
     train_source, test_source = load_splits(config, of_teacher, 'distillation', unlabelled=not settings.label_share)
     labelled = _labelled(train_source, settings, config.seed)
     check_batch_size(train_source, settings.batch_size, jax.process_count(), field='distil.batch_size')
-    sharding.local_batch_size(settings.batch_size, subject.mesh, field='distil.batch_size')
-    num_labelled = _num_labelled(labelled, settings, subject.mesh)
+    sharding.local_batch_size(settings.batch_size, evaluated.mesh, field='distil.batch_size')
+    num_labelled = _num_labelled(labelled, settings, evaluated.mesh)
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     alpha = settings.alpha if labelled else 1.0
     runs = {'student': Loss(alpha, 1 - alpha)}
@@ -75,20 +75,20 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     started, results = time.time(), {}
     with MetricWriter(f'{workdir}/distil', total_steps=len(runs) * num_steps, is_lead=sharding.is_lead(),
                       batch_size=settings.batch_size) as writer:
-        writer.note(f'Distillation of {teacher.source} into {subject.pretrained.source} on '
+        writer.note(f'Distillation of {teacher.source} into {evaluated.pretrained.source} on '
                     f'{train_source.num_examples:,} images, {labelled.num_examples if labelled else 0:,} of them with '
                     f'labels, {num_steps:,} steps of {settings.batch_size:,} images'
                     + f' and {num_labelled:,} with labels' * bool(labelled), *train_source.notes, *test_source.notes)
         results['teacher'], num_test = _test(of_teacher, teacher.variables, classifier, test_source)
         trained: dict[str, Any] = {}
         for run, (name, weights) in enumerate(runs.items()):
-            trained = _fit(config, subject, of_teacher, weights, [train_source, labelled],
+            trained = _fit(config, evaluated, of_teacher, weights, [train_source, labelled],
                            [settings.batch_size, num_labelled], num_steps,
                            log_to(writer, every=config.log.every_steps, offset=run * num_steps, name='distil'))
             variables = {kind: trained[kind] for kind in ('params', 'batch_stats')}
-            results[name], _ = _test(subject, variables, trained, test_source)
+            results[name], _ = _test(evaluated, variables, trained, test_source)
         if sharding.is_lead():
-            _write(workdir, subject, trained, settings, num_steps)
+            _write(workdir, evaluated, trained, settings, num_steps)
         report_results(
             writer, workdir, f'Distillation on {train_source.name}, {train_source.split}, tested on '
             f'{test_source.split}: {num_test:,} images', results, is_lead=sharding.is_lead(),
@@ -99,9 +99,10 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     return results
 
 
-def _test(subject: Subject, variables: Any, classifier: dict[str, Any], source: Source) -> tuple[dict[str, float], int]:
+def _test(evaluated: Evaluated, variables: Any, classifier: dict[str, Any], source: Source
+          ) -> tuple[dict[str, float], int]:
     """The accuracies on the labelled images of a split, and how many these are."""
-    found, = subject.features(subject.frozen(variables), source)
+    found, = evaluated.features(evaluated.encode_with(variables), source)
     logits = found.features @ np.asarray(classifier['kernel']) + np.asarray(classifier['bias'])
     return accuracies(logits, found.labels, 'distil'), len(found.labels)
 
@@ -112,14 +113,15 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
     return optax.softmax_cross_entropy(logits / temperature, goal).mean()
 
 
-def _fit(config: ConfigDict, subject: Subject, of_teacher: Subject, weights: Loss, sources: Sequence[Source | None],
-         batch_sizes: Sequence[int], num_steps: int, log: Callable[[int, dict], None]) -> dict[str, Any]:
+def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weights: Loss,
+         sources: Sequence[Source | None], batch_sizes: Sequence[int], num_steps: int,
+         log: Callable[[int, dict], None]) -> dict[str, Any]:
     """{'params', 'batch_stats', 'kernel', 'bias'} of the student after its training."""
-    settings, student, teacher = config.distil, subject.pretrained, of_teacher.pretrained
+    settings, student, teacher = config.distil, evaluated.pretrained, of_teacher.pretrained
     assert teacher.classifier is not None
-    batches, rows_of = _batches(config, subject, sources, batch_sizes, weights)
+    batches, rows_of = _batches(config, evaluated, sources, batch_sizes, weights)
     num_classes = len(teacher.classifier['bias'])
-    kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (subject.width, num_classes))
+    kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (evaluated.width, num_classes))
     trained = {'network': student.variables['params'], 'classifier': {'kernel': kernel, 'bias': jnp.zeros(num_classes)}}
     others = {'batch_stats': student.variables['batch_stats'], 'teacher': fold(teacher.network, teacher.variables),
               'head': teacher.classifier}
@@ -144,14 +146,14 @@ def _fit(config: ConfigDict, subject: Subject, of_teacher: Subject, weights: Los
     optimizer = optim.make_optimizer(settings.optimizer, momentum=settings.momentum, nesterov=settings.nesterov,
                                      weight_decay=settings.weight_decay, exclude=exclude)
     trained, others = fit(loss, (trained, others), batches, rows_of, settings=settings, optimizer=optimizer,
-                          num_steps=num_steps, seed=config.seed, mesh=subject.mesh, log=log, name='distil')
+                          num_steps=num_steps, seed=config.seed, mesh=evaluated.mesh, log=log, name='distil')
     return {'params': trained['network'], 'batch_stats': others['batch_stats'], **trained['classifier']}
 
 
-def _batches(config: ConfigDict, subject: Subject, sources: Sequence[Source | None], batch_sizes: Sequence[int],
+def _batches(config: ConfigDict, evaluated: Evaluated, sources: Sequence[Source | None], batch_sizes: Sequence[int],
              weights: Loss) -> tuple[Iterator[dict], Callable[[dict], tuple[jax.Array, ...]]]:
     """Batches, and their crops: of all images for the teacher's term, of the labelled ones for the other."""
-    drawn, crops = zip(*(labelled_crops(config, subject.config.augment, source, batch_size)
+    drawn, crops = zip(*(labelled_crops(config, evaluated.config.augment, source, batch_size)
                          for source, batch_size, weight in zip(sources, batch_sizes, weights) if source and weight))
 
     def joined():
@@ -210,10 +212,10 @@ def _check(settings: ConfigDict) -> None:
             raise ValueError(f'distil.{name} is {settings[name]}: it must be {wanted}.')
 
 
-def _write(workdir: str, subject: Subject, trained: dict[str, Any], settings: ConfigDict, num_steps: int) -> None:
+def _write(workdir: str, evaluated: Evaluated, trained: dict[str, Any], settings: ConfigDict, num_steps: int) -> None:
     trained = jax.device_get(trained)
     write_flax(os.path.join(workdir, 'distilled.safetensors'), as_imported(
-        subject.pretrained, variables={name: trained[name] for name in ('params', 'batch_stats')},
+        evaluated.pretrained, variables={name: trained[name] for name in ('params', 'batch_stats')},
         classifier={name: trained[name] for name in ('kernel', 'bias')},
-        source=f'{subject.pretrained.source}, distilled', card={
-            'recipe': subject.config.to_dict(), 'step': num_steps, 'distil': settings.to_dict()}))
+        source=f'{evaluated.pretrained.source}, distilled', card={
+            'recipe': evaluated.config.to_dict(), 'step': num_steps, 'distil': settings.to_dict()}))

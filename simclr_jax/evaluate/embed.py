@@ -16,9 +16,9 @@ from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
 from simclr_jax.data.progress import progress_bar
 from simclr_jax.data.source import Source
+from simclr_jax.evaluate.evaluated import data_options, load_evaluated
 from simclr_jax.evaluate.features import resize_of
 from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields
-from simclr_jax.evaluate.subject import data_options, load_subject
 from simclr_jax.runtime import sharding
 
 _KEY = b'simclr_jax'        # of the metadata in a Parquet file
@@ -48,12 +48,12 @@ def embed(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None)
     """
     settings = config.embed
     paths = output_paths(settings.file, workdir)
-    subject = load_subject(settings, workdir, 'embed', encoder)
-    source, data_dir = _load_source(config, subject.config)
+    evaluated = load_evaluated(settings, workdir, 'embed', encoder)
+    source, data_dir = _load_source(config, evaluated.config)
     with progress_bar(f'{source.name}, {source.split}', source.num_examples) as advance:
-        found, indices = subject.embed(source, num_threads=config.data.num_threads, advance=advance)
-    made_by = identity(subject.pretrained, settings.layer)
-    made_by['encoder']['path'] = storage.absolute(subject.path)
+        found, indices = evaluated.embed(source, num_threads=config.data.num_threads, advance=advance)
+    made_by = identity(evaluated.pretrained, settings.layer)
+    made_by['encoder']['path'] = storage.absolute(evaluated.path)
     names = np.array([source.name_of(index) for index in indices])
     data = {'source': source.name, 'split': source.split, 'dir': data_dir,
             'num_examples': source.num_examples, 'class_names': list(source.class_names or ()),
@@ -62,7 +62,7 @@ def embed(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None)
     if sharding.is_lead():
         for path in paths:
             write_features(path, embedded)
-            print(f'{len(names):,} features of width {subject.width:,} -> {path}')
+            print(f'{len(names):,} features of width {evaluated.width:,} -> {path}')
         if source.skipped:
             print(f'{len(source.skipped):,} files could not be read and were skipped: '
                   f'{", ".join(source.skipped[:10])}{", ..." if len(source.skipped) > 10 else ""}')

@@ -17,7 +17,7 @@ import numpy as np
 
 from simclr_jax.config import ConfigDict, names
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.frozen import heldout_accuracy
+from simclr_jax.evaluate.accuracies import heldout_accuracy
 from simclr_jax.evaluate.health import make_health
 from simclr_jax.models.network import Network
 from simclr_jax.training.state import TrainState

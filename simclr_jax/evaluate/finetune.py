@@ -15,11 +15,11 @@ from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source, Streamed, labels_of, take_rows
+from simclr_jax.evaluate.classifier_training import accuracies, cross_entropy, fit, labelled_crops, log_to
+from simclr_jax.evaluate.evaluated import Evaluated, load_evaluated, load_splits
 from simclr_jax.evaluate.pretrained import as_imported
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subject import Subject, load_splits, load_subject
 from simclr_jax.evaluate.subsets import balanced_rows, rows_of_files
-from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
 from simclr_jax.models import abilities
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.runlog.writer import MetricWriter
@@ -64,53 +64,53 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
     """
     settings = config.finetune
     _check(settings)
-    subject = load_subject(settings, workdir, 'finetune', encoder)
-    _check_stages(settings.from_block, subject.pretrained.network.encoder)
-    whole_source, test_source = load_splits(config, subject, 'fine-tuning',
+    evaluated = load_evaluated(settings, workdir, 'finetune', encoder)
+    _check_stages(settings.from_block, evaluated.pretrained.network.encoder)
+    whole_source, test_source = load_splits(config, evaluated, 'fine-tuning',
                                             by_name=bool(settings.subset_file))
     train_source = _chosen(whole_source, settings, config.seed)
-    sharding.local_batch_size(settings.batch_size, subject.mesh, field='finetune.batch_size')
+    sharding.local_batch_size(settings.batch_size, evaluated.mesh, field='finetune.batch_size')
     check_batch_size(train_source, settings.batch_size, jax.process_count(), field='finetune.batch_size')
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     inits, results, networks = _INITS[settings.init], {}, {}
     started = time.time()
     with MetricWriter(f'{workdir}/finetune', total_steps=len(inits) * num_steps, is_lead=sharding.is_lead(),
                       batch_size=settings.batch_size) as writer:
-        writer.note(f'Fine-tuning of {subject.pretrained.source} on {train_source.num_examples:,} of '
+        writer.note(f'Fine-tuning of {evaluated.pretrained.source} on {train_source.num_examples:,} of '
                     f'{whole_source.num_examples:,} labelled images, {num_steps:,} steps',
                     *whole_source.notes, *test_source.notes)
         for run, init in enumerate(inits):
             log = log_to(writer, every=config.log.every_steps, offset=run * num_steps, name=init)
-            variables = subject.pretrained.initial if init == 'scratch' else subject.pretrained.variables
-            tuned = fit_network(config, subject, variables, train_source, num_steps, log,
+            variables = evaluated.pretrained.initial if init == 'scratch' else evaluated.pretrained.variables
+            tuned = fit_network(config, evaluated, variables, train_source, num_steps, log,
                                 from_block=-1 if init == 'scratch' else settings.from_block)
-            test, = subject.features(subject.frozen(tuned.variables), test_source)
+            test, = evaluated.features(evaluated.encode_with(tuned.variables), test_source)
             logits = test.features @ np.asarray(tuned.kernel) + np.asarray(tuned.bias)
             results[init], networks[init] = accuracies(logits, test.labels, 'finetune'), tuned
         if sharding.is_lead():
             for init, tuned in networks.items():
-                _write(workdir, init, subject, tuned, settings, num_steps)
+                _write(workdir, init, evaluated, tuned, settings, num_steps)
         report_results(
             writer, workdir, f'Fine-tuning on {train_source.num_examples:,} labels of {train_source.name}, '
             f'{train_source.split}, tested on {test_source.split}: {len(test.labels):,} images', results,
-            is_lead=sharding.is_lead(), evaluation='finetune', **subject.provenance(
+            is_lead=sharding.is_lead(), evaluation='finetune', **evaluated.provenance(
                 train_source, test_source, train_source.num_examples - len(train_source.skipped),
                 len(test.labels)),
             num_steps=num_steps, seconds=round(time.time() - started, 1), protocol=settings.to_dict())
     return results
 
 
-def fit_network(config: ConfigDict, subject: Subject, variables: Any, train_source: Source, num_steps: int,
+def fit_network(config: ConfigDict, evaluated: Evaluated, variables: Any, train_source: Source, num_steps: int,
                 log: Callable[[int, dict], None], *, from_block: int) -> Tuned:
     """Trains network and classifier on `num_steps` batches of crops and flips, from `variables`.
 
     FloatingPointError if the training diverges.
     """
-    settings, network = config.finetune, subject.pretrained.network
+    settings, network = config.finetune, evaluated.pretrained.network
     layer = _layer(settings.layer, variables)
     is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer, encoder=network.encoder)
-    batches, crops = labelled_crops(config, subject.config.augment, train_source, settings.batch_size)
-    kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (subject.width, train_source.num_classes))
+    batches, crops = labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
+    kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (evaluated.width, train_source.num_classes))
     classifier = {'kernel': kernel, 'bias': jnp.zeros(train_source.num_classes)}
     if settings.zero_init:
         classifier = jax.tree.map(jnp.zeros_like, classifier)
@@ -130,7 +130,7 @@ def fit_network(config: ConfigDict, subject: Subject, variables: Any, train_sour
 
     trained, others = fit(loss, (trained, others), batches, crops, settings=settings,
                           optimizer=_make_optimizer(settings), num_steps=num_steps, seed=config.seed,
-                          mesh=subject.mesh, log=log, name='finetune')
+                          mesh=evaluated.mesh, log=log, name='finetune')
     return Tuned({'params': params_of(trained, others), 'batch_stats': others['batch_stats']},
                  **trained['classifier'])
 
@@ -197,14 +197,14 @@ def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
     return take_rows(source, balanced_rows(labels_of(source), settings.label_share, seed, source.num_classes))
 
 
-def _write(workdir: str, init: str, subject: Subject, tuned: Tuned, settings: ConfigDict, num_steps: int
+def _write(workdir: str, init: str, evaluated: Evaluated, tuned: Tuned, settings: ConfigDict, num_steps: int
            ) -> None:
     """The network as a file that every task reads as `pretrained`; with the classifier, if it sits on h."""
     tuned = jax.device_get(tuned)
-    source = 'trained from scratch' if init == 'scratch' else f'{subject.pretrained.source}, fine-tuned'
+    source = 'trained from scratch' if init == 'scratch' else f'{evaluated.pretrained.source}, fine-tuned'
     name = 'scratch' if init == 'scratch' else 'finetuned'
     write_flax(os.path.join(workdir, f'{name}.safetensors'), as_imported(
-        subject.pretrained, variables=tuned.variables, source=source,
+        evaluated.pretrained, variables=tuned.variables, source=source,
         classifier={'kernel': tuned.kernel, 'bias': tuned.bias} if settings.layer == 0 else None,
-        card={'recipe': subject.config.to_dict(), 'step': num_steps,
+        card={'recipe': evaluated.config.to_dict(), 'step': num_steps,
               'finetune': settings.to_dict() | {'init': init}}))

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simclr_jax import storage
+from simclr_jax.evaluate.accuracies import frozen_accuracies
 from simclr_jax.evaluate.evaluators import Run
 from simclr_jax.evaluate.features import raw_pixels
-from simclr_jax.evaluate.frozen import frozen_accuracies
 from simclr_jax.evaluate.start import start_from
 from simclr_jax.runtime import sharding
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
+from simclr_jax.evaluate.accuracies import of_large_set
 from simclr_jax.evaluate.evaluators import Run
-from simclr_jax.evaluate.frozen import of_large_set
 from simclr_jax.models.network import Network, auto_dtype, encoder_notes
 from simclr_jax.runtime import gpus
 from simclr_jax.runtime.compile_cache import keeps_programs

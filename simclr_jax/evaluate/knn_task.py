@@ -5,9 +5,9 @@ import time
 import flax.linen as nn
 
 from simclr_jax.config import ConfigDict
+from simclr_jax.evaluate.evaluated import load_evaluated, load_splits
 from simclr_jax.evaluate.knn import knn_accuracies
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subject import load_splits, load_subject
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
 
@@ -32,14 +32,14 @@ def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -
     if not settings.k or min(settings.k) < 1:
         raise ValueError(f'knn.k is {settings.k}: give numbers of 1 or more, as '
                          '--config.knn.k="(1, 20, 200)".')
-    subject = load_subject(settings, workdir, 'knn', encoder)
-    train_source, test_source = load_splits(config, subject, 'kNN')
+    evaluated = load_evaluated(settings, workdir, 'knn', encoder)
+    train_source, test_source = load_splits(config, evaluated, 'kNN')
     results = {}
     with MetricWriter(f'{workdir}/knn', total_steps=1, is_lead=sharding.is_lead()) as writer:
         writer.note(*train_source.notes, *test_source.notes)
-        for name, encode in subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
+        for name, encode in evaluated.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                              note=writer.note).items():
-            train, test = subject.features(encode, train_source, test_source)
+            train, test = evaluated.features(encode, train_source, test_source)
             ks = list(dict.fromkeys(min(k, len(train.labels)) for k in settings.k))
             if not results and max(settings.k) > len(train.labels):
                 writer.note(f'knn.k is {settings.k}, but there are {len(train.labels)} training images: k is '
@@ -48,9 +48,9 @@ def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -
                                    temperature=settings.temperature)
             results[name] = {f'knn_accuracy_k{k}': share for k, share in found.items()}
         report_results(
-            writer, workdir, f'kNN of {subject.pretrained.source} on {test_source.name}, '
+            writer, workdir, f'kNN of {evaluated.pretrained.source} on {test_source.name}, '
             f'{test_source.split}: {len(test.labels):,} images by {len(train.labels):,}', results,
             is_lead=sharding.is_lead(), evaluation='knn',
-            **subject.provenance(train_source, test_source, len(train.labels), len(test.labels)),
+            **evaluated.provenance(train_source, test_source, len(train.labels), len(test.labels)),
             seconds=round(time.time() - started, 1), protocol=settings.to_dict())
     return results

@@ -12,12 +12,12 @@ from simclr_jax.config import ConfigDict
 from simclr_jax.data import order
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source
+from simclr_jax.evaluate.accuracies import unchanged
+from simclr_jax.evaluate.classifier_training import accuracies, cross_entropy, fit, labelled_crops, log_to
+from simclr_jax.evaluate.evaluated import Evaluated, load_evaluated, load_splits
 from simclr_jax.evaluate.features import Encode, Features
-from simclr_jax.evaluate.frozen import unchanged
 from simclr_jax.evaluate.logistic import check_l2, fit_with_l2
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subject import Subject, load_splits, load_subject
-from simclr_jax.evaluate.supervised import accuracies, cross_entropy, fit, labelled_crops, log_to
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
 from simclr_jax.training import optimizers as optim, schedules
@@ -53,56 +53,56 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     if settings.solver not in ('sgd', 'lbfgs'):
         raise ValueError(f"linear.solver is {settings.solver!r}: it takes 'sgd' or 'lbfgs'.")
     l2, by_sgd = check_l2('linear.l2', settings.l2), settings.solver == 'sgd'
-    subject = load_subject(settings, workdir, 'linear', encoder)
-    train_source, test_source = load_splits(config, subject, 'a linear evaluation')
+    evaluated = load_evaluated(settings, workdir, 'linear', encoder)
+    train_source, test_source = load_splits(config, evaluated, 'a linear evaluation')
     if by_sgd:
-        sharding.local_batch_size(settings.batch_size, subject.mesh, field='linear.batch_size')
+        sharding.local_batch_size(settings.batch_size, evaluated.mesh, field='linear.batch_size')
         check_batch_size(train_source, settings.batch_size, jax.process_count(), field='linear.batch_size')
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     results, details, offset = {}, {}, 0
     with MetricWriter(f'{workdir}/linear', total_steps=2 * num_steps, batch_size=settings.batch_size,
                       is_lead=sharding.is_lead()) as writer:
         writer.note(*train_source.notes, *test_source.notes)
-        for name, encode in subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
+        for name, encode in evaluated.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                              note=writer.note).items():
             if by_sgd and name != 'raw pixels':
                 log = log_to(writer, every=config.log.every_steps, offset=offset, name=name)
-                logits, labels = _fit_by_sgd(config, subject, encode, train_source, test_source, num_steps,
+                logits, labels = _fit_by_sgd(config, evaluated, encode, train_source, test_source, num_steps,
                                              log)
                 num_train, offset = train_source.num_examples - len(train_source.skipped), offset + num_steps
             else:
-                train, test = subject.features(encode, train_source, test_source)
+                train, test = evaluated.features(encode, train_source, test_source)
                 classifier = fit_with_l2(train, train_source.num_classes, 1.0 if by_sgd else l2, config.seed)
                 logits, labels, num_train = classifier.logits(test.features), test.labels, len(train.labels)
                 details[name] = {'solver': 'lbfgs', 'l2': classifier.l2, 'heldout': classifier.heldout}
             results[name] = accuracies(logits, labels)
         pixels = '; raw pixels by lbfgs, l2 = 1' if by_sgd and 'raw pixels' in results else ''
         report_results(
-            writer, workdir, f'Linear evaluation ({settings.solver}{pixels}) of {subject.pretrained.source} '
+            writer, workdir, f'Linear evaluation ({settings.solver}{pixels}) of {evaluated.pretrained.source} '
             f'on {test_source.name}, {test_source.split}: {len(labels):,} images',
             results, is_lead=sharding.is_lead(), evaluation='linear', details=details,
-            **subject.provenance(train_source, test_source, num_train, len(labels)),
+            **evaluated.provenance(train_source, test_source, num_train, len(labels)),
             seconds=round(time.time() - started, 1),
-            protocol=settings.to_dict() | {'encoder': subject.pretrained.encoder})
+            protocol=settings.to_dict() | {'encoder': evaluated.pretrained.encoder})
     return results
 
 
-def _fit_by_sgd(config: ConfigDict, subject: Subject, encode: Encode, train_source: Source,
+def _fit_by_sgd(config: ConfigDict, evaluated: Evaluated, encode: Encode, train_source: Source,
                 test_source: Source, num_steps: int, log: Callable) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the test split."""
     settings = config.linear
     with unchanged(encode):
         if settings.augment:
-            batches, crops = labelled_crops(config, subject.config.augment, train_source, settings.batch_size)
+            batches, crops = labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
             features_of = lambda batch: encode(crops(batch))
         else:
-            train, = subject.features(encode, train_source)
+            train, = evaluated.features(encode, train_source)
             features_of, batches = lambda batch: batch['image'], _feature_batches(
                 train, config.seed, settings.batch_size)
         kernel, bias = fit_classifier(
-            batches, features_of, width=subject.width, num_classes=train_source.num_classes,
-            num_steps=num_steps, settings=settings, seed=config.seed, mesh=subject.mesh, log=log)
-        test, = subject.features(encode, test_source)
+            batches, features_of, width=evaluated.width, num_classes=train_source.num_classes,
+            num_steps=num_steps, settings=settings, seed=config.seed, mesh=evaluated.mesh, log=log)
+        test, = evaluated.features(encode, test_source)
     return test.features @ kernel + bias, test.labels
 
 
@@ -112,7 +112,7 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[dict], jax.Ar
                    ) -> tuple[np.ndarray, np.ndarray]:
     """Kernel [width, num_classes] and bias [num_classes], trained on `num_steps` batches.
 
-    `features_of` maps a batch to features [B, width]; the other arguments are those of `supervised.fit`.
+    `features_of` maps a batch to features [B, width]; the other arguments are those of `classifier_training.fit`.
     """
     optimizer = optim.make_optimizer('sgd', momentum=settings.momentum, nesterov=settings.nesterov,
                                      weight_decay=settings.weight_decay)

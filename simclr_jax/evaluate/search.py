@@ -11,10 +11,10 @@ from simclr_jax.config import ConfigDict
 from simclr_jax.data.decode import BadImage, read_image
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.embed import Embedded, check_same_encoder, read_features
+from simclr_jax.evaluate.evaluated import make_evaluated
 from simclr_jax.evaluate.features import Features, preprocessing_of
 from simclr_jax.evaluate.knn import nearest_neighbours
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
-from simclr_jax.evaluate.subject import make_subject
 from simclr_jax.report.tables import write_csv
 from simclr_jax.runlog.progress import plain_table
 from simclr_jax.runtime import sharding
@@ -58,8 +58,8 @@ def search(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     bank = read_features(path)
     pretrained = _load_encoder(settings, bank.metadata, workdir, encoder)
     check_same_encoder(path, bank.metadata, pretrained)
-    subject = make_subject(pretrained, layer=bank.metadata['encoder']['layer'])
-    encoded, _ = subject.embed(QueryFiles(queries), num_threads=config.data.num_threads)
+    evaluated = make_evaluated(pretrained, layer=bank.metadata['encoder']['layer'])
+    encoded, _ = evaluated.embed(QueryFiles(queries), num_threads=config.data.num_threads)
     rows = find_nearest(queries, encoded.features, bank, k=settings.k)
     if sharding.is_lead():
         columns = ('query', 'rank', 'cosine', 'name', 'label')

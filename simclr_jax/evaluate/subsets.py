@@ -6,7 +6,7 @@ import numpy as np
 
 from simclr_jax import storage
 
-_HELD_OUT = 0x4E1D      # tells these draws from others of the same seed
+_HELD_OUT_DRAW = 0x4E1D      # tells these draws from others of the same seed
 _SHOWN = 3
 
 
@@ -20,7 +20,7 @@ def heldout_rows(num_examples: int, seed: int, *, share: float = 0.1, at_most: i
         raise ValueError(f'{num_examples} labelled training image cannot be split into one part to fit and '
                          'one to choose on.')
     count = max(1, min(round(share * num_examples), at_most or num_examples))
-    order = np.random.default_rng([seed, _HELD_OUT]).permutation(num_examples)
+    order = np.random.default_rng([seed, _HELD_OUT_DRAW]).permutation(num_examples)
     return np.sort(order[count:]), np.sort(order[:count])
 
 

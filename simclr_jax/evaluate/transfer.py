@@ -8,11 +8,11 @@ import flax.linen as nn
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.frozen import is_labelled
+from simclr_jax.evaluate.accuracies import is_labelled
+from simclr_jax.evaluate.evaluated import Evaluated, data_options, load_evaluated
 from simclr_jax.evaluate.intervals import mean_per_class, per_class_interval, wilson_interval
 from simclr_jax.evaluate.logistic import check_l2, fit_with_l2
 from simclr_jax.evaluate.results import append_lines, percent
-from simclr_jax.evaluate.subject import Subject, data_options, load_subject
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
 
@@ -61,17 +61,17 @@ def transfer(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
     """
     settings = config.transfer
     l2 = check_l2('transfer.l2', settings.l2)
-    subject = load_subject(settings, workdir, 'transfer', encoder)
-    splits = {name: load_data_set(name, config, subject.config) for name in _names(settings)}
+    evaluated = load_evaluated(settings, workdir, 'transfer', encoder)
+    splits = {name: load_data_set(name, config, evaluated.config) for name in _names(settings)}
     results, cells = {}, {}
     with MetricWriter(f'{workdir}/transfer', total_steps=len(splits), is_lead=sharding.is_lead()) as writer:
         for name, (train_source, test_source, per_class) in splits.items():
             metric, lines = 'logistic_per_class' if per_class else 'logistic_accuracy', []
-            encoders = subject.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
+            encoders = evaluated.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                         note=lambda text, name=name: writer.note(f'{name}: {text}'))
             for encoder_name, encode in encoders.items():
                 started = time.time()
-                train, test = subject.features(encode, train_source, test_source)
+                train, test = evaluated.features(encode, train_source, test_source)
                 classifier = fit_with_l2(train, train_source.num_classes, l2, config.seed)
                 hits = classifier.logits(test.features).argmax(-1) == test.labels
                 value = mean_per_class(hits, test.labels) if per_class else float(hits.mean())
@@ -80,7 +80,7 @@ def transfer(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
                 lines.append({
                     'evaluation': 'transfer', 'encoder': encoder_name, metric: value,
                     f'{metric}_interval': list(interval), 'l2': classifier.l2, 'heldout': classifier.heldout,
-                    **subject.provenance(train_source, test_source, len(train.labels), len(hits)),
+                    **evaluated.provenance(train_source, test_source, len(train.labels), len(hits)),
                     'seconds': round(time.time() - started, 1), 'protocol': settings.to_dict()})
                 cells[name, encoder_name] = percent(value, interval)
             results[name] = {line['encoder']: line[metric] for line in lines}
@@ -88,7 +88,7 @@ def transfer(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
                                                 for encoder_name, value in results[name].items()))
             if sharding.is_lead():
                 append_lines(workdir, lines)
-        _tabulate(writer, subject, splits, cells)
+        _tabulate(writer, evaluated, splits, cells)
     return results
 
 
@@ -121,11 +121,11 @@ def load_data_set(name: str, config: ConfigDict, trained: ConfigDict) -> tuple[S
     return train_source, test_source, known.per_class
 
 
-def _tabulate(writer: MetricWriter, subject: Subject, splits: dict[str, Any], cells: dict) -> None:
+def _tabulate(writer: MetricWriter, evaluated: Evaluated, splits: dict[str, Any], cells: dict) -> None:
     encoders = list(dict.fromkeys(encoder for _, encoder in cells))
     rows = [[name, f'{train.split} / {test.split}', 'per class' if per_class else 'top-1',
              *(cells.get((name, encoder), 'left out') for encoder in encoders)]
             for name, (train, test, per_class) in splits.items()]
-    writer.table(f'Transfer of {subject.pretrained.source}: logistic regression, %; in brackets: 95 % '
+    writer.table(f'Transfer of {evaluated.pretrained.source}: logistic regression, %; in brackets: 95 % '
                  'interval over the test images',
                  ['data set', 'fitted / tested on', 'metric', *encoders], rows)

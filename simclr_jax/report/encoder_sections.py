@@ -10,9 +10,9 @@ from sklearn.metrics import confusion_matrix
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
 from simclr_jax.data.source import Source
+from simclr_jax.evaluate.evaluated import data_options, make_evaluated
 from simclr_jax.evaluate.knn import vote
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
-from simclr_jax.evaluate.subject import data_options, make_subject
 from simclr_jax.report import analysis, charts, images, page
 from simclr_jax.report.page import Cell, Figures, Section
 from simclr_jax.runtime import sharding
@@ -100,11 +100,11 @@ def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, S
         'cache': '', 'decode_once': False, 'arguments': dict(data.get('arguments', {})),
         'max_bad_share': run.data.get('max_bad_share', config.data.max_bad_share)}
 
-    subject = make_subject(pretrained, layer=settings.layer, mesh=_one_device())
+    evaluated = make_evaluated(pretrained, layer=settings.layer, mesh=_one_device())
 
     def read(source):
         chosen, original, how = images.sample(source, settings.max_images, config.seed)
-        found, rows = subject.embed(chosen, num_threads=config.data.num_threads)
+        found, rows = evaluated.embed(chosen, num_threads=config.data.num_threads)
         share = len(original) / source.num_examples
         return Sample(chosen, how, share, found.features, rows, original[rows], found.labels)
 

@@ -14,10 +14,10 @@ import jax
 
 from simclr_jax import storage, train
 from simclr_jax.config import ConfigDict
-from simclr_jax.evaluate.frozen import frozen_accuracies
+from simclr_jax.evaluate.accuracies import frozen_accuracies
+from simclr_jax.evaluate.evaluated import make_evaluated
 from simclr_jax.evaluate.intervals import wilson_interval
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.evaluate.subject import make_subject
 from simclr_jax.report.workdir import read_rows
 from simclr_jax.runtime import sharding
 from simclr_jax.studies.grid import Cell, Grid, cell_config
@@ -111,11 +111,11 @@ def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple
 
 def _accuracies_of_layer(config: ConfigDict, path: str, layer: int) -> dict[str, float]:
     """What pretraining reports at its end, of another layer of the same encoder."""
-    subject = make_subject(load_pretrained(path), layer=layer)
+    evaluated = make_evaluated(load_pretrained(path), layer=layer)
     train_source, test_source = train.load_sources(config)
     assert test_source is not None          # or pretraining would have reported nothing
-    return frozen_accuracies(subject.frozen(subject.pretrained.variables), train_source, test_source, config,
-                             subject.mesh, linear=config.eval.linear_at_end)
+    return frozen_accuracies(evaluated.encode_with(evaluated.pretrained.variables), train_source, test_source, config,
+                             evaluated.mesh, linear=config.eval.linear_at_end)
 
 
 def _last_row(path: str) -> dict[str, float]:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from simclr_jax.data.arrays import shapes_source
 from simclr_jax.data.shapes import make_shapes
+from simclr_jax.evaluate.classifier_training import labelled_crops
 from simclr_jax.evaluate.finetune import finetune, frozen_module
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.evaluate.supervised import labelled_crops
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.training.steps import make_encode

@@ -9,8 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 import simclr_jax
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.data.source import Source
+from simclr_jax.evaluate.evaluated import load_evaluated
 from simclr_jax.evaluate.knn_task import knn
-from simclr_jax.evaluate.subject import load_subject
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config, task_config
 
@@ -45,11 +45,11 @@ def test_preprocessing_and_encoder_are_those_of_the_checkpoint(workdir, tmp_path
 
 
 def test_raw_pixels_that_do_not_fit_are_left_out_and_it_is_noted(workdir):
-    subject, notes = load_subject(task_config('knn', workdir).knn, workdir, 'knn'), []
+    evaluated, notes = load_evaluated(task_config('knn', workdir).knn, workdir, 'knn'), []
     small, large = (Source('set', 'train', count, None) for count in (1000, 400_000))
-    assert set(subject.encoders(small, pixel_floor=True, note=notes.append)) == {
+    assert set(evaluated.encoders(small, pixel_floor=True, note=notes.append)) == {
         'raw pixels', 'random', 'pretrained'} and not notes
-    both = subject.encoders(small, large, pixel_floor=True, note=notes.append)
+    both = evaluated.encoders(small, large, pixel_floor=True, note=notes.append)
     assert set(both) == {'random', 'pretrained'}
     assert notes == ['The raw pixels are left out: they do not fit in memory.']
 

@@ -8,12 +8,12 @@ import pytest
 
 from simclr_jax.config import base_config
 from simclr_jax.data.arrays import shapes_source
-from simclr_jax.evaluate.frozen import unchanged
+from simclr_jax.evaluate.accuracies import unchanged
+from simclr_jax.evaluate.classifier_training import accuracies, labelled_crops
+from simclr_jax.evaluate.evaluated import load_evaluated
 from simclr_jax.evaluate.linear import fit_classifier, linear
 from simclr_jax.evaluate.logistic import L2_VALUES
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.evaluate.subject import load_subject
-from simclr_jax.evaluate.supervised import accuracies, labelled_crops
 from simclr_jax.runtime import sharding
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config, task_config
@@ -57,8 +57,8 @@ def test_cached_features_serve_when_augmentation_is_off(workdir, tmp_path):
 
 
 def test_an_encoder_that_changes_while_it_is_evaluated_is_caught(workdir):
-    subject = load_subject(linear_config(workdir).linear, workdir, 'linear')
-    encode = subject.frozen(subject.pretrained.variables)
+    evaluated = load_evaluated(linear_config(workdir).linear, workdir, 'linear')
+    encode = evaluated.encode_with(evaluated.pretrained.variables)
     with unchanged(encode):
         pass
     with pytest.raises(RuntimeError, match='encoder changed during its evaluation'), unchanged(encode):

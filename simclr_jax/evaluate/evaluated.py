@@ -1,4 +1,4 @@
-"""What an evaluation task is about: a pretrained encoder, and labelled splits to fit and to test on."""
+"""What an evaluation task loads: the encoder that it evaluates, and labelled splits to fit and to test on."""
 
 import functools
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import numpy as np
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
 from simclr_jax.data.source import Source, Streamed
+from simclr_jax.evaluate.accuracies import is_labelled, unchanged
 from simclr_jax.evaluate.features import Encode, Features, encode_source, raw_pixels
-from simclr_jax.evaluate.frozen import is_labelled, unchanged
 from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
 from simclr_jax.models.folding import fold, folded
 from simclr_jax.runtime import sharding
@@ -23,7 +23,7 @@ from simclr_jax.training.workdir import data_changes
 _PIXEL_BYTES = 1 << 30      # of raw pixels as float32, at most, that are measured as a floor
 
 
-class Subject(NamedTuple):
+class Evaluated(NamedTuple):
     """A pretrained encoder on the devices."""
 
     pretrained: Pretrained
@@ -50,10 +50,10 @@ class Subject(NamedTuple):
                 found['raw pixels'] = raw_pixels
             else:
                 note('The raw pixels are left out: they do not fit in memory.')
-        return found | {'random': self.frozen(self.pretrained.initial),
-                        'pretrained': self.frozen(self.pretrained.variables)}
+        return found | {'random': self.encode_with(self.pretrained.initial),
+                        'pretrained': self.encode_with(self.pretrained.variables)}
 
-    def frozen(self, variables: Any) -> Encode:
+    def encode_with(self, variables: Any) -> Encode:
         """images -> features of fixed variables, a functools.partial that holds them."""
         variables = fold(self.pretrained.network, variables)
         return functools.partial(self.encode, jax.device_put(variables, sharding.replicated(self.mesh)))
@@ -75,7 +75,7 @@ class Subject(NamedTuple):
             raise ValueError(f'{source.name} is streamed from its files, which embed reads in one process: '
                              'run it without --multihost.')
         found, rows = encode_source(
-            self.frozen(self.pretrained.variables), source, self.config, self.mesh, labelled=False,
+            self.encode_with(self.pretrained.variables), source, self.config, self.mesh, labelled=False,
             batch_size=min(self.config.eval.batch_size, source.num_examples), num_threads=num_threads,
             advance=advance)
         source.check_bad_share()
@@ -92,7 +92,8 @@ class Subject(NamedTuple):
                 'num_train': num_train, 'num_test': num_test}
 
 
-def load_subject(settings: ConfigDict, workdir: str, block: str, module: nn.Module | None = None) -> Subject:
+def load_evaluated(settings: ConfigDict, workdir: str, block: str, module: nn.Module | None = None
+                   ) -> Evaluated:
     """The encoder that a task's block names: `pretrained` (or the workdir), `checkpoint`, `encoder`, `layer`.
 
     module: the encoder itself, where the config of its run cannot name it.
@@ -103,35 +104,35 @@ def load_subject(settings: ConfigDict, workdir: str, block: str, module: nn.Modu
     path = as_path(settings.pretrained or workdir)
     pretrained = load_pretrained(path, settings.checkpoint, settings.encoder, encoder=module)
     try:
-        return make_subject(pretrained, layer=settings.layer, path=path)
+        return make_evaluated(pretrained, layer=settings.layer, path=path)
     except ValueError as error:
         raise ValueError(f'{block}.{error}') from None
 
 
-def make_subject(pretrained: Pretrained, *, layer: int, mesh: jax.sharding.Mesh | None = None, path: str = ''
-                 ) -> Subject:
+def make_evaluated(pretrained: Pretrained, *, layer: int, mesh: jax.sharding.Mesh | None = None, path: str = ''
+                 ) -> Evaluated:
     """An encoder on the devices of `mesh`, by default on all; ValueError for a layer that it has not."""
     encode = jax.jit(folded(pretrained.network, make_encode(pretrained.network, layer=layer)))
     fields = pretrained.config.augment
     image = jax.ShapeDtypeStruct((1, fields.image_size, fields.image_size, len(fields.mean)), np.float32)
     width = jax.eval_shape(encode, pretrained.variables, image).shape[1]
-    return Subject(pretrained, mesh or sharding.make_mesh(), encode, width, path)
+    return Evaluated(pretrained, mesh or sharding.make_mesh(), encode, width, path)
 
 
-def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: bool = False,
+def load_splits(config: ConfigDict, evaluated: Evaluated, what: str, *, by_name: bool = False,
                 unlabelled: bool = False) -> tuple[Source, Source]:
     """The labelled splits to train and to test on: `config`'s, and where it is empty those of the run.
 
     Args:
         what: the evaluation, for the message: 'a linear evaluation'.
-        subject: what is evaluated; a note says so if the data of its run have changed since.
+        evaluated: what is evaluated; a note says so if the data of its run have changed since.
         by_name: keep the names of files: a folder of small images is then not read into memory.
         unlabelled: the training split needs no labels.
 
     Raises:
         FileNotFoundError, ValueError: no such data or splits, or without labels.
     """
-    trained = subject.config
+    trained = evaluated.config
     data = {name: config.data[name] or trained.data[name] for name in ('source', 'train_split', 'test_split')}
     where = data_options(config, trained) | ({'decode_once': False} if by_name else {})
     train_source, test_source = loading.load_pair(data['source'], data['train_split'], data['test_split'],
@@ -142,9 +143,9 @@ def load_splits(config: ConfigDict, subject: Subject, what: str, *, by_name: boo
                              f'{what} needs them to {"" if unlabelled else "train and to "}test on.')
     assert test_source is not None
     is_of_run = not by_name and all(trained.data[name] == value for name, value in data.items())
-    changes = data_changes(subject.path, train_source) if is_of_run else ''
+    changes = data_changes(evaluated.path, train_source) if is_of_run else ''
     if changes:
-        train_source.notes.append(f'The training data of {subject.path} have changed since its run: '
+        train_source.notes.append(f'The training data of {evaluated.path} have changed since its run: '
                                   f'{changes}.')
     return train_source, test_source
 

@@ -1,4 +1,4 @@
-"""Frozen encoders: that they stay as they are, and what a run reports of its own."""
+"""kNN and linear accuracy on frozen features, as a run logs them; that the encoder stays frozen."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from simclr_jax.evaluate.logistic import logistic_accuracy
 from simclr_jax.evaluate.subsets import heldout_rows
 
 _LARGE_SET = 0x1A26E    # tells this draw from others of the same seed
-_HELD_OUT = 2000        # training images at most that checkpoints are chosen on
+_MOST_HELD_OUT = 2000   # training images at most that checkpoints are chosen on
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def heldout_accuracy(encode: Encode, train_source: Source, config: ConfigDict, m
 
 
 def _heldout_accuracy(train: Features, config: ConfigDict, num_classes: int) -> float:
-    held_out = heldout_rows(len(train.labels), config.seed, at_most=_HELD_OUT)[1]
+    held_out = heldout_rows(len(train.labels), config.seed, at_most=_MOST_HELD_OUT)[1]
     k = config.eval.knn_k
     return knn_accuracies(train, take(train, held_out), num_classes=num_classes, ks=[k],
                           temperature=config.eval.knn_temperature, without=held_out)[k]
