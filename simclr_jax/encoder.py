@@ -188,7 +188,7 @@ def _features_and_maps(network: Network, variables: dict, images: jax.Array) -> 
 def _with_dtype(network: Network, dtype: str) -> Network:
     """The network with these activations; '' leaves them as they are, but float32 on a CPU."""
     if dtype and not abilities.has_dtype(network.encoder):
-        raise ValueError(f'dtype is {dtype!r}: the encoder {abilities.name_of(network.encoder)} has no field '
+        raise ValueError(f'dtype is {dtype!r}: the encoder {abilities.class_name(network.encoder)} has no field '
                          'dtype, so its activations cannot be changed.')
     if not dtype and jax.default_backend() != 'cpu':
         return network

@@ -340,14 +340,14 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
         if encoder is not None:
             config.encoder.update(describe_encoder(encoder))
         if source is not None:
-            config.data.source = names.name_of(source) if loading.makes(source) else ''
+            config.data.source = names.importable_name(source) if loading.makes(source) else ''
         if method is not None:
-            config.method = ConfigDict({'name': names.name_of(getattr(method, 'func', method))})
+            config.method = ConfigDict({'name': names.importable_name(getattr(method, 'func', method))})
         if views is not None:
             for name, view in zip(('view1', 'view2'), views):
                 config.augment[name] = ConfigDict(
                     {op: dataclasses.asdict(fields) for op, fields in view.operations().items()})
-            config.augment.extra = tuple(names.name_of(function) for function in views[0].extra)
+            config.augment.extra = tuple(names.importable_name(function) for function in views[0].extra)
     return config
 
 

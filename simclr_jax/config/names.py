@@ -39,7 +39,7 @@ def resolve(name: str, field: str) -> Any:
     return found
 
 
-def name_of(thing: Any) -> str:
+def importable_name(thing: Any) -> str:
     """'package.module:Name' of a class or function, '' where `resolve` would not find it by one."""
     module, name = getattr(thing, '__module__', ''), getattr(thing, '__qualname__', '')
     known = sys.modules.get(module)

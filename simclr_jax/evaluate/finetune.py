@@ -182,7 +182,7 @@ def _check(settings: ConfigDict) -> None:
 
 def _check_stages(from_block: int, encoder: nn.Module) -> None:
     if from_block in range(4) and not abilities.has_stages(encoder):
-        raise ValueError(f'finetune.from_block is {from_block}: the encoder {abilities.name_of(encoder)} has '
+        raise ValueError(f'finetune.from_block is {from_block}: the encoder {abilities.class_name(encoder)} has '
                          'no stages (a method stage_of); it takes -1 (all is trained) or 4 (the classifier '
                          'alone).')
 

@@ -85,7 +85,7 @@ def maps_of(collections: Mapping[str, Any]) -> dict[str, jax.Array]:
 MAPS = ('maps', 'intermediates')
 
 
-def name_of(module: nn.Module) -> str:
+def class_name(module: nn.Module) -> str:
     """The name of its class, for messages."""
     return (module.nnx_class if isinstance(module, bridge.ToLinen) else type(module)).__name__
 
@@ -111,7 +111,7 @@ def encode(module: nn.Module, images: jax.Array, train: bool) -> jax.Array:
     features = module(images, train=train)
     if not isinstance(features, jax.Array | np.ndarray) or features.shape[:-1] != images.shape[:1]:
         found = jax.tree.map(lambda leaf: list(np.shape(leaf)), features)
-        raise ValueError(f'The encoder {name_of(module)} returns {found} for {images.shape[0]} '
+        raise ValueError(f'The encoder {class_name(module)} returns {found} for {images.shape[0]} '
                          'images: features [B, D] are needed, one vector an image. Take the mean over the '
                          'pixels of a map, or one of several outputs, in a module around it.')
     return jnp.asarray(features, jnp.float32)

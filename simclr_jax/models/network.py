@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.config.names import name_of, resolve
+from simclr_jax.config.names import importable_name, resolve
 from simclr_jax.models import abilities
 from simclr_jax.models.convnext import ConvNeXt
 from simclr_jax.models.heads import ProjectionHead
@@ -122,7 +122,7 @@ def init_variables(network: Network, key: jax.Array, images: jax.Array) -> dict[
         name: tree for name, tree in variables.items() if name not in abilities.MAPS}
     others = sorted(set(found) - {'params', 'batch_stats'})
     if others:
-        raise ValueError(f'The encoder {abilities.name_of(network.encoder)} keeps variables in collection '
+        raise ValueError(f'The encoder {abilities.class_name(network.encoder)} keeps variables in collection '
                          f"{', '.join(map(repr, others))}: a run trains 'params', follows 'batch_stats' "
                          'and saves no other. Keep what changes in these two.')
     return found
@@ -312,13 +312,13 @@ def describe_encoder(module: nn.Module) -> dict[str, Any]:
         defaults = {name: getattr(ResNet, name) for name in _RESNET_FIELDS}
         return {'name': 'resnet', 'arguments': {}, **defaults, **values}
     known = {each: name for name, each in ENCODERS.items()}
-    name = known.get(kind) or name_of(kind) if values is not None else ''
+    name = known.get(kind) or importable_name(kind) if values is not None else ''
     return {'name': name, 'arguments': values if name else {}}
 
 
 def encoder_notes(network: Network, fields: Mapping[str, Any]) -> list[str]:
     """What a run should say of an encoder that is not ours, and of the block that it was given for."""
-    name, notes = abilities.name_of(network.encoder), []
+    name, notes = abilities.class_name(network.encoder), []
     if fields.get('dtype') == 'bfloat16' and not abilities.has_dtype(network.encoder):
         notes.append(f'encoder.dtype is bfloat16, but {name} has no field dtype: its activations keep the '
                      'type that it gives them, and only those of the heads are bfloat16.')

@@ -2,14 +2,14 @@ import collections
 
 import pytest
 
-from simclr_jax.config.names import is_path, name_of, resolve
+from simclr_jax.config.names import importable_name, is_path, resolve
 
 
 def test_an_object_is_found_by_its_name_and_named_by_its_object():
     assert resolve('collections:OrderedDict', 'encoder.name') is collections.OrderedDict
     assert resolve('collections:OrderedDict.fromkeys', 'f') == collections.OrderedDict.fromkeys
-    assert name_of(collections.Counter) == 'collections:Counter'
-    assert name_of(lambda: 0) == ''
+    assert importable_name(collections.Counter) == 'collections:Counter'
+    assert importable_name(lambda: 0) == ''
 
 
 def test_a_module_of_the_current_directory_is_found(tmp_path, monkeypatch):
