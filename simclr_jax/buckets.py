@@ -67,7 +67,7 @@ def check_writable(path: str) -> None:
         raise ValueError(f"'{path}' cannot hold a run: a workdir is a local directory, gs://BUCKET/... or "
                          's3://BUCKET/....')
     if not all(split(path)):
-        raise ValueError(f"'{path}' is a whole bucket: give a directory in it, such as {path}/run1.")
+        raise ValueError(f"'{path}' is a whole bucket: name a directory in it, such as {path}/run1.")
     probe = f'{path}/.writable-{uuid.uuid4().hex[:8]}'
     call(probe, 'pipe_file', b'')
     call(probe, 'rm_file')
@@ -95,10 +95,10 @@ def _told(path: str, ask: Callable[[], Any]) -> Any:
         text = ' '.join(str(e) for e in (error, error.__cause__) if e)
         login = _LOGIN.get(scheme(path))
         if login and any(words in text for words in _NO_CREDENTIALS):
-            raise StoreError(f"'{path}': there are no credentials that the store takes: {login}.") from error
+            raise StoreError(f"'{path}': the store accepts no credentials found here: {login}.") from error
         if isinstance(error, PermissionError) or any(words in text for words in _REFUSED):
-            raise StoreError(f"'{path}': this account must not do that ({_first_line(error)}): give it the right "
-                             'to list, read, write and remove objects there.') from error
+            raise StoreError(f"'{path}': this account has no permission to do that ({_first_line(error)}): let it "
+                             'list, read, write and delete objects there.') from error
         if login and is_busy(error):
             raise StoreError(_gone(path, error)) from error
         if isinstance(error, OSError):
@@ -108,7 +108,7 @@ def _told(path: str, ask: Callable[[], Any]) -> Any:
 
 def _gone(where: str, error: BaseException) -> str:
     return (f"'{where}' has not answered for {patience():.0f} s ({_first_line(error) or type(error).__name__}): "
-            'the same command goes on when it does.')
+            'when it is back, the same command resumes.')
 
 
 def _first_line(error: BaseException) -> str:
@@ -267,4 +267,4 @@ def append(path: str, data: bytes) -> None:
         with contextlib.suppress(FileExistsError):      # another process was faster
             write_if(path, before + data, known)
             return
-    raise StoreError(f"'{path}' is being written to by another program all the time: stop that.")
+    raise StoreError(f"'{path}' is constantly being written to by another program: stop that program.")

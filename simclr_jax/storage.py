@@ -45,7 +45,7 @@ def as_path(path: Path) -> str:
     if is_remote(path):
         return path.rstrip('/')
     if path.startswith(('gs:/', 's3:/')):
-        raise ValueError(f"'{path}' is no path of a bucket: write {path[:2]}://{path[3:].lstrip('/')}.")
+        raise ValueError(f"'{path}' is not a path in a bucket: write {path[:2]}://{path[3:].lstrip('/')}.")
     return os.path.expanduser(path)
 
 

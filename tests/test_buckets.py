@@ -223,8 +223,8 @@ def test_the_page_has_this_table():
 
 @pytest.mark.parametrize('workdir, sentence', [
     ('hdfs://host/run', "cannot hold a run: a workdir is a local directory, gs://BUCKET/... or s3://BUCKET/"),
-    ('gs:/bucket/run', 'is no path of a bucket: write gs://bucket/run'),
-    (f'gs://{BUCKET}', 'is a whole bucket: give a directory in it'),
+    ('gs:/bucket/run', 'is not a path in a bucket: write gs://bucket/run'),
+    (f'gs://{BUCKET}', 'is a whole bucket: name a directory in it'),
     ('gs://no-such-bucket/run', "There is no bucket 'gs://no-such-bucket': make it, or correct the name"),
     ('s3://no-such-bucket/run', "There is no bucket 's3://no-such-bucket': make it, or correct the name")])
 def test_a_workdir_that_will_not_do_is_refused_before_anything_is_made(workdir, sentence, stores, tmp_path,
@@ -236,11 +236,11 @@ def test_a_workdir_that_will_not_do_is_refused_before_anything_is_made(workdir, 
 
 
 @pytest.mark.parametrize('store', ['gs', 's3'])
-@pytest.mark.parametrize('status, sentence', [(403, 'this account must not do that'), (401, 'credentials')])
+@pytest.mark.parametrize('status, sentence', [(403, 'this account has no permission to do that'), (401, 'credentials')])
 def test_no_permission_to_write_and_no_credentials_are_told(status, sentence, store, stores):
     if (store, status) == ('s3', 401):
         status = 403        # S3 knows no other
-        sentence = 'this account must not do that'
+        sentence = 'this account has no permission to do that'
     with stores[store].failing(lambda method, path: status if method in ('PUT', 'POST') else None):
         with pytest.raises(storage.StoreError, match=sentence):
             storage.check_workdir(f'{store}://{BUCKET}/forbidden')
@@ -277,7 +277,7 @@ def test_one_that_stays_away_is_given_up_once(store, stores, monkeypatch):
     path = f'{store}://{BUCKET}/away'
     storage.write_atomically(path, b'1')
     with stores[store].failing(lambda method, path: 'reset'):
-        with pytest.raises(storage.StoreError, match=f"'{store}://' has not answered for 1 s .*same command goes on"):
+        with pytest.raises(storage.StoreError, match=f"'{store}://' has not answered for 1 s .*the same command resumes"):
             storage.read_bytes(path)
         started = time.monotonic()
         with pytest.raises(storage.StoreError):
@@ -305,7 +305,7 @@ def test_a_run_whose_store_goes_away_names_its_last_good_checkpoint(stores, monk
     settings.num_train_steps, settings.batch_size, settings.log.every_steps = 8, 16, 1
     settings.checkpoint.every_epochs = 0.25         # every 2 steps
     with proxy.failing(lambda method, path: 'reset' if is_away else None):
-        with pytest.raises(OSError, match='the last good one is that of step 4.*the same command goes on'):
+        with pytest.raises(OSError, match='the last good one is that of step 4.*the same command resumes'):
             pretrain(settings, root, writers=[Cut()])
     buckets.call(f'{root}/config.json', 'exists')
     with Checkpointer(root, read_only=True) as found:

@@ -407,7 +407,7 @@ def test_processes_share_the_gpus(launch):
 @pytest.mark.parametrize('environment, reason', [
     ({'CUDA_VISIBLE_DEVICES': ''}, 'CUDA_VISIBLE_DEVICES is empty'),
     ({'JAX_PLATFORMS': 'cpu'}, "JAX_PLATFORMS is 'cpu'"),
-    ({'PLUGIN': ''}, "without its part for GPUs: pip install 'simclr_jax[gpu]'"),
+    ({'PLUGIN': ''}, "without GPU support: pip install 'simclr_jax[gpu]'"),
     ({'PLUGIN': 'xla_cuda12'}, 'no NVIDIA driver here')])
 def test_without_a_gpu_nothing_trains_on_the_cpu(script, environment, reason, launch, tmp_path):
     if environment.get('PLUGIN') == 'xla_cuda12' and shutil.which('nvidia-smi'):

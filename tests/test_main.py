@@ -25,7 +25,7 @@ SMOKE = '--config=configs/smoke.py:smoke'
     (['--config=configs/linear.py:smoke'], 'There is nothing at'),
     ([SMOKE, '--config.data.source=folder:/nowhere'], "no directory '/nowhere'"),
     ([SMOKE, '--config.data.source=./configs'],
-     "data.source is './configs', a path without a word for what lies there: "
+     "data.source is './configs', a path without a kind in front: "
      'write folder:./configs.'),
     ([SMOKE, '--config.pretrained=x'], "no field 'pretrained'; did you mean 'init_from'?"),
     ([SMOKE, '--config.batch_size=1'], 'batch_size is 1: a contrastive loss'),

@@ -73,5 +73,5 @@ def test_what_is_added_stands_at_the_end(tmp_path):
 
 
 def test_half_a_scheme_is_told_before_it_becomes_a_directory():
-    with pytest.raises(ValueError, match="'gs:/bucket/run' is no path of a bucket: write gs://bucket/run"):
+    with pytest.raises(ValueError, match="'gs:/bucket/run' is not a path in a bucket: write gs://bucket/run"):
         storage.absolute('gs:/bucket/run')

@@ -84,7 +84,7 @@ def _open(path: str) -> np.lib.npyio.NpzFile:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile):
         arrays = None
     if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise ValueError(f"'{path}' is not a whole .npz file: write it with numpy.savez.")
+        raise ValueError(f"'{path}' is not a complete .npz file: write it with numpy.savez.")
     return arrays
 
 

@@ -66,7 +66,7 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
         raise ValueError(f"data.cache is '{kind}'; it must be '', 'decoded', or 'resized:N' with N the short "
                          "side in pixels, such as 'resized:256'.")
     if source.uniform:
-        raise ValueError(f"data.cache is '{kind}', but the images of '{source.name}' lie in memory: set "
+        raise ValueError(f"data.cache is '{kind}', but the images of '{source.name}' are in memory: set "
                          "data.cache to ''.")
     if not directory:
         raise ValueError(f"data.cache is '{kind}', but data.cache_dir is empty: name a directory.")
@@ -234,8 +234,8 @@ def _check_room(source: Source, short_side: int, directory: str) -> None:
         _examples(source, indices), _SAMPLE)]
     sizes = [image.nbytes + _HEADER.size for *_, image in examples if isinstance(image, np.ndarray)]
     if not sizes:
-        raise ValueError(f"Of {len(indices)} images from all over '{source.name}', split {source.split}, "
-                         f'not one can be read ({examples[-1][-1]}).')
+        raise ValueError(f"None of {len(indices)} images sampled from '{source.name}', split {source.split}, "
+                         f'can be read ({examples[-1][-1]}).')
     num_bytes, free = _MARGIN * np.mean(sizes) * source.num_examples, shutil.disk_usage(directory).free
     if num_bytes > free:
         raise OSError(f"The cache of '{source.name}', split {source.split}, takes about "

@@ -96,7 +96,7 @@ class TarShards:
                             member.offset_data, member.size)
         except tarfile.TarError as error:
             raise ValueError(f"The shard '{printable(path)}' cannot be read ({error}): it must be a tar "
-                             'file, whole and not compressed.') from error
+                             'file, complete and uncompressed.') from error
         for name, members in examples.items():
             images = [suffix for suffix in members if suffix.endswith(suffixes())]
             if not images:

@@ -81,7 +81,7 @@ class FolderSource(Source):
                               'split, and are left out.')
         first = self._why_unreadable(0)
         if first and all(map(self._why_unreadable, range(1, self.num_examples))):  # Say so before training.
-            raise ValueError(f"Not one of the {self.num_examples} images below '{printable(self._root)}' can "
+            raise ValueError(f"None of the {self.num_examples} images below '{printable(self._root)}' can "
                              f'be read ({self.name_of(0)}: {first}).')
 
     def load(self, index: int) -> bytes:

@@ -95,7 +95,7 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
             raise ValueError(f"'{name}' has no split '{whole}'; it has {', '.join(anything)}.")
         anything = anything[whole]
     elif whole != 'train' and is_one_split:
-        raise ValueError(f"'{name}' takes no argument split, so that it has the split 'train' alone: "
+        raise ValueError(f"'{name}' takes no argument `split`, so its only split is 'train': "
                          f"'{whole}' was asked for.")
     if isinstance(anything, Streamed | str | bytes) or not isinstance(anything, RandomAccess):
         raise ValueError(f"'{name}' is a {type(anything).__name__}, which is not a source of images: give "

@@ -74,7 +74,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     (20, 16, 16, 3)
     """
     if source is None and not name:
-        raise ValueError('The images of the run were given as an object, which has no name to find it by: '
+        raise ValueError('The images of the run were given as an object, which the config cannot name: '
                          "give data.source, such as folder:PATH or 'package.module:Name'.")
     kind, path = _kind_and_path(name) if source is None else ('object', name)
     found: Source
@@ -353,7 +353,7 @@ def _kind_and_path(name: str) -> tuple[str, str]:
         path = storage.as_path(name)
         if path.startswith(('/', '.')) or storage.is_remote(path) or '/' in path and storage.exists(path):
             of_file = {'.npz': 'arrays', '.tar': 'wds'}.get(path[-4:].lower(), 'folder')
-            raise ValueError(f'data.source is {name!r}, a path without a word for what lies there: write '
+            raise ValueError(f'data.source is {name!r}, a path without a kind in front: write '
                              f'{of_file}:{name}.')
     return kind, storage.as_path(path)
 

@@ -373,7 +373,7 @@ def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, firs
             break
         else:
             if not form.has_gaps:
-                raise ValueError(f"No image of '{source.name}', split {source.split}, can be read in the place of "
+                raise ValueError(f"No image of '{source.name}', split {source.split}, can be read in place of "
                                  f'{source.name_of(row.index)}, which is unreadable.')
 
 

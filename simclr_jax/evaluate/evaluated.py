@@ -49,7 +49,7 @@ class Evaluated(NamedTuple):
             if needed <= _PIXEL_BYTES:
                 found['raw pixels'] = raw_pixels
             else:
-                note('The raw pixels are left out: they do not fit in memory.')
+                note('Raw pixels are not measured: they do not fit in memory.')
         return found | {'random': self.encode_with(self.pretrained.initial),
                         'pretrained': self.encode_with(self.pretrained.variables)}
 

@@ -41,7 +41,7 @@ def knn_accuracies(train: Features, test: Features, *, num_classes: int, ks: Seq
     if not temperature > 0:
         raise ValueError(f'kNN needs a positive temperature, got {temperature}.')
     if not len(ks) or min(ks) < 1:
-        raise ValueError(f'k of kNN is {tuple(ks)}: it is 1 or more.')
+        raise ValueError(f'k of kNN is {tuple(ks)}: it must be 1 or more.')
     count = len(train.labels) - (0 if without is None else len(without))
     similarity, row = nearest_neighbours(train, test.features, k=min(max(ks), count), without=without)
     labels = train.labels[row]

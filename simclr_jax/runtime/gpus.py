@@ -26,7 +26,7 @@ def gpus() -> str:
     if platforms and not {'cuda', 'gpu'} & set(platforms.split(',')):
         raise OSError(f'JAX_PLATFORMS is {platforms!r}, which leaves out GPUs: unset it.')
     if not importlib.util.find_spec('jax_plugins') or not any(map(importlib.util.find_spec, _PLUGINS)):
-        raise OSError("jax is installed without its part for GPUs: pip install 'simclr_jax[gpu]'.")
+        raise OSError("jax is installed without GPU support: pip install 'simclr_jax[gpu]'.")
     if not _loads('libcuda.so.1'):
         raise OSError("there is no NVIDIA driver here (libcuda.so.1 does not load): install the driver, or in "
                       'a container start it with its GPUs (docker run --gpus all).')

@@ -37,8 +37,8 @@ class WorkdirLock:
     def check(self) -> None:
         """ValueError if another run has taken a lock in a bucket over, while this one was stopped or cut off."""
         if isinstance(self._held, _Remote) and self._held.is_lost:
-            raise ValueError(f'Another run has taken over {self._workdir}, as this one was silent for {_DEAD:.0f} s: '
-                             'this one ends.')
+            raise ValueError(f'Another run has taken over {self._workdir}, because this one did not renew its lock '
+                             f'for {_DEAD:.0f} s: this one ends.')
 
     def __enter__(self) -> 'WorkdirLock':
         return self

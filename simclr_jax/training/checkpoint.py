@@ -218,8 +218,8 @@ class Checkpointer:
                 raise
             except Exception as error:      # orbax and tensorstore have many ways to say it
                 if storage.is_remote(self._workdir) and any(word in str(error) for word in _AWAY):
-                    raise storage.StoreError(f'{self._workdir} does not answer ({error}): the same command goes on '
-                                             'when it does.') from error
+                    raise storage.StoreError(f'{self._workdir} does not answer ({error}): when it is back, '
+                                             'the same command resumes.') from error
                 reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:150]
                 damaged.append((step, reason))
                 continue

@@ -122,11 +122,11 @@ def _sentences(repository: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        raise OSError(f'The repository {repository} asks for its conditions to be accepted first, on '
+        raise OSError(f'The repository {repository} is gated: accept its conditions on '
                       f'{hub}/{repository}, with the account of your token (`hf auth login`).') from error
     except errors.RepositoryNotFoundError as error:
         raise FileNotFoundError(f'There is no repository {repository} at {hub}, or it is private and your token '
-                                'does not open it (`hf auth login`, or HF_TOKEN).') from error
+                                'has no access to it (`hf auth login`, or HF_TOKEN).') from error
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f'The repository {repository} has no revision {revision!r}.') from error
     except errors.HfHubHTTPError as error:

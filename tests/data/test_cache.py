@@ -357,5 +357,5 @@ def test_a_wrong_argument_is_named(tmp_path, pixels, kind, directory, sentence):
 def test_images_in_memory_need_no_cache(tmp_path, pixels):
     source = Files(tmp_path / 'images')
     source.uniform = True
-    with pytest.raises(ValueError, match="lie in memory: set data.cache to ''.$"):
+    with pytest.raises(ValueError, match="are in memory: set data.cache to ''.$"):
         cache.cached(source, 'decoded', str(tmp_path))

@@ -98,7 +98,7 @@ def test_shards_that_will_not_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="no shard 'wds:.*x-.*' of the split 'train'"):
         load_source(f'wds:{tmp_path}/x-{{0..3}}.tar', 'train')
     (tmp_path / 'a.tar').write_bytes(b'no tar file' * 100)
-    with pytest.raises(ValueError, match="The shard '.*a.tar' cannot be read .*whole and not compressed"):
+    with pytest.raises(ValueError, match="The shard '.*a.tar' cannot be read .*complete and uncompressed"):
         load_source(f'wds:{tmp_path}/a.tar', 'train')
     (tmp_path / 'b.tar').write_bytes(tar({'1.txt': b'words'}))
     with pytest.raises(ValueError, match='hold no images'):

@@ -124,7 +124,7 @@ def test_further_suffixes(tmp_path, suffix, kind):
 
 def test_arrays_of_other_channels_end_in_one_sentence(tmp_path):
     np.save(tmp_path / 'a.npy', np.zeros((4, 4, 17), np.uint16))
-    with pytest.raises(ValueError, match=r'Not one of the 1 images .* can be read \(a.npy: uint16 \[4, 4, 17\]'
+    with pytest.raises(ValueError, match=r'None of the 1 images .* can be read \(a.npy: uint16 \[4, 4, 17\]'
                                          r': an image is \[H, W\] or \[H, W, C\] of C = 1, 3 or 4'):
         load_source(f'folder:{tmp_path}', 'train')
 

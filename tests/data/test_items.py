@@ -141,7 +141,7 @@ def test_a_source_by_its_name_is_called_with_its_split_and_arguments():
     assert loading.load_source(alone, 'train').num_examples == 3
     assert loading.load_test_source(alone, '') is None
     assert loading.load_source(alone, 'train', decode_once=True).uniform
-    with pytest.raises(ValueError, match="takes no argument split.*'test' was asked for"):
+    with pytest.raises(ValueError, match="takes no argument `split`.*'test' was asked for"):
         loading.load_source(alone, 'test')
     with pytest.raises(ValueError, match=r"cannot be made with \(size=2\): TypeError: .*'size'"):
         loading.load_source(alone, 'train', arguments={'size': 2})
@@ -159,7 +159,7 @@ def test_what_is_given_to_python_has_its_test_split_too():
     assert len(train) == 4 and len(test) == 2 and test.held_out == '10%'       # one of each class
     train, test = pair(of_split('', 6), test_source=of_split('', 3))
     assert len(train) == 6 and len(test) == 3
-    with pytest.raises(ValueError, match='given as an object, which has no name to find it by'):
+    with pytest.raises(ValueError, match='given as an object, which the config cannot name'):
         loading.load_source('', 'train')
 
 

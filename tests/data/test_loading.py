@@ -247,7 +247,7 @@ def test_folders_that_will_not_do(tmp_path):
         load_source(f'folder:{tmp_path}', 'train')
     for i in range(3):
         (tmp_path / f'{i}.jpg').write_bytes(b'broken')
-    with pytest.raises(ValueError, match='Not one of the 3 images .* can be read'):
+    with pytest.raises(ValueError, match='None of the 3 images .* can be read'):
         load_source(f'folder:{tmp_path}', 'train')
 
 

@@ -51,7 +51,7 @@ def test_raw_pixels_that_do_not_fit_are_left_out_and_it_is_noted(workdir):
         'raw pixels', 'random', 'pretrained'} and not notes
     both = evaluated.encoders(small, large, pixel_floor=True, note=notes.append)
     assert set(both) == {'random', 'pretrained'}
-    assert notes == ['The raw pixels are left out: they do not fit in memory.']
+    assert notes == ['Raw pixels are not measured: they do not fit in memory.']
 
 
 def test_k_is_at_most_the_training_images_and_the_home_directory_is_found(

@@ -92,7 +92,7 @@ def _from_export(path, arrays, text, image_size):
         head_arrays, _ = _widened(head_arrays)
         of_head = header.from_header(metadata.get(header.KEY, '{}'), str(head_path), layout='torch')
         if not isinstance(of_head.get('torch'), dict) or of_head['torch'].get('pair') != pair:
-            raise ValueError(f'{head_path} and {path} are of two exports: put the head of this encoder '
+            raise ValueError(f'{head_path} and {path} come from different exports: put the head of this encoder '
                              'beside it, or take the other away.')
     elif fields['head'].get('mode') != 'none':
         fields['card'] = {**fields['card'], 'head': f'left out: {head_path.name} is not beside {path.name}'}
@@ -128,7 +128,7 @@ def _from_others(file, arrays, halves, image_size):
     small = encoder['stem'] == 'cifar'
     if small and 'classifier' in found.beside and found.prefix:
         raise ValueError(f'{file} is of solo-learn, whose first convolution of 3x3 pixels pads by two of '
-                         'them; here it is padded by one: the features would be others.')
+                         'them; here it is padded by one: the features would differ.')
     head = _projector(found, file)
     head_arrays = {} if head['mode'] == 'none' else found.head
     variables, classifier = encoder_from_torch(

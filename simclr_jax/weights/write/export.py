@@ -210,8 +210,8 @@ def _publish(directory: str, temporary: str, outcomes: Mapping[str, _Outcome], c
     card['readme'] = model_card.write_model_card(directory, card, _results(card), license=license,
                                                  repository=repository, written=before)
     if card['readme'] is None:
-        print(f'{os.path.join(directory, model_card.NAME)} is not as an export left it, and stays as it is; rename it '
-              'to have a new one.')
+        print(f'{os.path.join(directory, model_card.NAME)} was edited after its export and is kept; rename it to get '
+              'a new one.')
         card['readme'] = before
     cards.write_card(directory, card)
     return files

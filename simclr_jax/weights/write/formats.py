@@ -127,8 +127,8 @@ def _load_flax(directory, job):
     back = read_flax(os.path.join(directory, 'encoder.flax.safetensors'))
     written, read = (json.loads(to_header(each, 'flax')) for each in (job.imported, back))
     if written != read:
-        raise ValueError(f'{", ".join(name for name in written if written[name] != read.get(name))} is not '
-                         'read back as it was written')
+        raise ValueError(f'{", ".join(name for name in written if written[name] != read.get(name))} does '
+                         'not read back as it was written')
     return lambda images: job.run(back.variables, images)
 
 

@@ -51,7 +51,7 @@ def load(path: str | os.PathLike) -> tuple[Encoder, torch.nn.Sequential | None, 
     if head is None or not head_path.exists():
         return encoder.eval(), None, card
     if read_card(head_path)['torch']['pair'] != card['torch']['pair']:
-        raise ValueError(f'{head_path} and {path} are of two exports: put the head of this encoder '
+        raise ValueError(f'{head_path} and {path} come from different exports: put the head of this encoder '
                          'beside it, or take the other away.')
     head.load_state_dict(safetensors.torch.load_file(head_path), strict=True)
     return encoder.eval(), head.eval(), card

@@ -169,7 +169,7 @@ def test_a_head_of_another_export_is_refused(tmp_path):
         write_torch(tmp_path / str(seed), random_imported(*CASES['cifar'], seed=seed))
     (tmp_path / '1/head.safetensors').replace(tmp_path / '0/head.safetensors')
     for load in (torch_model.load, read_torch):
-        with pytest.raises(ValueError, match=r'/head\.safetensors and .* are of two exports'):
+        with pytest.raises(ValueError, match=r'/head\.safetensors and .* come from different exports'):
             load(tmp_path / '0/encoder.safetensors')
     (tmp_path / '0/head.safetensors').unlink()
     assert torch_model.load(tmp_path / '0/encoder.safetensors')[1] is None
