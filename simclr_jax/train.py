@@ -202,7 +202,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
             at(-1, 'the evaluation before training', math.inf)
             where = 'encoder of init_from' if config.init_from else 'random encoder'
             writer.note(f'Measuring the {where} on the training and test images, for the floor.')
-            results, floor = measure_floors(run, encode, init_state)
+            results, floor = measure_floors(run, encode, init_state, writer.note)
             writer.note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
             evaluators = [HeldOutKnn(run, floor), *evaluators]
         evaluators = [Health(network, inputs.make_prepare(mesh), config.log.every_steps), *evaluators]

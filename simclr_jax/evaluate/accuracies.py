@@ -1,7 +1,7 @@
 """kNN and linear accuracy on frozen features, as a run logs them; that the encoder stays frozen."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -52,13 +52,15 @@ def num_labelled(source: Source) -> int:
 
 
 def frozen_accuracies(encode: Encode, train_source: Source, test_source: Source, config: ConfigDict,
-                      mesh: jax.sharding.Mesh, *, linear: bool, held_out: bool = False) -> dict[str, float]:
+                      mesh: jax.sharding.Mesh, *, linear: bool, held_out: bool = False,
+                      advance: Callable[[], None] = lambda: None) -> dict[str, float]:
     """`knn_accuracy` and, if `linear`, `linear_accuracy`: top-1 on the test split, in [0, 1].
 
     The classifiers see the training split's features and labels alone. `held_out` adds
-    `heldout_knn_accuracy`, that of `heldout_accuracy`.
+    `heldout_knn_accuracy`, that of `heldout_accuracy`. `advance` is called once for each image.
     """
-    train, test = (encode_source(encode, source, config, mesh)[0] for source in (train_source, test_source))
+    train, test = (encode_source(encode, source, config, mesh, advance=advance)[0]
+                   for source in (train_source, test_source))
     num_classes = train_source.num_classes
     results = {'knn_accuracy': knn_accuracy(train, test, num_classes=num_classes, k=config.eval.knn_k,
                                             temperature=config.eval.knn_temperature)}

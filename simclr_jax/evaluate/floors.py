@@ -12,6 +12,7 @@ from simclr_jax.evaluate.accuracies import frozen_accuracies
 from simclr_jax.evaluate.evaluators import Run
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.start import start_from
+from simclr_jax.runlog.progress import noting_length
 from simclr_jax.runtime import sharding
 
 Metrics = dict[str, float]
@@ -44,10 +45,12 @@ class Floors:
         return self._kept[name]
 
 
-def measure_floors(run: Run, encode: Callable, init_state: Callable) -> tuple[dict[str, dict], float]:
+def measure_floors(run: Run, encode: Callable, init_state: Callable, note: Callable[[str], None]
+                   ) -> tuple[dict[str, dict], float]:
     """({'raw pixels' if asked for, 'random', 'init_from' if there is one: accuracies}, held-out kNN of the last).
 
-    encode: (variables, images) -> features; init_state: () -> the state before any training.
+    encode: (variables, images) -> features; init_state: () -> the state before any training; note: of
+    how long it takes, if that is long.
     """
     config, settings = run.config, run.config.eval
     assert run.test_source is not None
@@ -64,9 +67,10 @@ def measure_floors(run: Run, encode: Callable, init_state: Callable) -> tuple[di
     starts = {'random': init_state}
     if config.init_from:
         starts['init_from'] = lambda: start_from(init_state(), config)[0]
+    num_images = run.train_source.num_examples + run.test_source.num_examples
     for name, make in starts.items():
         results[name] = dict(floors.get(name, lambda: evaluate(
             functools.partial(encode, make().variables(settings.encoder)), linear=settings.linear_at_end,
-            held_out=True)))
+            held_out=True, advance=noting_length(num_images, note))))
         heldout = results[name].pop('heldout_knn_accuracy')
     return results, heldout

@@ -21,6 +21,7 @@ _LABELS = {
     'learning_rate': 'lr',
     'input_wait_share': 'input wait',
 }
+_LONG = 120         # seconds of encoding whose length is noted
 # What a bar shows first, whose end a narrow terminal cuts off.
 _FIRST = ('ETA', 'loss', 'contrastive_accuracy', 'knn_accuracy', 'knn_floor')
 
@@ -119,6 +120,24 @@ def describe_row(row: dict[str, Any], steps_left: int, steps_per_second: float |
     if steps_per_second:
         parts['ETA'] = 'ETA ' + duration(steps_left / steps_per_second)
     return parts
+
+
+def noting_length(num_images: int, note: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+                  ) -> Callable[[], None]:
+    """To be called after each of `num_images` that are encoded: notes once how long they take, if that is long."""
+    done, started, is_known = 0, 0.0, False
+
+    def advance():
+        nonlocal done, started, is_known
+        done, now = done + 1, clock()
+        if done == 1:               # of the first batch, which was compiled
+            started = now
+        elif not is_known and now - started > 1.0:      # the calls of a batch come together, at its end
+            seconds, is_known = (now - started) * num_images / (done - 1), True
+            if seconds > _LONG:
+                note(f'Encoding {num_images:,} images takes about {duration(seconds)}.')
+
+    return advance
 
 
 def duration(seconds: float) -> str:

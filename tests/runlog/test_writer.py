@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.runlog.late import LateLog
-from simclr_jax.runlog.progress import Throughput
+from simclr_jax.runlog.progress import Throughput, noting_length
 from simclr_jax.runlog.writer import MetricWriter
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -216,6 +216,17 @@ def test_a_long_run_says_its_length_after_two_steps(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='/dev/full is of Linux')
+@pytest.mark.parametrize('seconds, expected', [(0.01, []), (30.0, ['Encoding 1,000 images takes about 50 min.'])])
+def test_a_long_encoding_says_its_length_after_two_batches(seconds, expected):
+    now, notes = [0.0], []
+    advance = noting_length(1000, notes.append, clock=lambda: now[0])
+    for _ in range(100):        # batches of ten, of which the first is compiled
+        now[0] += seconds if now[0] else 1000.0
+        for _ in range(10):
+            advance()
+    assert notes == expected
+
+
 def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path):
     (tmp_path / 'log.txt').symlink_to('/dev/full')
     with pytest.raises(OSError) as caught, MetricWriter(tmp_path, total_steps=2, stream=io.StringIO()) as writer:
