@@ -33,9 +33,9 @@ from simclr_jax.evaluate.evaluators import (
 )
 from simclr_jax.evaluate.floors import measure_floors
 from simclr_jax.evaluate.health import CollapseWatch
+from simclr_jax.evaluate.init_from import start_from
 from simclr_jax.evaluate.introduction import introduction, skipped_files
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.start import start_from
 from simclr_jax.inspect import profile
 from simclr_jax.methods import make_method
 from simclr_jax.models.network import Network, auto_dtype, describe_encoder, make_network
@@ -48,7 +48,7 @@ from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.runtime.memory import naming_needs
 from simclr_jax.runtime.watchdog import at
 from simclr_jax.training import checkpoint, optimizers as optim, schedules, steps, workdir as workdirs
-from simclr_jax.training.norms import leaves_for
+from simclr_jax.training.leaves import leaves_for
 from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of

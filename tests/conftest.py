@@ -33,7 +33,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 ROOT = pathlib.Path(__file__).parent.parent
 # Minutes each, most of it the start-up of processes: begun first, so that none runs alone at the end.
 SLOW = ('test_pod.py', 'test_resume.py', 'test_configs.py', 'test_devices.py', 'test_train.py',
-        'test_buckets.py', 'test_notebooks.py', 'test_start.py', 'test_linear.py', 'test_examples.py', 'test_study.py')
+        'test_buckets.py', 'test_notebooks.py', 'test_init_from.py', 'test_linear.py', 'test_examples.py',
+        'test_study.py')
 
 
 def pytest_collection_modifyitems(items):

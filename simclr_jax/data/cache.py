@@ -28,7 +28,7 @@ from PIL import Image
 
 from simclr_jax import storage
 from simclr_jax.data.decode import BadImage, decoded
-from simclr_jax.data.progress import progress_bar
+from simclr_jax.data.progress_bar import progress_bar
 from simclr_jax.data.source import Source, Streamed
 
 _FORMAT = 2

@@ -14,7 +14,7 @@ import simclr_jax
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
-from simclr_jax.data.progress import progress_bar
+from simclr_jax.data.progress_bar import progress_bar
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.evaluated import data_options, load_evaluated
 from simclr_jax.evaluate.features import resize_of

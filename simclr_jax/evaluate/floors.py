@@ -11,7 +11,7 @@ from simclr_jax import storage
 from simclr_jax.evaluate.accuracies import frozen_accuracies
 from simclr_jax.evaluate.evaluators import Run
 from simclr_jax.evaluate.features import raw_pixels
-from simclr_jax.evaluate.start import start_from
+from simclr_jax.evaluate.init_from import start_from
 from simclr_jax.runlog.progress import noting_length
 from simclr_jax.runtime import sharding
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from simclr_jax.models.normalize import add_and_rectify, affine, normalize
+from simclr_jax.models.norm_derivative import add_and_rectify, affine, normalize
 
 
 class BatchNorm(nn.Module):

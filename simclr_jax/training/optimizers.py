@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simclr_jax.training.norms import Leaves, OneByOne
+from simclr_jax.training.leaves import Leaves, OneByOne
 
 Optimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 EXCLUDE = ('(^|/)probe/',)      # by default: the probe has its own optimiser, so no trust ratio is logged for it

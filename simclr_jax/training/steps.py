@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simclr_jax.training.norms import Leaves, OneByOne
+from simclr_jax.training.leaves import Leaves, OneByOne
 from simclr_jax.training.state import TrainState
 
 

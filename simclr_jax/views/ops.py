@@ -1,4 +1,4 @@
-"""The operations behind `device_augment`: JAX functions of one image and explicit parameters.
+"""The operations behind `views.device`: JAX functions of one image and explicit parameters.
 
 Images are float32 [3, H, W]: with one plane per colour, colour runs in whole vectors and a resize or a
 blur is two plain matrix products. Nothing clips but `jitter`: the caller does. `crop_box` takes a key

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from simclr_jax.training.norms import Grouped
+from simclr_jax.training.leaves import Grouped
 from simclr_jax.training.optimizers import make_optimizer, make_trust_ratios, make_update_metrics
 
 RATES = [0.0, 0.3, 4.8, 1.7, 0.01]  # a warm-up that is not smooth: lr and momentum must not commute

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.training.norms import Grouped, OneByOne, leaves_for
+from simclr_jax.training.leaves import Grouped, OneByOne, leaves_for
 
 SHAPES = [(3, 3, 64, 64), (3, 3, 64, 64), (64,), (64,), (3,), (), (4099, 2), (1, 1, 128, 96), (8192,)]
 
