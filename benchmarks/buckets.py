@@ -1,25 +1,31 @@
 """A run of two processes in a bucket, killed twice, against one that was not; and images a second from buckets.
 
-    python benchmarks/buckets.py [--steps=24] [--images=300]
+    python benchmarks/buckets.py [--steps=24] [--images=300] [--objects=1000000] [--only=listing,...]
 
 Both stores are emulators on loopback (pip install '.[test]'), tests/stores.py. The run trains on a folder of small
 images in gs:// and keeps its workdir there; one process, then the other, is killed with SIGKILL, and the launcher
 starts both again. Every leaf of the last checkpoint is compared bit by bit with that of a run on this disk. The rates
 are of `pipeline.train_batches` (crops of 64 pixels, decoded from JPEGs of 375 x 500) with what it takes by default; the
-emulated stores have no distance, so that one row adds 30 ms to each answer. Writes benchmarks/buckets.json.
+emulated stores have no distance, so that one row adds 30 ms to each answer. The names of --objects images, 1,000 in a
+directory and then all in one, come from a process that answers as Google's store does, by the page. Writes
+benchmarks/buckets.json; --only measures some of killed_twice, images_per_second and listing, and keeps the rest.
 """
 
 import argparse
+import http.server
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,7 +37,7 @@ from PIL import Image
 
 from simclr_jax import storage
 from simclr_jax.config import base_config
-from simclr_jax.data import pipeline
+from simclr_jax.data import listing, pipeline
 from simclr_jax.data.loading import load_source
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.views.presets import views_of
@@ -125,18 +131,90 @@ def rates(proxies, here, count):
     return found
 
 
+class Names(http.server.BaseHTTPRequestHandler):
+    """A store that holds `count` objects d/0000/00000000.jpg, a thousand in each directory, and one/00000000.jpg."""
+
+    protocol_version, count = 'HTTP/1.1', 0
+
+    def do_GET(self):               # objects.list of the JSON API: at most 1,000 items for a request
+        asked = {name: values[0] for name, values in
+                 urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query).items()}
+        prefix, first, answer = asked.get('prefix', ''), int(asked.get('pageToken', 0)), {'kind': 'storage#objects'}
+        folder = re.fullmatch(r'd/(\d{4})/', prefix)
+        numbers = range(self.count) if prefix == 'one/' else range(0)
+        if folder:
+            numbers = range(1000 * int(folder[1]), min(1000 * int(folder[1]) + 1000, self.count))
+        if prefix == 'd/':
+            answer['prefixes'] = [f'd/{number:04}/' for number in range(-(-self.count // 1000))]
+        answer['items'] = [{'kind': 'storage#object', 'name': f'{prefix}{number:08}.jpg', 'bucket': 'names',
+                            'size': '100000', 'generation': '1', 'updated': '2026-01-01T00:00:00.000Z'}
+                           for number in numbers[first:first + 1000]]
+        if len(numbers) > first + 1000:
+            answer['nextPageToken'] = str(first + 1000)
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        """Nothing."""
+
+
+def answer_names(count, port):
+    """What the process of the names does."""
+    Names.count = count
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Names)
+    port.send(server.server_port)
+    server.serve_forever()
+
+
+def listed(root):
+    """(seconds, files) of a listing."""
+    listing.forget()
+    started = time.perf_counter()
+    listing.read(root)
+    return round(time.perf_counter() - started, 2), sum(
+        not entry.is_dir for folder in [root, *(f'{root}/{entry.name}' for entry in listing.scan(root) if entry.is_dir)]
+        for entry in listing.scan(folder))
+
+
+def long_lists(count):
+    """Seconds to list `count` objects, to take the list that is kept, and the process's peak memory."""
+    mine, other = multiprocessing.Pipe()
+    server = multiprocessing.get_context('spawn').Process(target=answer_names, args=(count, other), daemon=True)
+    server.start()
+    before, found = os.environ['STORAGE_EMULATOR_HOST'], {}
+    os.environ['STORAGE_EMULATOR_HOST'] = f'http://127.0.0.1:{mine.recv()}'
+    try:
+        for name, folder in (('1,000 in a directory', 'd'), ('all in one directory', 'one')):
+            first, kept = listed(f'gs://names/{folder}'), listed(f'gs://names/{folder}')
+            assert first[1] == kept[1] == count, (first, kept)
+            found[name] = {'objects': count, 'listed_s': first[0], 'kept_s': kept[0]}
+    finally:
+        os.environ['STORAGE_EMULATOR_HOST'] = before
+        server.terminate()
+    return found | {'peak_mb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+
+
 def main():
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--steps', type=int, default=24)
     parser.add_argument('--images', type=int, default=300)
+    parser.add_argument('--objects', type=int, default=1_000_000)
+    parser.add_argument('--only', default='listing,images_per_second,killed_twice')
     given = parser.parse_args()
+    file = ROOT / 'benchmarks' / 'buckets.json'
     with tempfile.TemporaryDirectory() as here, stores.running(f'{here}/kept') as proxies:
-        report = {'images_per_second': rates(proxies, here, given.images),
-                  'killed_twice': killed_twice(f'gs://{stores.BUCKET}', here, given.steps),
-                  'cores': len(os.sched_getaffinity(0))}
+        measured = {'listing': lambda: long_lists(given.objects),
+                    'images_per_second': lambda: rates(proxies, here, given.images),
+                    'killed_twice': lambda: killed_twice(f'gs://{stores.BUCKET}', here, given.steps)}
+        report = (json.loads(file.read_text()) if file.exists() else {}) | {
+            name: measured[name]() for name in given.only.split(',')} | {'cores': len(os.sched_getaffinity(0))}
     print(json.dumps(report, indent=2))
-    (ROOT / 'benchmarks' / 'buckets.json').write_text(json.dumps(report, indent=2) + '\n')
+    file.write_text(json.dumps(report, indent=2) + '\n')
     killed = report['killed_twice']
     sys.exit(not (killed['leaves'] == killed['identical_leaves'] and killed['rows_at_the_end_are_1_to_steps']))
 

@@ -31,8 +31,8 @@ _NO_CREDENTIALS = ('Unable to locate credentials', 'NoCredentials', 'Anonymous c
                    'default credentials', 'Invalid Credentials', ', 401', 'Login Required')
 _REFUSED = ('Forbidden', 'Access Denied', 'AccessDenied', 'does not have storage.', 'InvalidAccessKeyId',
             'SignatureDoesNotMatch')
-_LOGIN = {'gs': 'gcloud auth application-default login, or a service account of the machine',
-          's3': 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, aws configure, or a role of the machine'}
+_LOGIN = {'gs': 'run gcloud auth application-default login, or give the machine a service account',
+          's3': 'set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run aws configure, or give the machine a role'}
 
 
 def scheme(path: str) -> str:
@@ -95,7 +95,7 @@ def _told(path: str, ask: Callable[[], Any]) -> Any:
         text = ' '.join(str(e) for e in (error, error.__cause__) if e)
         login = _LOGIN.get(scheme(path))
         if login and any(words in text for words in _NO_CREDENTIALS):
-            raise StoreError(f"'{path}': the store accepts no credentials found here: {login}.") from error
+            raise StoreError(f"'{path}': no credentials were found that the store accepts: {login}.") from error
         if isinstance(error, PermissionError) or any(words in text for words in _REFUSED):
             raise StoreError(f"'{path}': this account has no permission to do that ({_first_line(error)}): let it "
                              'list, read, write and delete objects there.') from error

@@ -7,8 +7,10 @@ import os
 import pathlib
 import re
 import subprocess
+import threading
 import time
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -244,6 +246,38 @@ def test_no_permission_to_write_and_no_credentials_are_told(status, sentence, st
     with stores[store].failing(lambda method, path: status if method in ('PUT', 'POST') else None):
         with pytest.raises(storage.StoreError, match=sentence):
             storage.check_workdir(f'{store}://{BUCKET}/forbidden')
+
+
+def test_s3_without_any_credentials_is_told(stores, monkeypatch, tmp_path):
+    for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
+        monkeypatch.delenv(name)
+    for name in ('AWS_SHARED_CREDENTIALS_FILE', 'AWS_CONFIG_FILE'):
+        monkeypatch.setenv(name, str(tmp_path / 'none'))
+    fsspec.get_filesystem_class('s3').clear_instance_cache()        # a process makes one client
+    with pytest.raises(storage.StoreError, match='no credentials were found.*aws configure'):
+        storage.check_workdir(f's3://{BUCKET}/run')
+    fsspec.get_filesystem_class('s3').clear_instance_cache()
+
+
+def test_a_lock_that_another_host_renews_no_more_is_taken_over(stores, monkeypatch):
+    first, second = (WorkdirLock(f's3://{BUCKET}/taken-over', is_lead=True) for _ in range(2))
+    monkeypatch.setattr('simclr_jax.runtime.lock.DEAD', 1.0)
+    monkeypatch.setattr('simclr_jax.runtime.lock.RENEWED', 0.2)
+    main = threading.main_thread()          # renewed is a lock by a thread
+    monkeypatch.setattr('socket.gethostname', lambda: 'here' if threading.current_thread() is main else 'another-host')
+    with first, second:
+        first.acquire()
+        time.sleep(0.5)
+        with pytest.raises(ValueError, match='Another run is using .* on another-host'):
+            second.acquire()
+        monkeypatch.setattr('simclr_jax.runtime.lock.RENEWED', 3.0)        # as if it were stopped
+        time.sleep(0.5)
+        second.acquire()
+        first.check()
+        time.sleep(2.0)
+        with pytest.raises(ValueError, match='Another run has taken over .*taken-over'):
+            first.check()
+        second.check()
 
 
 def test_the_command_names_a_missing_package_and_makes_nothing(command, tmp_path):

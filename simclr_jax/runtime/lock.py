@@ -10,7 +10,7 @@ import uuid
 
 from simclr_jax import storage
 
-_RENEWED, _DEAD = 20.0, 60.0        # seconds: how often a bucket's lock is, and without which nobody holds it
+RENEWED, DEAD = 20.0, 60.0        # seconds: how often a bucket's lock is, and without which nobody holds it
 
 _HELD: set[str] = set()             # the ids of the locks in buckets that this process holds
 
@@ -38,7 +38,7 @@ class WorkdirLock:
         """ValueError if another run has taken a lock in a bucket over, while this one was stopped or cut off."""
         if isinstance(self._held, _Remote) and self._held.is_lost:
             raise ValueError(f'Another run has taken over {self._workdir}, because this one did not renew its lock '
-                             f'for {_DEAD:.0f} s: this one ends.')
+                             f'for {DEAD:.0f} s: this one ends.')
 
     def __enter__(self) -> 'WorkdirLock':
         return self
@@ -123,12 +123,12 @@ class _Remote:
             return ''
         except ValueError:
             holder = {}
-        is_here, ends = holder.get('host') == socket.gethostname(), time.monotonic() + _DEAD
+        is_here, ends = holder.get('host') == socket.gethostname(), time.monotonic() + DEAD
         if is_here and (holder.get('id') not in _HELD if holder.get('process') == os.getpid()
                         else not _is_running(holder.get('process', 0))):
             return known
         while not is_here and time.monotonic() < ends:
-            time.sleep(2.0)
+            time.sleep(RENEWED / 10)
             now = storage.version(self._path)
             if now != known:
                 is_here = bool(now)
@@ -140,7 +140,7 @@ class _Remote:
                       f' If it is gone, remove {self._path}.')
 
     def _renew(self) -> None:
-        while not self._left.wait(_RENEWED):
+        while not self._left.wait(RENEWED):
             with contextlib.suppress(storage.StoreError, OSError):      # the store is away: the run waits by itself
                 if not self._is_mine():
                     self.is_lost = True
