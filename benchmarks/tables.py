@@ -8,6 +8,7 @@ standard library alone.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import re
@@ -32,8 +33,7 @@ def only(name, start=''):
 
 def table(head, rows):
     lines = [head, ['---'] * len(head), *rows]
-    return ''.join('|' + ''.join(' |' if cell == '' else f' {cell} |' for cell in line) + '\n'
-                   for line in lines)
+    return ''.join('|' + ''.join(' |' if cell == '' else f' {cell} |' for cell in line) + '\n' for line in lines)
 
 
 def percent(share):
@@ -58,11 +58,14 @@ def interval(values):
     return '' if values is None else f'{100 * values[0]:.1f} ({100 * values[1]:.1f}-{100 * values[2]:.1f})'
 
 
-def smoke():
-    encoders = read('smoke')['smoke']['encoders']
-    return table(['encoder', 'kNN top-1 %', 'linear top-1 %'],
-                 [[name, *(interval(values.get(measure)) for measure in ('knn', 'linear'))]
-                  for name, values in encoders.items()])
+def _encoders(run, head, *measures):
+    return table(head, [[name, *(interval(values.get(measure)) for measure in measures)]
+                        for name, values in read('smoke')[run]['encoders'].items()])
+
+
+smoke = functools.partial(_encoders, 'smoke', ['encoder', 'kNN top-1 %', 'linear top-1 %'], 'knn', 'linear')
+smoke_linear = functools.partial(
+    _encoders, 'linear', ['`--config.task=linear`, 10 epochs of crops and flips', 'linear top-1 %'], 'linear')
 
 
 def smoke_run():
@@ -92,12 +95,6 @@ def smoke_shortcut():
                  [*rows, ['not trained', '', *(percent(floor[measure][0]) for measure in ('knn', 'linear'))]])
 
 
-def smoke_linear():
-    encoders = read('smoke')['linear']['encoders']
-    return table(['`--config.task=linear`, 10 epochs of crops and flips', 'linear top-1 %'],
-                 [[name, interval(values['linear'])] for name, values in encoders.items()])
-
-
 # Methods
 
 METHODS = {'simclr': 'SimCLR', 'moco_v2': 'MoCo v2', 'byol': 'BYOL'}
@@ -112,12 +109,8 @@ def _three_methods(config):
          percent(row['pretrained linear']), f'{row["feature_rank"]:.1f}'] for row in rows)])
 
 
-def three_methods_shapes():
-    return _three_methods('configs/smoke.py')
-
-
-def three_methods_fashion():
-    return _three_methods('configs/fashion_mnist.py')
+three_methods_shapes = functools.partial(_three_methods, 'configs/smoke.py')
+three_methods_fashion = functools.partial(_three_methods, 'configs/fashion_mnist.py')
 
 
 def ablations_byol():
@@ -137,8 +130,7 @@ def ablations_moco():
 
 
 def sent(collectives):
-    return ', '.join(f'{value["count"]} {kind}: {value["bytes"] / 1e6:.1f} MB'
-                     for kind, value in collectives.items())
+    return ', '.join(f'{each["count"]} {kind}: {each["bytes"] / 1e6:.1f} MB' for kind, each in collectives.items())
 
 
 def method_costs():
@@ -158,13 +150,9 @@ def method_costs():
 # Reliability
 
 
-def yes(value):
-    return 'yes' if value else '**no**'
-
-
 def kill_and_resume():
     return table(['trial', 'killed after step', 'resumed from step', 'identical'], [
-        [number, trial['killed_after'], trial['resumed_from'], yes(trial['identical'])]
+        [number, trial['killed_after'], trial['resumed_from'], ('**no**', 'yes')[trial['identical']]]
         for number, trial in enumerate(read('kill_and_resume')['trials'])])
 
 
@@ -173,7 +161,7 @@ def pod_in_a_box():
     return table(['killed', 'after step', 'resumed from step',
                   f'bit-identical to the uninterrupted run ({result["arrays"]} arrays)'],
                  [[f'process {trial["process"]}', trial['killed_after'], trial['resumed_from'],
-                   yes(trial['identical'])] for trial in result['trials']])
+                   ('**no**', 'yes')[trial['identical']]] for trial in result['trials']])
 
 
 # Plans
@@ -235,13 +223,11 @@ def gpu_plan():
 
 
 def networks():
-    rows = []
-    for case in only('networks'):
-        place = 'slice' if case['device'].startswith('TPU') else 'host'
-        for network, what in (('within', f'within a {place}'), ('between', f'between {place}s')):
-            rows.append([f'{case["topology"]}, {case["batch_size"]:,}', what, sent(case['networks'][network]) or 'none',
-                         f'{case["sent"][network] / 1e6:.1f}'])
-    return table(['devices, batch', 'devices of a collective', 'collectives', 'a device sends at least, MB'], rows)
+    head = ['devices, batch', 'devices of a collective', 'collectives', 'a device sends at least, MB']
+    return table(head, [
+        [f'{case["topology"]}, {case["batch_size"]:,}', what.format('slice' if 'TPU' in case['device'] else 'host'),
+         sent(case['networks'][network]) or 'none', f'{case["sent"][network] / 1e6:.1f}']
+        for case in only('networks') for network, what in (('within', 'within a {}'), ('between', 'between {}s'))])
 
 
 # Speed
@@ -287,11 +273,15 @@ def _rate(rates, setting, name):
     return ['', ''] if rate is None else [f'{rate:,.0f}', f'{rate / rates[setting, "official"]:.2f}']
 
 
-def input_photographs():
+def _input(head, *settings):
     rates = _rates()
-    names = [name for name in INPUT_NAMES if ('224', name) in rates]
-    return table(['to 224 px', 'no blur', 'x official', 'with blur', 'x official'], [
-        [INPUT_NAMES[name], *_rate(rates, '224', name), *_rate(rates, 'blur', name)] for name in names])
+    return table(head, [[what, *(cell for setting in settings for cell in _rate(rates, setting, name))]
+                        for name, what in INPUT_NAMES.items() if (settings[0], name) in rates])
+
+
+input_photographs = functools.partial(
+    _input, ['to 224 px', 'no blur', 'x official', 'with blur', 'x official'], '224', 'blur')
+input_small = functools.partial(_input, ['32 px, in memory', 'images/s/core', 'x official'], '32')
 
 
 SMALL_SETS = {'fashion': 'Fashion-MNIST (2,502 and 2,498 images, 10 classes; 235 steps)',
@@ -316,13 +306,6 @@ def small_sets():
     return table(['set (trained on, held out)', 'contender', 'kNN %', 'linear %', 'processor seconds'], lines)
 
 
-def input_small():
-    rates = _rates()
-    names = [name for name in INPUT_NAMES if ('32', name) in rates]
-    return table(['32 px, in memory', 'images/s/core', 'x official'],
-                 [[INPUT_NAMES[name], *_rate(rates, '32', name)] for name in names])
-
-
 def _train_step(cell):
     rows = only('train_step', f'{cell}:')
     ours = rows[0]
@@ -338,16 +321,9 @@ def _train_step(cell):
         for row in rows])
 
 
-def train_step_16():
-    return _train_step('resnet18-16')
-
-
-def train_step_64():
-    return _train_step('resnet18-64')
-
-
-def train_step_50():
-    return _train_step('resnet50')
+train_step_16 = functools.partial(_train_step, 'resnet18-16')
+train_step_64 = functools.partial(_train_step, 'resnet18-64')
+train_step_50 = functools.partial(_train_step, 'resnet50')
 
 
 def train_step_layers():
@@ -387,8 +363,7 @@ def torch_parity():
             'running statistics']
     keys = ('features', 'torchvision', 'projections', 'training: features', 'training: projections',
             'training: statistics')
-    return table(head, [[row['network'], *(small(row.get(key)) for key in keys)]
-                        for row in only('torch_parity')])
+    return table(head, [[row['network'], *(small(row.get(key)) for key in keys)] for row in only('torch_parity')])
 
 
 def export_parity():
