@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
 
 from simclr_jax.evaluate.features import Features, check_features, take
 from simclr_jax.evaluate.subsets import heldout_rows
@@ -137,6 +136,8 @@ def _minimise(features, spread, labels, start, l2, max_steps, tolerance):
 
     There it is spread / C + l2, and 1 / C of the bias.
     """
+    import scipy.optimize  # only here: it takes half a second of every start
+
     num_classes = len(start[1])
     curvature = spread / num_classes + l2
     scale = np.append(1 / np.sqrt(np.maximum(curvature, 1e-6 * curvature.max() + 1e-12)), num_classes ** 0.5)

@@ -6,17 +6,20 @@ has none the functions say so or return it as it is; nothing else reads an attri
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, traverse_util
+from flax import traverse_util
 from flax.core import FrozenDict
-from flax.nnx import bridge
 from jax.typing import DTypeLike
+
+if TYPE_CHECKING:
+    from flax.nnx import bridge
 
 
 class GroupsRows(Protocol):
@@ -51,7 +54,7 @@ def with_groups(module: nn.Module, groups: int, *, strided: bool) -> nn.Module:
 
 def has_dtype(module: nn.Module) -> bool:
     """Whether the dtype of the activations can be chosen: a field `dtype`, or an argument of an nnx class."""
-    if isinstance(module, bridge.ToLinen):
+    if _is_bridged(module):
         return 'dtype' in inspect.signature(module.nnx_class.__init__).parameters
     return 'dtype' in _field_names(module)
 
@@ -60,7 +63,7 @@ def with_dtype(module: nn.Module, dtype: DTypeLike) -> nn.Module:
     """The module with activations of another dtype; itself where that cannot be chosen."""
     if not has_dtype(module):
         return module
-    if isinstance(module, bridge.ToLinen):
+    if _is_bridged(module):
         return module.clone(kwargs=FrozenDict({**module.kwargs, 'dtype': dtype}))
     return module.clone(dtype=dtype)
 
@@ -87,18 +90,18 @@ MAPS = ('maps', 'intermediates')
 
 def class_name(module: nn.Module) -> str:
     """The name of its class, for messages."""
-    return (module.nnx_class if isinstance(module, bridge.ToLinen) else type(module)).__name__
+    return (module.nnx_class if _is_bridged(module) else type(module)).__name__
 
 
 def check_encoder(module: Any) -> nn.Module:
     """The module, if its class and signature fit; ValueError says what it lacks."""
-    if isinstance(module, nnx.Module):
+    if isinstance(module, _nnx_module()):
         name = type(module).__name__
         raise ValueError(f'The encoder is an nnx module: give flax.nnx.bridge.to_linen({name}, ...), which '
                          'makes it again for each run.')
     if not isinstance(module, nn.Module):
         raise ValueError(f'The encoder is {module!r}: it takes a Flax module, such as MyEncoder(width=64).')
-    kind = module.nnx_class if isinstance(module, bridge.ToLinen) else type(module)
+    kind = module.nnx_class if _is_bridged(module) else type(module)
     parameters = inspect.signature(kind.__call__).parameters.values()
     if not any(each.name == 'train' or each.kind is each.VAR_KEYWORD for each in parameters):
         raise ValueError(f'The encoder {kind.__name__} is called as encoder(images, train=True or False), '
@@ -117,17 +120,29 @@ def encode(module: nn.Module, images: jax.Array, train: bool) -> jax.Array:
     return jnp.asarray(features, jnp.float32)
 
 
+def _nnx_module() -> tuple[type, ...]:
+    """The class of nnx modules; nothing where nobody has imported flax.nnx, which takes 0.3 s of every start."""
+    nnx = sys.modules.get('flax.nnx')
+    return (nnx.Module,) if nnx else ()
+
+
+def _is_bridged(module: Any) -> 'TypeGuard[bridge.ToLinen]':
+    bridge = sys.modules.get('flax.nnx.bridge')
+    return bridge is not None and isinstance(module, bridge.ToLinen)
+
+
 def _field_names(module: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(module)} if dataclasses.is_dataclass(module) else set()
 
 
 def build(kind: Any, arguments: Mapping[str, Any]) -> nn.Module | None:
     """A linen module of class `kind`, or an nnx one bridged; None where it is no class of modules."""
-    if not isinstance(kind, type) or not issubclass(kind, nn.Module | nnx.Module):
+    if not isinstance(kind, type) or not issubclass(kind, (nn.Module, *_nnx_module())):
         return None
     if issubclass(kind, nn.Module):
         return kind(**arguments)
     signature = inspect.signature(kind.__init__)
+    from flax.nnx import bridge
     skip_rng = 'rngs' not in signature.parameters
     signature.bind(None, **arguments, **({} if skip_rng else {'rngs': None}))
     return bridge.ToLinen(kind, kwargs=FrozenDict(arguments), skip_rng=skip_rng)
@@ -139,7 +154,7 @@ def arguments_of(module: nn.Module) -> tuple[type, dict[str, Any] | None]:
     dtype is always among them, other fields of a linen module where they differ from their default.
     """
     try:
-        if isinstance(module, bridge.ToLinen):
+        if _is_bridged(module):
             kind: Any = module.nnx_class
             return kind, None if module.args else _plain(module.kwargs)
         values = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)

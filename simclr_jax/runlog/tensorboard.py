@@ -58,13 +58,13 @@ class TensorBoard:
 
 
 def _summary_writer() -> type:
-    # tensorboardX imports torch where that is installed: seconds of every start, for tensors of torch.
-    without_torch = 'torch' not in sys.modules
-    if without_torch:
-        sys.modules['torch'] = None     # pyright: ignore[reportArgumentType]: Python takes it for "not there"
+    # tensorboardX imports these where they are installed: seconds of every start, for what it is not asked here.
+    hidden = {'torch', 'boto3', 'google.cloud.storage'} - sys.modules.keys()
+    for name in hidden:
+        sys.modules[name] = None     # pyright: ignore[reportArgumentType]: Python takes it for "not there"
     try:
         from tensorboardX import SummaryWriter
     finally:
-        if without_torch:
-            del sys.modules['torch']
+        for name in hidden:
+            del sys.modules[name]
     return SummaryWriter
