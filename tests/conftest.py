@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, set before jax is imported; the command as users run it."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -10,11 +11,13 @@ import tempfile
 
 import pytest
 
+gc.set_threshold(50_000)        # as in the command
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Tests compile more than they compute: little optimisation, XLA's older emitters, which compile a step in
-# a third of the time, and nothing is compiled twice. Eight simulated devices on a busy machine may wait
-# long for each other, which XLA takes for a deadlock.
-FAST = '--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600'
+# Tests compile more than they compute: little optimisation, in one piece (a fifth less than in 32), XLA's older
+# emitters, which compile a step in a third of the time, and nothing is compiled twice. Eight simulated devices
+# on a busy machine may wait long for each other, which XLA takes for a deadlock.
+FAST = ('--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 '
+        '--xla_cpu_collective_call_terminate_timeout_seconds=600')
 if importlib.metadata.version('jaxlib').startswith('0.10.'):        # later ones know the old emitters no more
     FAST += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['XLA_FLAGS'] = f'{FAST} --xla_force_host_platform_device_count=8'
@@ -23,6 +26,9 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:     # its workers share the one of t
     os.environ['JAX_COMPILATION_CACHE_DIR'] = cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+# The tests' arrays are small, and two files run at a time: further threads of numpy, scipy and torch would only
+# wait for each other, in L-BFGS for 20 times as long as it computes.
+os.environ |= {'OPENBLAS_NUM_THREADS': '1', 'OMP_NUM_THREADS': '1'}
 # torch's triton and tensorflow each bring an LLVM: a process that loads both crashes. No test needs triton.
 sys.modules['triton'] = None
 
@@ -42,7 +48,8 @@ def pytest_collection_modifyitems(items):
 
 
 _WARNINGS = """
-import warnings
+import gc, warnings
+gc.set_threshold(50_000)
 for module in ('simclr_jax', 'jax', 'flax', 'optax', 'orbax', '__main__'):
     warnings.filterwarnings('error', category=DeprecationWarning, module=module)
 """
@@ -50,7 +57,7 @@ for module in ('simclr_jax', 'jax', 'flax', 'optax', 'orbax', '__main__'):
 
 @pytest.fixture(scope='session')
 def startup(tmp_path_factory):
-    """A directory for PYTHONPATH that makes deprecations errors."""
+    """A directory for PYTHONPATH that makes deprecations errors, and looks for garbage seldom."""
     path = tmp_path_factory.mktemp('startup')
     (path / 'sitecustomize.py').write_text(_WARNINGS)         # -W cannot name a package with all below it
     return path
@@ -84,6 +91,19 @@ def run_main(command):
         return subprocess.run(argv, timeout=300, **keywords)
 
     return run
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """What pretrain() and the tasks do in this process, they do on one device: it compiles a third faster."""
+    import jax
+
+    from simclr_jax.runtime import sharding
+    make_mesh = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, 'make_mesh', lambda devices=None: make_mesh(jax.devices()[:1]))
+        patch.setattr(jax, 'device_count', lambda: 1)
+        yield
 
 
 @pytest.fixture(scope='session')

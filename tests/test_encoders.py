@@ -93,7 +93,7 @@ def train(encoder, method, num_devices, **overrides):
     return losses, start, jax.device_get(state)
 
 
-@pytest.mark.parametrize('method, shard_state', [*((method, True) for method in METHODS), ('moco_v2', False)])
+@pytest.mark.parametrize('method, shard_state', [('byol', True), ('moco_v2', True), ('moco_v2', False)])
 def test_eight_devices_make_the_run_of_one(method, shard_state):
     one, eight = train('cnn', method, 1), train('cnn', method, 8, shard_state=shard_state)
     jax.tree.map_with_path(
@@ -102,14 +102,15 @@ def test_eight_devices_make_the_run_of_one(method, shard_state):
 
 
 @pytest.mark.parametrize('encoder, method', [
-    (encoder, method) for encoder in ('vit', 'nnx') for method in METHODS if RUNS[encoder] != method])
+    ('cnn', 'simclr'), ('cnn', 'moco_v3'),
+    *((encoder, method) for encoder in ('vit', 'nnx') for method in METHODS if RUNS[encoder] != method)])
 def test_every_encoder_trains_with_every_method_in_chunks_and_with_a_split_state(encoder, method):
     losses, start, end = train(encoder, method, 8, encoder_chunks=2, shard_state=True)
     assert np.isfinite(losses).all()
     before, after = (jax.tree.leaves(state.params['encoder']) for state in (start, end))
     assert all((a != b).any() for a, b in zip(before, after) if a.size > 16)     # biases may rest
     statistics = [jax.tree.leaves(state.batch_stats.get('encoder', {})) for state in (start, end)]
-    assert bool(statistics[0]) == (encoder == 'nnx')
+    assert bool(statistics[0]) == (encoder != 'vit')
     assert all((a != b).any() for a, b in zip(*statistics))
 
 

@@ -80,7 +80,11 @@ def test_checkpoints_without_a_config_are_named(workdir):
         pretrain(config(), str(workdir))
 
 
-def test_the_config_is_checked_before_there_is_a_checkpoint(workdir):
+def test_another_config_in_the_same_workdir_is_refused_with_or_without_a_checkpoint(workdir):
+    before = sorted(workdir.rglob('*'))
+    with pytest.raises(ValueError, match='batch_size: 16 in the workdir, 32 now.*seed: 0 in the workdir, 1 now'):
+        pretrain(config(seed=1, batch_size=32), str(workdir))
+    assert sorted(workdir.rglob('*')) == before
     shutil.rmtree(workdir / 'checkpoints')
     with pytest.raises(ValueError, match='seed: 0 in the workdir, 1 now'):
         pretrain(config(seed=1), str(workdir))
@@ -95,13 +99,14 @@ def test_two_runs_in_one_workdir_are_refused(workdir):
     assert (workdir / 'metrics.jsonl').read_text() == before
 
 
-def test_the_floors_are_measured_once(workdir, capsys):
+def test_a_finished_run_only_measures_again_and_its_floors_once(workdir, capsys):
+    before = [row for row in rows(workdir) if 'loss' in row]
     kept = json.loads((workdir / 'floors.json').read_text())
     kept['floors']['random']['heldout_knn_accuracy'] = 0.4321      # who measures again finds another number
     (workdir / 'floors.json').write_text(json.dumps(kept))
     results = pretrain(config(), str(workdir))
     assert 'kNN of the random encoder: 0.4321' in capsys.readouterr().out
-    assert set(results) == {'random', 'pretrained'}
+    assert set(results) == {'random', 'pretrained'} and [row for row in rows(workdir) if 'loss' in row] == before
     pretrain(config(**{'eval.knn_k': 5}), str(workdir))             # other settings: they are measured anew
     assert '0.4321' not in capsys.readouterr().out
 
@@ -128,18 +133,20 @@ def test_a_moved_folder_resumes_and_a_grown_one_is_refused(tmp_path):
 
 
 def test_a_warm_up_longer_than_the_run_is_shortened_and_said(tmp_path, capsys):
-    pretrain(config(**{'schedule.warmup_epochs': 90.0, 'num_train_steps': 20}), str(tmp_path / 'w'))
+    pretrain(config(**{'schedule.warmup_epochs': 90.0, 'num_train_steps': 20, 'checkpoint.every_epochs': 5.0,
+                       'data.test_split': 'none'}), str(tmp_path / 'w'))
     shown = capsys.readouterr().out
     assert ('schedule.warmup_epochs 90 are 360 steps, and the run has 20: the warm-up is shortened to 2.'
             in shown)
 
 
 def test_activations_are_float32_on_a_cpu_and_that_is_said(tmp_path, capsys):
-    pretrain(config(**{'encoder.dtype': 'auto'}), str(tmp_path / 'w'))
+    auto = config(**{'encoder.dtype': 'auto', 'data.test_split': 'none', 'num_train_steps': 1})
+    pretrain(auto, str(tmp_path / 'w'))
     assert 'encoder.dtype is auto: activations are float32 here.' in capsys.readouterr().out
     assert json.loads((tmp_path / 'w' / 'config.json').read_text())['encoder']['dtype'] == 'float32'
     kept = json.loads((tmp_path / 'w' / 'config.json').read_text())
     kept['encoder']['dtype'] = 'bfloat16'               # a run that was begun elsewhere stays as it is
     (tmp_path / 'w' / 'config.json').write_text(json.dumps(kept))
-    pretrain(config(**{'encoder.dtype': 'auto'}), str(tmp_path / 'w'))
+    pretrain(auto, str(tmp_path / 'w'))
     assert json.loads((tmp_path / 'w' / 'config.json').read_text())['encoder']['dtype'] == 'bfloat16'

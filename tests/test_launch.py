@@ -177,63 +177,32 @@ def verbs(calls):
     return ' '.join(word.split('tpu_worker.sh ')[-1].split()[0] for word in words)
 
 
-def pod(launch, *options, states, endings=(0,), creations=(0,)):
-    done = launch('tpu_pod.sh', *POD, *options, '--', '--config=c', states=states, endings=endings,
-                  creations=creations)
-    return done, verbs(launch.calls())
+SOUND, CRASH = ('ACTIVE',), 'describe scp install run describe describe run describe'
 
 
-def test_a_slice_is_created_and_every_worker_runs_the_program(launch):
-    done, called = pod(launch, states=['ABSENT', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'])
-    assert done.returncode == 0, done.stderr
-    assert called == 'describe create describe describe describe scp install run'
-    calls = launch.calls()
-    assert f'{TPU} create n --node-id=n --accelerator-type=v4-32 --runtime-version=tpu-v {WHERE}' in calls
-    assert calls[-1] == (f'{TPU} ssh n {ALL} --command=simclr_jax/launch/tpu_worker.sh run '
-                         f'--config=c {WHERE}')
-
-
-def test_a_slice_that_is_there_is_used(launch):
-    done, called = pod(launch, '--setup', 'mount a', states=['ACTIVE'])
-    assert done.returncode == 0, done.stderr
-    assert called == 'describe scp install ssh run'
-    assert f'{TPU} ssh n {ALL} --command=mount a {WHERE}' in launch.calls()
-
-
-def test_a_preempted_slice_is_replaced_until_the_program_is_done(launch):
-    done, called = pod(launch, '--restarts', '0', '--delete', endings=[255, 1, 0], creations=[0, 1, 0],
-                       states=['ACTIVE', 'SUSPENDED', 'FAILED', 'ABSENT', 'ABSENT', 'ACTIVE', 'SUSPENDING',
-                               'ABSENT', 'ACTIVE'])
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize('options, states, endings, creations, status, called', [
+    pytest.param('', ['ABSENT', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'], [0], [0], 0,
+                 'describe create describe describe describe scp install run', id='none there: created'),
+    pytest.param('--setup=mount', SOUND, [0], [0], 0, 'describe scp install ssh run', id='one there: used'),
     # The second status is an ordinary error's: what counts is that the slice is gone. One creation fails.
-    assert called == ('describe scp install run describe describe delete describe create describe create '
-                      'describe scp install run describe describe create describe scp install run delete')
-
-
-def test_an_error_of_the_user_ends_it_with_its_status(launch):
-    done, called = pod(launch, '--delete', states=['ACTIVE'], endings=[1])
-    assert done.returncode == 1
-    assert called == 'describe scp install run describe'
-
-
-@pytest.mark.parametrize('status', [75, 143, 255])
-def test_a_crash_on_a_sound_slice_is_tried_again_so_often_and_no_more(status, launch):
-    done, called = pod(launch, '--restarts', '1', states=['ACTIVE'], endings=[status])
-    assert done.returncode == status
-    assert called == 'describe scp install run describe describe run describe'
-
-
-@pytest.mark.parametrize('states, creations', [(['ABSENT'], [1]), (['OFFLINE'], [0]), (['FAILED'], [0])])
-def test_a_slice_that_cannot_be_had_is_told_at_once(states, creations, launch):
-    done, called = pod(launch, states=states, creations=creations)
-    assert done.returncode == 1
-    assert called in ('describe create', 'describe')
-
-
-def test_a_lost_network_deletes_nothing(launch):
-    done, called = pod(launch, states=['ACTIVE', 'OFFLINE', 'OFFLINE', 'ACTIVE'], endings=[255, 0])
-    assert done.returncode == 0
-    assert called == 'describe scp install run describe describe describe run'
+    pytest.param('--restarts=0 --delete', ['ACTIVE', 'SUSPENDED', 'FAILED', 'ABSENT', 'ABSENT', 'ACTIVE', 'SUSPENDING',
+                                           'ABSENT', 'ACTIVE'], [255, 1, 0], [0, 1, 0], 0,
+                 'describe scp install run describe describe delete describe create describe create '
+                 'describe scp install run describe describe create describe scp install run delete',
+                 id='preempted: replaced until the program is done'),
+    pytest.param('--delete', SOUND, [1], [0], 1, 'describe scp install run describe', id="a user's error: the end"),
+    *(pytest.param('--restarts=1', SOUND, [status], [0], status, CRASH, id=f'crash {status}: again, so often')
+      for status in (75, 143, 255)),
+    pytest.param('', ['ABSENT'], [0], [1], 1, 'describe create', id='none to be had'),
+    *(pytest.param('', [state], [0], [0], 1, 'describe', id=f'at once {state}') for state in ('OFFLINE', 'FAILED')),
+    pytest.param('', ['ACTIVE', 'OFFLINE', 'OFFLINE', 'ACTIVE'], [255, 0], [0], 0,
+                 'describe scp install run describe describe describe run', id='network lost: nothing is deleted'),
+])
+def test_a_slice_is_made_used_replaced_and_given_up(options, states, endings, creations, status, called, launch):
+    done = launch('tpu_pod.sh', *POD, *options.split(), '--', '--config=c', states=states,
+                  endings=endings, creations=creations)
+    assert done.returncode == status, done.stderr
+    assert verbs(launch.calls()) == called
 
 
 def test_a_worker_first_ends_what_an_earlier_connection_left(launch, tmp_path):
@@ -424,12 +393,7 @@ def test_without_a_gpu_nothing_trains_on_the_cpu(script, environment, reason, la
     assert not launch.calls()
 
 
-def test_the_gpu_smoke_trains_and_then_times_the_loss(launch, tmp_path):
-    python = tmp_path / 'python'
-    python.write_text(f'#!/bin/sh\necho "$1 $2" >> {tmp_path}/called\n')
-    python.chmod(0o755)
-    done = launch('gpu_smoke.sh', '--no-install', python=python)
-    assert done.returncode == 0, done.stderr
-    called = (tmp_path / 'called').read_text().splitlines()
-    assert [line.strip() for line in called if not line.startswith('-c')] == [
+def test_the_gpu_smoke_trains_and_then_times_the_loss(launch):
+    assert launch('gpu_smoke.sh', '--no-install').returncode == 0
+    assert [' '.join(call.split()[1:3]) for call in launch.calls() if ' -c ' not in call] == [
         '-m simclr_jax.runtime.gpus', '-m simclr_jax.main', 'benchmarks/nt_xent.py']

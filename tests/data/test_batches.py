@@ -232,6 +232,8 @@ from simclr_jax import main
 sys.argv[0] = 'main'
 main.run()
 """
+TINY = ('--config.num_train_steps=1', '--config.batch_size=32', '--config.augment.image_size=16',
+        '--config.encoder.width=0.0625', '--config.linear.batch_size=32', '--config.linear.num_epochs=1.0')
 
 
 def test_training_and_linear_evaluation_of_arrays_need_no_tensorflow(command, tmp_path):
@@ -244,8 +246,7 @@ def test_training_and_linear_evaluation_of_arrays_need_no_tensorflow(command, tm
         done = subprocess.run(
             [sys.executable, '-c', WITHOUT, '--config=configs/smoke.py:smoke', f'--config.task={task}',
              f'--config.data.source=arrays:{tmp_path}/set.npz', '--config.data.train_split=train',
-             '--config.data.test_split=test', '--config.num_train_steps=2', '--config.batch_size=32',
-             '--config.linear.batch_size=32', f'--workdir={tmp_path}/w'], timeout=300, **options)
+             '--config.data.test_split=test', *TINY, f'--workdir={tmp_path}/w'], timeout=300, **options)
         assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / 'w' / 'results.jsonl').read_text().splitlines()]
     assert {row['evaluation'] for row in rows} == {'frozen', 'linear'}

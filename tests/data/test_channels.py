@@ -138,7 +138,7 @@ def satellite(tmp_path_factory):
 def run_config(satellite, augment_on):
     config = smoke(base_config())
     config.update({'num_train_steps': 3, 'batch_size': 16})
-    config.augment.image_size = 16
+    config.encoder.width, config.augment.image_size = 0.0625, 16
     config.data.update({'source': f'arrays:{satellite}/a.npz', 'augment_on': augment_on, 'test_split': '30%'})
     return config
 
@@ -152,16 +152,12 @@ def check_run(workdir):
         encoder(bands(3, count=3))
 
 
-def test_six_bands_train_by_the_command_and_the_encoder_is_measured_and_used(satellite, run_main):
+def test_six_bands_train_and_the_encoder_is_measured_and_used(satellite, capsys):
     workdir = satellite / 'run'
-    arguments = ['--config=configs/smoke.py', f'--config.data.source=arrays:{satellite}/a.npz',
-                 '--config.batch_size=16', '--config.num_train_steps=3', '--config.augment.image_size=16',
-                 '--config.data.test_split=30%', f'--workdir={workdir}']
     for _ in range(2):      # finished, it goes on from its last step
-        trained = run_main(*arguments)
-        assert trained.returncode == 0, trained.stderr
+        simclr_jax.pretrain(run_config(satellite, 'device'), str(workdir))
         assert ('Images of 6 channels: saturation, hue, grey of the views, which are of red, green and blue, '
-                'are left out.' in trained.stdout)
+                'are left out.' in capsys.readouterr().out)
     check_run(workdir)
     file, images = str(satellite / 'encoder.safetensors'), bands(6, count=3)
     write_flax(file, as_imported(load_pretrained(workdir)))

@@ -52,7 +52,7 @@ def test_a_run_begins_with_the_encoder_that_another_ended_with(method, first, tm
 
 
 @pytest.mark.parametrize('suffix', ['safetensors', 'pth'])
-def test_a_file_of_weights_is_a_start_by_the_command_with_its_floor(suffix, first, run_main, tmp_path):
+def test_a_file_of_weights_is_a_start_with_its_floor(suffix, first, tmp_path, capsys):
     workdir, results = first
     wanted = config()
     wanted.export.update({'pretrained': workdir, 'formats': ('torch',), 'dir': str(tmp_path)})
@@ -60,13 +60,8 @@ def test_a_file_of_weights_is_a_start_by_the_command_with_its_floor(suffix, firs
     path = tmp_path / 'encoder.safetensors'
     if suffix == 'pth':
         torch.save(safetensors.torch.load_file(path), path := tmp_path / 'encoder.pth')
-    done = run_main('--config=configs/smoke.py:smoke', f'--config.init_from={path}', '--config.batch_size=16',
-                    '--config.num_train_steps=1', '--config.data.train_split=train[:64]',
-                    '--config.data.test_split=test[:40]', '--config.encoder.width=0.0625',
-                    '--config.eval.knn_k=20', '--config.augment.image_size=16',
-                    '--config.eval.linear_at_end=False', f'--workdir={tmp_path}/w')
-    assert done.returncode == 0, done.stderr
-    assert f'({path}).' in done.stdout
+    pretrain(config(init_from=str(path), num_train_steps=1, **{'eval.pixel_floor': True}), str(tmp_path / 'w'))
+    assert f'({path}).' in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / 'w' / 'results.jsonl').read_text().splitlines()]
     assert [line['encoder'] for line in lines] == ['raw pixels', 'random', 'init_from', 'pretrained']
     assert lines[2]['knn_accuracy'] == pytest.approx(results['pretrained']['knn_accuracy'], abs=1.5 / 40)

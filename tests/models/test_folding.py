@@ -8,11 +8,18 @@ import pytest
 
 from simclr_jax.models.folding import fold, folded
 from simclr_jax.models.network import init_variables, make_network, outputs
+from tests.weights.tiny_encoders import BOTTLENECKS, depth_of_bottlenecks
 
 HEAD = {'num_layers': 2, 'out_dim': 8}
 KINDS = {'basic': {'depth': 10, 'stem': 'cifar'}, 'imagenet stem': {'depth': 18, 'project_first': True},
-         'bottleneck': {'depth': 50, 'stem': 'cifar', 'norm_epsilon': 1e-3},
-         'selective kernels': {'depth': 50, 'sk_ratio': 0.0625}}
+         'bottleneck': {'depth': BOTTLENECKS, 'stem': 'cifar', 'norm_epsilon': 1e-3},
+         'selective kernels': {'depth': BOTTLENECKS, 'sk_ratio': 0.0625}}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_bottlenecks():
+    with depth_of_bottlenecks():
+        yield
 
 
 def make(fields):

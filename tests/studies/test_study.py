@@ -234,6 +234,8 @@ def test_without_matplotlib_the_table_is_written_and_says_so(monkeypatch, tmp_pa
 def test_a_killed_study_goes_on_where_it_was(command, run_main, tmp_path):
     arguments = ('--config=configs/studies/losses.py:smoke', '--config.study.only=margin',
                  '--config.num_train_steps=40', '--config.checkpoint.every_epochs=1.0',       # every 4 steps
+                 '--config.encoder.width=0.0625', '--config.augment.image_size=16', '--config.batch_size=16',
+                 '--config.data.train_split=train[:64]', '--config.data.test_split=test[:64]',
                  '--config.log.every_steps=20', '--config.eval.linear_at_end=false', f'--workdir={tmp_path}')
     argv, options = command(*arguments)
     process = subprocess.Popen(argv, **options)
