@@ -167,7 +167,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     network, init_state, train_step, shardings = build(
         config, mesh, num_examples=train_source.num_examples, num_classes=train_source.num_classes,
         num_steps=num_steps, inputs=inputs, encoder=encoder, method=method)
-    init_state = steps.jit_once(init_state, out_shardings=shardings)
+    init_state = steps.jit_seldom(init_state, out_shardings=shardings)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
     encode_state = functools.partial(StepEncoder, encode, network=config.eval.encoder)
     state, size = init_state(), config.augment.image_size

@@ -21,6 +21,7 @@ from simclr_jax.evaluate.accuracies import heldout_accuracy
 from simclr_jax.evaluate.health import make_health
 from simclr_jax.models.network import Network
 from simclr_jax.training.state import TrainState
+from simclr_jax.training.steps import jit_seldom
 
 Metrics = Mapping[str, float | jax.Array | np.ndarray]
 
@@ -83,7 +84,7 @@ class Health:
             views = prepare(batch, state.step - 1)
             return health(state.variables(), views['view1'], views['view2'])
 
-        self._health, self.every_steps = jax.jit(of_step), every_steps
+        self._health, self.every_steps = jit_seldom(of_step), every_steps
 
     def __call__(self, encode: StepEncoder, step: int) -> Metrics:
         return self._health(encode.state, encode.batch)

@@ -11,7 +11,7 @@ from simclr_jax import storage
 from simclr_jax.config import ConfigDict, base_config
 from simclr_jax.models.network import Network, init_variables, make_network
 from simclr_jax.training import checkpoint
-from simclr_jax.training.steps import jit_once
+from simclr_jax.training.steps import jit_seldom
 from simclr_jax.training.workdir import load_config
 from simclr_jax.weights import hub
 from simclr_jax.weights.read.files import read_weights
@@ -131,7 +131,7 @@ def _network(config: ConfigDict, encoder: nn.Module | None) -> tuple[Network, di
     network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(), module=encoder,
                            mean=config.augment.mean, std=config.augment.std)
     images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, len(config.augment.mean)))
-    initial = jit_once(lambda: init_variables(network, jax.random.key(config.seed), images))()
+    initial = jit_seldom(lambda: init_variables(network, jax.random.key(config.seed), images))()
     return network, jax.device_get(initial)
 
 

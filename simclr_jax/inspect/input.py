@@ -180,7 +180,7 @@ def _accelerator_rate(source: Source, inputs: Inputs, config: ConfigDict, mesh) 
     _, init_state, train_step, shardings = build(
         config, mesh, num_examples=source.num_examples, num_classes=source.num_classes, num_steps=num_steps,
         inputs=inputs)
-    state = steps.jit_once(init_state, out_shardings=shardings)()
+    state = steps.jit_seldom(init_state, out_shardings=shardings)()
     with inputs.batches(source, mesh) as batches:
         batch = next(batches)
     for _ in range(3):

@@ -10,8 +10,8 @@ from simclr_jax.training.leaves import Leaves, OneByOne
 from simclr_jax.training.state import TrainState
 
 
-def jit_once(function: Callable, **options) -> Callable:
-    """`jax.jit` for what runs once, an initialisation: on a CPU it compiles six times faster.
+def jit_seldom(function: Callable, **options) -> Callable:
+    """`jax.jit` for what runs once or seldom: on a CPU it compiles up to six times faster.
 
     XLA's CPU compiler takes seconds to optimise the drawing of random numbers, once for each shape.
     """

@@ -44,7 +44,7 @@ def test_the_parts_of_the_memory_add_up(step):
 def test_the_parts_are_those_of_the_real_state(step):
     config, mesh = load(), sharding.make_mesh()
     _, init_state, _, shardings = build(config, mesh, num_examples=15_360, num_classes=10, num_steps=12)
-    state = steps.jit_once(init_state, out_shardings=shardings)()
+    state = steps.jit_seldom(init_state, out_shardings=shardings)()
     sizes = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(getattr(state, name)))
              for name in ('params', 'opt_state', 'batch_stats', 'method_state')}
     parts = step[0]['memory']
