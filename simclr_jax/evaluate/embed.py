@@ -131,7 +131,7 @@ def output_paths(file: str, workdir: str) -> list[str]:
     if kind not in _KINDS:
         raise ValueError(f'embed.file is {file!r}: its ending chooses the format, {", ".join(_KINDS)}.')
     if kind == '.parquet' and not _has_pyarrow():
-        raise ValueError(f'embed.file is {file!r}: Parquet needs pyarrow, pip install simclr_jax[report]; '
+        raise ValueError(f"embed.file is {file!r}: Parquet needs pyarrow, pip install 'simclr_jax[report]'; "
                          'or write .npz.')
     return [path]
 
@@ -197,7 +197,7 @@ def _write_parquet(file, embedded: Embedded) -> None:
 
 def _read_parquet(path: str) -> Embedded:
     if not _has_pyarrow():
-        raise ValueError('Parquet needs pyarrow, pip install simclr_jax[report]')
+        raise ValueError("Parquet needs pyarrow, pip install 'simclr_jax[report]'")
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path).combine_chunks()

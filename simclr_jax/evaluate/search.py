@@ -116,7 +116,7 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
     try:
         from simclr_jax.report import charts, images, page
     except ImportError as error:
-        print(f'No search.html and search.png: they need {error.name}, pip install simclr_jax[report].')
+        print(f"No search.html and search.png: they need {error.name}, pip install 'simclr_jax[report]'.")
         return
     data, missing, pictures = metadata['data'], '', {}
     trained = pretrained.config

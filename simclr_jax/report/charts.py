@@ -1,6 +1,6 @@
 """The charts of reports and studies: colour-blind-safe, with labelled axes, as PNG.
 
-matplotlib is an extra: `pip install simclr_jax[report]`. Whoever can do without figures catches the
+matplotlib is an extra: `pip install 'simclr_jax[report]'`. Whoever can do without figures catches the
 ImportError of this module. Figures are drawn without pyplot, so that nothing is global.
 """
 

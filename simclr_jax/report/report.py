@@ -36,7 +36,7 @@ def report(config: ConfigDict, workdir: str, *, encoder: Any = None) -> str:
     try:
         from simclr_jax.report import encoder_sections, page, run_sections
     except ImportError as error:
-        raise ValueError(f'A report needs {error.name}: pip install simclr_jax[report].') from error
+        raise ValueError(f"A report needs {error.name}: pip install 'simclr_jax[report]'.") from error
     path, figures = storage.as_path(settings.pretrained or workdir), page.Figures(workdir)
     is_run = path == workdir or storage.exists(os.path.join(path, 'config.json'))
     if is_run:

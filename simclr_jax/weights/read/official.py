@@ -32,6 +32,10 @@ _TF1_EXTRA = re.compile(r'global_step|beta[12]_power|ema_model/.*'
 _STEPS = ('global_step', f'global_step{_VALUE}', f'optimizer/iter{_VALUE}', f'optimizer/_iterations{_VALUE}')
 
 
+class _NotInstalled(ImportError, ValueError):
+    """A package is missing; to the command an error of the user's, as every ValueError."""
+
+
 def is_official(path: str | os.PathLike) -> bool:
     """Whether `path` is a TensorFlow checkpoint or a SavedModel, of whatever model."""
     try:
@@ -140,8 +144,8 @@ def _tensorflow():
     try:
         import tensorflow
     except ImportError as error:
-        raise ImportError('Official SimCLR checkpoints are read with tensorflow, which is not installed: '
-                          'pip install tensorflow-cpu.') from error
+        raise _NotInstalled('Official SimCLR checkpoints are read with tensorflow, which is not installed: '
+                            "pip install 'simclr_jax[tfds]'.") from error
     return tensorflow
 
 

@@ -163,7 +163,8 @@ def _make(name: str, directory: str, job: Job) -> _Outcome:
         return _Outcome(whole, difference, time.time() - started, note, wrong)
 
     if unusable := why_unusable(kind.needs):
-        return outcome(False, note=f'{unusable}: pip install "simclr_jax[export]"')
+        extra = 'tfds' if 'tensorflow' in kind.needs else 'export'
+        return outcome(False, note=f"{unusable}: pip install 'simclr_jax[{extra}]'")
     os.mkdir(directory)
     try:
         kind.write(directory, job)

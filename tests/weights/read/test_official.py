@@ -184,9 +184,10 @@ def test_damaged_files_and_wrong_paths_end_in_a_sentence(tmp_path, tf1, monkeypa
     with pytest.raises(ValueError, match='model.ckpt, variable .* cannot be read: it is damaged'):
         read_official(tmp_path / 'model.ckpt')
     data.write_bytes(whole)
-    with monkeypatch.context() as patch, pytest.raises(ImportError, match='not installed: pip install'):
+    with monkeypatch.context() as patch, pytest.raises(ImportError, match='not installed: pip install') as raised:
         patch.setitem(sys.modules, 'tensorflow', None)
         read_official(tmp_path / 'model.ckpt')
+    assert isinstance(raised.value, ValueError)         # by the command: one sentence
     index.write_bytes(index.read_bytes()[:40])
     with pytest.raises(ValueError, match='model.ckpt cannot be read: it is damaged'):
         read_official(tmp_path / 'model.ckpt')
