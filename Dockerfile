@@ -1,7 +1,8 @@
 # CPU:   docker build -t simclr_jax .
 # GPU:   docker build -t simclr_jax --build-arg EXTRAS=report,gpu .     (run with --gpus all; CUDA comes with the packages)
 # TPU:   docker build -t simclr_jax --build-arg EXTRAS=report,tpu,tfds,gcs .      (launch/gke/jobset.yaml)
-# Run:   docker run --rm -v "$PWD/runs:/runs" simclr_jax --config=smoke --workdir=smoke
+# Run:   mkdir -p runs && docker run --rm --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD/runs:/runs" \
+#            simclr_jax --config=smoke --workdir=smoke      (as you, so that the files in runs/ are yours)
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build

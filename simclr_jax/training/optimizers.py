@@ -193,8 +193,8 @@ def notes_on_probe(weight_decay_groups: Sequence[tuple[str, float]], exclude: Se
     paths = jax.tree.leaves(_map_with_path(lambda path, _: path, params))
     given = [('weight_decay_groups', pattern) for pattern, _ in weight_decay_groups]
     given += [('exclude', pattern) for pattern in exclude if pattern not in EXCLUDE]
-    return [f"optimizer.{field}: '{pattern}' has no effect, for it matches the online probe alone, which has an "
-            'optimiser of its own.' for field, pattern in given
+    return [f"optimizer.{field}: '{pattern}' has no effect: it matches the online probe alone, which has its own "
+            'optimiser.' for field, pattern in given
             if {path.split('/')[0] for path in paths if re.search(pattern, path)} == {'probe'}]
 
 
