@@ -307,7 +307,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
         encoder=fields, head=config.head.to_dict(), predictor=config.predictor.to_dict(),
         num_classes=num_classes if config.eval.online_probe else 0, probe_layer=config.eval.layer,
         mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks, module=encoder)
-    made = make_method(network=network, mesh=mesh, num_train_steps=num_steps,
+    made = make_method(network=network, mesh=mesh, num_train_steps=num_steps, num_examples=num_examples,
                        **({'name': method} if method else config.method))
     platform = mesh.devices.flat[0].platform
     leaves = leaves_for(platform, split=config.shard_state)
@@ -382,7 +382,7 @@ def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int) -> sch
     peak = schedules.scaled_learning_rate(config.optimizer.learning_rate, config.batch_size, config.optimizer.scaling)
     return schedules.make_schedule(
         config.schedule.name, peak=peak, warmup_steps=_warmup_steps(config, num_examples, num_steps)[0],
-        total_steps=num_steps, steps_per_epoch=num_examples / config.batch_size)
+        total_steps=num_steps, steps_per_epoch=num_examples / config.batch_size, drops=config.schedule.drops)
 
 
 def _warmup_steps(config: ConfigDict, num_examples: int, num_steps: int) -> tuple[int, str]:

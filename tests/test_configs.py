@@ -73,7 +73,8 @@ def test_a_recipe_makes_a_step_with_smoke_that_keeps_the_form_of_the_state(path,
     config, state, train_step = built(path, ','.join(filter(None, (argument, 'smoke'))), num_examples=512)
     size = config.augment.image_size
     view = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.float32)
-    batch = {'view1': view, 'view2': view, 'label': jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
+    number = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
+    batch = {'view1': view, 'view2': view, 'label': number, 'index': number}
     new_state, metrics = jax.eval_shape(train_step, state, batch)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state)

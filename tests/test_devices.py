@@ -27,6 +27,7 @@ CASES = {
     'byol': ('byol', {}),
     'simsiam': ('simsiam', {}), 'barlow_twins': ('barlow_twins', {}), 'vicreg': ('vicreg', {}),
     'nnclr': ('nnclr', {'method.queue_size': 80}), 'sup_con': ('sup_con', {}),
+    'instance_discrimination': ('instance_discrimination', {'method.negatives': 16}),
     'simclr in chunks': ('simclr', {'encoder_chunks': 2}),
 }
 
@@ -64,7 +65,8 @@ def views(number):
     rows = slice(number * BATCH, (number + 1) * BATCH)
     noise = np.random.default_rng(number).normal(size=(2, BATCH, SIZE, SIZE, 3)).astype(np.float32)
     view1, view2 = images[rows] / np.float32(255) + 0.1 * noise
-    return {'view1': view1, 'view2': view2, 'label': labels[rows]}
+    return {'view1': view1, 'view2': view2, 'label': labels[rows],
+            'index': np.arange(rows.start, rows.stop, dtype=np.int32)}
 
 
 @functools.cache

@@ -85,8 +85,9 @@ def base_config() -> ConfigDict:
         'exclude': ('(^|/)probe/',),    # from decay and trust ratio, as all scales and biases are
         'frozen': (),                   # regexes over parameter paths: neither gradient nor decay changes these
     })
-    # warmup_cosine; epoch_cosine, which changes between epochs only (MoCo); constant
-    config.schedule = ConfigDict({'name': 'warmup_cosine', 'warmup_epochs': 10.0})
+    # warmup_cosine; epoch_cosine, which changes between epochs only (MoCo); epoch_steps, a tenth from each of
+    # the epochs `drops` on; constant
+    config.schedule = ConfigDict({'name': 'warmup_cosine', 'warmup_epochs': 10.0, 'drops': ()})
     config.few_images = ConfigDict(few_images.NONE)     # what sets below so many images have instead
     config.eval = ConfigDict({
         'online_probe': True,           # a linear classifier on stop-gradient features, trained alongside

@@ -57,6 +57,11 @@ _METHODS = {
               {'hidden_width': 2048, 'out_dim': 256, 'init_stddev': 0.0},
               {'num_layers': 2, 'hidden_width': 4096, 'out_dim': 256, 'final_norm': False, 'final_bias': True,
                'init_stddev': 0.0}),
+    # zhirongw/lemniscate.pytorch main.py; paper, sec. 3.2 and 4
+    'instance_discrimination': ({'name': 'instance_discrimination', 'temperature': 0.07, 'negatives': 4096,
+                                 'memory_momentum': 0.5},
+                                {'mode': 'linear', 'final_norm': False, 'final_bias': True, 'init_stddev': 0.0},
+                                {'mode': 'none'}),
 }
 # HobbitLong/SupContrast networks/resnet_big.py; README, temp 0.1
 _METHODS['sup_con'] = ({**_METHODS['simclr'][0], 'loss': 'sup_con'},
@@ -164,6 +169,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.predictor.update({'out_dim': 32, 'hidden_width': 64})
     if config.method.get('queue_size'):
         config.method.queue_size = 256
+    if 'negatives' in config.method:
+        config.method.negatives = 64
     config.encoder.norm_groups = min(config.encoder.norm_groups, 4)
     config.augment.image_size = 32
     config.encoder.stem = 'cifar'

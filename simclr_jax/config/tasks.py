@@ -81,6 +81,7 @@ _TASKS = {
         'max_batch': 0,                 # where the search ends; 0 = 64 times where it starts
         'chunks': 8,                    # also searched with, where encoder_chunks is 1
         'num_classes': 1000,            # of the online probe: no data set is read
+        'num_images': 1_281_167,        # of the training split: the rows of a memory bank
     },
     # The input path of a data set, taken apart.
     'bench_input': {

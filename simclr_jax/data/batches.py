@@ -124,12 +124,14 @@ class Inputs:
         view, crop = rows(square, jnp.dtype(self.transfer)), rows(square, jnp.uint8)
         box = rows((4,), jnp.int32)
         return {'label': rows((), jnp.int32)} | {
-            'views': {'view1': view, 'view2': view},
+            'views': {'view1': view, 'view2': view, 'index': rows((), jnp.int32)},
             'crops': {'crop1': crop, 'crop2': crop} | position,
             'padded': {'image': rows(padded, jnp.uint8), 'box1': box, 'box2': box} | position}[self.form]
 
     def make_prepare(self, mesh: jax.sharding.Mesh) -> Callable[[dict, jax.Array], dict]:
-        """(batch, step) -> {'view1', 'view2': float32 [B, S, S, C] in [0, 1], 'label': int32 [B]}.
+        """(batch, step) -> {'view1', 'view2': float32 [B, S, S, C] in [0, 1], 'label', 'index': int32 [B]}.
+
+        'index' is the number of an image in the data set; views that were made elsewhere may lack it.
 
         For the training step to call: pure, and sharded over `mesh` as the batch is.
         """
@@ -137,7 +139,7 @@ class Inputs:
 
         def from_views(batch, step):
             del step
-            return {name: value if name == 'label' else as_floats(value) for name, value in batch.items()}
+            return {name: as_floats(value) if name in ('view1', 'view2') else value for name, value in batch.items()}
 
         def from_crops(batch, step):
             del step
@@ -179,7 +181,7 @@ class Inputs:
                                                        sequence=self.sequence), lone_cpu=lone_cpu)
             view1 = first(*(argument[:, 0] for argument in arguments), keys[:, 0])
             view2 = then(view1, keys[:, 1])
-        return {'view1': view1, 'view2': view2, 'label': batch['label']}
+        return {'view1': view1, 'view2': view2, 'label': batch['label'], 'index': batch['index']}
 
 
 def as_floats(images: jax.Array) -> jax.Array:

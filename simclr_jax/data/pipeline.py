@@ -83,7 +83,7 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
 
     Returns:
         Iterator of {'label': int32 [b], -1 for none} and
-        'views': 'view1', 'view2': [b, S, S, C], uint8 or else in [0, 1].
+        'views': 'view1', 'view2': [b, S, S, C], uint8 or else in [0, 1]; 'index': int32 [b].
         'crops': 'crop1', 'crop2': uint8 [b, S, S, C], rounded and clipped, not flipped; 'epoch', 'index':
             int32 [b].
         'padded': 'image': uint8 [b, P, P, C], the part that holds both crops, zeros beyond it; 'box1',
@@ -188,10 +188,11 @@ def _float_crops(views: dict[str, View], seed: int, square: tuple[int, int, int]
             batch[f'{name}/choices'][row] = host.choices(draw, view, square[0])
             if has_noise[name]:
                 batch[f'{name}/noise'][row] = draw.normals(square)
+        batch['index'][row] = index
 
     shapes = {f'{name}/{part}': shape for name in views for part, shape in (
         ('crop', square), ('choices', (host.NUM_CHOICES,)), ('noise', square if has_noise[name] else ()))}
-    return _Form({name: (shape, np.float32) for name, shape in shapes.items()}, fill)
+    return _Form({name: (shape, np.float32) for name, shape in shapes.items()} | {'index': ((), np.int32)}, fill)
 
 
 def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: int, num_threads: int
@@ -209,7 +210,7 @@ def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: 
             raise
 
     def views(chunk):
-        return {'label': chunk['label']} | {
+        return {'label': chunk['label'], 'index': chunk['index']} | {
             name: function(*(chunk[f'{name}/{part}'] for part in ('crop', 'choices', 'noise')))
             for name, function in finish.items()}
 

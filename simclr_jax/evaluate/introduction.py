@@ -30,6 +30,9 @@ def introduction(run: Run, network: Network, params: Any, num_steps: int) -> lis
     if config.method.get('queue_size', 0) > num_examples:
         notes.append(f'method.queue_size is {config.method.queue_size:,}, more than the {num_examples:,} images: the '
                      "queue then includes other views of a query's own image; make it smaller.")
+    if config.method.get('negatives', 0) > num_examples:
+        notes.append(f'method.negatives is {config.method.negatives:,}, more than the {num_examples:,} images: so many '
+                     'are drawn as there are images.')
     if run.is_measurable and config.eval.knn_k > num_examples:
         notes.append(f'eval.knn_k is {config.eval.knn_k}, more than the {num_examples} images: all are used.')
     if not train_source.num_classes:

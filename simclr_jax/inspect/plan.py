@@ -33,7 +33,6 @@ from simclr_jax.train import build, make_inputs, set_channels
 from simclr_jax.training import schedules
 
 _GIB = 1 << 30
-_STEPS_PER_EPOCH = 1000         # affects only the schedule
 _PER_DEVICE = 8                 # images: the grain of the search, a tile of TPU memory (8 rows)
 # The search asks only what fits. Without the last optimisations a TPU compile of ResNet-50 takes a third of
 # the time (77 s against 265 s) and its temporaries differ by 0.2 %. The answer is then compiled in full.
@@ -77,7 +76,7 @@ def lower_step(config: ConfigDict, mesh):
 
     Built and compiled as `train.pretrain` does; nothing is allocated.
     """
-    num_examples = _STEPS_PER_EPOCH * config.batch_size
+    num_examples = config.plan.num_images
     num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
     set_channels(config, config.data.channels or len(config.augment.mean))
     inputs = make_inputs(config)

@@ -6,21 +6,23 @@ from collections.abc import Callable
 from simclr_jax.config.names import is_path, resolve
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.byol import byol
+from simclr_jax.methods.instance_discrimination import instance_discrimination
 from simclr_jax.methods.moco import moco
 from simclr_jax.methods.nnclr import nnclr
 from simclr_jax.methods.redundancy import barlow_twins, vicreg
 from simclr_jax.methods.simclr import simclr
 from simclr_jax.methods.simsiam import simsiam
 
-_METHODS = {'barlow_twins': barlow_twins, 'byol': byol, 'moco': moco, 'nnclr': nnclr, 'simclr': simclr,
-            'simsiam': simsiam, 'vicreg': vicreg}
+_METHODS = {function.__name__: function for function in (
+    barlow_twins, byol, instance_discrimination, moco, nnclr, simclr, simsiam, vicreg)}
 
 
-def make_method(name: str | Callable[..., Method], **arguments) -> Method:
+def make_method(name: str | Callable[..., Method], *, num_examples: int | None = None, **arguments) -> Method:
     """The method called `name`, built from its own keyword arguments.
 
     Args:
         name: byol, moco, simclr, ...; 'package.module:Name' of a function of your own, or the function itself.
+        num_examples: of the training split; given to a function whose signature names it.
         **arguments: network, num_train_steps, mesh, and the other fields of the config's block.
 
     Raises:
@@ -30,8 +32,11 @@ def make_method(name: str | Callable[..., Method], **arguments) -> Method:
         raise ValueError(f'method.name is {name!r}; the methods are {", ".join(sorted(_METHODS))}, or '
                          "'package.module:Name'.")
     build = name if callable(name) else _METHODS.get(name) or resolve(name, 'method.name')
+    signature = inspect.signature(build)
+    if 'num_examples' in signature.parameters and num_examples is not None:
+        arguments['num_examples'] = num_examples
     try:
-        inspect.signature(build).bind(**arguments)
+        signature.bind(**arguments)
     except TypeError as error:
         raise ValueError(f'The method block of the config does not fit method {name!r}: {error}.') from None
     method = build(**arguments)
@@ -41,4 +46,5 @@ def make_method(name: str | Callable[..., Method], **arguments) -> Method:
     return method
 
 
-__all__ = ['Aux', 'Method', 'barlow_twins', 'byol', 'make_method', 'moco', 'nnclr', 'simclr', 'simsiam', 'vicreg']
+__all__ = ['Aux', 'Method', 'barlow_twins', 'byol', 'instance_discrimination', 'make_method', 'moco', 'nnclr', 'simclr',
+           'simsiam', 'vicreg']

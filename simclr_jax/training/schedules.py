@@ -4,10 +4,12 @@ Formulas: google-research/simclr tf2/model.py (WarmUpAndCosineDecay, get_train_s
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -79,14 +81,15 @@ def epoch_cosine(step: jax.typing.ArrayLike, *, peak: float, steps_per_epoch: fl
 
 
 def make_schedule(name: str, *, peak: float, total_steps: int, warmup_steps: int = 0,
-                  steps_per_epoch: float = 1.0) -> Schedule:
-    """The schedule `name`: 'warmup_cosine', 'epoch_cosine' or 'constant'.
+                  steps_per_epoch: float = 1.0, drops: Sequence[float] = ()) -> Schedule:
+    """The schedule `name`: 'warmup_cosine', 'epoch_cosine', 'epoch_steps' or 'constant'.
 
     Args:
         peak: the highest learning rate.
         total_steps: length of the run.
         warmup_steps: of 'warmup_cosine' only.
-        steps_per_epoch: of 'epoch_cosine' only.
+        steps_per_epoch: of 'epoch_cosine' and 'epoch_steps'.
+        drops: of 'epoch_steps' only: the epochs from which on the rate is a tenth of what it was before.
 
     Returns:
         A function of the step (an int or float scalar, traced or not) to a float32 scalar.
@@ -95,13 +98,19 @@ def make_schedule(name: str, *, peak: float, total_steps: int, warmup_steps: int
         ValueError: an unknown name, a setting the schedule would ignore, or a warm-up that
             leaves no step for the cosine.
     """
-    if name not in ('warmup_cosine', 'epoch_cosine', 'constant'):
+    if name not in ('warmup_cosine', 'epoch_cosine', 'epoch_steps', 'constant'):
         raise ValueError(
-            f"unknown schedule '{name}': choose 'warmup_cosine', 'epoch_cosine' or 'constant'.")
+            f"unknown schedule '{name}': choose 'warmup_cosine', 'epoch_cosine', 'epoch_steps' or 'constant'.")
+    if bool(drops) != (name == 'epoch_steps'):
+        raise ValueError(f"schedule.drops is {tuple(drops)} and schedule.name '{name}': 'epoch_steps' needs the epochs "
+                         'at which the rate falls to a tenth, and no other schedule has them.')
     if name != 'warmup_cosine' and warmup_steps:
         raise ValueError(f"schedule '{name}' has no warm-up: set warmup_epochs to 0.")
     if name == 'constant':
         return functools.partial(constant, peak=peak)
+    if name == 'epoch_steps':
+        fall = optax.piecewise_constant_schedule(peak, {math.ceil(epoch * steps_per_epoch): 0.1 for epoch in drops})
+        return lambda step: jnp.asarray(fall(step), jnp.float32)
     if name == 'epoch_cosine':
         return functools.partial(epoch_cosine, peak=peak, steps_per_epoch=steps_per_epoch,
                                  num_epochs=max(1, round(total_steps / steps_per_epoch)))

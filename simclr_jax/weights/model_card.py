@@ -17,7 +17,7 @@ NAME = 'README.md'
 _OWN = 'private images'
 _NETWORKS = {'vit': 'ViT', 'convnext': 'ConvNeXt'}
 _METHODS = {'simclr': 'SimCLR', 'moco': 'MoCo', 'byol': 'BYOL', 'simsiam': 'SimSiam', 'barlow_twins': 'Barlow Twins',
-            'vicreg': 'VICReg', 'nnclr': 'NNCLR'}
+            'vicreg': 'VICReg', 'nnclr': 'NNCLR', 'instance_discrimination': 'Instance discrimination'}
 # Sources whose name tells no path: TFDS's and those of the Hub.
 _PUBLIC = re.compile(r'([A-Za-z]\w*(?:/[\w.-]+)?)(?::\d[\d.]*)?|hf:([A-Za-z][\w-]*(?:/[\w.-]+)?)(?::[\w.-]+)?')
 _TIMM_DEPTHS = (18, 34, 50, 101, 152)

@@ -52,6 +52,7 @@ def test_memory_gives_the_examples_in_the_order_of_the_stream():
         assert sorted(numbers[epoch == e]) == list(range(N))
     labels = np.concatenate([batch['label'] for batch in take(11, batch_size=6)])
     np.testing.assert_array_equal(labels, index % 3)
+    np.testing.assert_array_equal(np.concatenate([batch['index'] for batch in take(11, batch_size=6)]), index)
 
 
 def test_memory_resumes_at_any_step_also_across_epochs():
@@ -149,7 +150,7 @@ def test_an_abstract_batch_is_what_the_form_takes(form):
     views = jax.eval_shape(make_prepare(form), batch, 0)
     image = (4, SIZE, SIZE, 3), 'float32'
     assert {name: (view.shape, view.dtype.name) for name, view in views.items()} == {
-        'view1': image, 'view2': image, 'label': ((4,), 'int32')}
+        'view1': image, 'view2': image, 'label': ((4,), 'int32'), 'index': ((4,), 'int32')}
 
 
 # ---- reading ahead -----------------------------------------------------------------------------------

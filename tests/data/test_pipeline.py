@@ -89,6 +89,7 @@ def test_row_r_of_step_s_is_the_example_at_position_s_times_batch_plus_r(sources
     batch = joined(train_steps(source, 8, view=IDENTITY))
     np.testing.assert_allclose(batch['view1'], np.stack([_image(source, i) for i in index]) / 255, atol=1e-6)
     np.testing.assert_array_equal(batch['label'], source.labels[index])
+    np.testing.assert_array_equal(batch['index'], index)
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -77,6 +77,7 @@ def test_constant():
     ('constant', {}, 1.0),
     ('warmup_cosine', {'warmup_steps': 8}, 0.5),
     ('epoch_cosine', {'steps_per_epoch': 3.0}, 0.75),      # epoch 1 of 3
+    ('epoch_steps', {'steps_per_epoch': 1.5, 'drops': (1, 2.5, 3)}, 0.01),      # from steps 2, 4 and 5 on
 ])
 def test_builder_makes_the_named_schedule(name, settings, at_four):
     schedule = make_schedule(name, peak=1.0, total_steps=10, **settings)
@@ -92,6 +93,8 @@ def test_builder_makes_the_named_schedule(name, settings, at_four):
     ('epoch_cosine', {'warmup_steps': 5}, "'epoch_cosine' has no warm-up"),
     ('warmup_cosine', {'warmup_steps': 10}, r'warmup_steps 10 must lie in \[0, total_steps 10\)'),
     ('warmup_cosine', {'warmup_steps': -1}, 'warmup_steps -1'),
+    ('epoch_steps', {}, "'epoch_steps' needs the epochs"),
+    ('constant', {'drops': (2,)}, 'no other schedule has them'),
 ])
 def test_settings_that_make_no_sense_are_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
