@@ -2,6 +2,7 @@
 
     python -m simclr_jax.main --config=configs/byol.py --workdir=DIR                 # 1000 epochs
     python -m simclr_jax.main --config=configs/byol.py:epochs=300 --workdir=DIR
+    python -m simclr_jax.main --config=configs/byol.py:multi_crop --workdir=DIR
     python -m simclr_jax.main --config=configs/byol.py:data=cifar10 --workdir=DIR
 
 Hardware: a TPU pod slice for the batch of 4096. Not run to the end by this project, which has none.
@@ -11,6 +12,7 @@ CIFAR-10, ResNet-18, 1000 epochs: 92.6 (solo-learn README, online linear probe).
 Numbers: deepmind-research byol/configs/byol.py, whose presets go by the number of epochs (40, 100, 300,
 1000; another number takes the next longer preset). CIFAR-10: learning rate of byol/README.md's small
 run, momentum, batch and views of solo-learn scripts/pretrain/cifar/byol.yaml, whose LARS is another.
+`multi_crop`, six small views (facebookresearch/swav scripts/swav_200ep_pretrain.sh), is not the paper's.
 """
 
 from simclr_jax import config as recipes
@@ -21,7 +23,7 @@ _PRESETS = {40: (0.45, 1e-6, 0.97), 100: (0.45, 1e-6, 0.99), 300: (0.3, 1e-6, 0.
 
 
 def get_config(argument: str = '') -> recipes.ConfigDict:
-    options = recipes.parse_argument(argument, data='imagenet', epochs=1000.0, batch=0)
+    options = recipes.parse_argument(argument, data='imagenet', epochs=1000.0, batch=0, multi_crop=False)
     config = recipes.base_config()
     recipes.use_method(config, 'byol')
     config.num_epochs = options.epochs
@@ -37,6 +39,8 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
         config.data.test_split = 'validation'
         config.batch_size = options.batch or 4096
         config.augment = recipes.byol_augment(image_size=224)
+        if options.multi_crop:
+            recipes.use_multi_crop(config)
         config.eval.knn_every_epochs = 20.0
         config.eval.linear_at_end = False           # too many features: run configs/linear.py instead
         config.linear.update({                      # byol/configs/linear.py

@@ -3,6 +3,7 @@
     python -m simclr_jax.main --config=configs/moco_v2.py --workdir=DIR
     python -m simclr_jax.main --config=configs/moco_v2.py:epochs=800 --workdir=DIR
     python -m simclr_jax.main --config=configs/moco_v2.py:v3,epochs=100 --workdir=DIR
+    python -m simclr_jax.main --config=configs/moco_v2.py:v3,multi_crop --workdir=DIR
     python -m simclr_jax.main --config=configs/moco_v2.py:data=cifar10 --workdir=DIR
 
 Hardware: 8 GPUs; the original took 53 hours on 8 V100 for 200 epochs (facebookresearch/moco README).
@@ -13,6 +14,7 @@ CONFIG.md). CIFAR-10, ResNet-18: kNN 82.6 at 200 epochs, 88.7 at 800; `symmetric
 
 Numbers: facebookresearch/moco main_moco.py and README with --mlp --moco-t 0.2 --aug-plus --cos; v3:
 facebookresearch/moco-v3 main_moco.py and CONFIG.md; CIFAR-10: moco's colab/moco_cifar10_demo.ipynb.
+`multi_crop`, six small views (facebookresearch/swav scripts/swav_200ep_pretrain.sh), is not the papers'.
 """
 
 from simclr_jax import config as recipes
@@ -20,7 +22,7 @@ from simclr_jax import config as recipes
 
 def get_config(argument: str = '') -> recipes.ConfigDict:
     options = recipes.parse_argument(argument, data='imagenet', v3=False, symmetric=False, epochs=0.0,
-                                      batch=0)
+                                      batch=0, multi_crop=False)
     config = recipes.base_config()
     recipes.use_method(config, 'moco_v3' if options.v3 else 'moco_v2')
     if options.data == 'imagenet':
@@ -31,6 +33,8 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
         _cifar10(config, options)
     else:
         raise ValueError(f'data={options.data}: it is imagenet, or without v3 cifar10.')
+    if options.multi_crop:
+        recipes.use_multi_crop(config)
     recipes.resize_as_torchvision(config)
     config.eval.knn_every_epochs = 20.0
     config.method.symmetric = config.method.symmetric or options.symmetric

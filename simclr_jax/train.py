@@ -51,7 +51,7 @@ from simclr_jax.training import checkpoint, optimizers as optim, schedules, step
 from simclr_jax.training.leaves import leaves_for
 from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.presets import small_views_of, views_of
 
 # What two runs of one workdir may differ in: nothing that changes a parameter; those of data that would are
 # held to what the workdir has by loading.resumed.
@@ -309,6 +309,9 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num
         mean=config.augment.mean, std=config.augment.std, encoder_chunks=config.encoder_chunks, module=encoder)
     made = make_method(network=network, mesh=mesh, num_train_steps=num_steps, num_examples=num_examples,
                        **({'name': method} if method else config.method))
+    if config.augment.get('small_views', 0) and not made.takes_small_views:
+        raise ValueError(f'augment.small_views is {config.augment.small_views}: method {config.method.name!r} compares '
+                         'two views; set it to 0, or take simclr, byol or moco.')
     platform = mesh.devices.flat[0].platform
     leaves = leaves_for(platform, split=config.shard_state)
     optimizer = optim.make_optimizer(**_optimizer_settings(config), leaves=leaves)
@@ -357,15 +360,16 @@ def _optimizer_settings(config: ConfigDict) -> dict[str, Any]:
 
 def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str = '',
                 views: tuple[View, View] | None = None) -> Inputs:
-    """How the batches of a run are made; without a source or a form, as of one that is read from files."""
+    """How the batches of a run are made: without a source those of files, with a form those of views made elsewhere."""
     view1, view2 = views or views_of(config.augment)
-    channels = len(config.augment.mean)
+    small, channels = None if form else small_views_of(config.augment), len(config.augment.mean)
     if channels != 3:
         view1, view2 = view1.without_rgb(), view2.without_rgb()
+        small = small and dataclasses.replace(small, view=small.view.without_rgb())
     size, reading = config.augment.image_size, {'transfer': config.data.transfer, 'pad_to': config.data.pad_to}
     form = form or choose_form(config.data.augment_on, image_size=size, source=source, **reading)
     return Inputs(form, view1, view2, size, config.seed, config.batch_size, tuple(config.augment.sequence),
-                  num_threads=config.data.num_threads, channels=channels, **reading)
+                  num_threads=config.data.num_threads, channels=channels, small=small, **reading)
 
 
 def set_channels(config: ConfigDict, channels: int) -> None:

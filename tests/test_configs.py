@@ -24,10 +24,11 @@ CONFIGS = sorted(pathlib.Path(__file__).parent.parent.joinpath('configs').glob('
 EVALUATION = {'linear': {'random', 'pretrained'}, 'finetune': {'scratch', 'pretrained'},
               'transfer': {'random', 'pretrained', 'raw pixels'}}           # the encoders that each measures
 PRETRAINING = [path for path in CONFIGS if path.stem not in (*EVALUATION, 'distil')]
-ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152'],
+ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152', 'multi_crop'],
              'imagenet_v2': ['depth=152,width=3,sk=true'], 'folder': ['size=32'],
-             'moco_v2': ['v3', 'v3,epochs=1000', 'symmetric', 'data=cifar10', 'data=cifar10,symmetric'],
-             'byol': ['epochs=300', 'data=cifar10'], 'simsiam': ['data=cifar10'],
+             'moco_v2': ['v3', 'v3,epochs=1000', 'v3,multi_crop', 'symmetric', 'data=cifar10',
+                         'data=cifar10,symmetric'],
+             'byol': ['epochs=300', 'multi_crop', 'data=cifar10'], 'simsiam': ['data=cifar10'],
              'barlow_twins': ['vicreg'], 'moco_v3_vit': ['data=cifar10'],
              'smoke': ['no_colour', *(f'method={name}' for name in METHODS if name != 'simclr')]}
 WITH_PREDICTOR, WITH_TARGET = ('byol', 'simsiam', 'nnclr'), ('byol', 'moco')
@@ -75,6 +76,9 @@ def test_a_recipe_makes_a_step_with_smoke_that_keeps_the_form_of_the_state(path,
     view = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.float32)
     number = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
     batch = {'view1': view, 'view2': view, 'label': number, 'index': number}
+    if config.augment.small_views:
+        small = (config.batch_size, config.augment.small_views, *[config.augment.small_size] * 2, 3)
+        batch['small'] = jax.ShapeDtypeStruct(small, np.float32)
     new_state, metrics = jax.eval_shape(train_step, state, batch)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state)

@@ -28,6 +28,7 @@ CASES = {
     'simsiam': ('simsiam', {}), 'barlow_twins': ('barlow_twins', {}), 'vicreg': ('vicreg', {}),
     'nnclr': ('nnclr', {'method.queue_size': 80}), 'sup_con': ('sup_con', {}),
     'instance_discrimination': ('instance_discrimination', {'method.negatives': 16}),
+    'byol, small views': ('byol', {}),
     'simclr in chunks': ('simclr', {'encoder_chunks': 2}),
 }
 
@@ -65,8 +66,8 @@ def views(number):
     rows = slice(number * BATCH, (number + 1) * BATCH)
     noise = np.random.default_rng(number).normal(size=(2, BATCH, SIZE, SIZE, 3)).astype(np.float32)
     view1, view2 = images[rows] / np.float32(255) + 0.1 * noise
-    return {'view1': view1, 'view2': view2, 'label': labels[rows],
-            'index': np.arange(rows.start, rows.stop, dtype=np.int32)}
+    index = np.arange(rows.start, rows.stop, dtype=np.int32)
+    return {'view1': view1, 'view2': view2, 'label': labels[rows], 'index': index}
 
 
 @functools.cache
@@ -93,6 +94,8 @@ def train(case, num_devices, *, order=None, split=False):
     metrics = []
     for number in range(STEPS):
         rows = jax.tree.map(lambda leaf: leaf if order is None else leaf[list(order)], views(number))
+        if 'small' in case:
+            rows['small'] = np.stack([rows['view1'][:, :8, :8], rows['view2'][:, 8:, 8:]], axis=1)
         batch = sharding.put_batch(mesh, rows)
         if number == 0:
             step = step.lower(state, batch).compile()

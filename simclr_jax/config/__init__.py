@@ -32,9 +32,10 @@ from simclr_jax.config.recipes import (
     resize_as_torchvision,
     smoke,
     use_method,
+    use_multi_crop,
 )
 
 __all__ = ['ConfigDict', 'IMAGENET_MEAN', 'IMAGENET_STD', 'augment_config', 'base_config', 'byol_augment',
            'check_profile_steps', 'check_values', 'describe', 'flatten', 'for_short_runs', 'moco_augment',
            'nearest_field', 'parse_argument', 'recipe_path', 'recipes_here', 'resize_as_torchvision', 'smoke',
-           'use_method', 'view_config']
+           'use_method', 'use_multi_crop', 'view_config']

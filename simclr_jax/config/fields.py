@@ -119,9 +119,9 @@ def base_config() -> ConfigDict:
 
 
 def view_config(augment: ConfigDict, view: str) -> dict[str, dict]:
-    """The operations of 'view1' or 'view2' as plain dicts: the shared ones with the view's overrides."""
+    """The operations of 'view1', 'view2' or 'small_view' as plain dicts: the shared ones with its overrides."""
     operations = {name: dict(value) for name, value in augment.items()
-                  if isinstance(value, ConfigDict) and name not in ('view1', 'view2')}
+                  if isinstance(value, ConfigDict) and name not in ('view1', 'view2', 'small_view')}
     for name, overrides in augment[view].items():
         if name not in operations:
             raise ValueError(f'augment.{view} overrides {name!r}, which is not an operation; '

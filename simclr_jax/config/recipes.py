@@ -119,6 +119,10 @@ def augment_config(*, image_size: int, strength: float, blur: bool = True) -> Co
         'extra': (),                    # then functions of (image, key): 'package.module:function'
         'view1': {},
         'view2': {},
+        # Multi-crop: so many further views of each image, small ones (facebookresearch/swav main_swav.py has 6).
+        'small_views': 0,
+        'small_size': 96,               # scripts/swav_200ep_pretrain.sh, as the area
+        'small_view': {'crop': {'area': (0.05, 0.14)}},     # overrides, as those of view1
     })
 
 
@@ -155,6 +159,11 @@ def resize_as_torchvision(config: ConfigDict, method: str = 'bilinear') -> None:
         block.update({'resize': method, 'antialias': True})
 
 
+def use_multi_crop(config: ConfigDict) -> None:
+    """Six small views beside the two, whose crops begin at 14 % of the area (scripts/swav_200ep_pretrain.sh)."""
+    config.augment.small_views, config.augment.crop.area = 6, (0.14, 1.0)
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same recipe on embedded data with a tiny network and 12 steps, to see that it runs."""
     config.data.source = 'shapes'
@@ -172,7 +181,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if 'negatives' in config.method:
         config.method.negatives = 64
     config.encoder.norm_groups = min(config.encoder.norm_groups, 4)
-    config.augment.image_size = 32
+    config.augment.update({'image_size': 32, 'small_size': 16, 'small_views': min(config.augment.small_views, 2)})
     config.encoder.stem = 'cifar'
     config.eval.update({'crop_proportion': 1.0, 'batch_size': 64, 'knn_k': 20})
     config.linear.update({'batch_size': 64, 'num_epochs': 2.0})

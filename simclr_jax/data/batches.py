@@ -27,7 +27,7 @@ from simclr_jax.data import order, pipeline
 from simclr_jax.data.source import Source
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device, host
-from simclr_jax.views.fields import View
+from simclr_jax.views.fields import SmallViews, View
 from simclr_jax.views.resize import Resize
 
 _MEMORY_BYTES = 4 << 30         # of every device, at most, for a data set that lies there
@@ -71,9 +71,11 @@ class Inputs:
             (see `device.augment_in_sequence`): of the same crop, therefore.
         transfer, pad_to, num_threads: see `data.pipeline.train_batches`.
         channels: C, of an image.
+        small: further views of each image; None for none. Forms 'crops' and 'memory' can have them.
 
     Raises:
-        ValueError: a sequence, or functions of the user's, for views that are made on the host; or both.
+        ValueError: a sequence, or functions of the user's, for views that are made on the host; or both; small views
+            with a sequence, or of a form that cannot have them.
     """
 
     form: str
@@ -87,6 +89,7 @@ class Inputs:
     pad_to: int = 0
     num_threads: int = 0
     channels: int = 3
+    small: SmallViews | None = None
 
     def __post_init__(self):
         if self.sequence and self.form == 'views':
@@ -94,6 +97,9 @@ class Inputs:
         if self.form == 'views':
             for view in (self.view1, self.view2):
                 host.check_view(view)
+        if self.small and (self.sequence or self.form not in ('crops', 'memory')):
+            raise ValueError("augment.small_views needs data.augment_on='device', data.pad_to=0 and no "
+                             'augment.sequence.')
         if self.sequence and self.view2.extra:
             raise ValueError('augment.sequence already lists every operation of view 2: it cannot be combined '
                              'with augment.extra.')
@@ -110,7 +116,7 @@ class Inputs:
             source, seed=self.seed, batch_size=self.batch_size, form=self.form, view1=self.view1,
             view2=self.view2, image_size=self.image_size, start_step=start_step,
             shard_index=jax.process_index(), shard_count=jax.process_count(), num_threads=self.num_threads,
-            transfer=self.transfer, pad_to=self.pad_to)
+            transfer=self.transfer, pad_to=self.pad_to, small=self.small)
         return Prefetch(batches, functools.partial(sharding.put_batch, mesh))
 
     def abstract_batch(self, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -123,15 +129,17 @@ class Inputs:
         position = {'epoch': rows((), jnp.int32), 'index': rows((), jnp.int32)}
         view, crop = rows(square, jnp.dtype(self.transfer)), rows(square, jnp.uint8)
         box = rows((4,), jnp.int32)
+        small = self.small and {'small': rows((self.small.count, *[self.small.size] * 2, self.channels), jnp.uint8)}
         return {'label': rows((), jnp.int32)} | {
             'views': {'view1': view, 'view2': view, 'index': rows((), jnp.int32)},
-            'crops': {'crop1': crop, 'crop2': crop} | position,
+            'crops': {'crop1': crop, 'crop2': crop} | position | (small or {}),
             'padded': {'image': rows(padded, jnp.uint8), 'box1': box, 'box2': box} | position}[self.form]
 
     def make_prepare(self, mesh: jax.sharding.Mesh) -> Callable[[dict, jax.Array], dict]:
         """(batch, step) -> {'view1', 'view2': float32 [B, S, S, C] in [0, 1], 'label', 'index': int32 [B]}.
 
-        'index' is the number of an image in the data set; views that were made elsewhere may lack it.
+        'index' is the number of an image in the data set; views that were made elsewhere may lack it. The k small
+        views, of side s, are 'small': float32 [B, k, s, s, C].
 
         For the training step to call: pure, and sharded over `mesh` as the batch is.
         """
@@ -144,7 +152,8 @@ class Inputs:
         def from_crops(batch, step):
             del step
             crops = jnp.stack([batch['crop1'], batch['crop2']], axis=1)         # [B, 2, S, S, C]
-            return self._both(device.augment_crop, (crops,), batch, mesh)
+            small = self._small(device.augment_crop, (batch['small'],), batch, mesh) if self.small else {}
+            return self._both(device.augment_crop, (crops,), batch, mesh) | small
 
         def from_padded(batch, step):
             del step
@@ -158,8 +167,13 @@ class Inputs:
             index = data['order'][rows]
             batch = {'label': data['labels'][index], 'index': index,
                      'epoch': data['epoch'] + (rows >= len(data['images']))}
-            images = jnp.stack([data['images'][index]] * 2, axis=1)             # [B, 2, H, W, C]
-            return self._both(functools.partial(device.augment, **resized), (images,), batch, mesh)
+            images = data['images'][index]                                      # [B, H, W, C]
+            views = self._both(functools.partial(device.augment, **resized), (jnp.stack([images] * 2, axis=1),),
+                               batch, mesh)
+            if self.small:
+                views |= self._small(functools.partial(device.augment, image_size=self.small.size),
+                                     (jnp.stack([images] * self.small.count, axis=1),), batch, mesh)
+            return views
 
         return {'views': from_views, 'crops': from_crops, 'padded': from_padded,
                 'memory': from_memory}[self.form]
@@ -167,11 +181,7 @@ class Inputs:
     def _both(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, mesh: jax.sharding.Mesh
               ) -> dict[str, jax.Array]:
         """The two views by function(*one view's arguments, key, view=view), see `device.both_views`."""
-        root = jax.random.fold_in(jax.random.key(self.seed), _VIEWS)
-        keys = jax.vmap(lambda epoch, index: jax.vmap(functools.partial(                # [B, 2]
-            jax.random.fold_in, jax.random.fold_in(jax.random.fold_in(root, epoch), index)))(jnp.arange(2)))(
-                batch['epoch'], batch['index'])
-        lone_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
+        keys, lone_cpu = self._keys(batch, jnp.arange(2)), _is_lone_cpu(mesh)
         if not self.sequence:
             view1, view2 = device.both_views(function, (self.view1, self.view2), *arguments, keys,
                                              lone_cpu=lone_cpu)
@@ -182,6 +192,25 @@ class Inputs:
             view1 = first(*(argument[:, 0] for argument in arguments), keys[:, 0])
             view2 = then(view1, keys[:, 1])
         return {'view1': view1, 'view2': view2, 'label': batch['label'], 'index': batch['index']}
+
+    def _small(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, mesh: jax.sharding.Mesh
+               ) -> dict[str, jax.Array]:
+        """The small views by function(*one view's arguments, key, view=view); arguments [B, k, ...]."""
+        assert self.small
+        keys = self._keys(batch, 2 + jnp.arange(self.small.count))
+        made = device.over_batch(functools.partial(function, view=self.small.view), lone_cpu=_is_lone_cpu(mesh))
+        return {'small': made(*arguments, keys)}
+
+    def _keys(self, batch: dict, slots: jax.Array) -> jax.Array:
+        """Of the views `slots` [k] of each image: keys [B, k]."""
+        root = jax.random.fold_in(jax.random.key(self.seed), _VIEWS)
+        return jax.vmap(lambda epoch, index: jax.vmap(functools.partial(
+            jax.random.fold_in, jax.random.fold_in(jax.random.fold_in(root, epoch), index)))(slots))(
+                batch['epoch'], batch['index'])
+
+
+def _is_lone_cpu(mesh: jax.sharding.Mesh) -> bool:
+    return mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
 
 
 def as_floats(images: jax.Array) -> jax.Array:

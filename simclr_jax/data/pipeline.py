@@ -28,7 +28,7 @@ from simclr_jax.data.order import Batch, Memory, check_batch_size, epoch_and_ind
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.views import host
 from simclr_jax.views.draws import Box, Draws, union
-from simclr_jax.views.fields import View
+from simclr_jax.views.fields import SmallViews, View
 from simclr_jax.views.resize import Resize
 
 _AHEAD = 2      # batches in the making while one is in use
@@ -66,8 +66,8 @@ class _Row(NamedTuple):
 
 def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view1: View, view2: View,
                   image_size: int, start_step: int = 0, shard_index: int = 0,
-                  shard_count: int = 1, num_threads: int = 0, transfer: str = 'uint8', pad_to: int = 0
-                  ) -> Iterator[Batch]:
+                  shard_count: int = 1, num_threads: int = 0, transfer: str = 'uint8', pad_to: int = 0,
+                  small: SmallViews | None = None) -> Iterator[Batch]:
     """Endless batches for two views per image, from step `start_step` on.
 
     Args:
@@ -80,12 +80,13 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
         start_step: the number of batches already taken.
         num_threads: that decode; 0 takes a few more than there are processors.
         transfer: 'uint8' (rounded), 'bfloat16' or 'float32', of form 'views'. pad_to: P >= 2 S, of 'padded'.
+        small: further views, of form 'crops'.
 
     Returns:
         Iterator of {'label': int32 [b], -1 for none} and
         'views': 'view1', 'view2': [b, S, S, C], uint8 or else in [0, 1]; 'index': int32 [b].
         'crops': 'crop1', 'crop2': uint8 [b, S, S, C], rounded and clipped, not flipped; 'epoch', 'index':
-            int32 [b].
+            int32 [b]; with k small views of side s 'small': uint8 [b, k, s, s, C], likewise.
         'padded': 'image': uint8 [b, P, P, C], the part that holds both crops, zeros beyond it; 'box1',
             'box2': int32 [b, 4], the crops in it as (top, left, height, width); 'epoch', 'index'. Where that
             part exceeds P, both crops are made here and lie side by side, S x S each.
@@ -95,7 +96,7 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
             of range, or, from `next`, more than source.max_bad_share of the images cannot be read.
     """
     check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
-    make_form = {'views': _float_crops, 'crops': _crops,
+    make_form = {'views': _float_crops, 'crops': functools.partial(_crops, small=small),
                  'padded': functools.partial(_padded, pad_to=pad_to)}[form]
     rows = make_form({'view1': view1, 'view2': view2}, seed, (image_size, image_size, source.channels))
     chunk = 0 if form != 'views' else _CHUNK_OF_SMALL if image_size <= _SMALL_SIDE else _CHUNK
@@ -230,15 +231,20 @@ def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: 
         is_left.set()
 
 
-def _crops(views: dict[str, View], seed: int, square: tuple[int, int, int]) -> _Form:
+def _crops(views: dict[str, View], seed: int, square: tuple[int, int, int], *, small: SmallViews | None) -> _Form:
+    further, size = ([small.view] * small.count, small.size) if small else ([], 0)
+
     def fill(batch, row, image, epoch, index):
-        _, boxes, region = _decode_boxes(views.values(), seed, image, epoch, index)
+        _, boxes, region = _decode_boxes([*views.values(), *further], seed, image, epoch, index)
         for name, box, view in zip(('crop1', 'crop2'), boxes, views.values()):
             crop_resize(region, box, square[0], out=batch[name][row], resize=view.crop.resized)
+        for place, (box, view) in enumerate(zip(boxes[len(views):], further)):
+            crop_resize(region, box, size, out=batch['small'][row, place], resize=view.crop.resized)
         batch['epoch'][row], batch['index'][row] = epoch, index
 
     crop, number = (square, np.uint8), ((), np.int32)
-    return _Form({'crop1': crop, 'crop2': crop, 'epoch': number, 'index': number}, fill)
+    more = {'small': ((small.count, small.size, small.size, square[2]), np.uint8)} if small else {}
+    return _Form({'crop1': crop, 'crop2': crop, 'epoch': number, 'index': number} | more, fill)
 
 
 def _padded(views: dict[str, View], seed: int, square: tuple[int, int, int], *, pad_to: int) -> _Form:

@@ -60,6 +60,8 @@ def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     report = {'device': devices[0].device_kind, 'num_devices': mesh.size, 'topology': config.plan.topology,
               'batch_size': config.batch_size, 'encoder_chunks': config.encoder_chunks,
               'chip': chip._asdict(), 'step': inspect_step(config, mesh, chip)}
+    if config.augment.small_views:
+        report['flops_without_small_views'] = _without_small_views(config, mesh)
     for title, columns, rows in tables(report):
         _say(f'\n{plain_table(title, columns, rows)}')
     if config.plan.search:
@@ -71,11 +73,24 @@ def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     return report
 
 
+def _without_small_views(config: ConfigDict, mesh) -> float:
+    """FLOPs of the step for each device, were there but the two views."""
+    config = ConfigDict(config.to_dict())
+    config.augment.small_views = 0
+    return trace_step(config, mesh)[2] / mesh.size
+
+
 def lower_step(config: ConfigDict, mesh):
     """(the training step lowered for the mesh, its abstract arguments (state, batch), its FLOPs).
 
     Built and compiled as `train.pretrain` does; nothing is allocated.
     """
+    traced, arguments, flops = trace_step(config, mesh)
+    return traced.lower(), arguments, flops
+
+
+def trace_step(config: ConfigDict, mesh):
+    """As `lower_step`, the step traced only."""
     num_examples = config.plan.num_images
     num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
     set_channels(config, config.data.channels or len(config.augment.mean))
@@ -86,7 +101,7 @@ def lower_step(config: ConfigDict, mesh):
     batch = inputs.abstract_batch(mesh)
     state = jax.tree.map(_place, jax.eval_shape(init_state), shardings)
     traced = train_step.trace(state, batch)
-    return traced.lower(), (state, batch), hlo.count_flops(traced.jaxpr.jaxpr)
+    return traced, (state, batch), hlo.count_flops(traced.jaxpr.jaxpr)
 
 
 def _place(array: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
@@ -223,6 +238,11 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
         amounts['memory'] = f'{step["bytes_accessed"] / 1e9:,.4g} GB{_or_more(step["loops_counted_once"])}'
     if step.get('kernels'):
         found.append(('Kernels of a step', ['kernels', 'number'], [['all', f'{step["kernels"]:,}']]))
+    if 'flops_without_small_views' in report:
+        without = report['flops_without_small_views']
+        found.append(('What small views cost', ['views', 'TFLOP of a step, per device', 'times'], [
+            [name, f'{flops / 1e12:,.4g}', f'{flops / without:.2f}']
+            for name, flops in (('two', without), ('all', step['flops']))]))
     floor = step['floor']
     slowest = max(floor, key=floor.get, default='')
     title = 'Floor of a step, from peak rates'

@@ -22,7 +22,7 @@ class Method(NamedTuple):
     init(key, images [1, H, W, 3]) -> (params, batch_stats, method_state)
     loss(params, batch_stats, method_state, batch, key) -> (scalar float32, Aux)
       batch: {'view1', 'view2': [N, H, W, 3], 'label': [N] int32, -1 = none, 'index': [N] int32, the images'
-      numbers in the training split}, sharded along N.
+      numbers in the training split}, sharded along N; with k small views of side s also 'small': [N, k, s, s, 3].
       key: of this step, for whatever the method draws.
     after_update(method_state, params, aux, step) -> method_state
       called with the new params and the number of updates before this one; `method_state` (a target
@@ -33,3 +33,4 @@ class Method(NamedTuple):
     init: Callable[..., tuple[Tree, Tree, Tree]]
     loss: Callable[..., tuple[jax.Array, Aux]]
     after_update: Callable[..., Tree]
+    takes_small_views: bool = False     # whether `loss` reads 'small'

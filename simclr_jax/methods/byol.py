@@ -1,11 +1,13 @@
 """BYOL (Grill et al. 2020, Algorithm 1): predict the target network's projection of the other view."""
 
 import jax
+import jax.numpy as jnp
 
 from simclr_jax.methods.base import Method
 from simclr_jax.methods.parts import (
     interleave_views,
     moving_average,
+    predict_small_views,
     split_views,
     target_network,
     target_params,
@@ -22,7 +24,8 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
 
     Each view is predicted from the other: the loss is the sum of both directions, mean over images.
     BatchNorm sees each view by itself (unless encoder.norm_groups says otherwise), as in the official
-    code, which makes one pass a view.
+    code, which makes one pass a view. Small views predict both targets and are no target; the loss is then twice
+    the mean over all directions.
 
     Args:
         network: encoder, projector, predictor and, if it has classes, the online probe. Without a
@@ -50,16 +53,18 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
         images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
         output, batch_stats = forward_train(online, params, batch_stats, images, key=key,
                                             num_devices=num_devices)
+        small, batch_stats = predict_small_views(network, params, batch_stats, batch, each_view=True, key=key,
+                                                 num_devices=num_devices)
         followed = method_state['target']
         aimed_at = followed['params'] if stop_gradient else target_params(params)
         aim, target_stats = forward_train(target, aimed_at, followed['batch_stats'], images,
                                           key=jax.random.fold_in(key, 1), num_devices=num_devices)
         goal = jax.lax.stop_gradient(aim.projection) if stop_gradient else aim.projection
-        prediction1, prediction2 = split_views(output.prediction)                # [N, D] each
-        goal1, goal2 = split_views(goal)
+        goals = split_views(goal)                                                # [N, D] each
+        predictions = split_views(output.prediction)
+        pairs = [*zip(predictions, goals[::-1]), *((other, each) for other in small for each in goals)]
         with jax.named_scope('loss'):
-            regression = (cosine_regression(prediction1, goal2)
-                          + cosine_regression(prediction2, goal1)).mean()
+            regression = 2 / len(pairs) * jnp.mean(sum(cosine_regression(*pair) for pair in pairs))
             return with_probe(regression, {'regression_loss': regression}, output, batch['label'], batch_stats,
                               carry=target_stats)
 
@@ -69,4 +74,4 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
         followed = moving_average(method_state['target']['params'], params, rate)
         return {'target': {'params': followed, 'batch_stats': aux.carry}}
 
-    return Method(init, loss, after_update)
+    return Method(init, loss, after_update, takes_small_views=True)

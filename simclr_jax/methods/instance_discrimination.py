@@ -52,7 +52,7 @@ def instance_discrimination(network: Network, *, num_train_steps: int, num_examp
             drawn = jax.random.randint(jax.random.fold_in(key, 1), (len(index), num_drawn), 0, num_examples)
             rows = method_state['memory'][jnp.concatenate([index[:, None], drawn], axis=1)]     # [N, 1 + m, D]
             similarity = jnp.einsum('nd,nkd->nk', features, rows, precision='highest')
-            logits, z = similarity / checked_temperature('method.temperature', temperature), method_state['z']
+            logits, z = similarity / checked_temperature('instance_discrimination', temperature), method_state['z']
             z = jnp.where(z > 0, z, num_examples * jax.lax.stop_gradient(jnp.exp(logits).mean()))
             # log P / (m Pn), where P = exp(logit) / Z, and Pn = 1 / n is the noise: eq. 6 and 7.
             odds = logits - jnp.log(z) - jnp.log(num_drawn / num_examples)

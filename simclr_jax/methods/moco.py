@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from simclr_jax.methods.base import Method
 from simclr_jax.methods.parts import (
     interleave_views,
+    mean_over_pairs,
     moving_average,
+    predict_small_views,
     split_views,
     target_network,
     target_params,
@@ -28,7 +30,8 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
 
     A query, view 1 through the online network, has to find its key, view 2 through the target
     network, among the keys of the last `queue_size` images. With `queue_size=0` and a predictor it is
-    MoCo v3: the negatives are the other keys of the global batch.
+    MoCo v3: the negatives are the other keys of the global batch. Small views are queries for all keys of their
+    image, and no keys; the loss is then a multiple of the mean over all pairs.
 
     With unsynchronised BatchNorm (encoder.norm_groups > 1) a query and its key must not be
     normalised with the same images, or the statistics give the pair away (sec. 3.3). The official
@@ -54,7 +57,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
         ValueError: values out of range.
     """
     _check(momentum, queue_size, key_groups)
-    shuffled = key_groups == 'shuffled' and norm_groups(network) > 1
+    original, shuffled = network, key_groups == 'shuffled' and norm_groups(network) > 1
     if symmetric and norm_groups(network) == 1:
         network = regrouped(network, 2, strided=True)           # one pass a view in the original
     target = target_network(network)
@@ -81,7 +84,9 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
         followed = method_state['target']
         keys, target_stats = _project(target, followed, key_images, key, shuffled, num_devices)
         keys = jax.lax.stop_gradient(keys)                                       # [M, D], unit length
-        pairs = _pairs(l2_normalize(output.prediction), keys, symmetric)
+        small, batch_stats = predict_small_views(original, params, batch_stats, batch, each_view=symmetric, key=key,
+                                                 num_devices=num_devices)
+        pairs = _pairs(l2_normalize(output.prediction), keys, symmetric, [l2_normalize(q) for q in small])
         with jax.named_scope('loss'):
             if queue_size:
                 terms = [info_nce(q, k, method_state['queue'], temperature=temperature) for q, k in pairs]
@@ -91,8 +96,8 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
                 terms = [info_nce_in_batch(q, everywhere(k, mesh), temperature=temperature)
                          for q, k in pairs]
                 weight = 2 * temperature                                         # moco-v3 moco/builder.py
-            contrastive = weight * sum(value for value, _ in terms)
-            metrics = jax.tree.map(lambda *values: sum(values) / len(values), *(row for _, row in terms))
+            contrastive, metrics = mean_over_pairs(terms)
+            contrastive *= weight * (1 + symmetric)
             carry = {'batch_stats': target_stats} | ({'keys': keys} if queue_size else {})
             return with_probe(contrastive, metrics, output, batch['label'], batch_stats, carry)
 
@@ -108,7 +113,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
                              everywhere(aux.carry['keys'], mesh))
         return state
 
-    return Method(init, loss, after_update)
+    return Method(init, loss, after_update, takes_small_views=True)
 
 
 def _project(target, variables, images, key, shuffled, num_devices):
@@ -122,12 +127,10 @@ def _project(target, variables, images, key, shuffled, num_devices):
     return keys[jnp.argsort(order)] if shuffled else keys, stats
 
 
-def _pairs(queries, keys, symmetric):
-    """[(queries, their keys)], for a symmetric loss both ways."""
-    if not symmetric:
-        return [(queries, keys)]
-    (query1, query2), (key1, key2) = split_views(queries), split_views(keys)
-    return [(query1, key2), (query2, key1)]
+def _pairs(queries, keys, symmetric, small):
+    """[(queries, their keys)], for a symmetric loss both ways; and those of the small views with all keys."""
+    queries, keys = (split_views(rows) if symmetric else (rows,) for rows in (queries, keys))
+    return [*zip(queries, keys[::-1]), *((query, key) for query in small for key in keys)]
 
 
 def _check(momentum, queue_size, key_groups):

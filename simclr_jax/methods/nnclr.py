@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import one_network, split_views
+from simclr_jax.methods.parts import mean_over_pairs, one_network, split_views
 from simclr_jax.methods.queue import enqueue, everywhere, new_queue
 from simclr_jax.models.network import Network
 from simclr_jax.objectives.info_nce import info_nce_in_batch
@@ -42,9 +42,7 @@ def nnclr(network: Network, *, num_train_steps: int, temperature: float = 0.1, q
         neighbours = [_nearest(jax.lax.stop_gradient(z), method_state['queue']) for z in projections]
         terms = [info_nce_in_batch(neighbour, q, temperature=temperature)
                  for neighbour, q in zip(neighbours, predictions[::-1])]
-        (loss1, metrics1), (loss2, metrics2) = terms
-        metrics = jax.tree.map(lambda a, b: (a + b) / 2, metrics1, metrics2)
-        return (loss1 + loss2) / 2, metrics, jax.lax.stop_gradient(projections[0])
+        return *mean_over_pairs(terms), jax.lax.stop_gradient(projections[0])
 
     method = one_network(network, compare, each_view=True, mesh=mesh)
 

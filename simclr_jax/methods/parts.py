@@ -27,7 +27,27 @@ def split_views(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def one_network(network: Network, compare: Callable, *, each_view: bool, mesh: jax.sharding.Mesh | None) -> Method:
+def predict_small_views(network: Network, params: Any, batch_stats: Any, batch: dict[str, jax.Array], *,
+                        each_view: bool, key: jax.Array, num_devices: int) -> tuple[list[jax.Array], Any]:
+    """(prediction [N, D] of each small view, batch_stats after them); ([], batch_stats) where there are none.
+
+    A second pass, as the encoder takes one size at a time (facebookresearch/swav src/resnet50.py): BatchNorm sees the
+    small views alone. each_view: each by itself, see `one_network`. A prediction without a predictor is a projection.
+    """
+    if 'small' not in batch:
+        return [], batch_stats
+    count = batch['small'].shape[1]
+    if each_view and norm_groups(network) == 1:
+        network = regrouped(network, count, strided=True)
+    images = batch['small'].reshape(-1, *batch['small'].shape[2:])               # [N k, s, s, 3]
+    output, batch_stats = forward_train(network.clone(num_classes=0), params, batch_stats, images,
+                                        key=jax.random.fold_in(key, 2), num_devices=num_devices)
+    predictions = output.prediction.reshape(-1, count, output.prediction.shape[-1])
+    return [predictions[:, place] for place in range(count)], batch_stats
+
+
+def one_network(network: Network, compare: Callable, *, each_view: bool, mesh: jax.sharding.Mesh | None,
+                takes_small_views: bool = False) -> Method:
     """A method that trains one network, and keeps no state beside it unless two functions are replaced.
 
     Args:
@@ -35,7 +55,9 @@ def one_network(network: Network, compare: Callable, *, each_view: bool, mesh: j
         each_view: BatchNorm sees each view by itself, as where the original makes one pass a view (unless
             encoder.norm_groups says otherwise); False: all 2N images at once.
         mesh: the devices that share the batch.
+        takes_small_views: `compare` has a fourth argument, a list of their projections [N, D].
     """
+    each = network
     if each_view and norm_groups(network) == 1:
         network = regrouped(network, 2, strided=True)
     num_devices = mesh.size if mesh else 1
@@ -48,15 +70,24 @@ def one_network(network: Network, compare: Callable, *, each_view: bool, mesh: j
         images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
         output, batch_stats = forward_train(network, params, batch_stats, images, key=key,
                                             num_devices=num_devices)
+        small = ()
+        if takes_small_views:
+            *small, batch_stats = predict_small_views(each, params, batch_stats, batch, each_view=each_view, key=key,
+                                                      num_devices=num_devices)
         with jax.named_scope('loss'):
-            value, metrics, carry = compare(output, batch['label'], method_state)
+            value, metrics, carry = compare(output, batch['label'], method_state, *small)
             return with_probe(value, metrics, output, batch['label'], batch_stats, carry)
 
     def after_update(method_state, params, aux, step):
         del params, aux, step
         return method_state
 
-    return Method(init, loss, after_update)
+    return Method(init, loss, after_update, takes_small_views)
+
+
+def mean_over_pairs(terms: list[tuple[jax.Array, dict[str, jax.Array]]]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Of the losses of pairs of views and their metrics: the mean of each."""
+    return jax.tree.map(lambda *values: sum(values) / len(values), *terms)
 
 
 def target_network(network: Network) -> Network:

@@ -7,7 +7,7 @@ import jax
 
 from simclr_jax.config.names import is_path, resolve
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import one_network, split_views
+from simclr_jax.methods.parts import mean_over_pairs, one_network, split_views
 from simclr_jax.models.network import Network
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic
@@ -19,6 +19,8 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
            decoupled: bool = False, loss: str | Callable = 'nt_xent', margin: float = 0.8,
            mining: str = 'none', loss_weight: float = 1.0, mesh: jax.sharding.Mesh | None = None) -> Method:
     """The SimCLR method around `network`.
+
+    With small views the loss is the mean over the pairs of the two views, and of each of them with each small one.
 
     Args:
         network: encoder, projection head and, if it has classes, the online probe.
@@ -45,12 +47,14 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
     contrast = _choose_loss(loss, temperature=temperature, normalize=normalize, decoupled=decoupled,
                             margin=margin, mining=mining, mesh=mesh)
 
-    def compare(output, labels, method_state):
-        contrastive, metrics = contrast(*split_views(output.projection), labels)
+    def compare(output, labels, method_state, small):
+        views = split_views(output.projection)
+        pairs = [views, *((view, other) for other in small for view in views)]
+        contrastive, metrics = mean_over_pairs([contrast(*pair, labels) for pair in pairs])
         return loss_weight * contrastive, {'contrastive_loss': contrastive, **metrics}, method_state
 
     # Both views go through the encoder at once, so that BatchNorm sees all 2N images.
-    return one_network(network, compare, each_view=False, mesh=mesh)
+    return one_network(network, compare, each_view=False, mesh=mesh, takes_small_views=True)
 
 
 def _choose_loss(loss: str | Callable, *, mesh: jax.sharding.Mesh | None, **options) -> Callable:

@@ -21,7 +21,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml-collectio
              'nvidia-nccl-cu12', 'nvidia-nccl-cu13')
 _DRIVER = '/proc/driver/nvidia/version'     # on Linux, with NVIDIA's driver
 # Fields of any name; and those of a user's recipe that nothing is built from.
-_OPEN = r'method\.|study\.|(encoder|data)\.arguments\.|augment\.view[12]\.'
+_OPEN = r'method\.|study\.|(encoder|data)\.arguments\.|augment\.(view[12]|small_view)\.'
 _MAY_BE_UNKNOWN = rf'{_OPEN}|(?!(encoder|head|predictor)\.)'
 
 Workdir = str | os.PathLike

@@ -294,6 +294,29 @@ class View:
         return {name: getattr(self, name) for name in OPS}
 
 
+@dataclasses.dataclass(frozen=True)
+class SmallViews:
+    """Further views of each image, of small crops (multi-crop, Caron et al. 2020).
+
+    Attributes:
+        view: what becomes of each.
+        count: k of them for an image.
+        size: side in pixels.
+
+    Raises:
+        ValueError: no such count or size.
+    """
+
+    view: View
+    count: int
+    size: int
+
+    def __post_init__(self):
+        if self.count < 1 or self.size < 1:
+            raise ValueError(f'augment.small_views is {self.count} and augment.small_size {self.size}: both must be '
+                             '1 or more, and small_views=0 is for none.')
+
+
 # {name: class}, in the order in which they run.
 OPS: dict[str, type[Operation]] = {field.name: type(field.default) for field in dataclasses.fields(View)
                                    if isinstance(field.default, Operation)}

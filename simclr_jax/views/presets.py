@@ -2,14 +2,24 @@
 
 from simclr_jax.config import ConfigDict, view_config
 from simclr_jax.config.names import resolve
-from simclr_jax.views.fields import View
+from simclr_jax.views.fields import SmallViews, View
 
 
 def views_of(fields: ConfigDict) -> tuple[View, View]:
     """Both views of a config's `augment` block; ValueError with one sentence where a field will not do."""
-    extra = tuple(resolve(name, 'augment.extra') for name in fields.get('extra', ()))
-    first, second = (View(extra=extra).replace(**view_config(fields, name)) for name in ('view1', 'view2'))
-    return first, second
+    return _view(fields, 'view1'), _view(fields, 'view2')
+
+
+def small_views_of(fields: ConfigDict) -> SmallViews | None:
+    """The small views of an `augment` block, None where it has none; ValueError as `views_of`."""
+    if not fields.get('small_views', 0):
+        return None
+    return SmallViews(_view(fields, 'small_view'), fields.small_views, fields.small_size)
+
+
+def _view(fields: ConfigDict, name: str) -> View:
+    extra = tuple(resolve(function, 'augment.extra') for function in fields.get('extra', ()))
+    return View(extra=extra).replace(**view_config(fields, name))
 
 
 def crop_and_flip_of(fields: ConfigDict) -> View:

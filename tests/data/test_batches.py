@@ -13,10 +13,11 @@ import pytest
 from simclr_jax.config import augment_config
 from simclr_jax.data.batches import Inputs, Prefetch, centre_crops, choose_form, eval_batches
 from simclr_jax.data.order import epoch_and_index
+from simclr_jax.data.pipeline import train_batches
 from simclr_jax.data.source import ArraySource
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device as device_augment
-from simclr_jax.views.fields import Blur, Crop, Solarize, View
+from simclr_jax.views.fields import Blur, Crop, SmallViews, Solarize, View
 from simclr_jax.views.presets import views_of
 
 SIZE, N, SEED = 8, 22, 5
@@ -88,6 +89,33 @@ def test_the_views_have_operations_of_their_own():
     white = View(solarize=Solarize(1.0, threshold=0.0))
     batch, = take(1, batch_size=6, view1=PLAIN, view2=white)
     np.testing.assert_allclose(batch['view2'], 1.0 - batch['view1'], atol=1e-6)
+
+
+def test_small_views_are_drawn_from_keys_of_their_own_and_leave_the_two_as_they_are():
+    """In memory, and of files, where the host makes the crops."""
+    mesh, source, small = sharding.make_mesh(jax.devices()[:1]), make_source(), SmallViews(VIEW, 3, 4)
+    inputs = Inputs('memory', VIEW, VIEW, SIZE, SEED, 6, small=small)
+    prepare = jax.jit(inputs.make_prepare(mesh))
+    batch, alone = prepare(next(inputs.batches(source, mesh)), 0), take(1, batch_size=6, view1=VIEW, view2=VIEW)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), {name: batch[name] for name in alone}, alone)
+    assert batch['small'].shape == (6, 3, 4, 4, 3)
+    for row, place in ((0, 0), (5, 2)):
+        key = jax.random.fold_in(jax.random.key(SEED), 0x51EB)
+        for number in (0, int(batch['index'][row]), 2 + place):         # epoch, example, slot
+            key = jax.random.fold_in(key, number)
+        view = device_augment.augment(source.images[batch['index'][row]], key, VIEW, image_size=4)
+        np.testing.assert_allclose(batch['small'][row, place], view, atol=1e-6)
+
+    crop = View(crop=Crop(1.0, 'uniform', (0.2, 0.5)))
+    options = {'seed': SEED, 'batch_size': 6, 'form': 'crops', 'view1': crop, 'view2': crop, 'image_size': SIZE}
+    with_small = next(train_batches(source, **options, small=SmallViews(crop, 3, SIZE)))
+    without = next(train_batches(source, **options))
+    for name in without:
+        np.testing.assert_array_equal(with_small[name], without[name])
+    crops = np.concatenate([with_small['small'], with_small['crop1'][:, None], with_small['crop2'][:, None]], axis=1)
+    assert len(np.unique(crops[0].reshape(5, -1), axis=0)) == 5         # each its own box
+    whole = next(train_batches(source, **options | {'view1': PLAIN}, small=SmallViews(PLAIN, 2, SIZE)))
+    np.testing.assert_array_equal(whole['small'], np.stack([whole['crop1']] * 2, axis=1))
 
 
 def make_prepare(form, view1=VIEW, view2=VIEW):

@@ -75,6 +75,22 @@ def test_flops_are_those_of_the_network_three_times_over(step):
     assert step[0]['xla_flops'] == pytest.approx(analytic, rel=0.5)
 
 
+def test_the_plan_says_what_small_views_cost():
+    """Two of a quarter of the pixels beside two views."""
+    config, flops = load(), []
+    config.batch_size, config.encoder.width = 64, 0.25      # the loss is small beside the network
+    for config.augment.small_views in (2, 0):
+        flops.append(planning.trace_step(config, sharding.make_mesh())[2])
+    flops, without = flops
+    assert flops / without == pytest.approx(1.25, rel=0.03)
+    report = {'step': {'memory': {'total': 0}, 'collectives': {}, 'flops': flops, 'sent': {'within': 0.0}, 'floor': {},
+                       'bytes_accessed': None, 'fits': True},
+              'chip': Chip()._asdict(), 'batch_size': 8, 'num_devices': 1, 'device': 'cpu',
+              'flops_without_small_views': without}
+    rows = {title: rows for title, _, rows in planning.tables(report)}['What small views cost']
+    assert [row[0] for row in rows] == ['two', 'all'] and [row[2] for row in rows] == ['1.00', '1.25']
+
+
 def test_collectives_carry_the_gradients_and_the_projections(step):
     collectives = step[0]['collectives']
     assert collectives['all-reduce']['bytes'] >= step[0]['memory']['parameters']
