@@ -25,7 +25,7 @@ EVALUATION = {'linear': {'random', 'pretrained'}, 'finetune': {'scratch', 'pretr
               'transfer': {'random', 'pretrained', 'raw pixels'}}           # the encoders that each measures
 PRETRAINING = [path for path in CONFIGS if path.stem not in (*EVALUATION, 'distil')]
 ARGUMENTS = {'cifar10': ['depth=50'], 'imagenet': ['epochs=1000,width=4', 'depth=152', 'multi_crop'],
-             'imagenet_v2': ['depth=152,width=3,sk=true'], 'folder': ['size=32'],
+             'imagenet_v2': ['depth=152,width=3,sk=true', 'memory'], 'folder': ['size=32'],
              'moco_v2': ['v3', 'v3,epochs=1000', 'v3,multi_crop', 'symmetric', 'data=cifar10',
                          'data=cifar10,symmetric'],
              'byol': ['epochs=300', 'multi_crop', 'data=cifar10'], 'simsiam': ['data=cifar10'],
@@ -289,7 +289,7 @@ def test_a_user_who_changes_the_method_changes_nothing_else(method):
                      for name in ('simclr', method))
     changed = {name for name in {**simclr, **other} if simclr.get(name) != other.get(name)}
     assert changed and {name.split('.')[0] for name in changed} <= {'method', 'head', 'predictor'}
-    assert other['method.name'] == {'sup_con': 'simclr'}.get(method, method.partition('_v')[0])
+    assert other['method.name'] == {'sup_con': 'simclr', 'simclr_memory': 'moco'}.get(method, method.partition('_v')[0])
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():

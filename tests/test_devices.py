@@ -28,6 +28,7 @@ CASES = {
     'simsiam': ('simsiam', {}), 'barlow_twins': ('barlow_twins', {}), 'vicreg': ('vicreg', {}),
     'nnclr': ('nnclr', {'method.queue_size': 80}), 'sup_con': ('sup_con', {}),
     'instance_discrimination': ('instance_discrimination', {'method.negatives': 16}),
+    'simclr_memory': ('simclr_memory', {'method.queue_size': 80, 'method.momentum': 0.9}),
     'byol, small views': ('byol', {}),
     'simclr in chunks': ('simclr', {'encoder_chunks': 2}),
 }

@@ -67,6 +67,9 @@ _METHODS = {
 _METHODS['sup_con'] = ({**_METHODS['simclr'][0], 'loss': 'sup_con'},
                        {'num_layers': 2, 'norm': False, 'final_norm': False, 'bias': True, 'final_bias': True,
                         'init_stddev': 0.0}, {'mode': 'none'})
+# SimCLRv2's momentum memory: Chen et al. 2020b, sec. 2 and 3.1; the two directions are added, as loss_weight 2 does
+_METHODS['simclr_memory'] = ({**_METHODS['moco_v2'][0], 'temperature': 0.1, 'symmetric': True, 'batch_negatives': True},
+                             {}, {'mode': 'none'})
 METHODS = tuple(_METHODS)
 
 

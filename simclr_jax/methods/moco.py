@@ -25,7 +25,7 @@ KEY_GROUPS = ('strided', 'shuffled', 'same')
 
 def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, momentum: float = 0.999,
          momentum_rises: bool = False, queue_size: int = 65536, symmetric: bool = False,
-         key_groups: str = 'strided', mesh: jax.sharding.Mesh | None = None) -> Method:
+         key_groups: str = 'strided', batch_negatives: bool = False, mesh: jax.sharding.Mesh | None = None) -> Method:
     """The MoCo method around `network`, as facebookresearch/moco moco/builder.py.
 
     A query, view 1 through the online network, has to find its key, view 2 through the target
@@ -51,6 +51,8 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
             holds as many of one group of queries as of any other. 'shuffled': contiguous groups
             after a random permutation of the whole batch, the original's way, which moves images
             between devices. 'same': the queries' own groups, which leaks; to see what it does.
+        batch_negatives: the other keys of the global batch are negatives too, beside the queue: SimCLRv2's momentum
+            memory (Chen et al. 2020b, sec. 2; google-research/simclr issue 115).
         mesh: the devices that share the batch; every one of them holds the whole queue.
 
     Raises:
@@ -88,14 +90,14 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
                                                  num_devices=num_devices)
         pairs = _pairs(l2_normalize(output.prediction), keys, symmetric, [l2_normalize(q) for q in small])
         with jax.named_scope('loss'):
-            if queue_size:
-                terms = [info_nce(q, k, method_state['queue'], temperature=temperature) for q, k in pairs]
-                weight = 1
-            else:
+            queue = method_state.get('queue')
+            if queue is None or batch_negatives:
                 # Every query meets the keys of the global batch.
-                terms = [info_nce_in_batch(q, everywhere(k, mesh), temperature=temperature)
+                terms = [info_nce_in_batch(q, everywhere(k, mesh), queue, temperature=temperature)
                          for q, k in pairs]
-                weight = 2 * temperature                                         # moco-v3 moco/builder.py
+            else:
+                terms = [info_nce(q, k, queue, temperature=temperature) for q, k in pairs]
+            weight = 1 if queue_size else 2 * temperature                        # moco-v3 moco/builder.py
             contrastive, metrics = mean_over_pairs(terms)
             contrastive *= weight * (1 + symmetric)
             carry = {'batch_stats': target_stats} | ({'keys': keys} if queue_size else {})

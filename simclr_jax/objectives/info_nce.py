@@ -44,17 +44,19 @@ def info_nce(query: jax.Array, positive: jax.Array, negatives: jax.Array, *,
     return _cross_entropy(own, others, temperature)
 
 
-def info_nce_in_batch(query: jax.Array, key: jax.Array, *,
+def info_nce_in_batch(query: jax.Array, key: jax.Array, further: jax.Array | None = None, *,
                       temperature: float) -> tuple[jax.Array, dict[str, jax.Array]]:
     """InfoNCE whose negatives are the other keys of the batch (MoCo v3, moco/builder.py).
 
-    query, key: [N, D] float32, rows of unit length; row i of both is the same image. Returns as
-    `info_nce`, with N candidates for each query.
+    query, key: [N, D] float32, rows of unit length; row i of both is the same image. further: [K, D], negatives
+    beside them. Returns as `info_nce`, with N + K candidates for each query.
     """
     query, key = whole(query, key)
     similarity = jnp.matmul(query, key.T, precision=_PRECISION)                  # [N, N]
-    own = jnp.eye(len(query), dtype=bool)
-    return _cross_entropy(jnp.diagonal(similarity), jnp.where(own, -jnp.inf, similarity), temperature)
+    others = jnp.where(jnp.eye(len(query), dtype=bool), -jnp.inf, similarity)
+    if further is not None:
+        others = jnp.concatenate([others, jnp.matmul(query, further.T, precision=_PRECISION)], axis=1)
+    return _cross_entropy(jnp.diagonal(similarity), others, temperature)
 
 
 def _cross_entropy(own, others, temperature):

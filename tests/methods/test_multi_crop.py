@@ -1,4 +1,4 @@
-"""Small views beside the two (Caron et al. 2020): which pairs SimCLR, BYOL and MoCo v3 compare, in float64 numpy."""
+"""Small views beside the two, and a queue beside the batch: which pairs SimCLR, BYOL and MoCo compare, in float64."""
 
 import itertools
 
@@ -19,6 +19,10 @@ from tests.objectives.test_nt_xent import paper as numpy_nt_xent
 N, COUNT = 6, 3
 
 
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def expected(name, params, target, views, small):
     if name == 'simclr':        # one pass for the two views, one for the small ones
         z, others = (np.split(project(params['head'], features(params, np.concatenate(images))), len(images))
@@ -29,7 +33,6 @@ def expected(name, params, target, views, small):
     pairs = [(queries[0], keys[1]), (queries[1], keys[0]), *itertools.product(others, keys)]
     if name == 'byol':
         return 2 * np.mean([2 - 2 * cosine(*pair).mean() for pair in pairs])
-    unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return 2 * 2 * 1.0 * np.mean([over_the_batch(*map(unit, pair), 1.0)['contrastive_loss'] for pair in pairs])
 
 
@@ -46,6 +49,19 @@ def test_each_of_the_two_views_is_compared_with_every_small_one(name):
     kernel = exact['encoder']['dense']['kernel']
     of_views, of_small = ((np.float64(images).reshape(-1, len(kernel)) @ kernel).mean(0) for images in (views, small))
     np.testing.assert_allclose(aux.batch_stats['encoder']['norm']['mean'], 0.09 * of_views + 0.1 * of_small, rtol=1e-4)
+
+
+def test_the_momentum_memory_of_simclr_v2_has_negatives_in_the_batch_and_in_the_queue():
+    method, params, stats, method_state = start('simclr_memory')
+    method_state, batch = {**method_state, 'queue': method_state['queue'][:9]}, make_batch(0, N)
+    value, aux = jax.jit(method.loss)(params, stats, method_state, batch, jax.random.key(0))
+    exact, losses = float64(params), []
+    z1, z2 = (unit(project(exact['head'], features(exact, batch[view]))) for view in ('view1', 'view2'))
+    for queries, keys in ((z1, z2), (z2, z1)):              # the memory network starts as the online one
+        logits = queries @ np.concatenate([keys, float64(method_state['queue'])]).T / 0.1
+        losses.append(np.mean([np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(logits)]))
+    np.testing.assert_allclose(value, sum(losses), rtol=1e-4)
+    np.testing.assert_allclose(aux.carry['keys'], np.stack([z1, z2], axis=1).reshape(2 * N, -1), atol=1e-4)
 
 
 def test_other_methods_and_other_forms_of_a_batch_are_refused():

@@ -72,6 +72,14 @@ def test_over_a_batch_it_is_the_double_loop(temperature):
     assert_metrics(loss, metrics, over_the_batch(query, key, temperature))
 
 
+def test_over_a_batch_and_a_queue_it_is_the_double_loop():
+    query, queue = unit_rows(7), unit_rows(5, seed=1)
+    key = near(query)
+    others = [[*np.delete(key, i, axis=0), *queue] for i in range(len(key))]
+    assert_metrics(*jax.jit(info_nce_in_batch)(query, key, queue, temperature=0.2),
+                   double_loop(query, list(zip(key, others)), 0.2))
+
+
 def differences(function, *arrays, step=1e-6):
     """Central finite differences of a float64 function, one array for each argument."""
     arrays = [array.astype(np.float64) for array in arrays]
