@@ -34,7 +34,7 @@ from simclr_jax.evaluate.evaluators import (
 from simclr_jax.evaluate.floors import measure_floors
 from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.init_from import start_from
-from simclr_jax.evaluate.introduction import introduction, skipped_files
+from simclr_jax.evaluate.introduction import faster_input, introduction, skipped_files
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.inspect import profile
 from simclr_jax.methods import make_method
@@ -193,7 +193,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         num_steps=num_steps, is_lead=sharding.is_lead(), waited=lambda: batches.waited)
     log = LateLog(writer, every_steps=config.log.every_steps, num_steps=num_steps, waited=lambda: batches.waited,
                   layers=optim.make_trust_ratios(**_optimizer_settings(config))[1](state.params),
-                  judge=CollapseWatch(), advice=checkpointer.last_good)
+                  judge=CollapseWatch(), advice=checkpointer.last_good, faster_input=faster_input(run))
     with checkpointer, writer, batches, profiler:
         warmup = _warmup_steps(config, run.train_source.num_examples, num_steps)[1]
         writer.note(*filter(None, (*damage, *notes, *introduction(run, network, state.params, num_steps), warmup)))

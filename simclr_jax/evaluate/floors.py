@@ -62,12 +62,13 @@ def measure_floors(run: Run, encode: Callable, init_state: Callable, note: Calla
         'data': [[source.name, source.split, source.fingerprint()]
                  for source in (run.train_source, run.test_source)]}, is_lead=sharding.is_lead())
     results, heldout = {}, 0.0
+    num_images = run.train_source.num_examples + run.test_source.num_examples
     if settings.pixel_floor:
-        results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(raw_pixels, linear=False))
+        results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(
+            raw_pixels, linear=False, advance=noting_length(num_images, note)))
     starts = {'random': init_state}
     if config.init_from:
         starts['init_from'] = lambda: start_from(init_state(), config)[0]
-    num_images = run.train_source.num_examples + run.test_source.num_examples
     for name, make in starts.items():
         results[name] = dict(floors.get(name, lambda: evaluate(
             functools.partial(encode, make().variables(settings.encoder)), linear=settings.linear_at_end,

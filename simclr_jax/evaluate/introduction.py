@@ -48,6 +48,14 @@ def introduction(run: Run, network: Network, params: Any, num_steps: int) -> lis
     return notes
 
 
+def faster_input(run: Run) -> str:
+    """What to do where the devices wait for images: the end of a sentence, '' where it is done or of no use."""
+    if run.train_source.uniform or run.config.data.cache:
+        return ''
+    return ('a run with --config.data.cache=decoded (or resized:N) and --config.data.cache_dir=DIR decodes them once; '
+            'begin it in another --workdir (docs/performance.md).')
+
+
 def skipped_files(run: Run) -> list[str]:
     """A sentence that names the files that could not be read; [] where all could."""
     skipped = [name for source in (run.train_source, run.test_source) if source for name in source.skipped]

@@ -12,6 +12,7 @@ from simclr_jax.runlog.progress import duration
 from simclr_jax.runlog.writer import MetricWriter
 
 _LONG = 3600        # seconds of a run whose length is noted before there is a row
+_SLOW_SHARE, _SLOW_SECONDS = 0.5, 30.0      # of a row's time and of the run: from here on waiting is noted
 
 
 class LateLog:
@@ -25,12 +26,14 @@ class LateLog:
         layers: the paths of the parameters that the metric 'trust_ratios' [L] is of.
         judge: (step, row) -> a sentence to note, or ''.
         advice: () -> what to do about a loss that is not finite: the end of a sentence.
+        faster_input: what to do where the devices wait for images for most of the time: likewise; '' is nothing.
     """
 
     def __init__(self, writer: MetricWriter, *, every_steps: int, num_steps: int, waited: Callable[[], float],
-                 layers: Sequence[str], judge: Callable[[int, dict], str], advice: Callable[[], str]):
+                 layers: Sequence[str], judge: Callable[[int, dict], str], advice: Callable[[], str],
+                 faster_input: str = ''):
         self._writer, self._every_steps, self._waited = writer, every_steps, waited
-        self._layers, self._judge, self._advice = layers, judge, advice
+        self._layers, self._judge, self._advice, self._faster_input = layers, judge, advice, faster_input
         self._num_steps, self._first_steps = num_steps, []      # when the first two of them ended
         self._pending = None
         self._once = {}
@@ -74,8 +77,13 @@ class LateLog:
             metrics = jax.device_get(metrics)
             ratios = metrics.pop('trust_ratios', ())
             metrics |= {f'trust_ratio/{layer}': ratio for layer, ratio in zip(self._layers, ratios)}
-            self._writer.write(step, metrics | self._waits(ended) | self._once)
+            waits = self._waits(ended)
+            self._writer.write(step, metrics | waits | self._once)
             self._once = {}
+            share = waits['input_wait_share']
+            if self._faster_input and share > _SLOW_SHARE and self._waited() > _SLOW_SECONDS:
+                self._writer.note(f'The devices wait for images {100 * share:.0f} % of the time: ' + self._faster_input)
+                self._faster_input = ''
             sentence = self._judge(step, metrics)
             if sentence:
                 self._writer.note(sentence)

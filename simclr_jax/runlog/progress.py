@@ -135,7 +135,7 @@ def noting_length(num_images: int, note: Callable[[str], None], clock: Callable[
         elif not is_known and now - started > 1.0:      # the calls of a batch come together, at its end
             seconds, is_known = (now - started) * num_images / (done - 1), True
             if seconds > _LONG:
-                note(f'Encoding {num_images:,} images takes about {duration(seconds)}.')
+                note(f'Reading and encoding {num_images:,} images takes about {duration(seconds)}.')
 
     return advance
 

@@ -215,8 +215,23 @@ def test_a_long_run_says_its_length_after_two_steps(tmp_path):
         assert len(found) == is_long, stream.getvalue()
 
 
-@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='/dev/full is of Linux')
-@pytest.mark.parametrize('seconds, expected', [(0.01, []), (30.0, ['Encoding 1,000 images takes about 50 min.'])])
+@pytest.mark.parametrize('share, notes', [(0.1, 0), (0.9, 1)])
+def test_devices_that_wait_for_images_are_noted_once(tmp_path, monkeypatch, share, notes):
+    now = [0.0]
+    monkeypatch.setattr('time.perf_counter', lambda: now[0])
+    with MetricWriter(tmp_path, total_steps=4, stream=io.StringIO()) as writer:
+        log = LateLog(writer, every_steps=1, num_steps=4, waited=lambda: share * now[0], layers=(),
+                      judge=lambda step, row: '', advice=lambda: '', faster_input='decode them once.')
+        log.restart(0)
+        for step in range(1, 5):
+            now[0] += 40.0
+            log(step, {'loss': np.float32(1), 'gradient_norm': np.float32(1)})
+    text = (tmp_path / 'log.txt').read_text() if (tmp_path / 'log.txt').exists() else ''
+    assert text.count('The devices wait for images 90 % of the time: decode them once.') == notes
+
+
+@pytest.mark.parametrize('seconds, expected', [
+    (0.01, []), (30.0, ['Reading and encoding 1,000 images takes about 50 min.'])])
 def test_a_long_encoding_says_its_length_after_two_batches(seconds, expected):
     now, notes = [0.0], []
     advance = noting_length(1000, notes.append, clock=lambda: now[0])
@@ -227,6 +242,7 @@ def test_a_long_encoding_says_its_length_after_two_batches(seconds, expected):
     assert notes == expected
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='/dev/full is of Linux')
 def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path):
     (tmp_path / 'log.txt').symlink_to('/dev/full')
     with pytest.raises(OSError) as caught, MetricWriter(tmp_path, total_steps=2, stream=io.StringIO()) as writer:
