@@ -3,10 +3,11 @@
     python benchmarks/combinations.py [--only=vit] [--workdir=DIR]      # needs the extra export
 
 Each cell is a run of four steps on `shapes` with a tiny encoder, on one device and on eight simulated ones; the
-latter goes on once more from its checkpoint of step 2. `devices` is the largest difference of the loss between one
-device and eight, relative to it, over the four steps; `resume` whether the resumed run ends with the same bits.
-Each encoder's SimCLR run is then measured, fine-tuned, exported and planned. Writes benchmarks/combinations.json. A
-call with the same --workdir goes on where an earlier one stopped.
+latter goes on once more from its checkpoint of step 2. `devices` are differences between one device and eight,
+relative: of loss and gradient norm of the first step, and the largest of the loss in four; `resume` is how many of the
+arrays of the last checkpoint (parameters, optimiser, method, statistics) the resumed run has with the same bits, and
+how many there are. Each encoder's SimCLR run is then measured, fine-tuned, exported, planned, and loaded by
+`load_encoder`. Writes benchmarks/combinations.json. A call with the same --workdir goes on where one stopped.
 """
 
 import argparse
@@ -18,12 +19,11 @@ import subprocess
 import sys
 import tempfile
 
-import jax
 import numpy as np
-from runs import ROOT, keep
+from runs import ROOT, final_state, keep
 
+import simclr_jax
 from simclr_jax.config.recipes import METHODS
-from simclr_jax.evaluate.pretrained import load_pretrained
 
 ENCODERS = {
     'resnet': "{'depth': 10, 'width': 0.125, 'stem': 'cifar'}",
@@ -50,43 +50,63 @@ def get_config(argument=''):
     config.encoder.update({encoder})
     config.checkpoint.every_epochs = 0.5
     config.log.every_steps = 1
+    config.eval.update({{'linear_at_end': False, 'pixel_floor': False}})
     config.linear.update({{'batch_size': 64, 'num_epochs': 1.0}})
     return config
 '''
 
 
 def command(workdir, recipe, *options, devices=1):
-    """The text of a run of the command that ended well; otherwise its last line."""
+    """(what a run of the command printed, '') where it ended well; otherwise ('', its last line)."""
     environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
                                              '--xla_backend_optimization_level=0', 'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run([sys.executable, '-m', 'simclr_jax.main', f'--config={recipe}', f'--workdir={workdir}',
                            *options], cwd=ROOT, env=environment, capture_output=True, text=True)
-    return '' if done.returncode == 0 else (done.stderr.strip() or done.stdout).splitlines()[-1]
-
-
-def losses(workdir):
-    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return np.array([row['loss'] for row in rows if 'loss' in row])
+    return (done.stdout, '') if done.returncode == 0 else ('', (done.stderr.strip() or done.stdout).splitlines()[-1])
 
 
 def cell(directory, encoder, method):
-    """{'error'}, or {'devices', 'resume'}, of one encoder with one method."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """{'error'}, or {'devices', 'resume', 'steps'}, of one encoder with one method."""
+    shutil.rmtree(directory, ignore_errors=True)            # a call that was stopped in the middle
+    directory.mkdir(parents=True)
     recipe = directory / 'recipe.py'
     recipe.write_text(RECIPE.format(method=method, encoder=ENCODERS[encoder]))
     one, eight, again = (directory / name for name in ('one', 'eight', 'again'))
     for workdir, devices in ((one, 1), (eight, 8)):
-        if error := command(workdir, recipe, devices=devices):
+        if error := command(workdir, recipe, devices=devices)[1]:
             return {'error': error}
     shutil.copytree(eight, again)
-    checkpoints = {path.name: path for path in (again / 'checkpoints').iterdir()}
-    shutil.rmtree(checkpoints['4'])
-    if error := command(again, recipe, devices=8):
-        return {'error': error}
-    ends = [load_pretrained(workdir).variables for workdir in (eight, again)]
-    same = all(map(np.array_equal, *map(jax.tree.leaves, ends)))
-    a, b = losses(one), losses(eight)
-    return {'devices': float(np.abs((a - b) / a).max()), 'resume': same, 'steps': len(a)}
+    shutil.rmtree(again / 'checkpoints' / '4')
+    text, error = command(again, recipe, devices=8)
+    if error or 'resumed at step 2/4' not in text:
+        return {'error': error or 'it did not go on from step 2'}
+    return compare(one, eight, again)
+
+
+def compare(one, eight, again):
+    """What the three finished runs of a cell have in common."""
+    whole, resumed = final_state(eight, 4), final_state(again, 4)
+    same = [a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(whole, resumed, strict=True)]
+    logs = [[row for row in map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines()) if 'loss' in row]
+            for workdir in (one, eight)]
+    apart = [{name: abs(b[name] / a[name] - 1) for name in ('loss', 'gradient_norm')}
+             for a, b in zip(*logs, strict=True)]
+    return {'devices': [apart[0]['loss'], apart[0]['gradient_norm'], max(step['loss'] for step in apart)],
+            'resume': [sum(same), len(same)], 'steps': len(apart)}
+
+
+def task(name, trained):
+    """{'error'}, '' where it ended well, of a task on the workdir and recipe in `trained`; of an export its files."""
+    workdir = trained / 'one'
+    if name == 'load_encoder':
+        features = simclr_jax.load_encoder(workdir)(np.zeros((2, 40, 50, 3), np.uint8))
+        return {'error': '' if np.isfinite(features).all() else 'its features are not finite'}
+    row = {'error': command(workdir, trained / 'recipe.py', f'--config.task={name}', *TASKS[name])[1]}
+    if name == 'export' and not row['error']:
+        card = json.loads((workdir / 'export/card.json').read_text())
+        row['formats'] = {file: entry['largest_difference'] for file, entry in card['files'].items()
+                          if entry['largest_difference'] is not None}
+    return row
 
 
 def main():
@@ -105,18 +125,12 @@ def main():
                 rows[name] = cell(root / encoder / method, encoder, method)
                 known.write_text(json.dumps(rows))
             print(name, rows[name], flush=True)
-        trained = root / encoder / 'simclr'
-        for task, options in TASKS.items():
-            name = f'{encoder} {task}'
-            if name not in rows:
-                rows[name] = {'error': command(trained / 'one', trained / 'recipe.py', f'--config.task={task}',
-                                               *options)}
-                if task == 'export' and not rows[name]['error']:
-                    card = json.loads((trained / 'one/export/card.json').read_text())
-                    rows[name]['formats'] = {file: entry['largest_difference'] for file, entry in card['files'].items()
-                                             if entry['largest_difference'] is not None}
+        for name in (*TASKS, 'load_encoder'):
+            row = f'{encoder} {name}'
+            if row not in rows:
+                rows[row] = task(name, root / encoder / 'simclr')
                 known.write_text(json.dumps(rows))
-            print(name, rows[name], flush=True)
+            print(row, rows[row], flush=True)
     keep('combinations', 'four steps, tiny encoders', rows)
 
 

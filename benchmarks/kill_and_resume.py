@@ -23,9 +23,7 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-
-ROOT = pathlib.Path(__file__).parent.parent
+from runs import ROOT, final_state
 
 
 def command(workdir, steps):
@@ -48,11 +46,6 @@ def last_step(workdir):
         return json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])['step']
     except (OSError, IndexError, ValueError):
         return 0
-
-
-def final_state(workdir, steps):
-    path = workdir / 'checkpoints' / str(steps) / 'state'
-    return jax.tree.leaves(ocp.PyTreeCheckpointer().restore(path))
 
 
 def kill(workdir, steps, after_step, delay):

@@ -25,9 +25,8 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from runs import ROOT, final_state
 
-ROOT = pathlib.Path(__file__).parent.parent
 _RESTARTED = 'status 137; all start again'       # what gpu.sh says after a SIGKILL
 
 
@@ -61,14 +60,6 @@ def last_step(workdir):
         return json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])['step']
     except (OSError, IndexError, ValueError):
         return 0
-
-
-def final_state(workdir, steps):
-    path, checkpointer = workdir / 'checkpoints' / str(steps) / 'state', ocp.PyTreeCheckpointer()
-    # As numpy arrays: the devices that saved it are not those of this process.
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                            checkpointer.metadata(path).item_metadata.tree)
-    return jax.tree.leaves(checkpointer.restore(path, restore_args=as_numpy))
 
 
 def wait_for(condition, launcher):

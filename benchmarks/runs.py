@@ -11,6 +11,8 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -36,6 +38,15 @@ def train(workdir: pathlib.Path, *options: str) -> dict[str, Any]:
     rows = _lines(workdir / 'results.jsonl')
     return {'results': {row['encoder']: row for row in rows}, 'metrics': _lines(workdir / 'metrics.jsonl'),
             **json.loads(finished.read_text())}
+
+
+def final_state(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
+    """Every array of the checkpoint of `step`, whatever devices saved it."""
+    path, checkpointer = workdir / 'checkpoints' / str(step) / 'state', ocp.PyTreeCheckpointer()
+    # As numpy arrays: the devices that saved it are not those of this process.
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                            checkpointer.metadata(path).item_metadata.tree)
+    return jax.tree.leaves(checkpointer.restore(path, restore_args=as_numpy))
 
 
 def keep(name: str, title: str, rows: Any) -> None:
