@@ -29,12 +29,15 @@ class Cell:
     on_cpu: int
     elsewhere: int
     augmented: bool = False
+    vit: str = ''               # a size of models/vit.py, in patches of 16 pixels, instead of a ResNet
 
 
 CELLS = {
     'resnet18-16': Cell(18, 0.25, 'cifar', 32, 64, 1024),
     'resnet18-64': Cell(18, 1.0, 'cifar', 32, 64, 1024),
     'resnet50': Cell(50, 1.0, 'imagenet', 224, 8, 256),
+    'vit-tiny': Cell(0, 0, '', 64, 16, 256, vit='tiny'),
+    'vit-small': Cell(0, 0, '', 64, 16, 256, vit='small'),
     'resnet18-augmented': Cell(18, 1.0, 'cifar', 32, 64, 1024, augmented=True),
     'tiny': Cell(10, 0.125, 'cifar', 32, 16, 16),           # a trial
     'tiny-augmented': Cell(10, 0.125, 'cifar', 32, 16, 16, augmented=True),
@@ -99,5 +102,7 @@ def make_spec(cell, backend, options):
 def title_of(name, spec, ours):
     """What a cell is called in tables and in the JSON file."""
     threads = f'{len(os.sched_getaffinity(0))} CPU threads'
-    return (f'{name}: ResNet-{spec["depth"]}, {64 * spec["width"]:g} channels, {spec["size"]} px, batch '
-            f'{spec["batch"]}, {spec["dtype"]}, {threads if ours["backend"] == "cpu" else ours["device"]}')
+    network = (f'ViT {spec["vit"]}, patches of 16' if spec['vit'] else
+               f'ResNet-{spec["depth"]}, {64 * spec["width"]:g} channels')
+    return (f'{name}: {network}, {spec["size"]} px, batch {spec["batch"]}, {spec["dtype"]}, '
+            f'{threads if ours["backend"] == "cpu" else ours["device"]}')

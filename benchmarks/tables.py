@@ -230,6 +230,40 @@ def networks():
         for case in only('networks') for network, what in (('within', 'within a {}'), ('between', 'between {}s'))])
 
 
+# benchmarks/combinations.py
+
+
+ENCODERS = {'resnet': 'ResNet', 'vit': 'ViT', 'convnext': 'ConvNeXt'}
+
+
+def _combinations(names, cell):
+    rows = only('combinations')
+    return [[name, *(cell(rows[f'{encoder} {name}']) for encoder in ENCODERS)] for name in names]
+
+
+def _of_kind(with_steps):
+    """Names of the methods, or of the tasks, in their order."""
+    rows = only('combinations')
+    return dict.fromkeys(name.split()[1] for name in rows if ('steps' in rows[name]) == with_steps)
+
+
+def combinations():
+    def cell(row):
+        equal, of = row['resume']
+        loss, norm, four = map(small, row['devices'])
+        return f'{equal} of {of}; {loss}, {norm}; {four}'
+
+    return table(['', *ENCODERS.values()], _combinations(_of_kind(True), cell))
+
+
+def combinations_tasks():
+    def cell(row):
+        files = ', '.join(f'{name} {small(apart)}' for name, apart in row.get('formats', {}).items())
+        return row['error'] or f'yes{f" ({files})" if files else ""}'
+
+    return table(['', *ENCODERS.values()], _combinations(_of_kind(False), cell))
+
+
 # Speed
 
 
@@ -324,6 +358,14 @@ def _train_step(cell):
 train_step_16 = functools.partial(_train_step, 'resnet18-16')
 train_step_64 = functools.partial(_train_step, 'resnet18-64')
 train_step_50 = functools.partial(_train_step, 'resnet50')
+
+
+def train_step_vit_tiny():
+    return _train_step('vit-tiny')
+
+
+def train_step_vit_small():
+    return _train_step('vit-small')
 
 
 def train_step_layers():

@@ -40,8 +40,11 @@ def make_config(spec):
     """The recipe of `spec`; see RECIPE in train_step.py for its numbers."""
     config = recipes.base_config()
     config.batch_size, config.num_train_steps = spec['batch'], spec['max_steps']
-    config.encoder.update({'depth': spec['depth'], 'width': spec['width'], 'stem': spec['stem'],
-                           'dtype': spec['dtype']})
+    config.encoder.dtype = spec['dtype']
+    if spec['vit']:
+        config.encoder.update({'name': 'vit', 'arguments': {'size': spec['vit'], 'patch': 16}})
+    else:
+        config.encoder.update({name: spec[name] for name in ('depth', 'width', 'stem')})
     recipes.use_method(config, 'simclr', num_layers=spec['head_layers'], out_dim=spec['out_dim'])
     config.method.temperature = spec['temperature']
     config.augment = recipes.augment_config(image_size=spec['size'], strength=0.5, blur=False)

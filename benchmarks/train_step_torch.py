@@ -1,7 +1,7 @@
 """The PyTorch side of train_step.py, a program that takes turns: `train_step_torch.py '{"task": ...}'`.
 
 The same network, head, loss and optimiser as ours in plain words; eager, channels-last, compiled, or with
-Lightly's head and loss. Needs torch alone, and Lightly for the last.
+Lightly's head and loss. Needs torch alone, Lightly for the last, and timm for a ViT.
 """
 
 import importlib.util
@@ -85,6 +85,17 @@ class ResNet(nn.Module):
         return self.blocks(x).float().mean((2, 3))
 
 
+def make_encoder(spec):
+    if not spec['vit']:
+        return ResNet(spec['depth'], spec['width'], spec['stem'])
+    import timm
+
+    encoder = timm.create_model(f'vit_{spec["vit"]}_patch16_224', img_size=spec['size'], num_classes=0)
+    encoder.pos_embed.requires_grad_(False)                 # MoCo v3's, as ours, are fixed
+    encoder.features = encoder.embed_dim
+    return encoder
+
+
 class Head(nn.Module):
     """features [N, D] -> projections [N, out_dim] float32, as models/heads.py."""
 
@@ -135,10 +146,10 @@ class Training:
         self.layout = (torch.contiguous_format if spec['contender'] in ('eager', 'lightly')
                        else torch.channels_last)
         wrap = torch.compile if spec['contender'] == 'compiled' else lambda function: function
-        self.encoder = ResNet(spec['depth'], spec['width'], spec['stem'])
+        self.encoder = make_encoder(spec)
         self._set_up_loss(wrap)
         self.network.to(DEVICE, memory_format=self.layout)
-        parameters = list(self.network.parameters())
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
         groups = [{'params': [p for p in parameters if p.ndim > 1], 'weight_decay': spec['decay']},
                   {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0}]
         self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=spec['momentum'], fused=True)
@@ -276,8 +287,10 @@ def main():
     training.run(1)
     if spec['contender'] == 'lightly':
         versions['lightly'] = sys.modules['lightly'].__version__
+    if spec['vit']:
+        versions['timm'] = sys.modules['timm'].__version__
     reset_peak()
-    shapes = [parameter.shape for parameter in training.network.parameters()]
+    shapes = [parameter.shape for parameter in training.network.parameters() if parameter.requires_grad]
     serve(ready | {'shapes': sorted(map(sorted, shapes))}, {
         'steps': training.turn, 'matmul': matmul, 'accuracy': training.accuracy})
 

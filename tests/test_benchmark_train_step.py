@@ -23,19 +23,24 @@ def path_of_benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
-@pytest.mark.parametrize('depth,stem', [(18, 'cifar'), (50, 'imagenet')])
-def test_the_network_of_pytorch_has_the_parameters_and_flops_of_ours(depth, stem, monkeypatch):
+@pytest.mark.parametrize('ours', [
+    {'depth': 18, 'width': 0.0625, 'stem': 'cifar'}, {'depth': 50, 'width': 0.0625, 'stem': 'imagenet'},
+    {'name': 'vit', 'arguments': {'size': 'tiny', 'patch': 16}}],
+    ids=('ResNet-18', 'ResNet-50', 'ViT-Ti'))
+def test_the_network_of_pytorch_has_the_parameters_and_flops_of_ours(ours, monkeypatch):
     from torch.utils.flop_counter import FlopCounterMode
-    from train_step_torch import Head, ResNet
+    from train_step_torch import Head, make_encoder
 
-    monkeypatch.setenv(loops.SWITCH, 'off')                 # the form whose FLOPs can be counted
-    encoder = ResNet(depth, 0.0625, stem)
+    if 'name' in ours:
+        monkeypatch.setattr('timm.layers.config._USE_FUSED_ATTN', 0)        # the form whose FLOPs can be counted
+    monkeypatch.setenv(loops.SWITCH, 'off')                                 # likewise
+    encoder = make_encoder({'vit': ours.get('arguments', {}).get('size', ''), 'size': 64} | ours)
     theirs = torch.nn.Sequential(encoder, Head(encoder.features, 3, 128))
-    ours = make_network(encoder={'depth': depth, 'width': 0.0625, 'stem': stem}, head={})
+    ours = make_network(encoder=ours, head={})
     images = jnp.zeros((2, 64, 64, 3))
     variables = jax.eval_shape(lambda: ours.init(jax.random.key(0), images, train=False))
     shapes = [leaf.shape for leaf in jax.tree.leaves(variables['params'])]
-    assert sorted(sorted(p.shape) for p in theirs.parameters()) == sorted(map(sorted, shapes))
+    assert sorted(sorted(p.shape) for p in theirs.parameters() if p.requires_grad) == sorted(map(sorted, shapes))
     with FlopCounterMode(display=False) as counter:
         theirs(torch.zeros(2, 3, 64, 64))
     forward = jax.make_jaxpr(lambda variables: ours.apply(variables, images, train=False))(variables)
