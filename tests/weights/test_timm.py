@@ -22,6 +22,15 @@ from simclr_jax.weights.write.torch import write_torch  # noqa: E402
 
 SIZE = 32
 SHAPE = dict(img_size=SIZE, patch_size=8, embed_dim=128, depth=2, num_heads=2)
+
+
+def with_patches_of_2():
+    """timm's own `patch_size=2` has a stride of 2 before its first stage too."""
+    model = TimmConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=0)
+    model.stem[0] = torch.nn.Conv2d(3, 8, 2, 2)
+    return model
+
+
 MODELS = {
     'class token': lambda: VisionTransformer(**SHAPE, num_classes=0),
     'mean of the patches': lambda: VisionTransformer(**SHAPE, num_classes=0, class_token=False, global_pool='avg'),
@@ -29,6 +38,7 @@ MODELS = {
     'convnext': lambda: TimmConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=0),
     'convnext of convolutions': lambda: TimmConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=0,
                                                      conv_mlp=True),
+    'convnext, patches of 2': with_patches_of_2,
     'convnext, classifier': lambda: TimmConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=3),
 }
 

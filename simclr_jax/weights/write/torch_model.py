@@ -92,7 +92,13 @@ def build(card: dict) -> Encoder:
     fields, shape = card['encoder'], card['torch']
     if 'timm' in shape:
         kind = {'VisionTransformer': VisionTransformer, 'ConvNeXt': ConvNeXt}[shape['timm']['class']]
-        return kind(num_classes=shape['num_classes'], **shape['timm']['arguments'])
+        arguments = shape['timm']['arguments'] | {'num_classes': shape['num_classes']}
+        if kind is not ConvNeXt or arguments['patch_size'] != 2:
+            return kind(**arguments)
+        # Behind a patch of 2, timm's halves the image once more before its first stage.
+        encoder = ConvNeXt(**arguments | {'patch_size': 4})
+        encoder.stem[0] = torch.nn.Conv2d(3, arguments['dims'][0], 2, 2)
+        return encoder
     channels, selective = shape['channels'], fields['sk_ratio'] > 0
     if channels % 2:
         raise ValueError(f'timm has no ResNet of {channels} channels: the width must give an even number.')
