@@ -1,10 +1,11 @@
-"""The training step of the recipes, a frozen encoder, and NT-Xent, compiled for GPUs that nobody here owns.
+"""The training step of the recipes, a frozen encoder, and NT-Xent, compiled for GPUs (and TPUs) that nobody here owns.
 
-    pip install '.[plan-gpu]'
+    pip install '.[plan-gpu,tpu]'
     python benchmarks/gpu_plan.py [--only=imagenet]
 
-For each: kernels, temporaries, bytes moved, collectives, the floor of a step and the time to compile. Each case
-is compiled in a process of its own. Writes benchmarks/gpu_plan.json after each; a case that is there is replaced.
+For each: kernels, temporaries, bytes moved, collectives, the floor of a step and the time to compile; for TPUs without
+the compiler's last optimisations, and without kernels. Each case is compiled in a process of its own. Writes
+benchmarks/gpu_plan.json after each; a case that is there is replaced.
 """
 
 import argparse
@@ -32,6 +33,10 @@ STEPS = {
     'imagenet.py, 256 a GPU, A100': ('a100:8', 'imagenet', '', 2048),
     **{f'cifar10.py, 512, {name.upper()}': (f'{name}:1', 'cifar10', '', 512)
        for name in ('h200', 'a100', 'l4', 'rtx4090', 'rtx3090', 't4')},
+    'moco_v3_vit.py, 256 a GPU': ('h100:8', 'moco_v3_vit', '', 2048),
+    'moco_v3_vit.py, 256 a chip': ('v5e:2x4', 'moco_v3_vit', '', 2048),
+    'moco_v2.py:v3, 256 a GPU': ('h100:8', 'moco_v2', 'v3', 2048),
+    'moco_v2.py:v3, 256 a chip': ('v5e:2x4', 'moco_v2', 'v3', 2048),
     **{f'{recipe}.py, 256, one GPU': ('h100:1', recipe, '', 256) for recipe in ('moco_v2', 'byol')},
 }
 LOSSES = {f'NT-Xent of {count:,} images': count for count in (1024, 2048, 8192, 65536)}
@@ -47,7 +52,9 @@ def measure_step(name):
     config.plan.topology, config.batch_size = topology, batch
     targets.prepare(config)
     mesh = sharding.make_mesh(targets.slice_devices(topology))
-    step = plan.inspect_step(config, mesh, targets.chip_of(mesh.devices.flat[0]))
+    step = plan.inspect_step(config, mesh, targets.chip_of(mesh.devices.flat[0]), quick=topology.startswith('v'))
+    if 'memory' not in step:
+        return {'topology': topology, 'needs GiB': round(step['needs'] / GIB, 2)}
     floor = max(step['floor'].values())
     return {'topology': topology, 'kernels': step['kernels'],
             'temporaries GiB': round(step['memory']['temporaries'] / GIB, 2),
@@ -55,7 +62,7 @@ def measure_step(name):
             'TFLOP': round(step['flops'] / 1e12, 2), 'floor ms': round(1e3 * floor, 1),
             'collectives': {kind: [value['count'], round(value['bytes'] / 1e6, 1)]
                             for kind, value in step['collectives'].items()},
-            'compile s': round(step['seconds_to_compile'])}
+            'fits': step['fits'], 'products': step['products'], 'compile s': round(step['seconds_to_compile'])}
 
 
 def measure_encoder(name):

@@ -213,12 +213,16 @@ def tpu_step():
 def gpu_plan():
     rows = []
     for name, row in only('gpu_plan').items():
+        if 'needs GiB' in row:
+            rows.append([name, row['topology'], f'does not fit: needs {row["needs GiB"]} GiB', *[''] * 6])
+            continue
         temporaries = row['temporaries GiB'] if 'temporaries GiB' in row else row['temporaries MiB'] / 1024
         exchanged = ', '.join(f'{count} {kind}: {size} MB'
                               for kind, (count, size) in row.get('collectives', {}).items())
-        rows.append([name, row['topology'], f'{row["kernels"]:,}', row['GB moved'], f'{temporaries:.2f}',
+        rows.append([name, row['topology'], f'{row["kernels"]:,}' if row['kernels'] else '', row['GB moved'],
+                     f'{temporaries:.2f}',
                      row.get('TFLOP', ''), row.get('floor ms', ''), row.get('compile s', ''), exchanged])
-    head = ['', 'GPUs', 'kernels', 'GB moved', 'temporaries, GiB', 'TFLOP', 'floor, ms', 'compile, s', 'collectives']
+    head = ['', 'devices', 'kernels', 'GB moved', 'temporaries, GiB', 'TFLOP', 'floor, ms', 'compile, s', 'collectives']
     return table(head, rows)
 
 
@@ -358,14 +362,7 @@ def _train_step(cell):
 train_step_16 = functools.partial(_train_step, 'resnet18-16')
 train_step_64 = functools.partial(_train_step, 'resnet18-64')
 train_step_50 = functools.partial(_train_step, 'resnet50')
-
-
-def train_step_vit_tiny():
-    return _train_step('vit-tiny')
-
-
-def train_step_vit_small():
-    return _train_step('vit-small')
+train_step_vit = functools.partial(_train_step, 'vit-small')
 
 
 def train_step_layers():

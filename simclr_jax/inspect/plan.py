@@ -38,6 +38,10 @@ _PER_DEVICE = 8                 # images: the grain of the search, a tile of TPU
 # the time (77 s against 265 s) and its temporaries differ by 0.2 %. The answer is then compiled in full.
 _QUICK = {'tpu': {'exec_time_optimization_effort': -1.0}, 'cpu': {'xla_backend_optimization_level': 0}}
 
+# Triton's default tiles do not fit every matrix product of XLA's (the 197 tokens of a ViT's image in the rows of one
+# are a prime number). On a card XLA times several, and takes cuBLAS where none will do (openxla/xla#36792).
+_NO_TILES, _CUBLAS = "Couldn't find output tile sizes", {'xla_gpu_enable_triton_gemm': False}
+
 
 def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Prints what a training step of `config` costs, and writes it to workdir/plan.json.
@@ -64,6 +68,8 @@ def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
         report['flops_without_small_views'] = _without_small_views(config, mesh)
     for title, columns, rows in tables(report):
         _say(f'\n{plain_table(title, columns, rows)}')
+    if report['step'].get('products') == 'cuBLAS':
+        _say("\nXLA found no tiles for one of its own matrix products without timing them: all are cuBLAS's here.")
     if config.plan.search:
         report['largest_batch'] = _search(config, mesh, chip, report['step'])
     report['seconds'] = round(time.monotonic() - started, 1)
@@ -120,14 +126,14 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
         'fits' and 'memory' {part: bytes, 'total': bytes} per device; 'flops', 'bytes_accessed',
         'collectives' {kind: {'count', 'bytes', 'certain'}}, 'networks' (the same, for 'within' a slice, or a
         host of GPUs, and 'between' them, where there are several), 'sent' {network: bytes, at least} and
-        'floor' {limit: seconds}, each per step and device. A step that the compiler refuses for lack of
-        memory has 'needs' and 'available' instead.
+        'floor' {limit: seconds}, each per step and device; 'products' is 'cuBLAS' where all matrix products had to
+        be, else ''. A step that the compiler refuses for lack of memory has 'needs' and 'available' instead.
     """
     lowered, (state, batch), flops = lower_step(config, mesh)
     report = {'flops': flops / mesh.size, 'seconds_to_compile': -time.monotonic()}
     options = _QUICK.get(mesh.devices.flat[0].platform) if quick else None
     try:
-        compiled = lowered.compile(options)
+        compiled, report['products'] = _compile(lowered, options)
     except jax.errors.JaxRuntimeError as error:
         figures = hlo.out_of_memory(str(error))
         if figures is None:
@@ -152,6 +158,15 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
         'networks': networks if len(set(places)) > 1 else {},
         'sent': sent_bytes(networks, mesh.size, len(set(places)), by_slice=_has_slices(mesh))}
     return report | {'floor': floor_seconds(report, chip)}
+
+
+def _compile(lowered, options: dict[str, Any] | None) -> tuple[Any, str]:
+    try:
+        return lowered.compile(options), ''
+    except jax.errors.JaxRuntimeError as error:
+        if _NO_TILES not in str(error):
+            raise
+    return lowered.compile((options or {}) | _CUBLAS), 'cuBLAS'
 
 
 def _has_slices(mesh) -> bool:

@@ -140,6 +140,14 @@ def test_every_gpu_of_the_table_is_one_to_compile_for(name):
     assert chip.memory == int(0.75 * GPUS[name].chip.memory)
 
 
+def test_products_that_xla_has_no_tiles_for_are_those_of_cublas():
+    """65 tokens an image: rows of a product that Triton's default tiles do not fit."""
+    report, text = compile_step('h100:1', 'configs/moco_v3_vit.py', 'data=cifar10', batch_size=64,
+                                encoder={'arguments': {'depth': 1}})
+    assert report['products'] == 'cuBLAS' and report['kernels'] > 0
+    assert '__cublas$' in text and '__triton_gemm' not in text
+
+
 def test_two_hosts_join_in_one_collective_of_which_each_gpu_sends_its_share():
     report, _ = compile_step('h100:2x2', 'configs/smoke.py', 'smoke', batch_size=256)
     assert report['networks']['within'] == {} and set(report['networks']['between']) == {'all-reduce', 'all-gather'}
