@@ -36,7 +36,8 @@ STEPS = {
     'moco_v3_vit.py, 256 a GPU': ('h100:8', 'moco_v3_vit', '', 2048),
     'moco_v3_vit.py, 256 a chip': ('v5e:2x4', 'moco_v3_vit', '', 2048),
     'moco_v2.py:v3, 256 a GPU': ('h100:8', 'moco_v2', 'v3', 2048),
-    'moco_v2.py:v3, 256 a chip': ('v5e:2x4', 'moco_v2', 'v3', 2048),
+    'moco_v3_vit.py, 128 a chip': ('v5e:2x4', 'moco_v3_vit', '', 1024),
+    'moco_v2.py:v3, 128 a chip': ('v5e:2x4', 'moco_v2', 'v3', 1024),
     **{f'{recipe}.py, 256, one GPU': ('h100:1', recipe, '', 256) for recipe in ('moco_v2', 'byol')},
 }
 LOSSES = {f'NT-Xent of {count:,} images': count for count in (1024, 2048, 8192, 65536)}
