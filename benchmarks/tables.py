@@ -97,20 +97,37 @@ def smoke_shortcut():
 
 # Methods
 
-METHODS = {'simclr': 'SimCLR', 'moco_v2': 'MoCo v2', 'byol': 'BYOL'}
+METHODS = {'simclr': 'SimCLR', 'moco_v2': 'MoCo v2', 'moco_v3': 'MoCo v3', 'byol': 'BYOL', 'simsiam': 'SimSiam',
+           'barlow_twins': 'Barlow Twins', 'vicreg': 'VICReg', 'nnclr': 'NNCLR', 'sup_con': 'SupCon (with labels)'}
 
 
-def _three_methods(config):
-    rows = read('three_methods')[config]['rows']
-    floors = [[name, '', percent(rows[0][f'{key} knn']), percent(rows[0][f'{key} linear']), '']
-              for name, key in (('raw pixels', 'raw pixels'), ('random encoder', 'random'))]
+def _of_seeds(values, scale=100):
+    return f'{scale * statistics.mean(values):.1f} ± {scale * statistics.stdev(values):.1f}'
+
+
+def _equal_compute(what):
+    rows = only('equal_compute', what)
+    floors = [['raw pixels', '', percent(rows[0]['raw pixels knn'][0]), '', ''],
+              ['random encoder', '', _of_seeds(rows[0]['random knn']), _of_seeds(rows[0]['random linear']), '']]
     return table(['', 'steps', 'kNN %', 'linear %', 'effective rank of h'], [*floors, *(
-        [METHODS[row['method']], row['steps'], percent(row['pretrained knn']),
-         percent(row['pretrained linear']), f'{row["feature_rank"]:.1f}'] for row in rows)])
+        [METHODS[row['method']], row['steps'][0], _of_seeds(row['pretrained knn']),
+         _of_seeds(row['pretrained linear']), f'{statistics.mean(row["feature_rank"]):.1f}'] for row in rows)])
 
 
-three_methods_shapes = functools.partial(_three_methods, 'configs/smoke.py')
-three_methods_fashion = functools.partial(_three_methods, 'configs/fashion_mnist.py')
+equal_compute_shapes = functools.partial(_equal_compute, 'shapes')
+equal_compute_fashion = functools.partial(_equal_compute, 'fashion')
+
+
+def equal_compute_search():
+    return table(['', 'steps', 'kNN %, held out', 'rank of h', 'rank of z'], [
+        [f'{METHODS[row["method"]]}, {row["variant"]}', row['steps'], percent(row['heldout knn']),
+         f'{row["feature_rank"]:.1f}', f'{row["projection_rank"]:.1f}'] for row in only('equal_compute', 'search')])
+
+
+def distil_fashion():
+    rows = only('distil_fashion')
+    return table(['Fashion-MNIST, 1 % of the labels', 'top-1 %'], [
+        [name, _of_seeds(values)] for name, values in rows.items() if name != 'seconds'])
 
 
 def ablations_byol():
@@ -329,17 +346,13 @@ CONTENDERS = {'ours': 'configs/folder.py', 'before': 'the same, few_images.below
               'lightly': "Lightly's tutorial"}
 
 
-def _of_seeds(values):
-    return f'{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}'
-
-
 def small_sets():
     lines = []
     for row in only('small_sets'):
         if row['contender'] == 'ours':
-            lines.append([SMALL_SETS[row['set']], 'random encoder', _of_seeds(row['random knn']),
-                          _of_seeds(row['random linear']), ''])
-        lines.append(['', CONTENDERS[row['contender']], _of_seeds(row['knn']), _of_seeds(row['linear']),
+            lines.append([SMALL_SETS[row['set']], 'random encoder', _of_seeds(row['random knn'], 1),
+                          _of_seeds(row['random linear'], 1), ''])
+        lines.append(['', CONTENDERS[row['contender']], _of_seeds(row['knn'], 1), _of_seeds(row['linear'], 1),
                       f'{statistics.mean(row["processor_seconds"]):.0f}'])
     return table(['set (trained on, held out)', 'contender', 'kNN %', 'linear %', 'processor seconds'], lines)
 

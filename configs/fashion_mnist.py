@@ -20,7 +20,6 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
 
     config.encoder.update({'depth': 10, 'width': 0.25, 'stem': 'cifar', 'dtype': 'float32'})
     recipes.use_method(config, options.method, num_layers=2, hidden_width=128, out_dim=64)
-    recipes.for_short_runs(config)
     config.augment = recipes.augment_config(image_size=28, strength=0.5, blur=False)
     config.augment.crop.area = (0.5, 1.0)
     # The images are grey: hue, saturation and grey would cost time and change nothing.
@@ -29,6 +28,7 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
 
     # No excluded probe: plain momentum at this rate would blow it up.
     config.optimizer.update({'learning_rate': 4.0, 'scaling': 'none', 'exclude': ()})
+    recipes.for_short_runs(config)
     config.schedule.warmup_epochs = 0.2
     config.eval.update({'crop_proportion': 1.0, 'batch_size': 250, 'knn_every_epochs': 0.5,
                         'pixel_floor': True})

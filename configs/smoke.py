@@ -25,7 +25,6 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
 
     config.encoder.update({'depth': 10, 'width': 0.25, 'dtype': 'float32'})
     recipes.use_method(config, options.method, num_layers=2, hidden_width=128, out_dim=64)
-    recipes.for_short_runs(config)
     config.augment = recipes.augment_config(image_size=32, strength=1.0, blur=False)
     config.augment.crop.area = (0.5, 1.0)           # smaller crops often miss the shape
     if options.no_colour:
@@ -34,6 +33,7 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
 
     # No excluded probe: plain momentum at a rate of 4 would blow it up.
     config.optimizer.update({'learning_rate': 4.0, 'scaling': 'none', 'exclude': ()})
+    recipes.for_short_runs(config)
     config.schedule.warmup_epochs = 1.0
     config.eval.update({'crop_proportion': 1.0, 'batch_size': 250, 'knn_every_epochs': 4.0,
                         'pixel_floor': True})

@@ -88,12 +88,12 @@ def use_method(config: ConfigDict, name: str, **head: Any) -> None:
 
 
 def for_short_runs(config: ConfigDict) -> None:
-    """Method settings for small data sets and minutes instead of days: chosen here, on `shapes`.
+    """Settings for small data sets and minutes instead of days, where the recipe has given its own.
 
-    A target that is to be followed within some hundred steps must move fast, and MoCo's keys then age
-    fast. Its head has no BatchNorm, so that old keys lie elsewhere than new ones: the network tells its
-    key by its age (contrastive accuracy 99 %, projections of rank 1). Heads with BatchNorm, and a short
-    queue, prevent that.
+    Chosen here, on `shapes`, by the search of benchmarks/equal_compute.py. A target that is to be followed within
+    some hundred steps must move fast, and MoCo's keys then age fast: those of earlier steps lie elsewhere than
+    the new ones, and a query tells its key by its age. So the queue holds the keys of two steps, the heads have
+    BatchNorm (without: contrastive accuracy 99 %, projections of rank 1), and the steps are many and small.
     """
     method = config.method
     if 'temperature' in method:
@@ -104,6 +104,11 @@ def for_short_runs(config: ConfigDict) -> None:
         method.queue_size = 1024
         config.head.update({'norm': True, 'final_norm': True, 'bias': False, 'final_bias': False,
                             'init_stddev': 0.01})
+    if method.name == 'moco' and method.queue_size:
+        config.batch_size //= 4
+        config.num_train_steps *= 4
+        config.optimizer.learning_rate /= 2         # as the square root of the batch
+        method.update({'momentum': 0.5, 'queue_size': 2 * config.batch_size})
 
 
 def augment_config(*, image_size: int, strength: float, blur: bool = True) -> ConfigDict:
