@@ -4,13 +4,14 @@
     python benchmarks/equal_compute.py fashion --fashion=fashion_mnist.npz
     python benchmarks/equal_compute.py search
 
-`shapes` trains configs/smoke.py:method=NAME, `fashion` configs/fashion_mnist.py:method=NAME on the first 5,000
-training images of Fashion-MNIST (an .npz of train_images, train_labels, test_images and test_labels), measured on the
-first 2,000 test images, with the seeds 0, 1, ... SimCLR takes `--steps` steps, the others as many as cost the same
-number of FLOPs, counted in the traced training step (matrix products and convolutions, forward and backward, target
-network included). `search` trains shapes with seed 0 and with each entry of SEARCH, as many for SimCLR, MoCo v2 and
-BYOL, and compares them by kNN on held-out training images. All runs are made in this process, one after the other. Adds
-a table to benchmarks/equal_compute.json; a call with the same --workdir goes on where an earlier one stopped.
+`shapes` trains configs/smoke.py:method=NAME, `fashion` configs/fashion_mnist.py:method=NAME on the first
+5,000 training images of Fashion-MNIST (an .npz of train_images, train_labels, test_images and test_labels),
+measured on the first 2,000 test images, with the seeds 0, 1, ... SimCLR takes `--steps` steps, the others as
+many as cost the same number of FLOPs, counted in the traced training step (matrix products and convolutions,
+forward and backward, target network included). `search` trains shapes with seed 0 and with each entry of
+SEARCH, as many for SimCLR, MoCo v2 and BYOL, and compares them by kNN on held-out training images. All runs
+are made in this process, one after the other. Adds a table to benchmarks/equal_compute.json; a call with the
+same --workdir goes on where an earlier one stopped.
 """
 
 import argparse
@@ -122,9 +123,10 @@ def compare(directory, config, fields, arguments):
 
     rows = []
     for method, steps in equal_steps(arguments.steps, arguments.methods, make).items():
-        runs = [run(directory / f'{method}_{seed}', make(method, num_train_steps=steps, seed=seed))
+        runs = [run(directory / f'{method}_{seed}', make(method, **{
+            'num_train_steps': steps, 'seed': seed, 'eval.pixel_floor': (method, seed) == ('simclr', 0)}))
                 for seed in range(arguments.seeds)]
-        rows.append({'method': method, **{name: [values[name] for values in runs] for name in runs[0]}})
+        rows.append({'method': method, **{name: [values.get(name) for values in runs] for name in runs[0]}})
     return rows
 
 

@@ -46,6 +46,9 @@ def make_steps():
     mesh, steps = sharding.make_mesh(), {}
     for method in RECIPES:
         config = load(f'smoke.py:method={method}')
+        config.batch_size = 256                 # the same for all
+        if 'queue_size' in config.method:
+            config.method.queue_size = 1024
         _, init_state, train_step, shardings = build(config, mesh, num_examples=10_000, num_classes=10,
                                                      num_steps=500)
         size = config.augment.image_size
