@@ -27,9 +27,9 @@ SHARE = 0.01
 # The recipes' LARS has rates for many more steps.
 ADAM = {'optimizer': 'adamw', 'scaling': 'none', 'weight_decay': 1e-4}
 FINETUNE = {f'finetune.{name}': value for name, value in (
-    {'layer': 0, 'batch_size': 100, 'num_epochs': 60.0, 'learning_rate': 0.001} | ADAM).items()}
+    {'layer': 0, 'batch_size': 100, 'num_epochs': 40.0, 'learning_rate': 0.001} | ADAM).items()}
 DISTIL = {f'distil.{name}': value for name, value in (
-    {'batch_size': 256, 'num_epochs': 2.0, 'learning_rate': 0.002} | ADAM).items()}
+    {'batch_size': 256, 'num_epochs': 1.0, 'learning_rate': 0.002} | ADAM).items()}
 
 
 def config_of(name, fields):
@@ -46,7 +46,7 @@ def one_seed(fashion, seed, workdir):
     if not kept.exists():
         used, labelled = time.process_time(), {'seed': seed, 'data.test_split': 'test'}
         simclr_jax.pretrain(config_of('fashion_mnist.py', QUIET | {
-            'data.source': f'arrays:{fashion}', 'encoder.stem': 'imagenet', 'num_train_steps': 235, 'seed': seed,
+            'data.source': f'arrays:{fashion}', 'encoder.stem': 'imagenet', 'num_train_steps': 200, 'seed': seed,
             'data.test_split': 'none'}), str(workdir))
         tuned = finetune(config_of(f'finetune.py:share={SHARE}', labelled | FINETUNE), str(workdir))
         distilled = distil(config_of(f'distil.py:share={SHARE}', labelled | DISTIL), str(workdir))

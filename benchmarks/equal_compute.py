@@ -15,9 +15,11 @@ same --workdir goes on where an earlier one stopped.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import runpy
+import shutil
 import tempfile
 import time
 
@@ -32,7 +34,7 @@ from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 
 CONFIGS = {'shapes': 'configs/smoke.py', 'fashion': 'configs/fashion_mnist.py'}
-STEPS = {'shapes': 120, 'fashion': 80, 'search': 150}
+STEPS = {'shapes': 120, 'fashion': 60, 'search': 150}
 FASHION = {'data.train_split': 'train[:5000]', 'data.test_split': 'test[:2000]', 'encoder.stem': 'imagenet',
            'schedule.warmup_epochs': 1.0, 'eval.knn_k': 20}
 # The three recipes as they were before the search, and what each run of it had instead.
@@ -90,11 +92,17 @@ def step_flops(config):
     return count_flops(jax.make_jaxpr(train_step)(jax.eval_shape(init_state), batch).jaxpr)
 
 
-def run(workdir, config):
-    """What a run of `config` found, also if an earlier call made it: accuracies in [0, 1], and processor seconds."""
+def run(workdir, config, floors=None):
+    """What a run of `config` found, also if an earlier call made it: accuracies in [0, 1], and processor seconds.
+
+    floors: the workdir of a run that starts with the same encoder, and has measured it.
+    """
     kept = workdir / 'benchmark.json'
     if not kept.exists():
         used = time.process_time()
+        if floors:
+            workdir.mkdir(parents=True, exist_ok=True)
+            shutil.copy(floors / 'floors.json', workdir)
         results = simclr_jax.pretrain(config, workdir)
         rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
         health = [row for row in rows if 'feature_rank' in row][-1]
@@ -121,14 +129,18 @@ def compare(directory, config, fields, arguments):
     def make(method, **more):
         return recipe(config, method, fields | more)
 
-    rows = []
-    for method, steps in equal_steps(arguments.steps, arguments.methods, make).items():
-        runs = [run(directory / f'{method}_{seed}', make(method, **{
-            'num_train_steps': steps, 'seed': seed, 'eval.pixel_floor': (method, seed) == ('simclr', 0)}))
-                for seed in range(arguments.seeds)]
-        rows.append({'method': method, **{name: [values.get(name) for values in runs] for name in runs[0]}})
-    return rows
-
+    kept, runs = directory / 'steps.json', {}
+    steps = json.loads(kept.read_text()) if kept.exists() else equal_steps(arguments.steps, arguments.methods, make)
+    directory.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(steps))
+    for seed, method in itertools.product(range(arguments.seeds), arguments.methods):
+        first = method == arguments.methods[0]              # the seed alone says what encoder a run starts with
+        runs[method, seed] = run(
+            directory / f'{method}_{seed}',
+            make(method, **{'num_train_steps': steps[method], 'seed': seed, 'eval.pixel_floor': first and not seed}),
+            None if first else directory / f'{arguments.methods[0]}_{seed}')
+    return [{'method': method, **{name: [runs[method, seed].get(name) for seed in range(arguments.seeds)]
+                                  for name in runs[method, 0]}} for method in arguments.methods]
 
 
 def search(directory, arguments):
