@@ -28,11 +28,11 @@ import jax.numpy as jnp
 from runs import ROOT, keep
 
 import simclr_jax
-from simclr_jax.config.recipes import METHODS
 from simclr_jax.inspect.hlo import count_flops
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 
+METHODS = ('simclr', 'moco_v2', 'moco_v3', 'byol', 'simsiam', 'barlow_twins', 'vicreg', 'nnclr', 'sup_con')
 CONFIGS = {'shapes': 'configs/smoke.py', 'fashion': 'configs/fashion_mnist.py'}
 STEPS = {'shapes': 120, 'fashion': 60, 'search': 150}
 FASHION = {'data.train_split': 'train[:5000]', 'data.test_split': 'test[:2000]', 'encoder.stem': 'imagenet',
@@ -51,13 +51,12 @@ NORM = {'head.final_norm': True}
 SEARCH = {
     'simclr': {
         'as before': {}, 'temperature 0.1': COLD, 'batch 128, rate 2.8': HALF,
-        'batch 128, rate 2.8, temperature 0.1': HALF | COLD, 'batch 64, rate 2': QUARTER},
+        'batch 64, rate 2': QUARTER},
     'moco_v2': {
         'as before': {}, 'momentum 0.5': FAST, 'symmetric': {'method.symmetric': True},
         'queue 256': {'method.queue_size': 256}, 'queue 256, temperature 0.1': {'method.queue_size': 256} | COLD,
         'queue 256, momentum 0.5': {'method.queue_size': 256} | FAST,
         'queue 256, momentum 0.5, batch 128, rate 2.8': {'method.queue_size': 256} | FAST | HALF,
-        'queue 256, momentum 0.5, batch 64, rate 2': {'method.queue_size': 256} | FAST | QUARTER,
         'queue 128, momentum 0.5, batch 64, rate 2': {'method.queue_size': 128} | FAST | QUARTER},
     'byol': {
         'as before': {}, 'momentum 0.5': FAST, 'rate 1.5': {'optimizer.learning_rate': 1.5},
@@ -69,7 +68,9 @@ SEARCH = {
         'the same, SGD, rate 0.3, decay 5e-4': FAST | NORM | {
             'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.3, 'optimizer.weight_decay': 5e-4},
         'the same, AdamW, rate 0.003, decay 1e-4': FAST | NORM | {
-            'optimizer.name': 'adamw', 'optimizer.learning_rate': 0.003, 'optimizer.weight_decay': 1e-4}}}
+            'optimizer.name': 'adamw', 'optimizer.learning_rate': 0.003, 'optimizer.weight_decay': 1e-4},
+        'the same, a linear predictor': FAST | NORM | {'predictor.mode': 'linear'},
+        'the same, momentum 0.97': NORM | {'method.momentum': 0.97}}}
 # Neither measured nor saved before the end, which would be billed to the training.
 QUIET = {'eval.knn_every_epochs': 0.0, 'checkpoint.every_epochs': 0.0, 'log.step_breakdown': False}
 
