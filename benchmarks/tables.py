@@ -102,15 +102,18 @@ METHODS = {'simclr': 'SimCLR', 'moco_v2': 'MoCo v2', 'moco_v3': 'MoCo v3', 'byol
 
 
 def _of_seeds(values, scale=100):
-    return f'{scale * statistics.mean(values):.1f} ± {scale * statistics.stdev(values):.1f}'
+    mean = f'{scale * statistics.mean(values):.1f}'
+    return f'{mean} ± {scale * statistics.stdev(values):.1f}' if len(values) > 1 else mean
 
 
 def _equal_compute(what):
     rows = only('equal_compute', what)
-    floors = [['raw pixels', '', percent(rows[0]['raw pixels knn'][0]), '', ''],
-              ['random encoder', '', _of_seeds(rows[0]['random knn']), _of_seeds(rows[0]['random linear']), '']]
-    return table(['', 'steps', 'kNN %', 'linear %', 'effective rank of h'], [*floors, *(
-        [METHODS[row['method']], row['steps'][0], _of_seeds(row['pretrained knn']),
+    first = rows[0]
+    floors = [['raw pixels', '', '', percent(first['raw pixels knn'][0]), '', ''],
+              ['random encoder', '', len(first['random knn']), _of_seeds(first['random knn']),
+               _of_seeds(first['random linear']), '']]
+    return table(['', 'steps', 'seeds', 'kNN %', 'linear %', 'effective rank of h'], [*floors, *(
+        [METHODS[row['method']], row['steps'][0], len(row['steps']), _of_seeds(row['pretrained knn']),
          _of_seeds(row['pretrained linear']), f'{statistics.mean(row["feature_rank"]):.1f}'] for row in rows)])
 
 
@@ -125,9 +128,10 @@ def equal_compute_search():
 
 
 def distil_fashion():
+    names = {'supervised': 'supervised: the student without distillation', 'teacher': 'teacher: pretrained, fine-tuned',
+             'student': 'student, distilled'}
     rows = only('distil_fashion')
-    return table(['Fashion-MNIST, 1 % of the labels', 'top-1 %'], [
-        [name, _of_seeds(values)] for name, values in rows.items() if name != 'seconds'])
+    return table(['Fashion-MNIST, 600 labels', 'top-1 %'], [[names[key], _of_seeds(rows[key])] for key in names])
 
 
 def ablations_byol():
