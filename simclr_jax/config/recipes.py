@@ -90,10 +90,11 @@ def use_method(config: ConfigDict, name: str, **head: Any) -> None:
 def for_short_runs(config: ConfigDict) -> None:
     """Settings for small data sets and minutes instead of days, where the recipe has given its own.
 
-    Chosen here, on `shapes`, by the search of benchmarks/equal_compute.py. A target that is to be followed within
-    some hundred steps must move fast, and MoCo's keys then age fast: those of earlier steps lie elsewhere than
-    the new ones, and a query tells its key by its age. So the queue holds the keys of two steps, the heads have
-    BatchNorm (without: contrastive accuracy 99 %, projections of rank 1), and the steps are many and small.
+    Chosen here, on `shapes`, MoCo v2's by the search of benchmarks/equal_compute.py. A target that is to be
+    followed within some hundred steps must move fast, and MoCo's keys then age fast: older ones are those of
+    another network. So its queue holds the keys of two steps, and the steps are small and many. Its own head has no
+    BatchNorm, so that old keys lie elsewhere than new ones: the network tells its key by its age (contrastive
+    accuracy 99 %, projections of rank 1). Heads with BatchNorm prevent that.
     """
     method = config.method
     if 'temperature' in method:
