@@ -36,7 +36,7 @@ METHODS = ('simclr', 'moco_v2', 'moco_v3', 'byol', 'simsiam', 'barlow_twins', 'v
 CONFIGS = {'shapes': 'configs/smoke.py', 'fashion': 'configs/fashion_mnist.py'}
 STEPS = {'shapes': 120, 'fashion': 60, 'search': 150}
 FASHION = {'data.train_split': 'train[:5000]', 'data.test_split': 'test[:2000]', 'encoder.stem': 'imagenet',
-           'schedule.warmup_epochs': 1.0, 'eval.knn_k': 20}
+           'schedule.warmup_epochs': 1.0, 'eval.knn_k': 20, 'log.every_steps': 20}
 # The three recipes as they were before the search, and what each run of it had instead.
 BEFORE = {
     'simclr': {'batch_size': 256, 'optimizer.learning_rate': 4.0, 'method.temperature': 0.2},
