@@ -5,7 +5,8 @@
     python -m simclr_jax.main --config=configs/smoke.py:no_colour --workdir=/tmp/no_colour
 
 `method` is simclr, simclr_memory, moco_v2, moco_v3, byol, simsiam, barlow_twins, vicreg, nnclr, sup_con or
-instance_discrimination, on the same data, encoder and optimiser.
+instance_discrimination, on the same data, encoder and optimiser; moco_v2 takes 2,000 steps of 64 images
+(docs/methods.md).
 
 `no_colour` turns colour jitter and grey off and leaves crop and flip: two crops of one image then share
 its colours, the network tells images apart by them, and learns nothing else (paper sec. 3.1, Fig. 6).
