@@ -105,7 +105,7 @@ def for_short_runs(config: ConfigDict) -> None:
         method.queue_size = 1024
         config.head.update({'norm': True, 'final_norm': True, 'bias': False, 'final_bias': False,
                             'init_stddev': 0.01})
-    if method.name == 'moco' and method.queue_size:
+    if method.name == 'moco' and method.queue_size and not method.symmetric:
         config.batch_size //= 4
         config.num_train_steps *= 4
         config.optimizer.learning_rate /= 2         # as the square root of the batch
