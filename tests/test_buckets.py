@@ -204,8 +204,8 @@ KINDS = {'checkpoints': checkpoints, 'config.json, versions.json, data.json': co
          'metrics.jsonl, log.txt': metrics_and_log, 'TensorBoard': tensorboard,
          'results.jsonl, finetune.subset_file, weights': results, 'report': report_page, 'embed': embed_features,
          'export': export_files, 'plan': plan_file, 'study': study_pages, 'data: `folder:`': data_folder,
-         'data: `arrays:`': data_arrays, 'data: TFDS, `data.dir`': data_tfds, 'data.cache (local) of': data_cache,
-         'compile_cache': compile_cache, 'the lock of a workdir': lock}
+         'data: `arrays:`': data_arrays, 'data: TFDS, `data.dir`': data_tfds,
+         'data.cache (local), of images in': data_cache, 'compile_cache': compile_cache, 'the lock of a workdir': lock}
 
 
 @pytest.mark.parametrize('kind', KINDS)
