@@ -87,7 +87,7 @@ class Training:
             batch = sharding.put_batch(self.mesh, {'view1': views[0], 'view2': views[1],
                                                    'label': np.zeros(self.batch_size, np.int32)})
             self.batches = iter(lambda: batch, None)
-        self.state = steps.jit_once(self.init_state, out_shardings=self.shardings)()
+        self.state = steps.jit_seldom(self.init_state, out_shardings=self.shardings)()
         self.run(1)
 
     def run(self, count):
