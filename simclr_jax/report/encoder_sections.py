@@ -9,6 +9,7 @@ from sklearn.metrics import confusion_matrix
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
+from simclr_jax.data.progress_bar import progress_bar
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.evaluated import data_options, make_evaluated
 from simclr_jax.evaluate.knn import vote
@@ -104,7 +105,8 @@ def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, S
 
     def read(source):
         chosen, original, how = images.sample(source, settings.max_images, config.seed)
-        found, rows = evaluated.embed(chosen, num_threads=config.data.num_threads)
+        with progress_bar(f'report: {source.name}, {source.split}', chosen.num_examples) as advance:
+            found, rows = evaluated.embed(chosen, num_threads=config.data.num_threads, advance=advance)
         share = len(original) / source.num_examples
         return Sample(chosen, how, share, found.features, rows, original[rows], found.labels)
 
