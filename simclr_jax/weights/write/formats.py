@@ -179,5 +179,5 @@ FORMATS = {
     'onnx': Format(_write_onnx, _program_loader('encoder.onnx', load_onnx), ('onnx',), ('onnxruntime',)),
     'savedmodel': Format(_write_savedmodel, _program_loader('savedmodel', load_savedmodel), ('tensorflow',),
                          ()),
-    'stablehlo': Format(_write_stablehlo, _program_loader('encoder.stablehlo', load_stablehlo), (), ()),
+    'stablehlo': Format(_write_stablehlo, _program_loader('encoder.stablehlo', load_stablehlo), ('flatbuffers',), ()),
 }
