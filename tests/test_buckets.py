@@ -1,4 +1,4 @@
-"""Every kind of path on a disk, in gs:// and in s3://: the table of docs/buckets.md; and stores that fail."""
+"""Every kind of path in gs:// and s3://, the table of docs/buckets.md (on disk: the parts' tests); stores that fail."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ from PIL import Image
 
 from simclr_jax import buckets, storage
 from simclr_jax.data import listing
-from simclr_jax.data.loading import in_memory, load_source
+from simclr_jax.data.loading import load_source
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.embed import embed, read_features
 from simclr_jax.evaluate.finetune import finetune
@@ -40,10 +40,6 @@ from tests.stores import BUCKET, last_state
 IMAGES, LABELS = make_shapes('train', 16, 48)
 
 
-def root_of(store, tmp_path_factory, stores):
-    return str(tmp_path_factory.mktemp('local')) if store == 'local' else f'{store}://{BUCKET}/top'
-
-
 def png(image):
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'PNG')
@@ -57,10 +53,10 @@ def config(root, **fields):
     return found
 
 
-@pytest.fixture(scope='module', params=['local', 'gs', 's3'])
+@pytest.fixture(scope='module', params=['gs', 's3'])
 def root(request, tmp_path_factory, stores):
-    """A directory of each store with images, arrays, a TFDS set, and a run on the images in `run`."""
-    root = root_of(request.param, tmp_path_factory, stores)
+    """A path of each store with images, arrays, a TFDS set, and a run on the images in `run`."""
+    root = f'{request.param}://{BUCKET}/top'
     for number, (image, label) in enumerate(zip(IMAGES, LABELS)):
         storage.write_atomically(f'{root}/images/{"train" if number < 32 else "test"}/{label % 2}/{number:02}.png',
                                  png(image))
@@ -71,10 +67,8 @@ def root(request, tmp_path_factory, stores):
         split_datasets={'train': tf.data.Dataset.from_tensor_slices({'image': IMAGES, 'label': LABELS})},
         features=tfds.features.FeaturesDict({'image': tfds.features.Image(shape=(16, 16, 3)),
                                              'label': tfds.features.ClassLabel(num_classes=20)}))
-    for folder, _, files in os.walk(here):
-        for file in files:
-            path = os.path.join(folder, file)
-            storage.write_atomically(f'{root}/tfds/{os.path.relpath(path, here)}', storage.read_bytes(path))
+    for path in filter(pathlib.Path.is_file, pathlib.Path(here).rglob('*')):
+        storage.write_atomically(f'{root}/tfds/{path.relative_to(here)}', path.read_bytes())
     pretrain(config(root), f'{root}/run')
     return root
 
@@ -107,8 +101,7 @@ def tensorboard(root):
 
 def results(root):
     settings = task_config('finetune', f'{root}/run', num_epochs=1.0, init='pretrained', batch_size=8)
-    names = [name for name, _ in storage.scan(f'{root}/images/train/0')] + [
-        name for name, _ in storage.scan(f'{root}/images/train/1')]
+    names = [name for label in (0, 1) for name, _ in storage.scan(f'{root}/images/train/{label}')]
     storage.write_atomically(f'{root}/subset.txt', '\n'.join(names[:20]).encode())
     settings.finetune.subset_file = f'{root}/subset.txt'
     settings.data.test_split = 'test'
@@ -129,8 +122,7 @@ def embed_features(root):
 
 
 def export_files(root):
-    settings = task_config('export', f'{root}/run', formats=('flax',))
-    export(settings, f'{root}/run')
+    export(task_config('export', f'{root}/run', formats=('flax',)), f'{root}/run')
     assert json.loads(storage.read_bytes(f'{root}/run/export/card.json'))['files']
     assert load_pretrained(f'{root}/run/export').step == 2
 
@@ -169,9 +161,8 @@ def data_cache(root):
     here = storage.user_cache('of-tests')
     source = load_source(f'folder:{root}/images', 'train', cache='decoded', cache_dir=here)
     assert source.load(0).shape == (16, 16, 3)
-    if storage.is_remote(root):         # the cache itself is local
-        with pytest.raises(ValueError, match='name a local directory'):
-            load_source(f'folder:{root}/images', 'train', cache='decoded', cache_dir=f'{root}/cache')
+    with pytest.raises(ValueError, match='name a local directory'):       # the cache itself is local
+        load_source(f'folder:{root}/images', 'train', cache='decoded', cache_dir=f'{root}/cache')
 
 
 def compile_cache(root):
@@ -237,12 +228,10 @@ def test_a_workdir_that_will_not_do_is_refused_before_anything_is_made(workdir, 
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize('store', ['gs', 's3'])
-@pytest.mark.parametrize('status, sentence', [(403, 'this account has no permission to do that'), (401, 'credentials')])
-def test_no_permission_to_write_and_no_credentials_are_told(status, sentence, store, stores):
-    if (store, status) == ('s3', 401):
-        status = 403        # S3 knows no other
-        sentence = 'this account has no permission to do that'
+@pytest.mark.parametrize('store, status, sentence', [
+    *((store, 403, 'this account has no permission to do that') for store in ('gs', 's3')),
+    ('gs', 401, 'credentials')])            # S3 answers 403
+def test_no_permission_to_write_and_no_credentials_are_told(store, status, sentence, stores):
     with stores[store].failing(lambda method, path: status if method in ('PUT', 'POST') else None):
         with pytest.raises(storage.StoreError, match=sentence):
             storage.check_workdir(f'{store}://{BUCKET}/forbidden')
@@ -331,9 +320,7 @@ def test_a_run_whose_store_goes_away_names_its_last_good_checkpoint(stores, monk
                     time.sleep(0.1)         # it is written while the run goes on
                 is_away.append(step)
 
-        def note(self, text): ...
-
-        def image(self, name, array): ...
+        note = image = lambda self, *_: None
 
     settings = small_config(test_split='none')
     settings.num_train_steps, settings.batch_size, settings.log.every_steps = 8, 16, 1
@@ -409,28 +396,3 @@ def test_a_long_listing_is_kept_and_not_made_again(stores, monkeypatch):
     with stores['gs'].failing(lambda method, path: asked.append(path)):
         assert listing.read(root) == [note] and len(listing.scan(f'{root}/1')) == 3
     assert not asked
-
-
-def test_two_processes_read_half_of_a_small_folder_each(tmp_path):
-    for number in range(12):
-        storage.write_atomically(str(tmp_path / f'{number % 2}' / f'{number:02}.png'), png(IMAGES[number]))
-    whole = load_source(f'folder:{tmp_path}', 'train', decode_once=True)
-    parts, given = [], []
-
-    class Counted(type(whole)):
-        """A source that counts what is read of it."""
-
-    def load(index):
-        given.append(index)
-        return whole.images[index]
-
-    source = Counted(whole.name, whole.split, whole.images, whole.labels, whole.class_names)
-    source.load, source.max_bad_share = load, 1.0
-    for process in (0, 1):          # what each would give, then the exchange of both
-        in_memory(source, share=listing.Share(process, 2, lambda mine: parts.append(mine) or [mine]))
-    assert sorted(given) == list(range(12))
-    (shape, rows0, images0), (_, rows1, images1) = parts[:3], parts[3:]
-    answers = iter([[shape, shape], [rows0, rows1], [images0, images1]])
-    found = in_memory(source, share=listing.Share(0, 2, lambda mine: next(answers)))
-    np.testing.assert_array_equal(found.images, whole.images)
-    assert found.skipped == []

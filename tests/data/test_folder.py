@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data import loading
+from simclr_jax.data import listing, loading
 from simclr_jax.data.loading import available_splits, load_pair, load_source
 
 
@@ -197,3 +197,27 @@ def test_images_beside_the_folders_of_the_splits_are_counted(tmp_path):
     assert source.files == ['a.png']
     assert source.notes[-1].endswith(
         ': 2 images lie beside the folders of the splits, in no split, and are left out.')
+
+
+def test_two_processes_read_half_of_a_small_folder_each(tmp_path):
+    write(tmp_path, *(f'{number % 2}/{number:02}.png' for number in range(12)))
+    whole = load_source(f'folder:{tmp_path}', 'train', decode_once=True)
+    parts, given = [], []
+
+    class Counted(type(whole)):
+        """A source that counts what is read of it."""
+
+    def load(index):
+        given.append(index)
+        return whole.images[index]
+
+    source = Counted(whole.name, whole.split, whole.images, whole.labels, whole.class_names)
+    source.load, source.max_bad_share = load, 1.0
+    for process in (0, 1):          # what each would give, then the exchange of both
+        loading.in_memory(source, share=listing.Share(process, 2, lambda mine: parts.append(mine) or [mine]))
+    assert sorted(given) == list(range(12))
+    (shape, rows0, images0), (_, rows1, images1) = parts[:3], parts[3:]
+    answers = iter([[shape, shape], [rows0, rows1], [images0, images1]])
+    found = loading.in_memory(source, share=listing.Share(0, 2, lambda mine: next(answers)))
+    np.testing.assert_array_equal(found.images, whole.images)
+    assert found.skipped == []

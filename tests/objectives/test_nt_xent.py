@@ -361,8 +361,7 @@ def test_the_hessian_is_that_of_finite_differences_in_float64():
 
 
 @pytest.mark.parametrize('types, split', [
-    ((EXPLICIT,), 'whole'), ((EXPLICIT, EXPLICIT), 'rows'), ((EXPLICIT, AUTO), 'rows'), ((EXPLICIT, AUTO), 'host'),
-    ((AUTO, AUTO), 'whole')])
+    ((EXPLICIT,), 'whole'), ((EXPLICIT,) * 2, 'rows'), ((EXPLICIT, AUTO), 'host'), ((AUTO, AUTO), 'whole')])
 def test_a_mesh_of_any_axes_with_arrays_split_or_not(types, split):
     mesh = mesh_of(*((8,) if len(types) == 1 else (2, 4)), types=types)
     host = views(n=16, d=8)
