@@ -37,6 +37,7 @@ from simclr_jax.weights.write.export import export
 from tests.evaluate.runs import small_config, task_config
 from tests.stores import BUCKET, last_state
 
+pytestmark = pytest.mark.usefixtures('one_device')
 IMAGES, LABELS = make_shapes('train', 16, 48)
 
 

@@ -10,12 +10,15 @@ from simclr_jax.train import pretrain
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def tiny_config():
     config = smoke(base_config())
     config.update({'batch_size': 16, 'num_train_steps': 2})
     config.encoder.width = 0.0625
     config.augment.image_size = 16
+    config.schedule.warmup_epochs = 0.0
     config.data.update({'train_split': 'train[:64]', 'test_split': 'none'})
     config.log.every_steps = 1
     return config
