@@ -8,6 +8,8 @@ from PIL import Image
 
 import simclr_jax
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):

@@ -12,6 +12,8 @@ from simclr_jax.data.shapes import make_shapes
 from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.train import pretrain
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def config(**overrides):
     fields = smoke(base_config())

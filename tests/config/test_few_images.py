@@ -10,6 +10,7 @@ from simclr_jax.config import ConfigDict, base_config, flatten
 from simclr_jax.config.few_images import as_begun, fit_to
 from simclr_jax.train import pretrain
 
+pytestmark = pytest.mark.usefixtures('one_device')
 FOLDER = pathlib.Path(__file__).parents[2] / 'configs' / 'folder.py'
 SHORT = {'num_train_steps': 1, 'encoder.width': 0.0625, 'augment.image_size': 16, 'data.test_split': 'none'}
 

@@ -22,6 +22,7 @@ from simclr_jax.weights.write.export import export
 from tests.evaluate.runs import task_config
 from tests.view_fields import host_views
 
+pytestmark = pytest.mark.usefixtures('one_device')
 RNG = np.random.default_rng(0)
 EVERYTHING = View(crop=Crop(1.0), flip=Flip(1.0), rotate=Rotate(1.0), jitter=Jitter(1.0), blur=Blur(1.0),
                   solarize=Solarize(1.0), cutout=Cutout(1.0))

@@ -15,6 +15,8 @@ from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.train import pretrain
 from simclr_jax.weights.write.export import export
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def config(method='simclr', **overrides):
     fields = smoke(base_config())
