@@ -206,7 +206,7 @@ def test_unreadable_images_are_left_out_and_named_and_the_others_keep_their_numb
 def test_a_source_without_one_readable_image_is_refused(tmp_path, pixels):
     for file in (tmp_path / 'images').iterdir():
         file.write_bytes(b'')
-    with pytest.raises(ValueError, match='^Of 8 images .* not one can be read'):
+    with pytest.raises(ValueError, match='^None of 8 images .* can be read'):
         build(tmp_path)
 
 
