@@ -1,4 +1,4 @@
-"""No program sums a broadcast on a CPU: jaxlib 0.10.2 to 0.12 does it with threads that overwrite each other.
+"""No program sums a broadcast on a CPU: jaxlib 0.10.2 does it with threads that overwrite each other.
 
 openxla/xla#49085, google/XNNPACK#11243: such a sum has another value at every call, without a word. XLA makes
 one of `x.mean(where=mask)` whose mask is broadcast, and of `jnp.broadcast_to(x, shape).sum()`.

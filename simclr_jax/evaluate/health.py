@@ -72,7 +72,7 @@ def pair_metrics(view1: jax.Array, view2: jax.Array) -> dict[str, jax.Array]:
                            - 2 * jnp.matmul(a, b.T, precision='highest'), 0.0)
 
     # Sums over a count that is known: mean(where=...) counts by a sum over a broadcast mask, which XLA's CPU compiler
-    # (jaxlib 0.10.2 to 0.12) makes of threads that overwrite each other (google/XNNPACK#11243).
+    # (jaxlib 0.10.2) makes of threads that overwrite each other (google/XNNPACK#11243).
     pairs = len(first) * (len(first) - 1)
 
     def mean_of_different(values):                                                      # [..., N, N] -> []

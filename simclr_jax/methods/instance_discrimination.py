@@ -45,6 +45,9 @@ def instance_discrimination(network: Network, *, num_train_steps: int, num_examp
         return variables['params'], variables['batch_stats'], {'memory': bank, 'z': jnp.zeros(())}
 
     def loss(params, batch_stats, method_state, batch, key):
+        if 'index' not in batch:
+            raise ValueError("method 'instance_discrimination' needs batch['index'], the number of each image in the "
+                             'training split: views that were made elsewhere must bring it.')
         output, batch_stats = forward_train(network, params, batch_stats, batch['view1'], key=key,
                                             num_devices=num_devices)
         features, index = l2_normalize(output.projection), batch['index']        # [N, D], [N]
