@@ -190,7 +190,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if 'negatives' in config.method:
         config.method.negatives = 64
     config.encoder.norm_groups = min(config.encoder.norm_groups, 4)
-    config.augment.update({'image_size': 32, 'small_size': 16, 'small_views': min(config.augment.small_views, 2)})
+    config.augment.image_size = 32
+    if config.augment.small_views:
+        config.augment.update({'small_size': 16, 'small_views': 2})
     config.encoder.stem = 'cifar'
     config.eval.update({'crop_proportion': 1.0, 'batch_size': 64, 'knn_k': 20})
     config.linear.update({'batch_size': 64, 'num_epochs': 2.0})

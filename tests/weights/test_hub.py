@@ -130,7 +130,7 @@ def test_an_edited_model_card_stays(tmp_path, capsys):
     for _ in range(2):
         export_encoder(str(tmp_path), imported(), formats=('flax',))
         assert path.read_text() == 'My own words'
-    assert 'stays as it is' in capsys.readouterr().out
+    assert 'was edited after its export and is kept' in capsys.readouterr().out
 
 
 def test_to_the_hub_and_back(exported, hub, tmp_path):
