@@ -32,7 +32,8 @@ from simclr_jax.inspect.hlo import count_flops
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 
-METHODS = ('simclr', 'moco_v2', 'moco_v3', 'byol', 'simsiam', 'barlow_twins', 'vicreg', 'nnclr', 'sup_con')
+METHODS = ('simclr', 'moco_v2', 'moco_v3', 'byol', 'simsiam', 'barlow_twins', 'vicreg', 'nnclr', 'sup_con',
+           'instance_discrimination')
 CONFIGS = {'shapes': 'configs/smoke.py', 'fashion': 'configs/fashion_mnist.py'}
 STEPS = {'shapes': 120, 'fashion': 60, 'search': 150}
 FASHION = {'data.train_split': 'train[:5000]', 'data.test_split': 'test[:2000]', 'encoder.stem': 'imagenet',
@@ -48,16 +49,25 @@ QUARTER = {'batch_size': 64, 'optimizer.learning_rate': 2.0}
 COLD = {'method.temperature': 0.1}
 FAST = {'method.momentum': 0.5}
 NORM = {'head.final_norm': True}
+SGD = {'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.3, 'optimizer.weight_decay': 5e-4}
+ADAMW = {'optimizer.name': 'adamw', 'optimizer.learning_rate': 0.003, 'optimizer.weight_decay': 1e-4}
 SEARCH = {
     'simclr': {
         'as before': {}, 'temperature 0.1': COLD, 'batch 128, rate 2.8': HALF,
-        'batch 64, rate 2': QUARTER},
+        'batch 64, rate 2': QUARTER, 'rate 1.5': {'optimizer.learning_rate': 1.5},
+        'rate 8': {'optimizer.learning_rate': 8.0},
+        'head 512 to 256': {'head.hidden_width': 512, 'head.out_dim': 256},
+        'temperature 0.1, batch 128, rate 2.8': COLD | HALF, 'temperature 0.1, batch 64, rate 2': COLD | QUARTER,
+        'SGD, rate 0.3, decay 5e-4': SGD, 'AdamW, rate 0.003, decay 1e-4': ADAMW},
     'moco_v2': {
         'as before': {}, 'momentum 0.5': FAST, 'symmetric': {'method.symmetric': True},
         'queue 256': {'method.queue_size': 256}, 'queue 256, temperature 0.1': {'method.queue_size': 256} | COLD,
         'queue 256, momentum 0.5': {'method.queue_size': 256} | FAST,
         'queue 256, momentum 0.5, batch 128, rate 2.8': {'method.queue_size': 256} | FAST | HALF,
-        'queue 128, momentum 0.5, batch 64, rate 2': {'method.queue_size': 128} | FAST | QUARTER},
+        'queue 128, momentum 0.5, batch 64, rate 2': {'method.queue_size': 128} | FAST | QUARTER,
+        'the same, temperature 0.1': {'method.queue_size': 128} | FAST | QUARTER | COLD,
+        'the same, momentum 0.9': {'method.queue_size': 128, 'method.momentum': 0.9} | QUARTER,
+        'the same, rate 4': {'method.queue_size': 128} | FAST | QUARTER | {'optimizer.learning_rate': 4.0}},
     'byol': {
         'as before': {}, 'momentum 0.5': FAST, 'rate 1.5': {'optimizer.learning_rate': 1.5},
         'batch 64, rate 2': QUARTER,
@@ -65,10 +75,8 @@ SEARCH = {
                              for name, value in (('hidden_width', 512), ('out_dim', 256))},
         'momentum 0.5, rate 10': FAST | {'optimizer.learning_rate': 10.0},
         "momentum 0.5, BatchNorm at the projector's end": FAST | NORM,
-        'the same, SGD, rate 0.3, decay 5e-4': FAST | NORM | {
-            'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.3, 'optimizer.weight_decay': 5e-4},
-        'the same, AdamW, rate 0.003, decay 1e-4': FAST | NORM | {
-            'optimizer.name': 'adamw', 'optimizer.learning_rate': 0.003, 'optimizer.weight_decay': 1e-4},
+        'the same, SGD, rate 0.3, decay 5e-4': FAST | NORM | SGD,
+        'the same, AdamW, rate 0.003, decay 1e-4': FAST | NORM | ADAMW,
         'the same, a linear predictor': FAST | NORM | {'predictor.mode': 'linear'},
         'the same, momentum 0.97': NORM | {'method.momentum': 0.97}}}
 # Neither measured nor saved before the end, which would be billed to the training.
@@ -89,7 +97,8 @@ def step_flops(config):
     _, init_state, train_step, _ = build(config, mesh, num_classes=10, num_examples=10_000, num_steps=1000)
     size = config.augment.image_size
     view = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.float32)
-    batch = {'view1': view, 'view2': view, 'label': jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)}
+    number = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+    batch = {'view1': view, 'view2': view, 'label': number, 'index': number}
     return count_flops(jax.make_jaxpr(train_step)(jax.eval_shape(init_state), batch).jaxpr)
 
 

@@ -98,7 +98,8 @@ def smoke_shortcut():
 # Methods
 
 METHODS = {'simclr': 'SimCLR', 'moco_v2': 'MoCo v2', 'moco_v3': 'MoCo v3', 'byol': 'BYOL', 'simsiam': 'SimSiam',
-           'barlow_twins': 'Barlow Twins', 'vicreg': 'VICReg', 'nnclr': 'NNCLR', 'sup_con': 'SupCon (with labels)'}
+           'barlow_twins': 'Barlow Twins', 'vicreg': 'VICReg', 'nnclr': 'NNCLR', 'sup_con': 'SupCon (with labels)',
+           'instance_discrimination': 'Instance discrimination'}
 
 
 def _of_seeds(values, scale=100):
