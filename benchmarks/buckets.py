@@ -176,8 +176,7 @@ def listed(root):
     started = time.perf_counter()
     listing.read(root)
     return round(time.perf_counter() - started, 2), sum(
-        not entry.is_dir for folder in [root, *(f'{root}/{entry.name}' for entry in listing.scan(root) if entry.is_dir)]
-        for entry in listing.scan(folder))
+        len(listing.names(folder).files) for folder in [root, *(f'{root}/{name}' for name in listing.names(root).folders)])
 
 
 def long_lists(count):

@@ -75,9 +75,18 @@ def scan(path: Path) -> list[Entry]:
     if is_remote(path):
         found = [entry for entry, _ in scan_sizes(path)]
     else:
-        with os.scandir(path) as entries:
-            found = [Entry(entry.name, entry.is_dir()) for entry in entries]
+        folders, files = names(path)
+        found = [Entry(name, True) for name in folders] + [Entry(name, False) for name in files]
     return sorted(found)
+
+
+def names(path: Path) -> tuple[list[str], list[str]]:
+    """The names of the directories, and of the files, that lie in a local directory. OSError as of `scan`."""
+    folders, files = [], []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            (folders if entry.is_dir() else files).append(entry.name)
+    return folders, files
 
 
 def scan_sizes(path: Path) -> list[tuple[Entry, int]]:

@@ -382,7 +382,7 @@ def test_each_host_lists_its_share_of_the_directories(stores):
     with stores['gs'].failing(lambda method, path: asked.append(path)):
         assert listing.read(root, listing.Share(0, 2, other_of)) == []
     assert not [path for path in asked if 'class1' in path]
-    assert [entry.name for entry in listing.scan(root)] == [f'class{n}' for n in range(6)]
+    assert listing.names(root) == ([f'class{n}' for n in range(6)], [])
     assert listing.size(f'{root}/class1/7.png') == 1
 
 
@@ -395,5 +395,5 @@ def test_a_long_listing_is_kept_and_not_made_again(stores, monkeypatch):
     assert '7 files, as listed on' in note and os.path.exists(note.rpartition('remove ')[2].rstrip('.'))
     listing.forget()                # as the next run does
     with stores['gs'].failing(lambda method, path: asked.append(path)):
-        assert listing.read(root) == [note] and len(listing.scan(f'{root}/1')) == 3
+        assert listing.read(root) == [note] and listing.names(f'{root}/1') == ([], ['1.png', '3.png', '5.png'])
     assert not asked

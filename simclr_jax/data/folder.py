@@ -8,6 +8,7 @@ import importlib.util
 import os
 import unicodedata
 from collections.abc import Iterator
+from concurrent import futures
 
 import numpy as np
 from PIL import features
@@ -24,6 +25,7 @@ _SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.bmp', '.gif', 
 _SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test', 'val': 'val',
            'valid': 'val', 'validation': 'validation', 'unlabeled': 'unlabeled', 'unlabelled': 'unlabeled'}
 _SHOWN = 5
+_AT_ONCE, _THREADS = 1000, 16       # files, of whose sizes a thread asks; such threads
 
 
 class FolderSource(Source):
@@ -46,6 +48,7 @@ class FolderSource(Source):
         ValueError: it has no such split or no image, or its layout is not understood.
     """
 
+    @listing.once()
     def __init__(self, name: str, split: str, path: str, *, folders: str = 'auto', rules: Rules = DEFAULT,
                  share: listing.Share | None = None):
         of_listing, self.is_remote = listing.read(path, share), storage.is_remote(path)
@@ -58,6 +61,7 @@ class FolderSource(Source):
         else:
             require_split(name, whole, ('train',))
         self._root = os.path.join(root, splits[whole]) if splits else root
+        self._fingerprints: dict[bool, str] = {}
         tree = _tree(self._root)
         if not tree.files:
             raise ValueError(f"There are no images below '{printable(self._root)}' ({', '.join(suffixes())})"
@@ -75,7 +79,7 @@ class FolderSource(Source):
         if pages > 1 and self.rules.channels == 3:
             self.notes.append(f'{name}, {whole}: TIFFs of {pages} pages, of which the first is read; '
                               f'data.channels={pages} takes all, as channels.')
-        beside = sum(_is_image(entry.name) for entry in _scan(root) if not entry.is_dir) if splits else 0
+        beside = sum(map(_is_image, _names(root).files)) if splits else 0
         if beside:
             self.notes.append(f'{name}: {beside:,} images lie beside the folders of the splits, in no '
                               'split, and are left out.')
@@ -93,18 +97,31 @@ class FolderSource(Source):
         return printable(self.files[index])
 
     def fingerprint(self, *, with_times: bool = False) -> str:
-        """Changes with the names and sizes of the files, the labels, and, if asked for, the times."""
+        """Changes with the names and sizes of the files, the labels, and, if asked for, the times: as first asked."""
+        if with_times not in self._fingerprints:        # it asks the system of every file
+            self._fingerprints[with_times] = self._fingerprint(with_times)
+        return self._fingerprints[with_times]
+
+    def _fingerprint(self, with_times: bool) -> str:
         digest = hashlib.sha256(self.labels.tobytes())
-        for file in self.files:
+        some = (self.files[first:first + _AT_ONCE] for first in range(0, len(self.files), _AT_ONCE))
+        with futures.ThreadPoolExecutor(_THREADS) as pool:      # a disk in a network answers many at a time
+            for states in pool.map(functools.partial(self._states, with_times), some):
+                digest.update(states)
+        return digest.hexdigest()
+
+    def _states(self, with_times: bool, files: list[str]) -> bytes:
+        found = []
+        for file in files:
             path = os.path.join(self._root, file)
             try:
                 known = listing.size(path)
-                if with_times and not storage.is_remote(path):
+                if with_times and not self.is_remote:
                     known = known, os.stat(path).st_mtime_ns
             except OSError:      # a link may lead nowhere
                 known = None
-            digest.update(os.fsencode(f'{file}\0{known}\0'))
-        return digest.hexdigest()
+            found.append(f'{file}\0{known}\0')
+        return os.fsencode(''.join(found))
 
     def _why_unreadable(self, index: int) -> Exception | None:
         try:
@@ -145,7 +162,7 @@ def _layout(path: str, folders: str) -> tuple[str, dict[str, str]]:
         raise FileNotFoundError(f"There is no directory '{printable(path)}'.")
     if folders == 'classes':
         return path, {}
-    names = [entry.name for entry in _scan(path) if entry.is_dir]
+    names, loose = _names(path)
     filled = [name for name in names if _has_images(os.path.join(path, name))]
     splits = [name for name in filled if _split_of(name)]
     others = [name for name in filled if name not in splits]
@@ -162,12 +179,11 @@ def _layout(path: str, folders: str) -> tuple[str, dict[str, str]]:
             raise ValueError(f"'{printable(path)}' holds {_listed(splits + others)}, which are not "
                              f'understood as splits. {fix}')
         return path, {_split_of(name): name for name in sorted(splits, key=_rank)}
-    is_loose = any(_is_image(entry.name) for entry in _scan(path) if not entry.is_dir)
-    if len(filled) == 1 and not is_loose:       # a wrapper
+    if len(filled) == 1 and not any(map(_is_image, loose)):       # a wrapper
         root, found = _layout(os.path.join(path, filled[0]), folders)
         return (root, found) if found else (path, {})
-    inner = [name for name in filled if any(_split_of(entry.name) == 'train' and entry.is_dir
-                                            for entry in _scan(os.path.join(path, name)))]
+    inner = [name for name in filled
+             if any(_split_of(below) == 'train' for below in _names(os.path.join(path, name)).folders)]
     if inner:
         raise ValueError(f"'{printable(path)}' holds '{printable(inner[0])}/train' beside other images. Give "
                          f"folder:{printable(path)}/{printable(inner[0])} to use that alone. {fix}")
@@ -182,14 +198,14 @@ def _rank(name: str) -> int:
     return list(_SPLITS.values()).index(_split_of(name))
 
 
-def _scan(path: str) -> Iterator[storage.Entry]:
+def _names(path: str) -> listing.Names:
     """What lies in a directory and is not hidden. OSError names it."""
     try:
-        entries = listing.scan(path)
+        found = listing.names(path)
     except OSError as error:
         raise OSError(f"The folder '{printable(path)}' cannot be listed ({error.strerror or error}): correct "
                       'its permissions, or move it away.') from error
-    return (entry for entry in entries if not entry.name.startswith(('.', '__MACOSX')))
+    return listing.Names(*([name for name in names if not name.startswith(('.', '__MACOSX'))] for names in found))
 
 
 def _is_image(name: str) -> bool:
@@ -207,31 +223,28 @@ class _Tree:
 
 def _tree(root: str) -> _Tree:
     tree = _Tree()
-    for file in _walk(root):
-        if _is_image(file):
-            tree.files.append(file)
-        else:
-            tree.left_out[os.path.splitext(file)[1].lower() or 'without suffix'] += 1
+    for inside, files in _walk(root):
+        tree.files += [os.path.join(inside, file) for file in files if _is_image(file)]
+        tree.left_out.update(os.path.splitext(file)[1].lower() or 'without suffix' for file in files
+                             if not _is_image(file))
     tree.files.sort()
     return tree
 
 
 def _has_images(root: str) -> bool:
-    return any(map(_is_image, _walk(root)))
+    return any(_is_image(file) for _, files in _walk(root) for file in files)
 
 
-def _walk(root: str, inside: str = '', above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Paths of all files below `root`, from it; links are followed, but for one that leads back up."""
+def _walk(root: str, inside: str = '', above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    """(path from `root`, its files) of all directories; links are followed, but for one that leads back up."""
     folder = os.path.join(root, inside) if inside else root
     real = folder if storage.is_remote(folder) else os.path.realpath(folder)
     if real in above:
         return
-    for entry in _scan(folder):
-        path = os.path.join(inside, entry.name)
-        if entry.is_dir:
-            yield from _walk(root, path, (*above, real))
-        else:
-            yield path
+    names = _names(folder)
+    yield inside, names.files
+    for name in names.folders:
+        yield from _walk(root, os.path.join(inside, name), (*above, real))
 
 
 # ---- classes -------------------------------------------------------------------------------------------
@@ -240,8 +253,12 @@ def _walk(root: str, inside: str = '', above: tuple[str, ...] = ()) -> Iterator[
 def _class_of(file: str) -> str:
     """The first-level folder of a file, in one spelling of its accents; '' for none."""
     first, separator, _ = file.partition(os.sep)
-    has_label = separator and _split_of(first) != 'unlabeled'
-    return unicodedata.normalize('NFC', printable(first)) if has_label else ''
+    return _class_named(first) if separator else ''
+
+
+@functools.lru_cache
+def _class_named(folder: str) -> str:
+    return '' if _split_of(folder) == 'unlabeled' else unicodedata.normalize('NFC', printable(folder))
 
 
 def _classes(files: list[str]) -> tuple[str, ...] | None:

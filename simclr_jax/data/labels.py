@@ -49,6 +49,13 @@ def as_classes(labels: Any, class_names: Sequence[str] | None = None, where: str
     return np.where(values == none, _NONE, numbers).astype(np.int32), tuple(map(str, classes)), notes
 
 
+def members(labels: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(label, its rows, ascending) of each label of int [N] that occurs, ascending: in one sort."""
+    order = np.argsort(labels, kind='stable')
+    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    return [(int(labels[rows[0]]), rows) for rows in parts if rows.size]
+
+
 def _plain(labels: Any, where: str) -> np.ndarray:
     """Labels as an array of integers or strings; None is -1 or ''."""
     if isinstance(labels, Sequence):

@@ -113,6 +113,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     return found
 
 
+@listing.once()
 def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any = None, **options
               ) -> tuple[Source, Source | None]:
     """The split to train on and the one to measure on, None where there is none; they share no image.
@@ -336,11 +337,12 @@ def _look(source: Source) -> list[str]:
 def _with_classes_of(train: Source, test: Source) -> Source:
     """`test` with its labels as numbers of the classes of `train`, by name."""
     if train.class_names and test.class_names and test.class_names != train.class_names:
-        unknown = [name for name in test.class_names if name not in train.class_names]
+        number = {name: label for label, name in enumerate(train.class_names)}
+        unknown = [name for name in test.class_names if name not in number]
         if unknown:
             raise ValueError(f"'{test.name}', split {test.split}, has the class '{unknown[0]}', which the "
                              'training split does not have.')
-        numbers = np.array([*map(train.class_names.index, test.class_names), -1], np.int32)
+        numbers = np.array([*map(number.get, test.class_names), -1], np.int32)
         test.labels, test.class_names = numbers[test.labels], train.class_names
     return test
 

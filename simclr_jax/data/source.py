@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from simclr_jax.data.decode import Rules
+from simclr_jax.data.labels import members
 
 _NAMED = 3      # of the unreadable files, in an error
 _SAMPLED = 64   # images of which a source is judged before it is read
@@ -223,10 +224,9 @@ def hold_out(source: Source, percent: float) -> tuple[Source, Source]:
         raise ValueError(f"data.test_split is '{percent:g}%': of the {len(labels)} images of '{source.name}' "
                          'that leaves nothing to train on, or nothing to measure on.')
     rng, held_out = np.random.default_rng(_HOLD_OUT_SEED), []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(len(members) * percent / 100)), len(members) - 1)
-        held_out.append(members[:count])
+    for _, rows in members(labels):
+        rows = rng.permutation(rows)
+        held_out.append(rows[:min(max(1, round(len(rows) * percent / 100)), len(rows) - 1)])
     held_out = np.sort(np.concatenate(held_out))
     if not held_out.size:       # each class has one image
         held_out = np.arange(1)
@@ -241,9 +241,8 @@ def hold_out(source: Source, percent: float) -> tuple[Source, Source]:
 def _even_order(labels: np.ndarray) -> np.ndarray:
     """A seeded order of all examples [N] in which each class is spread evenly."""
     rng, place = np.random.default_rng(_SLICES_SEED), np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        place[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    for _, rows in members(labels):
+        place[rng.permutation(rows)] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.lexsort((rng.permutation(len(labels)), place))
 
 

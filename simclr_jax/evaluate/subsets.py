@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from simclr_jax import storage
+from simclr_jax.data.labels import members
 
 _HELD_OUT_DRAW = 0x4E1D      # tells these draws from others of the same seed
 _SHOWN = 3
@@ -52,8 +53,8 @@ def balanced_rows(labels: np.ndarray, share: float, seed: int, num_classes: int)
     if counts.min() < each:
         raise ValueError(f'Class {int(counts.argmin())} has {counts.min()} training examples, but a balanced '
                          f'share of {share} takes {each} of each class: take a smaller one.')
-    rows = [np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))[:each]
-            for label in range(num_classes)]
+    rows = [np.random.default_rng([seed, label]).permutation(rows)[:each]
+            for label, rows in members(labels) if label >= 0]
     return np.sort(np.concatenate(rows))
 
 

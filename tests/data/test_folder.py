@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simclr_jax import storage
 from simclr_jax.data import listing, loading
 from simclr_jax.data.loading import available_splits, load_pair, load_source
 
@@ -221,3 +222,39 @@ def test_two_processes_read_half_of_a_small_folder_each(tmp_path):
     found = loading.in_memory(source, share=listing.Share(0, 2, lambda mine: next(answers)))
     np.testing.assert_array_equal(found.images, whole.images)
     assert found.skipped == []
+
+
+@pytest.mark.parametrize('root', ['{split}/{label}', '{label}', 'wrapper/{label}', ''])
+def test_a_start_lists_each_directory_once_asks_once_of_a_size_and_opens_no_more_of_a_larger_folder(
+        tmp_path, monkeypatch, root):
+    def record(patch, name, paths):
+        real = getattr(storage, name)
+        patch.setattr(storage, name, lambda path, *rest: paths.append(path) or real(path, *rest))
+
+    opened = {}
+    for count in (140, 420):
+        for number in range(count):
+            folder = tmp_path / str(count) / root.format(split=('train', 'test')[number % 2], label=number % 7)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (6 + number % 3, 5), (number % 256, 200, 90)).save(folder / f'{number:04}.png')
+        listed, asked, opened[count] = [], [], []
+        with monkeypatch.context() as patch:
+            record(patch, 'names', listed)
+            record(patch, 'size', asked)
+            record(patch, 'read_bytes', opened[count])
+            train, test = load_pair(f'folder:{tmp_path}/{count}', 'train', '')
+            before = len(asked)
+            for source in (train, test or train, train):
+                assert len(source.fingerprint()) == 64
+        num_folders = len({path for path, *_ in os.walk(tmp_path / str(count))})
+        assert len(listed) == len(set(listed)) == num_folders
+        assert before == 0 and len(asked) == len(set(asked)) == count
+    assert len(opened[140]) == len(opened[420]) < 700        # samples, of the files' pixels and depth
+
+
+def test_what_is_added_to_a_folder_is_seen_by_the_next_source_of_it(tmp_path):
+    write(tmp_path, *SPLITS)
+    assert len(load_source(f'folder:{tmp_path}', 'train')) == 2
+    write(tmp_path, 'train/c/1.png')
+    train = load_source(f'folder:{tmp_path}', 'train')
+    assert len(train) == 3 and train.class_names == ('a', 'b', 'c')

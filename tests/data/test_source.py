@@ -7,6 +7,7 @@ import pytest
 
 from simclr_jax.config import base_config
 from simclr_jax.data import loading
+from simclr_jax.data.labels import members
 from simclr_jax.data.loading import load_pair, load_source
 from simclr_jax.data.source import ArraySource, hold_out, take_split
 
@@ -129,3 +130,12 @@ def test_classes_are_those_of_both_splits_and_labels_below_minus_one_are_refused
     np.savez(tmp_path / 'a.npz', images=images, labels=[0, -2])
     with pytest.raises(ValueError, match="has the label -2: labels are 0, 1, 2, ..., and -1 is no label"):
         load_source(name, 'train')
+
+
+def test_the_rows_of_each_label_are_those_that_hold_it():
+    labels = np.random.default_rng(0).integers(-1, 5, 200).astype(np.int32)
+    labels[labels == 3] = 4
+    found = members(labels)
+    assert [label for label, _ in found] == [-1, 0, 1, 2, 4]
+    for label, rows in found:
+        np.testing.assert_array_equal(rows, np.flatnonzero(labels == label))
