@@ -175,8 +175,8 @@ def listed(root):
     listing.forget()
     started = time.perf_counter()
     listing.read(root)
-    return round(time.perf_counter() - started, 2), sum(
-        len(listing.names(folder).files) for folder in [root, *(f'{root}/{name}' for name in listing.names(root).folders)])
+    folders = [root, *(f'{root}/{name}' for name in listing.names(root).folders)]
+    return round(time.perf_counter() - started, 2), sum(len(listing.names(folder).files) for folder in folders)
 
 
 def long_lists(count):
