@@ -153,10 +153,10 @@ _BYTES = ('_codecs.encode', 'builtins.bytes', '__builtin__.bytes')          # ho
 _DICTS = ('collections.OrderedDict', 'haiku._src.data_structures.FlatMapping',
           'haiku._src.data_structures.FlatMap', 'haiku._src.data_structures.frozendict')
 _RECORDED = re.compile(
-    r'numpy\.(dtype|ndarray)|numpy\._?core\.(?:_?multiarray(?:_umath)?\.(_reconstruct|scalar)'
-    r'|numeric\.(_frombuffer))|dill\._dill\.(_import_module|_create_array|_create_namedtuple|_get_attr)'
+    r'numpy\.(dtype|ndarray)|numpy\._?core\.(_?multiarray(_umath)?\.(_reconstruct|scalar)|numeric\._frombuffer)'
+    r'|dill\._dill\.(_import_module|_create_array|_create_namedtuple|_get_attr)'
     # Code that may have written a checkpoint (google3: BYOL's released ones).
-    r'|(?:byol|google3|optax|jax|jaxlib)\..*')
+    r'|(byol|google3|optax|jax|jaxlib)\..*')
 _DTYPE = re.compile(r'[<>=|]?([fiu][1248]|b1)')
 
 
@@ -174,34 +174,32 @@ def _stand_in(name):
     """What is called in the place of `name`: a class of its own, or dict."""
     if name in _DICTS:
         return dict
-    recorded = _RECORDED.fullmatch(name)
-    if not recorded and name not in _BYTES:
+    if name not in _BYTES and not _RECORDED.fullmatch(name):
         raise _Forbidden(name)
-    kind = 'bytes' if not recorded else next(filter(None, recorded.groups()), '')
-    return type('_Record', (_Record,), {'__slots__': (), 'kind': kind})
+    return type('_Record', (_Record,), {'__slots__': (), 'name': name})
 
 
 class _Record:
     """Of a call that was not made.
 
     Attributes:
-        kind: what was called, its last name; '' where that does not matter.
+        name: what was called.
         args: its positional arguments.
         state: what would have been set on its result.
         fields: the names of `args`, where the pickle gives them.
     """
 
     __slots__ = ('args', 'state')
-    kind, fields = '', ()
+    name, fields = '', ()
 
     def __new__(cls, *args, **kwargs):
-        if cls.kind == 'bytes':
+        if cls.name in _BYTES:
             return _encoded(*args)
-        if cls.kind == '_create_namedtuple':        # (name, fields, module), of dill
+        if cls.name == 'dill._dill._create_namedtuple':         # (name, fields, module)
             return type('_Record', (_Record,), {'__slots__': (), 'fields': tuple(map(str, args[1]))})
-        if cls.kind == '_get_attr':                 # (module, name): how dill names functions written in C
+        if cls.name == 'dill._dill._get_attr':      # (module, name): how dill names functions written in C
             module, name = args
-            if getattr(module, 'kind', '') != '_import_module' or not isinstance(name, str):
+            if getattr(module, 'name', '') != 'dill._dill._import_module' or not isinstance(name, str):
                 raise _Forbidden(f'dill._dill._get_attr of {name!r}')
             return _stand_in(f'{module.args[0]}.{name}')
         self = object.__new__(cls)
@@ -239,17 +237,17 @@ def _to_array(value: Any) -> np.ndarray:
         return np.asarray(value)
     try:
         order = 'C'
-        if value.kind == 'scalar':
+        if value.name.endswith('.scalar'):
             (dtype, data), shape = value.args, ()
-        elif value.kind == '_frombuffer':
+        elif value.name.endswith('._frombuffer'):
             data, dtype, shape, order = value.args
         else:                   # dill's _create_array has the state among its arguments, and no attributes
-            by_dill = value.kind == '_create_array' and not any(value.args[3:])
+            by_dill = value.name == 'dill._dill._create_array' and not any(value.args[3:])
             state = value.args[2] if by_dill else value.state
             _, shape, dtype, fortran, data = state
             order = 'F' if fortran else 'C'
         code, byte_order = dtype.args[0], dtype.state[1] if dtype.state else '='
-        if dtype.kind != 'dtype' or not _DTYPE.fullmatch(code) or byte_order not in list('<>=|'):
+        if dtype.name != 'numpy.dtype' or not _DTYPE.fullmatch(code) or byte_order not in list('<>=|'):
             raise ValueError
         dtype = np.dtype(code).newbyteorder(byte_order)
         if not isinstance(data, (bytes, bytearray)) or math.prod(shape) * dtype.itemsize != len(data):
