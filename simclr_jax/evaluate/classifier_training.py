@@ -1,8 +1,8 @@
-"""What a linear probe by SGD and fine-tuning share: labelled crops, loss, loop and accuracies."""
+"""What a linear probe by SGD, fine-tuning and distillation share: labelled crops, loss, loop and accuracies."""
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,56 @@ import optax
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import batches
-from simclr_jax.data.source import Source
+from simclr_jax.data.source import Source, labels_of, take_rows
+from simclr_jax.evaluate.evaluated import Evaluated
+from simclr_jax.evaluate.pretrained import as_imported
+from simclr_jax.evaluate.subsets import balanced_rows
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules
-from simclr_jax.training.optimizers import Optimizer
+from simclr_jax.training.optimizers import Optimizer, make_optimizer
 from simclr_jax.views.presets import crop_and_flip_of
+from simclr_jax.weights.flax_file import write_flax
+
+
+class Tuned(NamedTuple):
+    """A network and a classifier on it, trained together."""
+
+    variables: dict         # {'params', 'batch_stats'} of encoder and head
+    kernel: jax.Array       # [D, C]
+    bias: jax.Array         # [C]
+
+    def test(self, evaluated: Evaluated, source: Source, name: str) -> tuple[dict[str, float], int]:
+        """Accuracies on the labelled images of a split, see `accuracies`, and how many these are."""
+        found, = evaluated.features(evaluated.encode_with(self.variables), source)
+        return accuracies(found.features @ np.asarray(self.kernel) + np.asarray(self.bias), found.labels,
+                          name), len(found.labels)
+
+    def write(self, path: str, evaluated: Evaluated, source: str, *, has_classifier: bool = True, **card: Any) -> None:
+        """A file that every task reads as `pretrained`; with the classifier if it sits on h."""
+        variables, kernel, bias = jax.device_get(self)
+        write_flax(path, as_imported(
+            evaluated.pretrained, variables=variables, source=source,
+            classifier={'kernel': kernel, 'bias': bias} if has_classifier else None,
+            card={'recipe': evaluated.config.to_dict(), **card}))
+
+
+def new_classifier(seed: int, width: int, num_classes: int) -> dict[str, jax.Array]:
+    """Kernel [width, num_classes] and bias as tf2/model.py starts them."""
+    kernel = 0.01 * jax.random.normal(jax.random.key(seed), (width, num_classes))
+    return {'kernel': kernel, 'bias': jnp.zeros(num_classes)}
+
+
+def optimizer_of(settings: ConfigDict) -> Optimizer:
+    """That of a task's block. The classifier of the official code is called head_supervised, which LARS leaves out."""
+    exclude = ('(^|/)classifier/',) if settings.optimizer == 'lars' else ()
+    return make_optimizer(settings.optimizer, momentum=settings.momentum, nesterov=settings.nesterov,
+                          weight_decay=settings.weight_decay, exclude=exclude)
+
+
+def share_of_labels(source: Source, share: float, seed: int) -> Source:
+    """The examples of a class-balanced share of the labels, see `balanced_rows`."""
+    return take_rows(source, balanced_rows(labels_of(source), share, seed, source.num_classes))
 
 
 def labelled_crops(config: ConfigDict, augment: ConfigDict, source: Source, batch_size: int

@@ -3,29 +3,35 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.order import check_batch_size
-from simclr_jax.data.source import Source, labels_of, take_rows
-from simclr_jax.evaluate.classifier_training import accuracies, cross_entropy, fit, labelled_crops, log_to
+from simclr_jax.data.source import Source
+from simclr_jax.evaluate.classifier_training import (
+    Tuned,
+    cross_entropy,
+    fit,
+    labelled_crops,
+    log_to,
+    new_classifier,
+    optimizer_of,
+    share_of_labels,
+)
 from simclr_jax.evaluate.evaluated import Evaluated, load_splits, make_evaluated
-from simclr_jax.evaluate.pretrained import Pretrained, as_imported, fresh, load_pretrained
+from simclr_jax.evaluate.pretrained import Pretrained, fresh, load_pretrained
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subsets import balanced_rows
 from simclr_jax.models.folding import fold
 from simclr_jax.models.network import forward_train
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
 from simclr_jax.storage import as_path
-from simclr_jax.training import optimizers as optim, schedules
-from simclr_jax.weights.flax_file import write_flax
+from simclr_jax.training import schedules
 
 
 class Loss(NamedTuple):
@@ -61,7 +67,7 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     of_teacher = make_evaluated(teacher, layer=0, path=as_path(settings.teacher or workdir))
     evaluated = make_evaluated(_make_student(config, teacher, encoder), layer=0, mesh=of_teacher.mesh)
     train_source, test_source = load_splits(config, of_teacher, 'distillation', unlabelled=not settings.label_share)
-    labelled = _labelled(train_source, settings, config.seed)
+    labelled = share_of_labels(train_source, settings.label_share, config.seed) if settings.label_share else None
     check_batch_size(train_source, settings.batch_size, jax.process_count(), field='distil.batch_size')
     sharding.local_batch_size(settings.batch_size, evaluated.mesh, field='distil.batch_size')
     num_labelled = _num_labelled(labelled, settings, evaluated.mesh)
@@ -79,16 +85,16 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
                     f'{train_source.num_examples:,} images, {labelled.num_examples if labelled else 0:,} of them with '
                     f'labels, {num_steps:,} steps of {settings.batch_size:,} images'
                     + f' and {num_labelled:,} with labels' * bool(labelled), *train_source.notes, *test_source.notes)
-        results['teacher'], num_test = _test(of_teacher, teacher.variables, classifier, test_source)
-        trained: dict[str, Any] = {}
+        trained = Tuned(teacher.variables, **classifier)
+        results['teacher'], num_test = trained.test(of_teacher, test_source, 'distil')
         for run, (name, weights) in enumerate(runs.items()):
             trained = _fit(config, evaluated, of_teacher, weights, [train_source, labelled],
                            [settings.batch_size, num_labelled], num_steps,
                            log_to(writer, every=config.log.every_steps, offset=run * num_steps, name='distil'))
-            variables = {kind: trained[kind] for kind in ('params', 'batch_stats')}
-            results[name], _ = _test(evaluated, variables, trained, test_source)
+            results[name], _ = trained.test(evaluated, test_source, 'distil')
         if sharding.is_lead():
-            _write(workdir, evaluated, trained, settings, num_steps)
+            trained.write(os.path.join(workdir, 'distilled.safetensors'), evaluated, step=num_steps,
+                          source=f'{evaluated.pretrained.source}, distilled', distil=settings.to_dict())
         report_results(
             writer, workdir, f'Distillation on {train_source.name}, {train_source.split}, tested on '
             f'{test_source.split}: {num_test:,} images', results, is_lead=sharding.is_lead(),
@@ -99,14 +105,6 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     return results
 
 
-def _test(evaluated: Evaluated, variables: Any, classifier: dict[str, Any], source: Source
-          ) -> tuple[dict[str, float], int]:
-    """The accuracies on the labelled images of a split, and how many these are."""
-    found, = evaluated.features(evaluated.encode_with(variables), source)
-    logits = found.features @ np.asarray(classifier['kernel']) + np.asarray(classifier['bias'])
-    return accuracies(logits, found.labels, 'distil'), len(found.labels)
-
-
 def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
     """-sum_y P_teacher(y; tau) log P_student(y; tau), the mean over rows of logits [B, C] (eq. 2)."""
     goal = jax.nn.softmax(teacher_logits / temperature)
@@ -115,14 +113,13 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
 
 def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weights: Loss,
          sources: Sequence[Source | None], batch_sizes: Sequence[int], num_steps: int,
-         log: Callable[[int, dict], None]) -> dict[str, Any]:
-    """{'params', 'batch_stats', 'kernel', 'bias'} of the student after its training."""
+         log: Callable[[int, dict], None]) -> Tuned:
+    """The student after its training."""
     settings, student, teacher = config.distil, evaluated.pretrained, of_teacher.pretrained
     assert teacher.classifier is not None
     batches, rows_of = _batches(config, evaluated, sources, batch_sizes, weights)
-    num_classes = len(teacher.classifier['bias'])
-    kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (evaluated.width, num_classes))
-    trained = {'network': student.variables['params'], 'classifier': {'kernel': kernel, 'bias': jnp.zeros(num_classes)}}
+    trained = {'network': student.variables['params'],
+               'classifier': new_classifier(config.seed, evaluated.width, len(teacher.classifier['bias']))}
     others = {'batch_stats': student.variables['batch_stats'], 'teacher': fold(teacher.network, teacher.variables),
               'head': teacher.classifier}
 
@@ -142,12 +139,10 @@ def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weight
             total += weights.labels * metrics['label_loss']
         return total, (others | {'batch_stats': batch_stats}, metrics)
 
-    exclude = ('(^|/)classifier/',) if settings.optimizer == 'lars' else ()
-    optimizer = optim.make_optimizer(settings.optimizer, momentum=settings.momentum, nesterov=settings.nesterov,
-                                     weight_decay=settings.weight_decay, exclude=exclude)
-    trained, others = fit(loss, (trained, others), batches, rows_of, settings=settings, optimizer=optimizer,
-                          num_steps=num_steps, seed=config.seed, mesh=evaluated.mesh, log=log, name='distil')
-    return {'params': trained['network'], 'batch_stats': others['batch_stats'], **trained['classifier']}
+    trained, others = fit(loss, (trained, others), batches, rows_of, settings=settings,
+                          optimizer=optimizer_of(settings), num_steps=num_steps, seed=config.seed,
+                          mesh=evaluated.mesh, log=log, name='distil')
+    return Tuned({'params': trained['network'], 'batch_stats': others['batch_stats']}, **trained['classifier'])
 
 
 def _batches(config: ConfigDict, evaluated: Evaluated, sources: Sequence[Source | None], batch_sizes: Sequence[int],
@@ -185,12 +180,6 @@ def _make_student(config: ConfigDict, teacher: Pretrained, encoder: nn.Module | 
     return fresh(own, encoder)
 
 
-def _labelled(source: Source, settings: ConfigDict, seed: int) -> Source | None:
-    if not settings.label_share:
-        return None
-    return take_rows(source, balanced_rows(labels_of(source), settings.label_share, seed, source.num_classes))
-
-
 def _num_labelled(labelled: Source | None, settings: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     """How many images of a batch have labels: as many as the others, or as there are."""
     if labelled is None:
@@ -210,12 +199,3 @@ def _check(settings: ConfigDict) -> None:
             ('batch_size', settings.batch_size > 0, 'more than 0')):
         if not holds:
             raise ValueError(f'distil.{name} is {settings[name]}: it must be {wanted}.')
-
-
-def _write(workdir: str, evaluated: Evaluated, trained: dict[str, Any], settings: ConfigDict, num_steps: int) -> None:
-    trained = jax.device_get(trained)
-    write_flax(os.path.join(workdir, 'distilled.safetensors'), as_imported(
-        evaluated.pretrained, variables={name: trained[name] for name in ('params', 'batch_stats')},
-        classifier={name: trained[name] for name in ('kernel', 'bias')},
-        source=f'{evaluated.pretrained.source}, distilled', card={
-            'recipe': evaluated.config.to_dict(), 'step': num_steps, 'distil': settings.to_dict()}))

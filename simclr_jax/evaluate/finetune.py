@@ -4,38 +4,36 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.order import check_batch_size
-from simclr_jax.data.source import Source, Streamed, labels_of, take_rows
-from simclr_jax.evaluate.classifier_training import accuracies, cross_entropy, fit, labelled_crops, log_to
+from simclr_jax.data.source import Source, Streamed, take_rows
+from simclr_jax.evaluate.classifier_training import (
+    Tuned,
+    cross_entropy,
+    fit,
+    labelled_crops,
+    log_to,
+    new_classifier,
+    optimizer_of,
+    share_of_labels,
+)
 from simclr_jax.evaluate.evaluated import Evaluated, load_evaluated, load_splits
-from simclr_jax.evaluate.pretrained import as_imported
 from simclr_jax.evaluate.results import report_results
-from simclr_jax.evaluate.subsets import balanced_rows, rows_of_files
+from simclr_jax.evaluate.subsets import rows_of_files
 from simclr_jax.models import abilities
 from simclr_jax.models.partly_frozen import apply_partly_frozen
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
-from simclr_jax.training import optimizers as optim, schedules
-from simclr_jax.weights.flax_file import write_flax
+from simclr_jax.training import schedules
 
 _INITS = {'pretrained': ('pretrained',), 'scratch': ('scratch',), 'both': ('scratch', 'pretrained')}
-
-
-class Tuned(NamedTuple):
-    """A network and a classifier that were trained together."""
-
-    variables: dict         # {'params', 'batch_stats'} of encoder and head
-    kernel: jax.Array       # [D, C]
-    bias: jax.Array         # [C]
 
 
 def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
@@ -72,7 +70,7 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
     sharding.local_batch_size(settings.batch_size, evaluated.mesh, field='finetune.batch_size')
     check_batch_size(train_source, settings.batch_size, jax.process_count(), field='finetune.batch_size')
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
-    inits, results, networks = _INITS[settings.init], {}, {}
+    inits, results, networks, num_test = _INITS[settings.init], {}, {}, 0
     started = time.time()
     with MetricWriter(f'{workdir}/finetune', total_steps=len(inits) * num_steps, is_lead=sharding.is_lead(),
                       batch_size=settings.batch_size) as writer:
@@ -84,18 +82,19 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
             variables = evaluated.pretrained.initial if init == 'scratch' else evaluated.pretrained.variables
             tuned = fit_network(config, evaluated, variables, train_source, num_steps, log,
                                 from_block=-1 if init == 'scratch' else settings.from_block)
-            test, = evaluated.features(evaluated.encode_with(tuned.variables), test_source)
-            logits = test.features @ np.asarray(tuned.kernel) + np.asarray(tuned.bias)
-            results[init], networks[init] = accuracies(logits, test.labels, 'finetune'), tuned
+            results[init], num_test = tuned.test(evaluated, test_source, 'finetune')
+            networks[init] = tuned
         if sharding.is_lead():
             for init, tuned in networks.items():
-                _write(workdir, init, evaluated, tuned, settings, num_steps)
+                file, source = (('scratch', 'trained from scratch') if init == 'scratch' else
+                                ('finetuned', f'{evaluated.pretrained.source}, fine-tuned'))
+                tuned.write(os.path.join(workdir, f'{file}.safetensors'), evaluated, source, step=num_steps,
+                            has_classifier=settings.layer == 0, finetune=settings.to_dict() | {'init': init})
         report_results(
             writer, workdir, f'Fine-tuning on {train_source.num_examples:,} labels of {train_source.name}, '
-            f'{train_source.split}, tested on {test_source.split}: {len(test.labels):,} images', results,
+            f'{train_source.split}, tested on {test_source.split}: {num_test:,} images', results,
             is_lead=sharding.is_lead(), evaluation='finetune', **evaluated.provenance(
-                train_source, test_source, train_source.num_examples - len(train_source.skipped),
-                len(test.labels)),
+                train_source, test_source, train_source.num_examples - len(train_source.skipped), num_test),
             num_steps=num_steps, seconds=round(time.time() - started, 1), protocol=settings.to_dict())
     return results
 
@@ -110,8 +109,7 @@ def fit_network(config: ConfigDict, evaluated: Evaluated, variables: Any, train_
     layer = _layer(settings.layer, variables)
     is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer, encoder=network.encoder)
     batches, crops = labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
-    kernel = 0.01 * jax.random.normal(jax.random.key(config.seed), (evaluated.width, train_source.num_classes))
-    classifier = {'kernel': kernel, 'bias': jnp.zeros(train_source.num_classes)}
+    classifier = new_classifier(config.seed, evaluated.width, train_source.num_classes)
     if settings.zero_init:
         classifier = jax.tree.map(jnp.zeros_like, classifier)
     trained = _parts(variables['params'], lambda *name: not is_frozen(*name)) | {'classifier': classifier}
@@ -129,7 +127,7 @@ def fit_network(config: ConfigDict, evaluated: Evaluated, variables: Any, train_
         return value, (others | {'batch_stats': batch_stats}, {'accuracy': accuracy})
 
     trained, others = fit(loss, (trained, others), batches, crops, settings=settings,
-                          optimizer=_make_optimizer(settings), num_steps=num_steps, seed=config.seed,
+                          optimizer=optimizer_of(settings), num_steps=num_steps, seed=config.seed,
                           mesh=evaluated.mesh, log=log, name='finetune')
     return Tuned({'params': params_of(trained, others), 'batch_stats': others['batch_stats']},
                  **trained['classifier'])
@@ -159,13 +157,6 @@ def _layer(layer: int, variables: Any) -> int:
         name.startswith('dense') for name in variables['params'].get('head', {}))
 
 
-def _make_optimizer(settings: ConfigDict) -> optim.Optimizer:
-    # The classifier of the official code is called head_supervised, which LARS leaves out.
-    exclude = ('(^|/)classifier/',) if settings.optimizer == 'lars' else ()
-    return optim.make_optimizer(settings.optimizer, momentum=settings.momentum, nesterov=settings.nesterov,
-                                weight_decay=settings.weight_decay, exclude=exclude)
-
-
 def _check(settings: ConfigDict) -> None:
     if settings.init not in _INITS:
         raise ValueError(f'finetune.init is {settings.init!r}: it takes {", ".join(map(repr, _INITS))}.')
@@ -177,7 +168,7 @@ def _check(settings: ConfigDict) -> None:
     for name in ('num_epochs', 'batch_size'):
         if settings[name] <= 0:
             raise ValueError(f'finetune.{name} is {settings[name]}: it must be more than 0.')
-    _make_optimizer(settings)
+    optimizer_of(settings)
 
 
 def _check_stages(from_block: int, encoder: nn.Module) -> None:
@@ -194,17 +185,4 @@ def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
         return take_rows(source, rows_of_files(names, storage.as_path(settings.subset_file)))
     if settings.label_share == 1 and isinstance(source, Streamed):
         return source
-    return take_rows(source, balanced_rows(labels_of(source), settings.label_share, seed, source.num_classes))
-
-
-def _write(workdir: str, init: str, evaluated: Evaluated, tuned: Tuned, settings: ConfigDict, num_steps: int
-           ) -> None:
-    """The network as a file that every task reads as `pretrained`; with the classifier, if it sits on h."""
-    tuned = jax.device_get(tuned)
-    source = 'trained from scratch' if init == 'scratch' else f'{evaluated.pretrained.source}, fine-tuned'
-    name = 'scratch' if init == 'scratch' else 'finetuned'
-    write_flax(os.path.join(workdir, f'{name}.safetensors'), as_imported(
-        evaluated.pretrained, variables=tuned.variables, source=source,
-        classifier={'kernel': tuned.kernel, 'bias': tuned.bias} if settings.layer == 0 else None,
-        card={'recipe': evaluated.config.to_dict(), 'step': num_steps,
-              'finetune': settings.to_dict() | {'init': init}}))
+    return share_of_labels(source, settings.label_share, seed)

@@ -13,7 +13,14 @@ from simclr_jax.data import order
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.accuracies import unchanged
-from simclr_jax.evaluate.classifier_training import accuracies, cross_entropy, fit, labelled_crops, log_to
+from simclr_jax.evaluate.classifier_training import (
+    accuracies,
+    cross_entropy,
+    fit,
+    labelled_crops,
+    log_to,
+    new_classifier,
+)
 from simclr_jax.evaluate.evaluated import Evaluated, load_evaluated, load_splits
 from simclr_jax.evaluate.features import Encode, Features
 from simclr_jax.evaluate.logistic import check_l2, fit_with_l2
@@ -122,10 +129,8 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[dict], jax.Ar
         logits = jnp.matmul(features, params['kernel'], precision='highest') + params['bias']
         return cross_entropy(logits, labels)[0], (others, {})
 
-    kernel = 0.01 * jax.random.normal(jax.random.key(seed), (width, num_classes))    # tf2/model.py
-    params, _ = fit(loss, ({'kernel': kernel, 'bias': jnp.zeros(num_classes)}, ()), batches, features_of,
-                    settings=settings, optimizer=optimizer, num_steps=num_steps, seed=seed, mesh=mesh,
-                    log=log, name='linear')
+    params, _ = fit(loss, (new_classifier(seed, width, num_classes), ()), batches, features_of, settings=settings,
+                    optimizer=optimizer, num_steps=num_steps, seed=seed, mesh=mesh, log=log, name='linear')
     return np.asarray(params['kernel']), np.asarray(params['bias'])
 
 

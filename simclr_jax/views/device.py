@@ -77,48 +77,25 @@ def _augment(image: jax.Array, key: jax.Array, view: View, image_size: int) -> j
 
 
 def augment_box(image: jax.Array, box: jax.Array, key: jax.Array, view: View, *, image_size: int) -> jax.Array:
-    """`augment` with the crop already drawn; the rest is what `augment` does from the same key.
+    """`augment` with the crop already drawn, from the same key: `box` int32 [4], (top, left, height, width).
 
-    Args:
-      image: uint8 [H, W, 3], or float32 [H, W, 3] in [0, 1]. What lies outside the box does not count,
-        so images of several sizes may be padded to one.
-      box: int32 [4], (top, left, height, width) inside the image.
-      key and the rest: as in `augment`.
-
-    Returns:
-      float32 [image_size, image_size, 3] in [0, 1].
+    What lies outside the box does not count, so images of several sizes may be padded to one.
     """
-    planes = ops.resize_box(_planes(image), box, image_size, _happens(key, view.flip), view.crop.resized)
+    planes = jnp.moveaxis(image, -1, 0)                         # [3, H, W], the layout of `ops`
+    planes = ops.resize_box(planes, box, image_size, _happens(key, view.flip), view.crop.resized)
     return _augment_square(planes, key, view)
 
 
 def augment_crop(crop: jax.Array, key: jax.Array, view: View) -> jax.Array:
-    """`augment` with the crop already made and resized; the rest is what `augment` does from the same key.
-
-    Args:
-      crop: uint8 [S, S, 3], or float32 [S, S, 3] around [0, 1].
-      key, view: as in `augment`.
-
-    Returns:
-      float32 [S, S, 3] in [0, 1].
-    """
-    planes = _maybe(key, view.flip, lambda planes, _: planes[..., ::-1], _planes(crop))
+    """`augment` with the crop already made, from the same key: uint8 [S, S, 3], or float32 around [0, 1]."""
+    planes = _maybe(key, view.flip, lambda planes, _: planes[..., ::-1], jnp.moveaxis(crop, -1, 0))
     return _augment_square(ops.unit_range(planes), key, view)
 
 
 def augment_in_sequence(image: jax.Array, key: jax.Array, view: View, *, sequence: Sequence[str]) -> jax.Array:
     """The operations that `sequence` names and no others, in its order (paper, Fig. 5), each with a clip.
 
-    Args:
-      image: float32 [S, S, 3] in [0, 1].
-      key, view: as in `augment`.
-      sequence: names of operations, each at most once: ('jitter', 'grey', 'crop').
-
-    Returns:
-      float32 [S, S, 3] in [0, 1].
-
-    Raises:
-      ValueError: a name that is no operation, or comes twice.
+    Of an image float32 [S, S, 3] in [0, 1]. ValueError: a name that is no operation, or comes twice.
     """
     if len(set(sequence)) < len(sequence) or not set(sequence) <= set(OPS):
         raise ValueError(f'augment.sequence is {tuple(sequence)}: it takes each of {", ".join(OPS)} '
@@ -128,10 +105,10 @@ def augment_in_sequence(image: jax.Array, key: jax.Array, view: View, *, sequenc
         'crop': lambda planes, _: ops.resize_box(planes, _random_box(image, key, view.crop), side,
                                                  resize=view.crop.resized),
         'flip': lambda planes, _: planes[..., ::-1]}
-    planes = _planes(image)
+    planes = jnp.moveaxis(image, -1, 0)
     for name in sequence:
         planes = jnp.clip(_maybe(key, getattr(view, name), functions[name], planes), 0.0, 1.0)
-    return _pixels(planes)
+    return jnp.moveaxis(planes, 0, -1)
 
 
 def eval_crop(image: np.ndarray | jax.Array, *, image_size: int, proportion: float,
@@ -174,17 +151,9 @@ def eval_crop(image: np.ndarray | jax.Array, *, image_size: int, proportion: flo
 def resize_box(image: jax.Array, box: jax.Array, image_size: int) -> jax.Array:
     """Bicubic resize (a = -0.5, half-pixel centres, not antialiased) of a box of the image to a square.
 
-    What tf.image.resize(method='bicubic') gives for the box cut out: no pixel outside it counts.
-
-    Args:
-      image: uint8 [H, W, 3], or float32 [H, W, 3] in [0, 1].
-      box: int32 [4], (top, left, height, width) inside the image; may be traced.
-      image_size: side of the result.
-
-    Returns:
-      float32 [image_size, image_size, 3] around [0, 1]: the overshoot of the cubic is kept.
+    image: uint8 or float32 [H, W, 3]. Box and result are those of `ops.resize_box`, pixels instead of planes.
     """
-    return _pixels(ops.resize_box(_planes(image), box, image_size))
+    return jnp.moveaxis(ops.resize_box(jnp.moveaxis(image, -1, 0), box, image_size), 0, -1)
 
 
 def over_batch(function: Callable[..., jax.Array], *, lone_cpu: bool = False) -> Callable[..., jax.Array]:
@@ -198,9 +167,9 @@ def over_batch(function: Callable[..., jax.Array], *, lone_cpu: bool = False) ->
     """
 
     def batched(images: jax.Array, *arguments: jax.Array) -> jax.Array:
-        mapped = function
+        mapped, chunk = function, _CPU_CHUNK if max(images.shape[-3:-1]) < _SIDE_FOR_BRANCHES else None
         for _ in images.shape[:-3]:
-            mapped = _loop_rows(mapped, max(images.shape[-3:-1])) if lone_cpu else jax.vmap(mapped)
+            mapped = functools.partial(_loop_rows, mapped, chunk) if lone_cpu else jax.vmap(mapped)
         return mapped(images, *arguments)
 
     return batched
@@ -213,32 +182,15 @@ def both_views(function: Callable[..., jax.Array], views: tuple[View, View], *ar
     arguments: [B, 2, ...], a slot for each view; images first, keys last. `function` is compiled once where
     both views are made alike. `lone_cpu`: see `over_batch`.
     """
-    def apply(view, *arguments):
-        return over_batch(functools.partial(function, view=view), lone_cpu=lone_cpu)(*arguments)
-
+    first, second = (over_batch(functools.partial(function, view=view), lone_cpu=lone_cpu) for view in views)
     if views[0] == views[1]:
-        made = apply(views[0], *arguments)
+        made = first(*arguments)
         return made[:, 0], made[:, 1]
-    first, second = ([argument[:, slot] for argument in arguments] for slot in (0, 1))
-    return apply(views[0], *first), apply(views[1], *second)
+    return first(*(argument[:, 0] for argument in arguments)), second(*(argument[:, 1] for argument in arguments))
 
 
-def _loop_rows(function: Callable[..., jax.Array], side: int) -> Callable[..., jax.Array]:
-    chunk = _CPU_CHUNK if side < _SIDE_FOR_BRANCHES else None
-    return lambda *arguments: jax.lax.map(lambda row: function(*row), arguments, batch_size=chunk)
-
-
-# ---- layout ------------------------------------------------------------------------------------
-
-
-def _planes(image: jax.Array) -> jax.Array:
-    """[H, W, 3] to [3, H, W], the layout of `ops`."""
-    return jnp.moveaxis(image, -1, 0)
-
-
-def _pixels(planes: jax.Array) -> jax.Array:
-    """[3, H, W] to [H, W, 3]."""
-    return jnp.moveaxis(planes, 0, -1)
+def _loop_rows(function: Callable[..., jax.Array], chunk: int | None, *arguments: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda row: function(*row), arguments, batch_size=chunk)
 
 
 # ---- random choice -------------------------------------------------------------------------------
@@ -300,7 +252,7 @@ def _augment_square(image: jax.Array, key: jax.Array, view: View) -> jax.Array:
         image = _maybe(key, getattr(view, name), function, image)
         if name == 'grey':                                       # the last of colour
             image = jnp.clip(image, 0.0, 1.0)
-    image = _pixels(image)
+    image = jnp.moveaxis(image, 0, -1)             # pixels
     for number, function in enumerate(view.extra):
         result = function(image, jax.random.fold_in(key, 2 * len(OPS) + number))
         if not hasattr(result, 'dtype') or (result.shape, result.dtype) != (image.shape, image.dtype):

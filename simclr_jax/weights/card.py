@@ -92,32 +92,6 @@ def write_card(directory: str | os.PathLike, card: Mapping[str, Any]) -> None:
     storage.write_atomically(os.path.join(directory, NAME), text.encode())
 
 
-def read_evaluation(workdir: str | os.PathLike, step: int) -> list[dict[str, Any]]:
-    """The lines of workdir/results.jsonl that were measured at `step`; [] where there are none."""
-    try:
-        lines = storage.read_bytes(os.path.join(workdir, 'results.jsonl')).decode().splitlines()
-    except OSError:
-        return []
-    return [result for result in map(_parse, lines) if result.get('step') == step]
-
-
-def read_versions(workdir: str | os.PathLike) -> dict[str, Any]:
-    """What the run itself was made with (workdir/versions.json); {} where it does not say."""
-    try:
-        return json.loads(storage.read_bytes(os.path.join(workdir, 'versions.json')))
-    except (OSError, ValueError):
-        return {}
-
-
-def _parse(line):
-    """A JSON object with finite numbers; {} of a line that a killed run left half-written."""
-    try:
-        result = json.loads(line, parse_constant=lambda name: None)
-    except ValueError:
-        return {}
-    return result if isinstance(result, dict) else {}
-
-
 def _versions():
     versions = {'simclr_jax': simclr_jax.__version__}
     for package in _PACKAGES:

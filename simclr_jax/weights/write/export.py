@@ -13,6 +13,7 @@ from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained
 from simclr_jax.evaluate.results import metric_title
+from simclr_jax.report.workdir import read_rows, read_versions
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
 from simclr_jax.weights import card as cards, hub, model_card
@@ -77,8 +78,8 @@ def with_card(pretrained: Pretrained, path: str) -> Imported:
         return as_imported(pretrained)
     return as_imported(pretrained, card={
         'step': pretrained.step, 'network': pretrained.encoder,
-        'evaluation': cards.read_evaluation(path, pretrained.step),
-        'recipe': pretrained.config.to_dict(), 'trained_with': cards.read_versions(path)})
+        'evaluation': [line for line in read_rows(path, 'results.jsonl') if line.get('step') == pretrained.step],
+        'recipe': pretrained.config.to_dict(), 'trained_with': read_versions(path)})
 
 
 def export_encoder(directory: str, imported: Imported, *, formats: Sequence[str] = (), layer: int = 0,
