@@ -27,9 +27,9 @@ setuptools.setup(
               'simclr_jax.configs', 'simclr_jax.configs.studies'],
     package_dir={'simclr_jax.configs': 'configs'},
     package_data={'simclr_jax': ['py.typed', 'report/*.html'], 'simclr_jax.configs.studies': ['*.json']},
-    # The crop of the input path. Where there is no C compiler, numpy does the work.
+    # The input path. Where there is no C compiler, numpy crops and Pillow decodes.
     ext_modules=[setuptools.Extension(
-        'simclr_jax.data._crop', ['simclr_jax/data/_crop.c'], optional=True,
+        'simclr_jax.data._crop', ['simclr_jax/data/_crop.c', 'simclr_jax/data/_jpeg.c'], optional=True,
         # Equal results on every processor; nothing reads errno or floating-point exceptions.
         extra_compile_args=['-O3', '-ffp-contract=off', '-fno-math-errno', '-fno-trapping-math'],
         libraries=['m']), *loops()])

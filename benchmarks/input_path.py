@@ -1,6 +1,7 @@
 """Times the way from an encoded image to two random views of it: ours, the official steps, and peers.
 
-    python benchmarks/input_path.py [--rounds=5] [--quick] [--peers_python=PATH] [--settings=224,blur,32]
+    python benchmarks/input_path.py [--rounds=5] [--quick] [--peers_python=PATH] [--before=FOLDER]
+        [--settings=224,blur,32] [--leave_out=kornia,...]
 
 Settings: 224, JPEG files to 224 pixels at jitter strength 1.0 without blur; blur, the same with it; 32,
 arrays in memory to 32 pixels at strength 0.5 without blur. `images.py` makes the images. Every file is
@@ -12,7 +13,9 @@ ours views   all on the host, rounded to uint8: crops by the compiled loop unles
              colour by TensorFlow
 ours crops   decode, crop and resize to uint8 on the host; colour and blur are the device's
 ours padded  decode to a square of 512 pixels on the host; crop, colour and blur are the device's
+decode alone the files read and decoded as far as the two crops need it: no form of ours can be faster
 ours device  the rows of a batch gathered by numpy, all else one JAX function (here on the CPU)
+before ...   the same forms of another checkout, --before=FOLDER
 PIL, OpenCV, albumentations, kornia: each its own idiom, see `input_peers.py`, in --peers_python
 
 Every contender is a process of its own, which stands still unless it has its turn: in each round every
@@ -25,6 +28,7 @@ settings left out keep their rows.
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -41,7 +45,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parent.parent
 PHOTO_CONTENDERS = ['official', 'PIL', 'OpenCV', 'albumentations', 'kornia', 'ours views']
 CONTENDERS = {
-    '224': PHOTO_CONTENDERS + ['OpenCV crops', 'ours crops', 'ours padded'],
+    '224': PHOTO_CONTENDERS + ['OpenCV crops', 'ours crops', 'ours padded', 'decode alone'],
     'blur': PHOTO_CONTENDERS,
     '32': PHOTO_CONTENDERS + ['ours device'],
 }
@@ -72,88 +76,22 @@ def serve(batches, threads, **facts):
         except importlib.metadata.PackageNotFoundError:
             pass
     print(json.dumps({'threads': threads, 'versions': versions, **facts}), flush=True)
+    cpu_end = time.process_time()
     while line := sys.stdin.readline():
         wanted, made = int(line), 0
-        start, cpu_start = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), cpu_end
         while made < wanted:
             views = next(batches)
             made += len(views[0])
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        # All since the last answer: threads work ahead until the process is stopped, of which the clock knows nothing.
+        cpu_end = time.process_time()
+        seconds, cpu_seconds = time.perf_counter() - start, cpu_end - cpu_start
         means = [float(np.asarray(view[:8], np.float32).mean()) for view in views]
         print(json.dumps({'images': made, 'seconds': seconds, 'cpu_seconds': cpu_seconds, 'means': means,
                           'output': f'{views[0].dtype} {list(views[0].shape[1:])}'}), flush=True)
 
 
 # ---- contenders of this Python -------------------------------------------------------------------------
-
-
-def official_view(size, strength, has_blur):
-    """The function uint8 [H, W, 3] -> float32 [size, size, 3], a view by the official preprocessing."""
-    import tensorflow as tf
-
-    def perhaps(probability, function, image):
-        return tf.cond(tf.random.uniform([]) < probability, lambda: function(image), lambda: image)
-
-    def crop(image):
-        begin, extent, _ = tf.image.sample_distorted_bounding_box(
-            tf.shape(image), tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), min_object_covered=0.1, max_attempts=100,
-            aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), use_image_if_no_bounding_boxes=True)
-        (top, left, _), (height, width, _) = tf.unstack(begin), tf.unstack(extent)
-        image = tf.image.crop_to_bounding_box(image, top, left, height, width)
-        return tf.image.resize([image], [size, size], method='bicubic')[0]
-
-    def jitter(image):
-        change = 0.8 * strength
-        turns = (
-            lambda x: x * tf.random.uniform([], tf.maximum(1.0 - change, 0), 1.0 + change),
-            lambda x: tf.image.random_contrast(x, lower=1 - change, upper=1 + change),
-            lambda x: tf.image.random_saturation(x, lower=1 - change, upper=1 + change),
-            lambda x: tf.image.random_hue(x, max_delta=0.2 * strength))
-        order = tf.random.shuffle(tf.range(4))
-        for i in range(4):
-            which = order[i]
-            image = tf.cond(
-                which < 2,
-                lambda x=image: tf.cond(which < 1, lambda: turns[0](x), lambda: turns[1](x)),
-                lambda x=image: tf.cond(which < 3, lambda: turns[2](x), lambda: turns[3](x)))
-            image = tf.clip_by_value(image, 0.0, 1.0)
-        return image
-
-    def grey(image):
-        return tf.tile(tf.image.rgb_to_grayscale(image), [1, 1, 3])
-
-    def blur(image):
-        sigma, radius = tf.random.uniform([], 0.1, 2.0), size // 10 // 2
-        offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
-        kernel = tf.exp(-tf.pow(offsets, 2.0) / (2.0 * tf.pow(sigma, 2.0)))
-        kernel = tf.tile((kernel / tf.reduce_sum(kernel))[:, None, None, None], [1, 1, 3, 1])
-        image = tf.nn.depthwise_conv2d(image[None], tf.transpose(kernel, [1, 0, 2, 3]), [1] * 4, 'SAME')
-        return tf.clip_by_value(tf.nn.depthwise_conv2d(image, kernel, [1] * 4, 'SAME')[0], 0.0, 1.0)
-
-    def view(image):
-        image = tf.image.random_flip_left_right(crop(tf.image.convert_image_dtype(image, tf.float32)))
-        image = perhaps(0.2, grey, perhaps(0.8, jitter, image))
-        image = tf.clip_by_value(tf.reshape(image, [size, size, 3]), 0.0, 1.0)
-        return perhaps(0.5, blur, image) if has_blur else image
-
-    return view
-
-
-def official_batches(folder, setting):
-    """Two official views per image, as the official data.py maps them."""
-    import tensorflow as tf
-
-    view = official_view(32 if setting == '32' else 224, strength_of(setting), setting == 'blur')
-
-    def views(image):
-        if setting != '32':
-            image = tf.io.decode_jpeg(tf.io.read_file(image), channels=3)
-        return view(image), view(image)
-
-    images = np.load(folder / 'arrays.npy') if setting == '32' else [str(path) for path in photos_in(folder)]
-    dataset = tf.data.Dataset.from_tensor_slices(images).shuffle(len(images)).repeat()
-    dataset = dataset.map(views, num_parallel_calls=tf.data.AUTOTUNE)
-    return iter(dataset.batch(BATCH[setting], drop_remainder=True).prefetch(2).as_numpy_iterator())
 
 
 def our_batches(folder, setting, form):
@@ -171,6 +109,26 @@ def our_batches(folder, setting, form):
         transfer='uint8', pad_to=512 if form == 'padded' else 0)
     keys = {'views': ('view1', 'view2'), 'crops': ('crop1', 'crop2'), 'padded': ('image',)}[form]
     return (tuple(batch[key] for key in keys) for batch in batches)
+
+
+def our_decoded(folder):
+    """Files read and decoded one after another, nothing more; a pixel of each, so that it was done."""
+    from simclr_jax.data import loading
+    from simclr_jax.data.decode import EncodedImage
+    from simclr_jax.views.draws import Draws, union
+
+    source, views = loading.load_source(f'folder:{folder / "photos"}', 'train'), our_views('224').values()
+
+    def pixel(epoch, index):
+        image = EncodedImage(source.load(index), source.rules)
+        boxes = [Draws(0, epoch, index, slot).box(image.height, image.width, view.crop)
+                 for slot, view in enumerate(views)]
+        return image.region(union(boxes))[0, 0]
+
+    for epoch in itertools.count():
+        order = np.random.default_rng(epoch).permutation(source.num_examples)
+        for first in range(0, len(order) - BATCH['224'] + 1, BATCH['224']):
+            yield (np.stack([pixel(epoch, int(index)) for index in order[first:first + BATCH['224']]]),)
 
 
 def our_device_batches(folder):
@@ -215,9 +173,13 @@ def worker(name, setting, folder):
     sys.path.insert(0, str(ROOT))
     os.environ |= {'TF_CPP_MIN_LOG_LEVEL': '2', 'JAX_PLATFORMS': 'cpu'}
     if name == 'official':
+        from input_peers import official_batches
+
         serve(official_batches(folder, setting), cores())
     elif name == 'ours device':
         serve(our_device_batches(folder), cores())
+    elif name == 'decode alone':
+        serve(our_decoded(folder), 1)
     else:
         from simclr_jax.data import crop
 
@@ -227,6 +189,11 @@ def worker(name, setting, folder):
 
 def cores():
     return len(os.sched_getaffinity(0))
+
+
+def processor():
+    models = [line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')]
+    return models[0] if models else platform.machine()
 
 
 # ---- the rounds ----------------------------------------------------------------------------------------
@@ -239,13 +206,15 @@ class Contender:
     are one processor's threads make each other's time longer.
     """
 
-    def __init__(self, name, setting, folder, python):
+    def __init__(self, name, setting, folder, python, before):
         self.name, self.answers = name, []
-        script = 'input_peers.py' if name in PEERS else 'input_path.py'
+        script = (before if name.startswith('before') else ROOT) / 'benchmarks' / (
+            'input_peers.py' if name in PEERS else 'input_path.py')
         self._errors = tempfile.TemporaryFile('w+')
         self._process = subprocess.Popen(
-            [python, str(ROOT / 'benchmarks' / script), f'--worker={name}', f'--settings={setting}',
+            [python, str(script), f'--worker={name.replace("before", "ours")}', f'--settings={setting}',
              f'--folder={folder}'],
+            cwd=script.parent.parent, env=os.environ | {'PYTHONPATH': str(script.parent.parent)},
             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}))
         self.ready = self._answer()
@@ -276,9 +245,9 @@ class Contender:
         return json.loads(line) if line else None
 
 
-def measure(setting, names, pythons, folder, rounds, images):
+def measure(setting, names, pythons, folder, rounds, images, before=None):
     """One row for each contender."""
-    contenders = [Contender(name, setting, folder, pythons[name]) for name in names]
+    contenders = [Contender(name, setting, folder, pythons.get(name, sys.executable), before) for name in names]
     rows = {contender.name: {'setting': setting, 'contender': contender.name, **(contender.ready or {})}
             for contender in contenders}
     for number in range(rounds + 1):
@@ -335,6 +304,8 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--quick', action='store_true', help='half the images in a turn, nothing written')
     parser.add_argument('--peers_python', default=sys.executable)
+    parser.add_argument('--before', type=pathlib.Path, help='another checkout, its loops built')
+    parser.add_argument('--leave_out', default='', help='contenders')
     parser.add_argument('--settings', default=','.join(CONTENDERS))
     parser.add_argument('--folder', type=pathlib.Path, help='of images that images.py made before')
     parser.add_argument('--worker', help=argparse.SUPPRESS)
@@ -345,13 +316,14 @@ def main():
     if unknown := set(settings) - set(CONTENDERS):
         parser.error(f'--settings: {", ".join(sorted(unknown))} is none of {", ".join(CONTENDERS)}')
 
-    missing = {name for name, modules in PEERS.items() if not has(options.peers_python, modules)}
+    left_out = set(options.leave_out.split(','))
+    missing = {name for name, modules in PEERS.items() if not has(options.peers_python, modules)} - left_out
     for name in missing:
         print(f'{name} is left out: {options.peers_python} cannot import {PEERS[name]}.')
     python_of = {name: options.peers_python if name in PEERS else sys.executable
                  for names in CONTENDERS.values() for name in names}
     path = ROOT / 'benchmarks' / 'input_path.json'
-    report = {'machine': f'{cores()} cores {platform.machine()}', 'python': platform.python_version(),
+    report = {'machine': f'{cores()} cores {processor()}', 'python': platform.python_version(),
               'rounds': options.rounds, 'rows': []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or pathlib.Path(temporary)
@@ -364,9 +336,11 @@ def main():
         if path.exists():
             report['rows'] = json.loads(path.read_text())['rows']
         for setting in settings:
-            names = [name for name in CONTENDERS[setting] if name not in missing]
+            names = [name for name in CONTENDERS[setting] if name not in missing | left_out]
+            if options.before:
+                names += [name.replace('ours', 'before') for name in names if name.startswith('ours')]
             images = PER_TURN[setting] // (2 if options.quick else 1)
-            rows = measure(setting, names, python_of, folder, options.rounds, images)
+            rows = measure(setting, names, python_of, folder, options.rounds, images, options.before)
             report['rows'] = [row for row in report['rows'] if row['setting'] != setting] + rows
             if not options.quick:
                 path.write_text(json.dumps(report, indent=1) + '\n')

@@ -40,6 +40,78 @@ def jitter_turns(strength):
     return turns
 
 
+# ---- the official steps, which input_path.py runs ----------------------------------------------------
+
+
+def official_view(size, strength, has_blur):
+    """The function uint8 [H, W, 3] -> float32 [size, size, 3], a view by the official preprocessing."""
+    import tensorflow as tf
+
+    def perhaps(probability, function, image):
+        return tf.cond(tf.random.uniform([]) < probability, lambda: function(image), lambda: image)
+
+    def crop(image):
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            tf.shape(image), tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), min_object_covered=0.1, max_attempts=100,
+            aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), use_image_if_no_bounding_boxes=True)
+        (top, left, _), (height, width, _) = tf.unstack(begin), tf.unstack(extent)
+        image = tf.image.crop_to_bounding_box(image, top, left, height, width)
+        return tf.image.resize([image], [size, size], method='bicubic')[0]
+
+    def jitter(image):
+        change = 0.8 * strength
+        turns = (
+            lambda x: x * tf.random.uniform([], tf.maximum(1.0 - change, 0), 1.0 + change),
+            lambda x: tf.image.random_contrast(x, lower=1 - change, upper=1 + change),
+            lambda x: tf.image.random_saturation(x, lower=1 - change, upper=1 + change),
+            lambda x: tf.image.random_hue(x, max_delta=0.2 * strength))
+        order = tf.random.shuffle(tf.range(4))
+        for i in range(4):
+            which = order[i]
+            image = tf.cond(
+                which < 2,
+                lambda x=image: tf.cond(which < 1, lambda: turns[0](x), lambda: turns[1](x)),
+                lambda x=image: tf.cond(which < 3, lambda: turns[2](x), lambda: turns[3](x)))
+            image = tf.clip_by_value(image, 0.0, 1.0)
+        return image
+
+    def grey(image):
+        return tf.tile(tf.image.rgb_to_grayscale(image), [1, 1, 3])
+
+    def blur(image):
+        sigma, radius = tf.random.uniform([], 0.1, 2.0), size // 10 // 2
+        offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
+        kernel = tf.exp(-tf.pow(offsets, 2.0) / (2.0 * tf.pow(sigma, 2.0)))
+        kernel = tf.tile((kernel / tf.reduce_sum(kernel))[:, None, None, None], [1, 1, 3, 1])
+        image = tf.nn.depthwise_conv2d(image[None], tf.transpose(kernel, [1, 0, 2, 3]), [1] * 4, 'SAME')
+        return tf.clip_by_value(tf.nn.depthwise_conv2d(image, kernel, [1] * 4, 'SAME')[0], 0.0, 1.0)
+
+    def view(image):
+        image = tf.image.random_flip_left_right(crop(tf.image.convert_image_dtype(image, tf.float32)))
+        image = perhaps(0.2, grey, perhaps(0.8, jitter, image))
+        image = tf.clip_by_value(tf.reshape(image, [size, size, 3]), 0.0, 1.0)
+        return perhaps(0.5, blur, image) if has_blur else image
+
+    return view
+
+
+def official_batches(folder, setting):
+    """Two official views per image, as the official data.py maps them."""
+    import tensorflow as tf
+
+    view = official_view(32 if setting == '32' else 224, strength_of(setting), setting == 'blur')
+
+    def views(image):
+        if setting != '32':
+            image = tf.io.decode_jpeg(tf.io.read_file(image), channels=3)
+        return view(image), view(image)
+
+    images = np.load(folder / 'arrays.npy') if setting == '32' else [str(path) for path in photos_in(folder)]
+    dataset = tf.data.Dataset.from_tensor_slices(images).shuffle(len(images)).repeat()
+    dataset = dataset.map(views, num_parallel_calls=tf.data.AUTOTUNE)
+    return iter(dataset.batch(BATCH[setting], drop_remainder=True).prefetch(2).as_numpy_iterator())
+
+
 # ---- PIL, as torchvision's transforms of PIL images ----------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from absl import logging
 from simclr_jax.views.draws import Box
 from simclr_jax.views.resize import Resize, taps
 
-_VERSION = 3    # that crop_version() of the build must give
+_VERSION = 4    # that crop_version() of the build must give
 _UNIT = np.float32(1 / 255)
 _TABLE = 1024   # entries between two pixels, from which TensorFlow's kernel reads the cubic
 

@@ -1,24 +1,22 @@
 """What a file or an array holds -> pixels of 8 bits: decoding, depth, transparency, channels and size.
 
-Of a plain JPEG, TensorFlow decodes a box without the rest and releases Python's lock meanwhile; Pillow
-decodes all else whole. Both give upright RGB, and whether a file can be read does not depend on the box
-asked for.
+Of a plain JPEG a box is decoded without the rest, and without Python's lock (see `jpeg`); Pillow decodes all else
+whole. Both give the same upright RGB, and whether a file can be read does not depend on the box asked for.
 """
 
 import contextlib
 import dataclasses
-import functools
 import io
 import math
 import os
-import struct
 import threading
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
+from simclr_jax.data import jpeg
 from simclr_jax.views.draws import Box
 
 CHANNELS = (1, 3, 4)    # of an array [H, W, C] that becomes RGB: grey, RGB, and RGB with transparency
@@ -28,12 +26,9 @@ _NPY = b'\x93NUMPY'
 # What Pillow reads by the high bytes alone -> the mode and raw mode that give all bytes, or the low ones.
 _SIXTEEN = {'RGB;16B': 'RGB;16L', 'RGB;16L': 'RGB;16B', 'RGB;16N': 'RGB;16B', 'RGBA;16B': 'RGBA;16L',
             'RGBA;16L': 'RGBA;16B', 'RGBA;16N': 'RGBA;16B', 'LA;16B': 'RGBA'}
-# Frames that both decoders read alike: baseline, extended and progressive, Huffman coded.
-_PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
 _AT_ONCE = 1 << 18      # pixels that are laid over the background at a time
 _LARGE = 1 << 26        # pixels of an image that is decoded while no other such one is: each takes half a GB or more
 _one_large_image = threading.Lock()
-_MARGIN = 2     # columns: libjpeg's smooth upsampling of colour looks over the edge of a box
 
 
 class BadImage(ValueError):
@@ -74,29 +69,31 @@ class EncodedImage:
 
     def __init__(self, data: bytes | np.ndarray, rules: Rules = DEFAULT):
         self._data, self._rules, self._pixels = data, rules, None
-        size = _plain_jpeg_size(data, rules) if isinstance(data, bytes) else None
+        size = jpeg.plain_size(data, rules.max_pixels) if isinstance(data, bytes) and rules.channels == 3 else None
         if size is None:
-            self._pixels = decoded(data, rules)
+            self._pixels = read_image(io.BytesIO(data), rules) if isinstance(data, bytes) else data
             size = self._pixels.shape[:2]
         self.height, self.width = size
 
     def region(self, box: Box) -> np.ndarray:
         """The pixels of a box, uint8 [height, width, C], equal to those of the whole image decoded."""
-        top, left, height, width = box
         if self._pixels is None:
             assert isinstance(self._data, bytes)
-            margin = min(left, _MARGIN)
-            wide = (top, left - margin, height, min(width + margin + _MARGIN, self.width - left + margin))
-            try:
-                return _decode_jpeg(self._data, wide)[:, margin:margin + width]
-            except _tensorflow().errors.OpError:
-                self._pixels = decoded(self._data, self._rules)         # the last word
+            pixels = jpeg.read_box(self._data, (self.height, self.width), box)
+            if pixels is not None:
+                return pixels
+            self._pixels = read_image(io.BytesIO(self._data), self._rules)      # the last word
+        top, left, height, width = box
         return self._pixels[top:top + height, left:left + width]
+
+    def whole(self) -> np.ndarray:
+        """All pixels, uint8 [H, W, C]."""
+        return self.region((0, 0, self.height, self.width))
 
 
 def decoded(image: bytes | np.ndarray, rules: Rules = DEFAULT) -> np.ndarray:
     """What a source's `load` gives, as uint8 [H, W, C]. BadImage: it cannot be decoded."""
-    return read_image(io.BytesIO(image), rules) if isinstance(image, bytes) else image
+    return EncodedImage(image, rules).whole()
 
 
 def read_image(file: str | BinaryIO, rules: Rules = DEFAULT) -> np.ndarray:
@@ -304,61 +301,3 @@ def _over(colour: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int
         blended[first:first + rows] = (
             part * opaque + np.array(background, np.uint16) * (255 - opaque) + 127) // 255
     return blended
-
-
-# ---- boxes of plain JPEGs ------------------------------------------------------------------------------
-
-
-def _decode_jpeg(data: bytes, box: Box) -> np.ndarray:
-    # TensorFlow's own default is the fast inverse transform, off by a few levels. Pillow's is this one.
-    tensor = _tensorflow().raw_ops.DecodeAndCropJpeg(
-        contents=data, crop_window=np.array(box, np.int32), channels=3, dct_method='INTEGER_ACCURATE')
-    return np.asarray(memoryview(tensor))     # the tensor's own memory, which .numpy() would copy
-
-
-@functools.cache
-def _tensorflow() -> Any:
-    """The module, or None where it is not installed."""
-    try:
-        import tensorflow as tf
-    except ImportError:
-        return None
-    tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
-    return tf
-
-
-def _plain_jpeg_size(data: bytes, rules: Rules) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that both decoders read alike, None of anything else, or without TensorFlow.
-
-    That is: whole, grey or of three channels of 8 bits, not to be turned, not too large for `rules`.
-    """
-    # A decoder of a box may stop before the end-of-image marker.
-    is_whole = data.endswith(b'\xff\xd9') or data[-64:].rstrip(b'\0').endswith(b'\xff\xd9')
-    if data[:2] != b'\xff\xd8' or not is_whole or rules.channels != 3 or _tensorflow() is None:
-        return None
-    position, is_exif = 2, False
-    try:
-        while data[position] == 0xFF:
-            marker, length = data[position + 1], int.from_bytes(data[position + 2:position + 4], 'big')
-            if marker == 0xFF:  # a fill byte
-                position += 1
-                continue
-            if marker in _PLAIN_FRAMES:
-                bits, height, width, channels = struct.unpack_from('>BHHB', data, position + 4)
-                is_plain = bits == 8 and channels in (1, 3) and 0 < height * width <= rules.max_pixels
-                return (height, width) if is_plain and not (is_exif and _is_turned(data)) else None
-            if length < 2 or 0xC0 <= marker <= 0xDA and marker not in (0xC4, 0xC8, 0xCC):
-                return None  # another kind of frame, or pixels before any frame
-            is_exif |= marker == 0xE1
-            position += 2 + length
-    except (IndexError, struct.error):
-        pass
-    return None
-
-
-def _is_turned(data: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.getexif().get(0x0112, 1) in range(2, 9)
-    except Exception:  # as in read_image, which then says what is wrong
-        return True

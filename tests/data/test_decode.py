@@ -1,4 +1,4 @@
-"""Decoding: the same pixels for any box, and the same files readable, whichever decoder does it."""
+"""Decoding: the same pixels for any box, and the same files readable, with the compiled loop and without it."""
 
 import io
 import subprocess
@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_jax.data.decode import BadImage, EncodedImage, read_image
+from simclr_jax.data import jpeg
+from simclr_jax.data.decode import BadImage, EncodedImage, decoded, read_image
 
 
 def picture(height=45, width=67):
@@ -36,14 +37,11 @@ def sixteen_bits():
     return encoded(Image.fromarray(grey * 257), 'PNG')
 
 
-def whole(data):
-    image = EncodedImage(data)
-    return image.region((0, 0, image.height, image.width))
-
-
 KINDS = {
     'jpeg': encoded(picture()),
     'jpeg 4:4:4': encoded(picture(), subsampling=0, quality=95),
+    'jpeg 4:2:2': encoded(picture(), subsampling=1, quality=95),
+    'restart markers': encoded(picture(), restart_marker_blocks=3),
     'progressive': encoded(picture(), progressive=True),
     'grey': encoded(picture().convert('L')),
     'upright': turned(1),
@@ -60,14 +58,14 @@ KINDS = {
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_kind_is_upright_rgb_as_pillow_reads_it(kind):
-    image, expected = whole(KINDS[kind]), read_image(io.BytesIO(KINDS[kind]))
+    image, expected = decoded(KINDS[kind]), read_image(io.BytesIO(KINDS[kind]))
     assert image.dtype == np.uint8 and image.shape == expected.shape
     np.testing.assert_array_equal(image, expected)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_box_has_the_pixels_of_the_whole_image(kind):
-    expected, rng = whole(KINDS[kind]), np.random.default_rng(0)
+    expected, rng = decoded(KINDS[kind]), np.random.default_rng(0)
     for _ in range(20):
         height, width = (rng.integers(1, size + 1) for size in expected.shape[:2])
         top, left = (rng.integers(0, size - n + 1) for size, n in zip(expected.shape, (height, width)))
@@ -77,23 +75,24 @@ def test_a_box_has_the_pixels_of_the_whole_image(kind):
 
 
 def test_a_plain_jpeg_has_the_pixels_of_tensorflows_accurate_decoder():
-    for kind in ('jpeg', 'progressive', 'grey', 'upright'):
+    for kind in ('jpeg', 'jpeg 4:4:4', 'jpeg 4:2:2', 'restart markers', 'progressive', 'grey', 'upright'):
         expected = tf.io.decode_jpeg(KINDS[kind], channels=3, dct_method='INTEGER_ACCURATE')
-        np.testing.assert_array_equal(whole(KINDS[kind]), expected)
+        np.testing.assert_array_equal(decoded(KINDS[kind]), expected)
 
 
 def test_only_the_box_of_a_plain_jpeg_is_decoded():
     for kind in ('jpeg', 'progressive', 'grey', 'upright', 'zeros after the end', '20,000 wide'):
         region = EncodedImage(KINDS[kind]).region((1, 3, 2, 10))
-        assert region.shape == (2, 10, 3) and region.base.size == 2 * 14 * 3     # what it is a part of
+        height, width, _ = region.base.shape        # what it is a part of
+        assert region.shape == (2, 10, 3) and height == 2 and width <= 10 + 2 + 2 + 32      # margins and a block
 
 
 def test_sixteen_bits_are_scaled_and_transparency_shows_the_background():
-    np.testing.assert_array_equal(whole(sixteen_bits())[..., 1], np.asarray(picture().convert('L')))
+    np.testing.assert_array_equal(decoded(sixteen_bits())[..., 1], np.asarray(picture().convert('L')))
     transparent = picture().convert('RGBA')
     transparent.putalpha(9)
     expected = np.asarray(picture()) * (9 / 255) + 255 * (246 / 255)        # over white
-    np.testing.assert_allclose(whole(encoded(transparent, 'PNG')), expected, atol=0.5)
+    np.testing.assert_allclose(decoded(encoded(transparent, 'PNG')), expected, atol=0.5)
 
 
 def test_pixels_pass_as_they_are():
@@ -128,13 +127,22 @@ def test_a_broken_file_is_named_as_such_for_every_box(kind):
             EncodedImage(BAD[kind]).region(box)
 
 
-def test_what_tensorflow_refuses_pillow_decides(monkeypatch):
-    def refuse(**settings):
-        raise tf.errors.InvalidArgumentError(None, None, 'refused')
+def test_where_libjpeg_warns_pillow_decides():
+    data = KINDS['jpeg'][:-40] + KINDS['jpeg'][-2:]       # the last blocks are missing
+    assert jpeg.read_box(data, jpeg.plain_size(data, 1 << 20), (0, 0, 45, 67)) is None
+    np.testing.assert_array_equal(decoded(data), read_image(io.BytesIO(data)))
 
-    monkeypatch.setattr(tf.raw_ops, 'DecodeAndCropJpeg', refuse)
-    expected = read_image(io.BytesIO(KINDS['jpeg']))
-    np.testing.assert_array_equal(EncodedImage(KINDS['jpeg']).region((3, 4, 20, 30)), expected[3:23, 4:34])
+
+def test_what_has_not_the_size_of_its_header_is_refused():
+    assert jpeg.read_box(KINDS['jpeg'], (45, 66), (0, 0, 45, 66)) is None
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_pixels_are_the_same_without_the_compiled_loop(kind, monkeypatch):
+    box = (4, 1, 20, 30) if kind not in ('one pixel', '20,000 wide') else (0, 0, 1, 1)
+    expected = EncodedImage(KINDS[kind]).region(box)
+    monkeypatch.setattr(jpeg, 'library', lambda: None)
+    np.testing.assert_array_equal(EncodedImage(KINDS[kind]).region(box), expected)
 
 
 WITHOUT_TENSORFLOW = """
