@@ -197,19 +197,17 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     with checkpointer, writer, batches, profiler:
         warmup = _warmup_steps(config, run.train_source.num_examples, num_steps)[1]
         writer.note(*filter(None, (*damage, *notes, *introduction(run, network, state.params, num_steps), warmup)))
-        results = {}
+        floors: Callable[[], dict[str, dict[str, float]]] = dict
         if run.is_measurable:
             at(-1, 'the evaluation before training', math.inf)
-            where = 'encoder of init_from' if config.init_from else 'random encoder'
-            writer.note(f'Measuring the {where} on the training and test images, for the floor.')
-            results, floor = measure_floors(run, encode, init_state, writer.note)
-            writer.note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
+            floor, floors = measure_floors(run, encode, init_state, writer.note)
             evaluators = [HeldOutKnn(run, floor), *evaluators]
         evaluators = [Health(network, inputs.make_prepare(mesh), config.log.every_steps), *evaluators]
         state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
                        evaluators=evaluators, writer=writer, log=log, profiler=profiler, checkpointer=checkpointer,
                        lock=lock)
         writer.note(*skipped_files(run))
+        results = floors()
         if run.is_measurable:
             _report(run, writer, results, functools.partial(encode, state.variables(config.eval.encoder)), num_steps)
         return results

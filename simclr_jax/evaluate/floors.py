@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simclr_jax import storage
-from simclr_jax.evaluate.accuracies import frozen_accuracies
+from simclr_jax.evaluate.accuracies import frozen_accuracies, heldout_accuracy, of_large_set
 from simclr_jax.evaluate.evaluators import Run
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.init_from import start_from
@@ -46,11 +46,15 @@ class Floors:
 
 
 def measure_floors(run: Run, encode: Callable, init_state: Callable, note: Callable[[str], None]
-                   ) -> tuple[dict[str, dict], float]:
-    """({'raw pixels' if asked for, 'random', 'init_from' if there is one: accuracies}, held-out kNN of the last).
+                   ) -> tuple[float, Callable[[], dict[str, Metrics]]]:
+    """(held-out kNN of the encoder that training starts from, () -> the floors of the evaluation at the end).
+
+    The latter are {'raw pixels' if asked for, 'random', 'init_from' if there is one: accuracies}. They are measured
+    at once, on the same features, but of more than `eval.knn_max_images` when they are asked for: a run begins
+    after so many images at most, however large its data set.
 
     encode: (variables, images) -> features; init_state: () -> the state before any training; note: of
-    how long it takes, if that is long.
+    what is measured, and of how long it takes, if that is long.
     """
     config, settings = run.config, run.config.eval
     assert run.test_source is not None
@@ -61,17 +65,37 @@ def measure_floors(run: Run, encode: Callable, init_state: Callable, note: Calla
                                                    'knn_temperature', 'knn_max_images', 'linear_at_end')},
         'data': [[source.name, source.split, source.fingerprint()]
                  for source in (run.train_source, run.test_source)]}, is_lead=sharding.is_lead())
-    results, heldout = {}, 0.0
     num_images = run.train_source.num_examples + run.test_source.num_examples
-    if settings.pixel_floor:
-        results['raw pixels'] = floors.get('raw pixels', lambda: evaluate(
-            raw_pixels, linear=False, advance=noting_length(num_images, note)))
+    is_large = of_large_set(run.train_source, config) is not run.train_source
     starts = {'random': init_state}
     if config.init_from:
         starts['init_from'] = lambda: start_from(init_state(), config)[0]
-    for name, make in starts.items():
-        results[name] = dict(floors.get(name, lambda: evaluate(
-            functools.partial(encode, make().variables(settings.encoder)), linear=settings.linear_at_end,
-            held_out=True, advance=noting_length(num_images, note))))
-        heldout = results[name].pop('heldout_knn_accuracy')
-    return results, heldout
+
+    def encoder(make: Callable) -> Callable:
+        return functools.partial(encode, make().variables(settings.encoder))
+
+    @functools.cache
+    def of_all() -> dict[str, Metrics]:
+        found = {}
+        if settings.pixel_floor:
+            found['raw pixels'] = floors.get('raw pixels', lambda: evaluate(
+                raw_pixels, linear=False, advance=noting_length(num_images, note)))
+        for name, make in starts.items():
+            found[name] = floors.get(name, lambda: evaluate(
+                encoder(make), linear=settings.linear_at_end, held_out=not is_large,
+                advance=noting_length(num_images, note)))
+        return found
+
+    last, where = [*starts][-1], 'encoder of init_from' if config.init_from else 'random encoder'
+    if is_large:
+        note(f'Measuring the {where} on {settings.knn_max_images:,} training images, for the floor; on all of them, '
+             'and on the test images, at the end.')
+        heldout = floors.get(f'{last}, held out', lambda: {'heldout_knn_accuracy': heldout_accuracy(
+            encoder(starts[last]), run.train_source, config, run.mesh)})
+    else:
+        note(f'Measuring the {where} on the training and test images, for the floor.')
+        heldout = of_all()[last]
+    floor = heldout['heldout_knn_accuracy']
+    note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
+    return floor, lambda: {name: {key: value for key, value in accuracies.items() if key != 'heldout_knn_accuracy'}
+                           for name, accuracies in of_all().items()}

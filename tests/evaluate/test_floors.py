@@ -4,6 +4,7 @@ import jax
 
 from simclr_jax.data.shapes import CLASS_NAMES, make_shapes
 from simclr_jax.data.source import ArraySource
+from simclr_jax.evaluate import floors
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config
 
@@ -38,3 +39,20 @@ def test_the_floors_are_encoded_once_and_their_encoder_is_freed(tmp_path):
     assert list(results[0]) == ['raw pixels', 'random', 'pretrained'] and results[0] == results[1]
     assert sources[0].reads - sources[1].reads == 2         # of the pixels, and of the random encoder
     assert live == [2]                          # the parameters, and the momentum of the optimiser
+
+
+def test_of_a_large_set_the_floors_of_all_images_are_measured_after_training(tmp_path, monkeypatch, capsys):
+    events, results, real = [], [], floors.frozen_accuracies
+
+    def said(event, result=dict):
+        events.append(event)
+        return result()
+
+    monkeypatch.setattr(floors, 'frozen_accuracies', lambda *args, **rest: said('floor', lambda: real(*args, **rest)))
+    for most, workdir in ((0, 'all'), (50, 'some'), (50, 'some')):
+        config = small_config()
+        config.eval.update({'pixel_floor': True, 'linear_at_end': False, 'knn_max_images': most})
+        results.append(pretrain(config, str(tmp_path / workdir), evaluators=[lambda *_: said('trained')]))
+    assert events == ['floor', 'floor', 'trained', 'trained', 'floor', 'floor']         # and kept for the third
+    assert results[0] == results[1] == results[2] and list(results[0]) == ['raw pixels', 'random', 'pretrained']
+    assert capsys.readouterr().out.count('on 50 training images, for the floor') == 2
