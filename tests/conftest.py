@@ -48,8 +48,7 @@ def pytest_collection_modifyitems(items):
 
 
 _WARNINGS = """
-import gc, warnings
-gc.set_threshold(50_000)
+import warnings
 for module in ('simclr_jax', 'jax', 'flax', 'optax', 'orbax', '__main__'):
     warnings.filterwarnings('error', category=DeprecationWarning, module=module)
 """
@@ -57,7 +56,7 @@ for module in ('simclr_jax', 'jax', 'flax', 'optax', 'orbax', '__main__'):
 
 @pytest.fixture(scope='session')
 def startup(tmp_path_factory):
-    """A directory for PYTHONPATH that makes deprecations errors, and looks for garbage seldom."""
+    """A directory for PYTHONPATH that makes deprecations errors."""
     path = tmp_path_factory.mktemp('startup')
     (path / 'sitecustomize.py').write_text(_WARNINGS)         # -W cannot name a package with all below it
     return path

@@ -42,10 +42,9 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     rows, columns = image.shape[:2]
     if min(top, left, height - 1, width - 1) < 0 or top + height > rows or left + width > columns:
         raise ValueError(f'The box {box} is not inside an image of shape {image.shape}.')
-    loop, is_tensorflows = library(), resize == Resize()
+    loop = library()
     if loop is None:
-        resized = (_resize if is_tensorflows else functools.partial(_weighted, resize=resize))(
-            image[top:top + height, left:left + width], image_size, is_flipped)
+        resized = _weighted(image[top:top + height, left:left + width], image_size, is_flipped, resize)
         clipped = resized.clip(0, 255) if out.dtype == np.uint8 or resize.antialias else resized
         out[...] = np.rint(clipped) if out.dtype == np.uint8 else clipped * _UNIT
         return out
@@ -61,11 +60,12 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     if image.strides[1:] != (3, 1):
         image = np.ascontiguousarray(image)
     floats, data = (None, out.ctypes.data) if out.dtype == np.uint8 else (out.ctypes.data, None)
-    if is_tensorflows:
+    if resize == Resize():
         failed = loop.crop_resize(image.ctypes.data, image.strides[0], top, left, height, width, image_size,
                                   is_flipped, _UNIT, floats, data)
     else:
-        filters = _filters(height, width, image_size, is_flipped, resize)
+        of_rows, of_columns = (taps(size, image_size, resize) for size in (height, width))
+        filters = of_rows, [np.ascontiguousarray(part[::-1 if is_flipped else 1]) for part in of_columns]
         of_filters = [part for first, weights in filters
                       for part in (weights.shape[1], first.ctypes.data, weights.ctypes.data)]
         failed = loop.crop_weighted(image.ctypes.data + top * image.strides[0] + 3 * left, image.strides[0], width,
@@ -99,38 +99,20 @@ def library() -> ctypes.CDLL | None:
     return loop
 
 
-def _filters(height: int, width: int, image_size: int, is_flipped: bool, resize: Resize
-             ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`taps` of the rows and of the columns."""
-    of_rows, (first, weights) = (taps(size, image_size, resize) for size in (height, width))
-    order = slice(None, None, -1 if is_flipped else 1)
-    return [of_rows, (np.ascontiguousarray(first[order]), np.ascontiguousarray(weights[order]))]
-
-
 def _weighted(image: np.ndarray, image_size: int, is_flipped: bool, resize: Resize) -> np.ndarray:
-    """As `_resize`, by the weights of any filter."""
-    height, width, channels = image.shape
-    (y_first, y_weights), (x_first, x_weights) = _filters(height, width, image_size, is_flipped, resize)
-    half, whole = (np.zeros((image_size, size, channels), np.float32) for size in (width, image_size))
-    for k in range(y_weights.shape[1]):
-        half += y_weights[:, k, None, None] * image[y_first + k]
-    for k in range(x_weights.shape[1]):
-        whole += x_weights[:, k, None] * half[:, x_first + k]
-    return whole
-
-
-def _resize(image: np.ndarray, image_size: int, is_flipped: bool) -> np.ndarray:
     """What the loop computes before it rounds or scales, float by float: float32 [S, S, C] in 0..255."""
-    first, weights = _taps(image.shape[0], image_size)
-    image = _mix([image[first[:, k]] for k in range(4)], weights[:, :, None, None])
-    first, weights = _taps(image.shape[1], image_size)
-    resized = _mix([image[:, first[:, k]] for k in range(4)], weights[:, :, None])
-    return resized[:, ::-1] if is_flipped else resized
-
-
-def _mix(taps: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    a, b, c, d = (weights[:, k] * taps[k] for k in range(4))
-    return a + b + c + d
+    height, width, channels = image.shape
+    if resize == Resize():
+        rows, columns = (_taps(size, image_size) for size in (height, width))
+    else:
+        rows, columns = ((first[:, None] + np.arange(weights.shape[1]), weights) for first, weights in (
+            taps(size, image_size, resize) for size in (height, width)))
+    half, whole = (np.zeros((image_size, size, channels), np.float32) for size in (width, image_size))
+    for which, weights in zip(rows[0].T, rows[1].T):
+        half += weights[:, None, None] * image[which]
+    for which, weights in zip(columns[0].T, columns[1].T):
+        whole += weights[:, None] * half[:, which]
+    return whole[:, ::-1] if is_flipped else whole
 
 
 def _taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray]:

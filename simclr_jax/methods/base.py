@@ -19,6 +19,10 @@ class Aux(NamedTuple):
 class Method(NamedTuple):
     """A self-supervised method.
 
+    A function (network, *, num_train_steps, mesh, ...) makes it: of encoder, projector, predictor where the method
+    has one and, if there are classes, the online probe; of the length of the run, for what follows a schedule; and
+    of the devices that share the batch, None for one. Its other arguments are fields of the config's block `method`.
+
     init(key, images [1, H, W, 3]) -> (params, batch_stats, method_state)
     loss(params, batch_stats, method_state, batch, key) -> (scalar float32, Aux)
       batch: {'view1', 'view2': [N, H, W, 3], 'label': [N] int32, -1 = none, 'index': [N] int32, the images'

@@ -28,14 +28,13 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
     the mean over all directions.
 
     Args:
-        network: encoder, projector, predictor and, if it has classes, the online probe. Without a
-            predictor the online projection itself regresses the target: the ablation that collapses.
+        network, mesh: see `Method`. Without a predictor the online projection itself regresses the target: the
+            ablation that collapses.
         num_train_steps: over which the target's momentum rises to 1.
         momentum: of the target at step 0, in [0, 1].
         momentum_rises: along a cosine to 1; False keeps it.
         stop_gradient: False lets the gradient flow into the target's parameters as if they were the
             online ones; for the ablation, and only of use with momentum 0.
-        mesh: the devices that share the batch.
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f'method.momentum is {momentum}: it must be in [0, 1].')

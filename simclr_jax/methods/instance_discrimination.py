@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import with_probe
+from simclr_jax.methods.parts import check_no_predictor, with_probe
 from simclr_jax.methods.queue import everywhere, new_queue
 from simclr_jax.models.network import Network, forward_train, init_variables
 from simclr_jax.objectives.parts import checked_temperature, l2_normalize
@@ -20,8 +20,7 @@ def instance_discrimination(network: Network, *, num_train_steps: int, num_examp
     of the first global batch, and stays. Neither the code nor this has the paper's proximal term.
 
     Args:
-        network: encoder, projector and, if it has classes, the online probe.
-        num_train_steps: not needed here; other methods have schedules of their own.
+        network, num_train_steps: see `Method`.
         num_examples: n, images of the training split, and rows of the bank.
         temperature: tau, more than 0.
         negatives: m, 1 or more, drawn anew for each image, with replacement; n where there are fewer images.
@@ -32,8 +31,7 @@ def instance_discrimination(network: Network, *, num_train_steps: int, num_examp
         ValueError: values out of range, or a predictor.
     """
     del num_train_steps
-    if network.predictor:
-        raise ValueError("method 'instance_discrimination' has no predictor: set predictor.mode to 'none'.")
+    check_no_predictor(network, 'instance_discrimination')
     if negatives < 1 or not 0 <= memory_momentum < 1:
         raise ValueError(f'method.negatives is {negatives} and method.memory_momentum {memory_momentum}: the first '
                          'must be 1 or more, the second in [0, 1).')

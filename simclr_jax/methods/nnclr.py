@@ -20,9 +20,7 @@ def nnclr(network: Network, *, num_train_steps: int, temperature: float = 0.1, q
     directions. No gradient flows through the neighbours. BatchNorm sees each view by itself.
 
     Args:
-        network: encoder, projector, predictor (the paper's; without one the projection is found), and, if it has
-            classes, the online probe.
-        num_train_steps: not needed here; other methods have schedules of their own.
+        network, num_train_steps: see `Method`; without the paper's predictor the projection is found.
         temperature: tau, more than 0.
         queue_size: Q, projections of the first views, the oldest leaving; not below the batch.
         mesh: the devices that share the batch; every one of them holds the whole queue.

@@ -85,6 +85,12 @@ def one_network(network: Network, compare: Callable, *, each_view: bool, mesh: j
     return Method(init, loss, after_update, takes_small_views)
 
 
+def check_no_predictor(network: Network, name: str) -> None:
+    """ValueError for a network that has a predictor, which the method of this name does not use."""
+    if network.predictor:
+        raise ValueError(f"method '{name}' has no predictor: set predictor.mode to 'none'.")
+
+
 def mean_over_pairs(terms: list[tuple[jax.Array, dict[str, jax.Array]]]) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Of the losses of pairs of views and their metrics: the mean of each."""
     return jax.tree.map(lambda *values: sum(values) / len(values), *terms)

@@ -5,7 +5,7 @@ import functools
 import jax
 
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import one_network, split_views
+from simclr_jax.methods.parts import check_no_predictor, one_network, split_views
 from simclr_jax.models.network import Network
 from simclr_jax.objectives import redundancy
 
@@ -17,10 +17,8 @@ def barlow_twins(network: Network, *, num_train_steps: int, off_diagonal: float 
     BatchNorm sees each view by itself, as in the original, which makes one pass a view.
 
     Args:
-        network: encoder, a wide projector without a norm at its end, and, if it has classes, the online probe.
-        num_train_steps: not needed here; other methods have schedules of their own.
+        network, num_train_steps, mesh: see `Method`; a wide projector without a norm at its end.
         off_diagonal: lambda, the weight of the correlations of different features.
-        mesh: the devices that share the batch.
 
     Raises:
         ValueError: the network has a predictor.
@@ -44,8 +42,7 @@ def vicreg(network: Network, *, num_train_steps: int, invariance: float = 25.0, 
 
 
 def _make(network, objective, name, mesh):
-    if network.predictor:
-        raise ValueError(f"method '{name}' has no predictor: set predictor.mode to 'none'.")
+    check_no_predictor(network, name)
 
     def compare(output, labels, method_state):
         del labels

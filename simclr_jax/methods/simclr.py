@@ -7,7 +7,7 @@ import jax
 
 from simclr_jax.config.names import is_path, resolve
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import mean_over_pairs, one_network, split_views
+from simclr_jax.methods.parts import check_no_predictor, mean_over_pairs, one_network, split_views
 from simclr_jax.models.network import Network
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic
@@ -23,8 +23,7 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
     With small views the loss is the mean over the pairs of the two views, and of each of them with each small one.
 
     Args:
-        network: encoder, projection head and, if it has classes, the online probe.
-        num_train_steps: not needed here; other methods have schedules of their own.
+        network, num_train_steps: see `Method`.
         temperature: tau of eq. 1, more than 0.
         normalize: l2-normalise the projections first.
         decoupled: leave the positive out of the denominator (DCL, Yeh et al. 2021).
@@ -42,8 +41,7 @@ def simclr(network: Network, *, num_train_steps: int, temperature: float, normal
         ValueError: the network has a predictor; an unknown loss, or an option that it does not have.
     """
     del num_train_steps
-    if network.predictor:
-        raise ValueError("method 'simclr' has no predictor: set predictor.mode to 'none'.")
+    check_no_predictor(network, 'simclr')
     contrast = _choose_loss(loss, temperature=temperature, normalize=normalize, decoupled=decoupled,
                             margin=margin, mining=mining, mesh=mesh)
 

@@ -14,13 +14,8 @@ def simsiam(network: Network, *, num_train_steps: int, mesh: jax.sharding.Mesh |
     Each view's prediction regresses the projection of the other, through which no gradient flows. The loss
     is the paper's, the mean of -cos over both directions, in [-1, 1]. BatchNorm sees each view by itself.
 
-    Args:
-        network: encoder, projector, predictor and, if it has classes, the online probe.
-        num_train_steps: not needed here; other methods have schedules of their own.
-        mesh: the devices that share the batch.
-
-    Raises:
-        ValueError: the network has no predictor, without which it collapses (sec. 4.2).
+    Its arguments are those of every `Method`. ValueError: the network has no predictor, without which it collapses
+    (sec. 4.2).
     """
     del num_train_steps
     if not network.predictor:
