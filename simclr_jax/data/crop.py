@@ -16,11 +16,12 @@ from simclr_jax.views.resize import Resize, taps
 
 _VERSION = 4    # that crop_version() of the build must give
 _UNIT = np.float32(1 / 255)
+_OFFICIAL = Resize()
 _TABLE = 1024   # entries between two pixels, from which TensorFlow's kernel reads the cubic
 
 
 def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: bool = False,
-                out: np.ndarray, resize: Resize = Resize()) -> np.ndarray:
+                out: np.ndarray, resize: Resize = _OFFICIAL) -> np.ndarray:
     """A box of an image, resized to a square: tf.image.resize(method='bicubic') of it, bit for bit.
 
     Bicubic with a = -0.5, half-pixel centres, not antialiased; nothing outside the box is seen. Antialiased, it
@@ -60,7 +61,7 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     if image.strides[1:] != (3, 1):
         image = np.ascontiguousarray(image)
     floats, data = (None, out.ctypes.data) if out.dtype == np.uint8 else (out.ctypes.data, None)
-    if resize == Resize():
+    if resize == _OFFICIAL:
         failed = loop.crop_resize(image.ctypes.data, image.strides[0], top, left, height, width, image_size,
                                   is_flipped, _UNIT, floats, data)
     else:
@@ -102,7 +103,7 @@ def library() -> ctypes.CDLL | None:
 def _weighted(image: np.ndarray, image_size: int, is_flipped: bool, resize: Resize) -> np.ndarray:
     """What the loop computes before it rounds or scales, float by float: float32 [S, S, C] in 0..255."""
     height, width, channels = image.shape
-    if resize == Resize():
+    if resize == _OFFICIAL:
         rows, columns = (_taps(size, image_size) for size in (height, width))
     else:
         rows, columns = ((first[:, None] + np.arange(weights.shape[1]), weights) for first, weights in (

@@ -12,7 +12,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 
@@ -54,6 +54,10 @@ class Operation:
     """What runs with a probability, decided for each view; one of probability 0 costs nothing."""
 
     probability: float = _field(_between(0, 1))
+    name: ClassVar[str]     # 'crop' for a `Crop`: the view's field, and what the config calls it
+
+    def __init_subclass__(cls):
+        cls.name = cls.__name__.lower()
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -64,11 +68,6 @@ class Operation:
                                  f'got {value!r}.')
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
-
-    @property
-    def name(self) -> str:
-        """'crop' for a `Crop`: the view's field, and what the config calls it."""
-        return type(self).__name__.lower()
 
 
 @dataclasses.dataclass(frozen=True)
