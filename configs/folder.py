@@ -27,7 +27,7 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
     options = recipes.parse_argument(argument, depth=50, width=1.0, size=224, epochs=100.0,
                                      batch=256)
     config = recipes.base_config()
-    config.data.source = 'folder:images'
+    config.data.source = ''                         # the user's; evaluations take the run's
     config.batch_size = options.batch
     config.num_epochs = options.epochs
 

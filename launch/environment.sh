@@ -20,4 +20,11 @@ else
         [ -n "$dry_run" ] || echo "$wanted" >> "$venv/installed"
     fi
 fi
+# back_to DIRECTORY: paths of the program's options are relative to where the script was called, as with simclr_jax.
+back_to() {
+    [ "$1" != "$PWD" ] || return 0
+    if [[ $python == */* && $python != /* ]]; then python=$PWD/$python; fi
+    export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}       # without an installation too
+    cd "$1"
+}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Trains on the GPUs of this machine, and starts again what was killed.
 #   launch/gpu.sh --config=configs/cifar10.py --workdir=runs/cifar10
-#   launch/gpu.sh --processes 8 --restarts 3 --config=configs/imagenet.py --workdir=runs/imagenet
+#   launch/gpu.sh --processes 8 --config=configs/imagenet.py --workdir=runs/imagenet
 # One process drives all GPUs; where jax finds none, it ends with status 1 and says why. Options of this
 # script come before those of the program:
 #   --processes N     N processes (--multihost) that share the GPUs evenly, where one cannot feed them all
 #   --cpu-devices K   K simulated CPU devices a process instead of GPUs: a pod in a box
-#   --restarts M      starts all again, at most M times, after a process was killed or crashed
+#   --restarts M      starts all again, at most M times (3), after a process was killed or lost
 #   --grace S         seconds that the others then have to end by themselves, and again after SIGTERM (10)
 #   --port P          where process 0 listens; by default a free port
 #   --no-install      $PYTHON (python3) as it is, no virtual environment
@@ -14,10 +14,11 @@
 # An error that the user can correct (status 1) and an interruption (130, 143) are passed on, not restarted.
 # Ctrl-C and SIGTERM go to all processes, which save before they leave; a second one kills them.
 set -euo pipefail
+called_in=$PWD
 cd "$(dirname "$0")/.."
 source launch/common.sh
 
-processes=1 cpu_devices='' restarts=0 grace=10 port=''
+processes=1 cpu_devices='' restarts=3 grace=10 port=''
 while [ $# -gt 0 ]; do
     case $1 in
         --processes=*|--cpu-devices=*|--restarts=*|--grace=*|--port=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
@@ -51,6 +52,7 @@ if [ -z "$cpu_devices" ]; then
         [ $((${#gpus[@]} % processes)) = 0 ] || fail "$processes processes cannot share ${#gpus[@]} GPUs evenly."
     fi
 fi
+back_to "$called_in"
 
 free_port() {
     local candidate

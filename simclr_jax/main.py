@@ -2,6 +2,9 @@
 
 import gc
 import importlib
+import inspect
+import os
+import re
 import runpy
 import sys
 import textwrap
@@ -12,11 +15,13 @@ from ml_collections import config_flags
 
 from simclr_jax import storage
 from simclr_jax.config import (
+    HOW_TO_CHANGE_METHOD,
     ConfigDict,
     check_values,
     describe,
     flatten,
-    nearest_field,
+    kind_of,
+    no_such_field,
     recipe_path,
     recipes_here,
 )
@@ -54,12 +59,16 @@ TASKS = {
 def main(argv: list[str]) -> None:
     """Runs `config.task`; an error that the user can correct ends in one line and exit status 1."""
     processes = None
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')      # or tensorflow logs before the first sentence
     try:
         if len(argv) > 1:
             raise ValueError(f'Unexpected argument {argv[1]!r}: options are written --name=value.')
         config = _CONFIG.value
         check_values(config)
         task = _task(config.task)
+        workdir = _WORKDIR.value or ''
+        storage.check_local_workdir(workdir)
+        workdir = storage.absolute(workdir)
         if config.keep_freed_memory:
             from simclr_jax.runtime.memory import keep_freed_memory
             keep_freed_memory()         # before jax starts its threads
@@ -82,7 +91,6 @@ def main(argv: list[str]) -> None:
             print(describe(config), end='\n\n', flush=True)
             if warning:
                 print(f'warning: {warning}', file=sys.stderr, flush=True)
-        workdir = storage.absolute(str(_WORKDIR.value))
         storage.check_workdir(workdir)
         task(config, workdir)
     except KeyboardInterrupt:
@@ -123,6 +131,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if {'--help', '-help', '-h'} & set(argv):
         print(_help())
         sys.exit()
+    config = ConfigDict()
     try:
         argv = list(argv)
         if '--config' in argv[:-1]:                     # its value is the next word
@@ -132,11 +141,45 @@ def _parse_flags(argv: list[str]) -> list[str]:
             if item.startswith('--config='):
                 named = recipe_path(item.removeprefix('--config='))
                 argv[place] = f'--config={named}'
-                path, _, argument = named.partition(':')
-                _check_overrides(runpy.run_path(path)['get_config'](argument), argv)
-        return flags.FLAGS(argv)
+                config = _recipe(*named.partition(':')[::2])
+                _check_overrides(config, argv)
+        if not config:
+            raise ValueError('--config is missing: a recipe by its name, such as --config=smoke, or a config file; '
+                             '--help lists the recipes.')
+        argv = flags.FLAGS(argv)
+        if _WORKDIR.value is None:
+            raise ValueError('--workdir is missing: where the run keeps its files, such as --workdir=runs/mine.')
+        return argv
     except (ValueError, OSError, flags.Error) as error:
-        sys.exit(f'error: {error}')
+        sys.exit(f'error: {_of_type(error, config)}')
+
+
+def _recipe(path: str, argument: str) -> ConfigDict:
+    """What the function get_config of a file returns; ValueError: it has none, or it returns something else."""
+    get_config = runpy.run_path(path).get('get_config')
+    if not callable(get_config):
+        raise ValueError(f'{path} defines no get_config(argument): a recipe is a file with a function of this name '
+                         'that returns a config (docs/recipes.md).')
+    takes = inspect.signature(get_config).parameters
+    if argument and not takes:
+        raise ValueError(f"{path} takes no argument: its get_config() has none, and ':{argument}' was given.")
+    config = get_config(*[argument] * bool(takes))
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f'get_config of {path} returns {type(config).__name__}: it must return a config, as '
+                         'simclr_jax.config.base_config() makes.')
+    return config
+
+
+def _of_type(error: Exception, config: ConfigDict) -> str:
+    """The message of an error; where a value is of the wrong type, which one is wanted."""
+    found = re.match(r'flag --(config\.)?([\w.]+)=(.*?): ', str(error), flags=re.DOTALL)
+    if not isinstance(error, flags.IllegalFlagValueError) or not found:
+        return str(error)
+    of_config, name, value = found.groups()
+    types = {'float': 0.0, 'int': 0, 'bool': False}
+    default = flatten(config).get(name) if of_config else types.get(flags.FLAGS[name].flag_type())
+    kind = kind_of(default)
+    return f'{name if of_config else f"--{name}"} takes {kind}, not {value!r}.' if kind else str(error)
 
 
 def _help() -> str:
@@ -154,18 +197,21 @@ def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
     fields = flatten(config)
     for item in argv:
         name = item.removeprefix('--config.').partition('=')[0]
-        known = name in fields or any(field.startswith(f'{name}.') for field in fields)
-        if item.startswith('--config.') and not known:
-            near = 'init_from' if name == 'pretrained' else nearest_field(config, name)
-            hint = f'did you mean {near!r}?' if near else 'simclr_jax/config/fields.py lists them.'
-            raise ValueError(f'The config has no field {name!r}; {hint}')
+        inside = [field for field in fields if field.startswith(f'{name}.')]
+        if not item.startswith('--config.') or name in fields:
+            continue
+        if not inside:
+            raise ValueError(no_such_field(config, name))
+        if name == 'method':
+            raise ValueError(f'method is a block of fields. {HOW_TO_CHANGE_METHOD}')
+        if '={' not in item:
+            raise ValueError(f'{name} is a block of fields: set one of them, such as --config.{inside[0]}=VALUE.')
 
 
 def run() -> None:
     """The console entry point."""
     # Imports and traces make millions of objects that live on: looking through them took a sixth of a short run.
     gc.set_threshold(50_000)
-    flags.mark_flags_as_required(['config', 'workdir'])
     app.run(main, flags_parser=_parse_flags)
 
 

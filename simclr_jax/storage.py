@@ -40,9 +40,13 @@ def is_remote(path: Path) -> bool:
 
 
 def as_path(path: Path) -> str:
-    """The path as a string, `~` expanded where it is local; ValueError: a `gs:/` that is not whole."""
+    """The path as a string, `~` expanded where it is local; ValueError: no path, or a `gs:/` that is not whole."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f'A path was expected, not {path!r}.')
     path = os.fspath(path)
     if is_remote(path):
+        if not path.partition('://')[2].strip('/'):
+            raise ValueError(f"'{path}' names no bucket: write {path.partition(':')[0]}://BUCKET/PATH.")
         return path.rstrip('/')
     if path.startswith(('gs:/', 's3:/')):
         raise ValueError(f"'{path}' is not a path in a bucket: write {path[:2]}://{path[3:].lstrip('/')}.")
@@ -300,13 +304,31 @@ def user_cache(name: str) -> str:
     return os.path.join(root, 'simclr_jax', name)
 
 
+def check_local_workdir(path: Path) -> None:
+    """That a local path can be the directory of a run; nothing is made. ValueError, OSError: it cannot."""
+    if not os.fspath(path):
+        raise ValueError('--workdir is empty: give the directory of the run, such as runs/mine.')
+    if is_remote(path):
+        return
+    above = os.path.abspath(path)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise NotADirectoryError(f"--workdir={path} cannot be the directory of a run: '{above}' is a file, or a link "
+                                 'that leads to no directory.')
+    if above != os.path.abspath(path) and not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"--workdir={path} cannot be made: '{above}' may not be written to.")
+
+
 def check_workdir(path: Path) -> None:
-    """That files can be written below a remote path and removed again, before hours of work depend on it.
+    """That files can be written below a path and removed again, before hours of work depend on it.
 
     Raises:
+        ValueError, OSError: see `check_local_workdir`.
         StoreError, ValueError: the scheme is none of a bucket, a package or credentials are missing, there
             is no such bucket, or it must not be written to: one sentence.
     """
+    check_local_workdir(path)
     if is_remote(path):
         from simclr_jax import buckets
         buckets.check_writable(as_path(path))

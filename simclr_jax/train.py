@@ -34,13 +34,13 @@ from simclr_jax.evaluate.evaluators import (
 from simclr_jax.evaluate.floors import measure_floors
 from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.init_from import start_from
-from simclr_jax.evaluate.introduction import faster_input, introduction, skipped_files
+from simclr_jax.evaluate.introduction import faster_input, finished, introduction, skipped_files
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.inspect import profile
 from simclr_jax.methods import make_method
 from simclr_jax.models.network import Network, auto_dtype, describe_encoder, make_network
 from simclr_jax.runlog.late import LateLog
-from simclr_jax.runlog.writer import MetricWriter, make_writer
+from simclr_jax.runlog.writer import MetricWriter, find_writer
 from simclr_jax.runtime import gpus, sharding
 from simclr_jax.runtime.exchange import gather
 from simclr_jax.runtime.interruption import Interruption
@@ -63,6 +63,8 @@ MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cach
               'eval.knn_max_images', 'eval.linear_at_end', 'eval.pixel_floor', 'eval.encoder', 'eval.evaluators',
               'eval.evaluators_every_epochs', 'shard_state')
 
+# How far a process has come is `place` of at(): negative before the loop, then the step, and within it 0.1 for the
+# computation, 0.25 for evaluators and 0.5 for saving; runtime/watchdog.py compares those of all processes.
 _SLOW = 10      # times longer than a step may what is not one take, before the others count it as stuck
 
 
@@ -104,6 +106,8 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
     simclr on shapes, train[:16]: 16 images...
     {}
     """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f'config is of {type(config).__name__}: it takes what simclr_jax.config.base_config() gives.')
     given = {'encoder': encoder, 'method': method}
     workdir = storage.as_path(workdir)
     storage.check_workdir(workdir)
@@ -127,6 +131,8 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
     if not kept and workdirs.has_checkpoint(workdir):
         raise ValueError(f'{workdir} has checkpoints but no config.json: restore it, or give another --workdir.')
     if kept:
+        if source is None and not config.data.source:
+            config.data.source = kept['data']['source']
         config = few_images.as_begun(config, kept)
         notes += filter(None, [workdirs.leave_crops_as_begun(config, kept)])
     if config.encoder.dtype == 'auto':
@@ -164,6 +170,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         train_source.num_examples, config.num_epochs, config.batch_size)
     check_profile_steps(config.profile_steps, num_steps)
     evaluators = make_evaluators(run, evaluators)
+    named = [find_writer(name, names.resolve) for name in config.log.writers]
     network, init_state, train_step, shardings = build(
         config, mesh, num_examples=train_source.num_examples, num_classes=train_source.num_classes,
         num_steps=num_steps, inputs=inputs, encoder=encoder, method=method)
@@ -183,9 +190,11 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     state, damage = checkpointer.restore_last_whole(state)
     start = int(state.step)
     batches = inputs.batches(train_source, mesh, start_step=start)
-    workdirs.save_run(workdir, config.to_dict(), train_source)
-    named = [functools.partial(make_writer, name, names.resolve, workdir=workdir, start_step=start,
-                               config=flatten(config.to_dict())) for name in config.log.writers]
+    to_keep = config.to_dict()
+    to_keep['data']['source'] = loading.rooted(config.data.source)
+    workdirs.save_run(workdir, to_keep, train_source)
+    named = [functools.partial(make_writer, workdir, start_step=start, config=flatten(config.to_dict()))
+             for make_writer in named]
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
                           is_lead=sharding.is_lead(), writers=[*named, *writers])
     profiler = profile.StepProfiler(
@@ -210,6 +219,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         results = floors()
         if run.is_measurable:
             _report(run, writer, results, functools.partial(encode, state.variables(config.eval.encoder)), num_steps)
+        writer.note(finished(run, num_steps))
         return results
 
 
@@ -239,7 +249,7 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
                 with log.pause():
                     log.add(profiler.report(lambda: train_step.lower(state, batch).compile().as_text()))
             for evaluator, every_steps in of_rows:
-                if step % every_steps == 0 and log.due(step):
+                if log.due(step) and (step % every_steps == 0 or step == num_steps):
                     metrics |= evaluator(encode_state(state, batch), step)
             log(step, metrics)
             interrupted, found = interruption.arrived(step), {}

@@ -16,7 +16,16 @@ SMOKE = '--config=configs/smoke.py:smoke'
     (['--config=configs/smoke.py:tiny'], "takes no argument 'tiny'; it takes method, no_colour, smoke"),
     ([SMOKE, '--config.batchsize=8'], "no field 'batchsize'; did you mean 'batch_size'?"),
     ([SMOKE, '--config.encoder.dept=18'], "did you mean 'encoder.depth'?"),
-    ([SMOKE, '--config.batch_size=many'], 'batch_size=many'),
+    ([SMOKE, '--config.batch_size=many'], "error: batch_size takes a whole number, not 'many'."),
+    ([SMOKE, '--config.shard_state=maybe'], "error: shard_state takes true or false, not 'maybe'."),
+    ([SMOKE, '--timeout=long'], "error: --timeout takes a number, not 'long'."),
+    (['--config=folder:depth=deep'], "The argument depth takes a whole number, not 'deep'."),
+    ([SMOKE, '--config.optimizer.learning_rate=-1'], 'optimizer.learning_rate is -1.0: it must be 0 or more.'),
+    ([SMOKE, '--config.linear.momentum=1.5'], 'linear.momentum is 1.5: it must be from 0 to 1.'),
+    ([SMOKE, '--config.method=byol'], '--config=smoke:method=byol'),
+    ([SMOKE, '--config.method.name=byol'], '--config=smoke:method=byol'),
+    ([SMOKE, '--config.encoder=vit'], 'encoder is a block of fields: set one of them, such as --config.encoder.'),
+    (['--config=tests/encoders.py'], 'tests/encoders.py defines no get_config(argument)'),
     ([SMOKE, '--config.batch_size=0'], 'batch_size is 0: it must be more than 0'),
     ([SMOKE, '--config.seed=4294967296'], 'less than 2**31'),
     ([SMOKE, '--config.task=pretian'], "task is 'pretian'; the tasks are pretrain"),
@@ -68,9 +77,30 @@ def test_memory_that_runs_out_names_the_fields_that_help(run_main, tmp_path):
         '--config.task=plan'))
 
 
-def test_the_workdir_is_asked_for(run_main):
-    done = run_main(SMOKE)
-    assert done.returncode == 1 and 'workdir' in done.stderr and 'Traceback' not in done.stderr
+@pytest.mark.parametrize('arguments, sentence', [
+    ([SMOKE], '--workdir is missing: where the run keeps its files, such as --workdir=runs/mine.'),
+    (['--workdir=run'], '--config is missing: a recipe by its name, such as --config=smoke'),
+    ([SMOKE, '--workdir='], '--workdir is empty: give the directory of the run'),
+    ([SMOKE, '--workdir=gs://'], "'gs://' names no bucket: write gs://BUCKET/PATH."),
+    ([SMOKE, '--workdir=README.md/run'], "README.md' is a file"),
+])
+def test_a_workdir_that_cannot_be_is_named_before_jax_starts(arguments, sentence, run_main):
+    done = run_main(*arguments)
+    assert done.returncode == 1 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+    assert sentence in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize('text, sentence', [
+    ('get_config = 3', 'defines no get_config(argument)'),
+    ('def get_config(argument): return {}', 'returns dict: it must return a config'),
+    ('def get_config(): ...', "takes no argument: its get_config() has none, and ':smoke' was given"),
+    ('import simclr_jax\ndef get_config(_):\n    config = simclr_jax.config.base_config()\n'
+     '    config.batchsize = 3\n    return config', "no field 'batchsize'; did you mean 'batch_size'?"),
+])
+def test_a_recipe_file_that_will_not_do_is_one_sentence(text, sentence, run_main, tmp_path):
+    (tmp_path / 'mine.py').write_text(text)
+    done = run_main(f'--config={tmp_path}/mine.py:smoke', f'--workdir={tmp_path}/run')
+    assert done.returncode == 1 and sentence in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_a_deprecated_call_of_ours_would_fail_the_command(run_main, tmp_path):

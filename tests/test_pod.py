@@ -144,9 +144,9 @@ def test_a_failure_on_one_host_is_told_on_all(command, tmp_path):
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], errors
     host = socket.gethostname()
-    assert f"error: process 1 of 2 ({host}): There is no directory '/nowhere'." in errors[1]
-    assert (f'error: process 0 of 2 ({host}): stopped because process 1 of 2 ({host}) failed: There is no '
-            "directory '/nowhere'.") in errors[0]
+    sentence = "data.source is folder:/nowhere: there is no directory '/nowhere'."
+    assert f'error: process 1 of 2 ({host}): {sentence}' in errors[1]
+    assert f'error: process 0 of 2 ({host}): stopped because process 1 of 2 ({host}) failed: {sentence}' in errors[0]
     assert 'Traceback' not in errors[0] + errors[1]
 
 

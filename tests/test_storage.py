@@ -7,6 +7,12 @@ import pytest
 from simclr_jax import storage
 
 
+@pytest.mark.parametrize('path', ['gs://', 's3:///', 'memory://'])
+def test_a_path_of_no_bucket_is_refused(path):
+    with pytest.raises(ValueError, match='names no bucket: write .*://BUCKET/PATH'):
+        storage.as_path(path)
+
+
 @pytest.fixture(params=['local', 'memory'])
 def root(request, tmp_path):
     """A directory of each kind, empty."""

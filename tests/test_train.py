@@ -36,10 +36,20 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
 
 @pytest.mark.parametrize('overrides, sentence', [
     ({'method.name': 'simclrr'}, "method.name is 'simclrr'"),
-    ({'encoder.depth': 20}, 'unknown encoder depth 20'),
-    ({'encoder.dtype': 'float16'}, "unknown dtype 'float16'"),
-    ({'optimizer.name': 'lamb'}, "unknown optimizer 'lamb'"),
+    ({'method.name': 'byol'}, "unexpected keyword argument 'decoupled'.*method.name alone does not change it"),
+    ({'batchsize': 3}, "The config has no field 'batchsize'; did you mean 'batch_size'?"),
+    ({'augment.strength': 2.0}, "The config has no field 'augment.strength'; "),
+    ({'encoder.depht': 18}, "no field 'encoder.depht'; did you mean 'encoder.depth'?"),
+    ({'optimizer.learning_rate': float('nan')}, 'optimizer.learning_rate is nan: it must be 0 or more'),
+    ({'encoder.depth': 20}, 'encoder.depth is 20: it takes 10, 18, .*200.$'),
+    ({'encoder.dtype': 'float16'}, "encoder.dtype is 'float16': it takes auto, float32, bfloat16.$"),
+    ({'optimizer.name': 'lamb'}, "There is no optimizer 'lamb': optimizer.name .* takes lars, sgd, adamw.$"),
     ({'optimizer.weight_decay_groups': (('probes', 0.1),)}, 'probes'),
+    ({'schedule.name': 'cosine'}, "schedule.name is 'cosine': it takes warmup_cosine"),
+    ({'encoder.name': 'resnett'}, "encoder.name is 'resnett': it takes resnet, .*, and a part of your own"),
+    ({'log.writers': ('wandbb',)}, "log.writers is 'wandbb': it takes wandb, mlflow, tensorboard, and a part of your"),
+    ({'data.source': ''}, 'data.source is empty: give --config.data.source=folder:PATH'),
+    ({'data.source': 'folder:nowhere'}, "data.source is folder:nowhere: there is no directory '/.*/nowhere'.$"),
     ({'batch_size': 60}, 'batch_size 60 is not divisible by the 8 devices'),
     ({'batch_size': 1024}, '^batch_size is 1024, .*has only 64 images: choose a smaller batch'),
     ({'batch_size': 1}, 'batch_size is 1: a contrastive loss'),
@@ -59,7 +69,11 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
 ], ids=lambda value: ' '.join(value) if isinstance(value, dict) else '')
 def test_what_cannot_train_is_named_before_anything_is_written(overrides, sentence, tmp_path):
     view2 = overrides.pop('augment.view2', {})
-    config = small_config(**overrides)
+    config = small_config()
+    with config.unlocked():
+        for name, value in overrides.items():
+            block, _, field = name.rpartition('.')
+            (config[block] if block else config)[field] = value
     config.augment.view2 = view2
     with pytest.raises(ValueError, match=sentence):
         pretrain(config, str(tmp_path / 'workdir'))
@@ -97,11 +111,24 @@ def test_labels_of_any_integer_type_are_measured_and_probed(tmp_path):
 def test_what_cannot_be_measured_is_said_and_training_goes_on(labels, sentence, tmp_path, capsys):
     source = save_npz(tmp_path / 'set.npz', labels=labels)
     assert pretrain(small_config(source, 'train', ''), str(tmp_path / 'w')) == {}
-    assert sentence in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert sentence in said
     assert not (tmp_path / 'w' / 'results.jsonl').exists()
+    assert said.endswith(f'Finished: step 2 of 2; the encoder is in {tmp_path}/w. Nothing was measured: '
+                         '--config.task=report shows nearest neighbours.\n')
+    rows = [json.loads(line) for line in (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['step'] for row in rows] == [2] and {'loss', 'feature_rank'} <= rows[0].keys()     # every 4 steps
 
 
-def test_a_folder_with_broken_files_trains_is_measured_and_counts_them(tmp_path, capsys):
+def test_what_python_gives_that_is_no_config_or_path_is_named(tmp_path):
+    for config, workdir, sentence in (({'a': 1}, tmp_path, 'config is of dict'),
+                                      (small_config(), None, 'A path was expected, not None'),
+                                      (small_config(), '', '--workdir is empty')):
+        with pytest.raises(ValueError, match=sentence):
+            pretrain(config, workdir)
+
+
+def test_a_folder_with_broken_files_trains_is_measured_and_counts_them(tmp_path, capsys, monkeypatch):
     for split, count in (('train', 64), ('test', 20)):
         images, labels = make_shapes(split, 20, count)
         for number, (image, label) in enumerate(zip(images, labels)):
@@ -110,8 +137,14 @@ def test_a_folder_with_broken_files_trains_is_measured_and_counts_them(tmp_path,
             Image.fromarray(image).save(path)
     (tmp_path / 'images' / 'train' / 'class0' / 'broken.jpg').write_bytes(b'no image')
     (tmp_path / 'images' / 'test' / 'class1' / 'empty.png').write_bytes(b'')
-    results = pretrain(small_config(f'folder:{tmp_path}/images', 'train', ''), str(tmp_path / 'w'))
+    monkeypatch.chdir(tmp_path)
+    results = pretrain(small_config('folder:images', 'train', ''), str(tmp_path / 'w'))
     assert set(results) == {'random', 'pretrained'}
+    kept = json.loads((tmp_path / 'w' / 'config.json').read_text())
+    assert kept['data']['source'] == f'folder:{tmp_path}/images'
+    monkeypatch.chdir('/')              # where the run, and what evaluates it, still finds its images
+    assert pretrain(small_config('', 'train', ''), str(tmp_path / 'w')) == results
+    assert set(linear(small_config('', 'train', ''), str(tmp_path / 'w'))) == {'random', 'pretrained'}
     said = capsys.readouterr().out
     assert '2 files could not be read and were skipped: class0/broken.jpg, class1/empty.png' in said
 

@@ -2,6 +2,7 @@
 
 import difflib
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +19,14 @@ def recipes_here() -> list[str]:
 
 
 def recipe_path(named: str) -> str:
-    """`FILE.py[:ARGUMENT]` of what `--config` names: a file, or a recipe such as 'smoke' or 'studies/heads'.
+    """`FILE.py[:ARGUMENT]` of what `--config` names: a file, or a recipe such as 'smoke', 'studies/heads' or
+    'configs/smoke.py', from anywhere.
 
     Raises:
         FileNotFoundError: if it is neither a file nor a recipe, naming the recipes that exist.
     """
     name, colon, argument = named.partition(':')
-    for path in (pathlib.Path(name), _CONFIGS / f'{name}.py'):
+    for path in (pathlib.Path(name), _CONFIGS / f'{name}.py', _CONFIGS.parent / name):
         if path.is_file():
             return f'{path}{colon}{argument}'
     raise FileNotFoundError(f'No config file {name}, whose path is relative to the current directory, and no '
@@ -58,33 +60,70 @@ def parse_argument(argument: str, **defaults: Any) -> ConfigDict:
         except KeyError:
             raise ValueError(f'The argument {name}={text!r} is neither true nor false.') from None
         except ValueError:
-            raise ValueError(f'The argument {name}={text!r} is not a valid {kind.__name__}.') from None
+            raise ValueError(f'The argument {name} takes {kind_of(values[name])}, not {text!r}.') from None
     return values
+
+
+def kind_of(value: Any) -> str:
+    """Which values a field with this default takes, in words; '' where any will do."""
+    return {bool: 'true or false', int: 'a whole number', float: 'a number'}.get(type(value), '')
 
 
 _POSITIVE = ('batch_size', 'encoder_chunks', 'method.temperature', 'encoder.depth', 'encoder.width',
              'augment.image_size', 'eval.batch_size', 'eval.crop_proportion', 'eval.knn_k',
              'eval.knn_temperature', 'linear.num_epochs', 'linear.batch_size', 'checkpoint.keep_last',
              'log.every_steps', 'plan.chunks', 'plan.num_classes', 'plan.num_images', 'bench_input.num_images')
-_NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epochs', 'optimizer.weight_decay',
+_NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epochs', 'encoder.sk_ratio',
                  'eval.knn_every_epochs', 'eval.resize_to', 'checkpoint.every_epochs', 'checkpoint.keep_best',
-                 'plan.memory_gib', 'plan.max_batch', 'data.pad_to', 'data.max_bad_share',
+                 'plan.memory_gib', 'plan.max_batch', 'data.pad_to', 'method.queue_size',
                  'bench_input.images_per_second')
+# Fields of these names, in every block.
+_RATES = ('learning_rate', 'weight_decay', 'trust_coefficient', 'norm_epsilon')
+_SHARES = ('momentum', 'norm_momentum', 'memory_momentum', 'b1', 'b2', 'label_share', 'alpha', 'max_bad_share')
+# Blocks with fields of any name; those of a part of the user's own are not checked either.
+_OPEN = re.compile(r'(method|study|encoder\.arguments|data\.arguments|augment\.(view1|view2|small_view))(\.|$)')
 
 
 def check_values(config: ConfigDict) -> None:
-    """ValueError for a number that no run could use; the rest is checked where it is used."""
-    fields = flatten(config)
-    for name in _POSITIVE + _NOT_NEGATIVE:
-        if name in fields and (fields[name] < 0 or name in _POSITIVE and fields[name] == 0):
-            raise ValueError(f'{name} is {fields[name]}: it must be '
-                             f'{"more than 0" if name in _POSITIVE else "0 or more"}.')
+    """ValueError for a number that no run could use, or a field that nothing reads; the rest is checked in its place.
+
+    A field that `base_config` has not is an error in one of its blocks, and beside them where its name is near
+    that of a field: it was meant to be that one. A recipe may have other blocks and fields of its own.
+    """
+    from simclr_jax.config.fields import base_config
+    base, fields = base_config(), flatten(config)
+    lacking = [name for name in base if name not in config]
+    if lacking:
+        raise ValueError(f'The config lacks {", ".join(lacking)}: begin with simclr_jax.config.base_config().')
+    known = flatten(base)
+    for name in fields:
+        block, _, inner = name.partition('.')
+        if name not in known and not _OPEN.match(name) and (
+                block in base if inner else difflib.get_close_matches(name, known, cutoff=0.8)):
+            raise ValueError(no_such_field(base, name))
+    is_own = not config.method.name or ':' in config.method.name
+    for name, value in fields.items():
+        allowed = '' if is_own and name.startswith('method.') else _range(name)
+        if not _FITS[allowed](value):
+            raise ValueError(f'{name} is {value}: it must be {allowed}.')
     if config.batch_size == 1 and config.task == 'pretrain':
         raise ValueError('batch_size is 1: a contrastive loss and BatchNorm need more than one image; take 2 '
                          'or more.')
     if config.seed >= 1 << 31:
         raise ValueError(f'seed is {config.seed}: it must be less than 2**31.')
     check_profile_steps(config.profile_steps)
+
+
+_FITS = {'more than 0': lambda value: value > 0, '0 or more': lambda value: value >= 0,
+         'from 0 to 1': lambda value: 0 <= value <= 1, '': lambda value: True}
+
+
+def _range(name: str) -> str:
+    """Which numbers a field may hold, '' where nothing is known of it."""
+    leaf = name.rpartition('.')[2]
+    if name in _POSITIVE:
+        return 'more than 0'
+    return '0 or more' if name in _NOT_NEGATIVE or leaf in _RATES else 'from 0 to 1' if leaf in _SHARES else ''
 
 
 def check_profile_steps(steps: Any, num_steps: int | None = None) -> None:
@@ -133,3 +172,10 @@ def nearest_field(config: ConfigDict, name: str) -> str:
 
     best = max(flatten(config), key=likeness)
     return best if likeness(best) >= 0.5 else ''
+
+
+def no_such_field(config: ConfigDict, name: str) -> str:
+    """The sentence for a field that `config` has not, with the one that was most likely meant."""
+    near = 'init_from' if name == 'pretrained' else nearest_field(config, name)
+    hint = f'did you mean {near!r}?' if near else 'simclr_jax/config/fields.py lists them.'
+    return f'The config has no field {name!r}; {hint}'

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -12,18 +13,20 @@ def is_path(name: str) -> bool:
     return all(part.isidentifier() for part in (*module.split('.'), *attribute.split('.')))
 
 
-def resolve(name: str, field: str) -> Any:
+def resolve(name: str, field: str, known: Sequence[str] = ()) -> Any:
     """The object behind `package.module:Name`; modules of the current directory are found too.
 
     Args:
         name: of the object; dots after the colon reach into classes.
         field: of the config, for the message: 'encoder.name'.
+        known: the words that the field takes beside such names, likewise.
 
     Raises:
         ValueError: it is no such name, the module cannot be imported, or it has no such object.
     """
     if not is_path(name):
-        raise ValueError(f"{field} is {name!r}: a part of your own is written 'package.module:Name'.")
+        words = f'it takes {", ".join(known)}, and ' if known else ''
+        raise ValueError(f"{field} is {name!r}: {words}a part of your own is written 'package.module:Name'.")
     module_name, _, attributes = name.partition(':')
     if os.getcwd() not in sys.path:      # the console command does not add it, `python -m` does
         sys.path.insert(0, os.getcwd())

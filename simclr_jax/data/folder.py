@@ -159,7 +159,8 @@ def _layout(path: str, folders: str) -> tuple[str, dict[str, str]]:
     if folders not in FOLDERS:
         raise ValueError(f"data.folders is {folders!r}; it takes {', '.join(map(repr, FOLDERS))}.")
     if not listing.is_dir(path):
-        raise FileNotFoundError(f"There is no directory '{printable(path)}'.")
+        raise FileNotFoundError(f"data.source is folder:{printable(path)}: there is no directory "
+                                f"'{printable(storage.absolute(path))}'.")
     if folders == 'classes':
         return path, {}
     names, loose = _names(path)

@@ -96,7 +96,7 @@ def names(path: str) -> Names:
         return Names(*(joined.split('\0') if joined else [] for joined in seen[path]))
     listing, inside = found
     if inside not in listing.folders:
-        raise FileNotFoundError(f'There is no directory {path}.')
+        raise FileNotFoundError(f"There is no directory '{path}'.")
     return listing.folders[inside]
 
 

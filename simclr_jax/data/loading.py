@@ -347,7 +347,16 @@ def _with_classes_of(train: Source, test: Source) -> Source:
     return test
 
 
+def rooted(name: str) -> str:
+    """The name of a data source with its path from the root, so that it is found from any directory."""
+    kind, _, path = name.partition(':')
+    return f'{kind}:{storage.absolute(path)}' if kind in ('folder', 'arrays', 'wds') else name
+
+
 def _kind_and_path(name: str) -> tuple[str, str]:
+    if not name:
+        raise ValueError('data.source is empty: give --config.data.source=folder:PATH, a directory of images, or '
+                         'another source (docs/data.md).')
     kind, _, path = name.partition(':')
     if kind not in ('shapes', 'folder', 'arrays', 'hf', 'wds'):
         if names.is_path(name):

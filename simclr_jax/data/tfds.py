@@ -219,11 +219,12 @@ def _builder(name: str, data_dir: str | None, download: bool) -> Any:
         known = tfds.list_builders(with_community_datasets=False)
         start = name.split('/')[0].split(':')[0]
         longer = [other for other in sorted(known) if other.startswith(start)]
-        close = list(dict.fromkeys(longer + difflib.get_close_matches(start, known)))[:3]
+        close = difflib.get_close_matches(start, ['shapes'])      # the one of ours that has no path after it
+        close = list(dict.fromkeys(close + longer + difflib.get_close_matches(start, known)))[:3]
         raise ValueError(
             f"There is no data source '{name}': give shapes, folder:PATH, arrays:PATH.npz, hf:NAME, "
-            'wds:PATTERN, package.module:Name or the name of a TFDS data set'
-            f'{", such as " + " or ".join(close) if close else ""}.'
+            'wds:PATTERN, package.module:Name or the name of a TFDS data set.'
+            f'{" Did you mean " + " or ".join(close) + "?" if close else ""}'
             f'{f" The directory of this name is folder:{name}." if os.path.isdir(name) else ""}'
         ) from error
     except AssertionError as error:  # How TFDS says that there is no such version.

@@ -1,4 +1,4 @@
-"""What a run says before its first step, and of its data at the end: one sentence for each thing."""
+"""What a run says before its first step and at its end: one sentence for each thing."""
 
 from typing import Any
 
@@ -63,3 +63,9 @@ def skipped_files(run: Run) -> list[str]:
         return []
     some = ', '.join(skipped[:10] + ['...'] * (len(skipped) > 10))
     return [f'{len(skipped)} files could not be read and were skipped: {some}']
+
+
+def finished(run: Run, num_steps: int) -> str:
+    """The last sentence of a run: where its encoder is, and how to look at one that nothing was measured of."""
+    look = '' if run.is_measurable else ' Nothing was measured: --config.task=report shows nearest neighbours.'
+    return f'Finished: step {num_steps:,} of {num_steps:,}; the encoder is in {run.workdir}.{look}'

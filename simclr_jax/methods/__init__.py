@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 
+from simclr_jax.config import HOW_TO_CHANGE_METHOD
 from simclr_jax.config.names import is_path, resolve
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.byol import byol
@@ -38,7 +39,8 @@ def make_method(name: str | Callable[..., Method], *, num_examples: int | None =
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise ValueError(f'The method block of the config does not fit method {name!r}: {error}.') from None
+        how = f' {HOW_TO_CHANGE_METHOD}' if name in _METHODS else ''
+        raise ValueError(f'The method block of the config does not fit method {name!r}: {error}.{how}') from None
     method = build(**arguments)
     if not isinstance(method, Method):
         raise ValueError(f'method.name is {name!r}, which returns {type(method).__name__}: a method is a '

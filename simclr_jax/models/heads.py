@@ -78,8 +78,8 @@ class ProjectionHead(nn.Module):
 
     def _num_layers(self):
         if self.mode not in _MODES:
-            raise ValueError(f'unknown head mode {self.mode!r}; choose one of {", ".join(_MODES)}')
+            raise ValueError(f'The mode of a head is {self.mode!r}: it takes {", ".join(_MODES)}.')
         if self.mode == 'nonlinear' and self.num_layers < 1:
-            raise ValueError(f'a nonlinear head needs num_layers >= 1, not {self.num_layers}; '
-                             "for no head choose mode 'none'")
+            raise ValueError(f'The num_layers of a nonlinear head is {self.num_layers}: it takes 1 or more; '
+                             "mode 'none' is no head.")
         return {'none': 0, 'linear': 1, 'nonlinear': self.num_layers}[self.mode]

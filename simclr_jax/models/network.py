@@ -101,8 +101,8 @@ class Network(nn.Module):
         if not self.num_classes:
             return Output(layers, prediction, None)
         if not -len(layers) <= self.probe_layer < len(layers):
-            raise ValueError(f'probe_layer={self.probe_layer} does not exist: the head has layers '
-                             f'0 (features) to {len(layers) - 1} (projection)')
+            raise ValueError(f'eval.layer is {self.probe_layer}: the head has layers 0 (features) to '
+                             f'{len(layers) - 1} (projection).')
         return Output(layers, prediction, self.probe(_standardised(layers[self.probe_layer])))
 
 
@@ -290,7 +290,7 @@ def make_encoder(fields: Mapping[str, Any]) -> nn.Module:
     if not name:
         raise ValueError('encoder.name is empty: the run was given an encoder that a config cannot name, of '
                          '__main__ or with arguments that are not JSON values. Give it again as encoder=.')
-    kind = ENCODERS.get(name) or resolve(name, 'encoder.name')
+    kind = ENCODERS.get(name) or resolve(name, 'encoder.name', ('resnet', *ENCODERS))
     try:
         module = abilities.build(kind, arguments)
     except TypeError as error:
@@ -334,5 +334,5 @@ def _with_dtype(fields):
     if name == 'auto':
         name = auto_dtype(jax.devices()[0])
     if name not in _DTYPES:
-        raise ValueError(f'unknown dtype {name!r}; choose one of {", ".join(_DTYPES)}')
+        raise ValueError(f'encoder.dtype is {name!r}: it takes auto, {", ".join(_DTYPES)}.')
     return {**fields, 'dtype': jnp.dtype(name)}

@@ -221,7 +221,7 @@ class ResNet(nn.Module):
 
         channels = int(64 * self.width)
         if channels < 2:
-            raise ValueError(f'encoder width {self.width} is too small; choose at least 1/32')
+            raise ValueError(f'encoder.width is {self.width}: it takes 1/32 or more.')
         x = self._stem(images, channels, conv, norm)
         self._keep('stem', x)
         block_type, stage_sizes = DEPTHS[self.depth]
@@ -261,4 +261,4 @@ class ResNet(nn.Module):
 def _check_choice(field, value, choices):
     if value not in choices:
         valid = ', '.join(map(str, choices))
-        raise ValueError(f'unknown encoder {field} {value!r}; choose one of {valid}')
+        raise ValueError(f'encoder.{field} is {value!r}: it takes {valid}.')

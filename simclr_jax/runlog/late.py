@@ -20,7 +20,7 @@ class LateLog:
 
     Args:
         writer: of the rows.
-        every_steps: which steps have a row.
+        every_steps: which steps have a row, beside the last one.
         waited: () -> seconds for which the loop has waited for batches so far.
         num_steps: of the run.
         layers: the paths of the parameters that the metric 'trust_ratios' [L] is of.
@@ -57,7 +57,7 @@ class LateLog:
 
     def due(self, step: int) -> bool:
         """Whether the metrics of `step` will be written."""
-        return step % self._every_steps == 0
+        return step % self._every_steps == 0 or step == self._num_steps
 
     def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self.flush()

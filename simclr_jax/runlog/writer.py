@@ -18,9 +18,9 @@ from simclr_jax import storage
 from simclr_jax.runlog.jsonl import JsonLines
 from simclr_jax.runlog.progress import Display, Throughput, describe_row, plain_table
 
-# Those that a config names by a word: the module, and what is to be installed.
+# Those that a config names by a word, which is also our module and the extra: the class, and the package it needs.
 _BY_WORD = {'wandb': ('WandB', 'wandb'), 'mlflow': ('MLflow', 'mlflow'),
-            'tensorboard': ('TensorBoard', 'tensorboard')}
+            'tensorboard': ('TensorBoard', 'tensorboardX')}
 
 
 class Writer(Protocol):
@@ -36,26 +36,23 @@ class Writer(Protocol):
         """An image, uint8 [H, W, 3], of the step of the last row."""
 
 
-def make_writer(name: str, resolve: Callable[[str, str], Any], **arguments) -> Writer:
-    """The writer that `log.writers` names: 'wandb', 'mlflow', or a class of the user's.
+def find_writer(name: str, resolve: Callable[[str, str, Sequence[str]], Any]) -> Callable[..., Writer]:
+    """What `log.writers` names, 'wandb', 'mlflow', or a class of the user's; nothing is made or written.
 
     Args:
-        name: a word, or 'package.module:Name', which is called as Name(workdir, start_step=..., config=...).
+        name: a word, or 'package.module:Name', which is called as Name(workdir, start_step=..., config=...), the
+            config as a flat dict.
         resolve: `config.names.resolve`.
-        **arguments: workdir, start_step, and config, a flat dict.
 
     Raises:
         ValueError: there is no such writer, or what it needs is not installed.
     """
-    workdir = arguments.pop('workdir')
     if name not in _BY_WORD:
-        return resolve(name, 'log.writers')(workdir, **arguments)
-    class_name, extra = _BY_WORD[name]
-    try:
-        return getattr(importlib.import_module(f'simclr_jax.runlog.{name}'), class_name)(workdir, **arguments)
-    except ImportError as error:
-        raise ValueError(f"log.writers names {name!r}, which is not installed ({error}): "
-                         f"pip install 'simclr_jax[{extra}]'.") from error
+        return resolve(name, 'log.writers', tuple(_BY_WORD))
+    class_name, package = _BY_WORD[name]
+    if not importlib.util.find_spec(package):
+        raise ValueError(f"log.writers names {name!r}, which is not installed: pip install 'simclr_jax[{name}]'.")
+    return getattr(importlib.import_module(f'simclr_jax.runlog.{name}'), class_name)
 
 
 class MetricWriter:

@@ -81,7 +81,8 @@ def make_optimizer(
 
     optimizers = {'lars': lars, 'sgd': sgd, 'adamw': adamw}
     if name not in optimizers:
-        raise ValueError(f"unknown optimizer '{name}': choose one of {', '.join(optimizers)}.")
+        raise ValueError(f'There is no optimizer {name!r}: optimizer.name (and finetune.optimizer, distil.optimizer) '
+                         f'takes {", ".join(optimizers)}.')
     if not frozen:
         return optimizers[name]
     return lambda learning_rate: optax.chain(optimizers[name](learning_rate), _freeze(frozen))

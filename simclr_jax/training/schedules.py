@@ -100,7 +100,7 @@ def make_schedule(name: str, *, peak: float, total_steps: int, warmup_steps: int
     """
     if name not in ('warmup_cosine', 'epoch_cosine', 'epoch_steps', 'constant'):
         raise ValueError(
-            f"unknown schedule '{name}': choose 'warmup_cosine', 'epoch_cosine', 'epoch_steps' or 'constant'.")
+            f'schedule.name is {name!r}: it takes warmup_cosine, epoch_cosine, epoch_steps or constant.')
     if bool(drops) != (name == 'epoch_steps'):
         raise ValueError(f"schedule.drops is {tuple(drops)} and schedule.name '{name}': 'epoch_steps' needs the epochs "
                          'at which the rate falls to a tenth, and no other schedule has them.')
@@ -139,7 +139,7 @@ def scaled_learning_rate(base: float, batch_size: int, scaling: str = 'linear') 
     if scaling == 'none':
         return base
     raise ValueError(
-        f"unknown learning rate scaling '{scaling}': choose 'linear', 'sqrt' or 'none'.")
+        f'The scaling of the learning rate is {scaling!r} (optimizer.scaling): it takes linear, sqrt or none.')
 
 
 def num_train_steps(num_examples: int, num_epochs: float, batch_size: int) -> int:

@@ -269,9 +269,9 @@ def test_tfds_that_is_not_prepared_fails_fast_and_says_how(tmp_path):
 
 
 def test_unknown_names_are_explained(tmp_path):
-    with pytest.raises(ValueError, match="no data source 'cifar1'.*such as cifar10"):
+    with pytest.raises(ValueError, match="no data source 'cifar1'.*Did you mean cifar10"):
         load_source('cifar1', 'train', data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="no data source 'imagenet'.*such as imagenet2012 or"):
+    with pytest.raises(ValueError, match="no data source 'imagenet'.*Did you mean imagenet2012 or"):
         load_source('imagenet', 'train', data_dir=str(tmp_path))
     with pytest.raises(ValueError, match='cannot be loaded at version 9.9.9'):
         load_source('cifar10:9.9.9', 'train', data_dir=str(tmp_path))

@@ -85,7 +85,7 @@ def test_the_probe_reads_its_layer_and_sends_no_gradient_back(pixels, probe_laye
 @pytest.mark.parametrize('probe_layer', [3, -4])
 def test_a_probe_layer_beyond_the_head_is_refused(pixels, probe_layer):
     network = make_network(encoder=ENCODER, head=HEAD, num_classes=3, probe_layer=probe_layer)
-    with pytest.raises(ValueError, match=rf'probe_layer={probe_layer} .*0 \(features\) to 2'):
+    with pytest.raises(ValueError, match=rf'eval.layer is {probe_layer}: .*0 \(features\) to 2'):
         init(network, pixels)
 
 
@@ -111,7 +111,7 @@ def test_everything_but_activations_is_float32_in_bfloat16(pixels):
 
 
 def test_an_unknown_dtype_is_refused():
-    with pytest.raises(ValueError, match="dtype 'float16'.*float32, bfloat16"):
+    with pytest.raises(ValueError, match="dtype is 'float16'.*float32, bfloat16"):
         make_network(encoder={**ENCODER, 'dtype': 'float16'}, head=HEAD)
 
 

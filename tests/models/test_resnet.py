@@ -284,11 +284,11 @@ def test_rematerialised_blocks_have_the_same_names_outputs_statistics_and_gradie
 
 
 @pytest.mark.parametrize('settings, message', [
-    ({'depth': 42}, 'depth 42.*10, 18, 34, 50, 101, 152, 200'),
-    ({'depth': 18, 'stem': 'mnist'}, "stem 'mnist'.*imagenet, cifar"),
-    ({'depth': 18, 'max_pool': 'valid'}, "max_pool 'valid'.*torch, same"),
-    ({'depth': 18, 'conv_padding': 'valid'}, "conv_padding 'valid'.*symmetric, same"),
-    ({'depth': 18, 'width': 0.01}, 'width 0.01'),
+    ({'depth': 42}, 'depth is 42.*10, 18, 34, 50, 101, 152, 200'),
+    ({'depth': 18, 'stem': 'mnist'}, "stem is 'mnist'.*imagenet, cifar"),
+    ({'depth': 18, 'max_pool': 'valid'}, "max_pool is 'valid'.*torch, same"),
+    ({'depth': 18, 'conv_padding': 'valid'}, "conv_padding is 'valid'.*symmetric, same"),
+    ({'depth': 18, 'width': 0.01}, 'width is 0.01'),
 ])
 def test_an_unknown_setting_is_named_with_the_valid_ones(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -177,7 +177,7 @@ def test_data_that_are_gone_are_named(tmp_path, workdir):
     config.data.source = f'folder:{tmp_path}/gone'
     write_run(tmp_path / 'run', config, workdir)
     page = make_report(tmp_path / 'run')
-    assert 'No augmentations, neighbours, map' in page.text and 'There is no directory' in page.text
+    assert 'No augmentations, neighbours, map' in page.text and 'there is no directory' in page.text
     assert 'curve_loss.png' in page.source
 
 

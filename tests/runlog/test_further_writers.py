@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.config.names import resolve
-from simclr_jax.runlog.writer import MetricWriter, make_writer
+from simclr_jax.runlog.writer import MetricWriter, find_writer
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 
@@ -45,8 +45,8 @@ def run(workdir, writers, start_step=0, steps=(1, 2)):
 
 
 def named(name, workdir, start_step=0):
-    return lambda: make_writer(name, resolve, workdir=str(workdir), start_step=start_step,
-                               config={'batch_size': 64, 'log.writers': (name,)})
+    return lambda: find_writer(name, resolve)(str(workdir), start_step=start_step,
+                                              config={'batch_size': 64, 'log.writers': (name,)})
 
 
 def test_a_users_writer_gets_rows_notes_tables_and_images(tmp_path):

@@ -88,7 +88,7 @@ def test_builder_makes_the_named_schedule(name, settings, at_four):
 
 
 @pytest.mark.parametrize('name, settings, message', [
-    ('cosine', {}, "unknown schedule 'cosine': choose 'warmup_cosine'"),
+    ('cosine', {}, "schedule.name is 'cosine': it takes warmup_cosine"),
     ('constant', {'warmup_steps': 5}, "'constant' has no warm-up"),
     ('epoch_cosine', {'warmup_steps': 5}, "'epoch_cosine' has no warm-up"),
     ('warmup_cosine', {'warmup_steps': 10}, r'warmup_steps 10 must lie in \[0, total_steps 10\)'),

@@ -102,7 +102,7 @@ def with_header(path, text):
     ({'encoder': {'width': 1.0}}, 'encoder.depth is missing'),
     ({'head': {'num_layers': True}}, 'head.num_layers is True and should be int'),
     ({'head': {'num_layers': 10 ** 9}}, 'head.num_layers is 1000000000'),
-    ({'encoder': {'depth': 11}}, 'unknown encoder depth 11; choose one of 10, 18, 34, 50, 101, 152, 200$'),
+    ({'encoder': {'depth': 11}}, 'encoder.depth is 11: it takes 10, 18, 34, 50, 101, 152, 200.$'),
     ({'encoder': {'depth': 18}}, 'missing: params/encoder/.* unexpected: .*'),
 ])
 def test_a_header_that_makes_no_sense_is_refused_by_field(change, message, path):
