@@ -32,7 +32,7 @@ def get_config(argument: str = '') -> recipes.ConfigDict:
         config.augment.jitter.probability = 0.0
         config.augment.grey.probability = 0.0
 
-    # No excluded probe: plain momentum at a rate of 4 would blow it up.
+    # `exclude` is as when runs of this recipe were first begun: the probe, which it leaves out, has steps of its own.
     config.optimizer.update({'learning_rate': 4.0, 'scaling': 'none', 'exclude': ()})
     recipes.for_short_runs(config)
     config.schedule.warmup_epochs = 1.0

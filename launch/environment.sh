@@ -25,6 +25,6 @@ back_to() {
     [ "$1" != "$PWD" ] || return 0
     if [[ $python == */* && $python != /* ]]; then python=$PWD/$python; fi
     export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}       # without an installation too
-    cd "$1"
+    cd "$1" || exit
 }
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}

@@ -69,8 +69,11 @@ def check_writable(path: str) -> None:
     if not all(split(path)):
         raise ValueError(f"'{path}' is a whole bucket: name a directory in it, such as {path}/run1.")
     probe = f'{path}/.writable-{uuid.uuid4().hex[:8]}'
-    call(probe, 'pipe_file', b'')
-    call(probe, 'rm_file')
+    try:
+        call(probe, 'pipe_file', b'')
+        call(probe, 'rm_file')
+    except (StoreError, OSError) as error:
+        raise type(error)(str(error).replace(probe, path)) from error
 
 
 @functools.cache

@@ -2,10 +2,8 @@
 
 import gc
 import importlib
-import inspect
 import os
 import re
-import runpy
 import sys
 import textwrap
 import traceback
@@ -21,7 +19,9 @@ from simclr_jax.config import (
     describe,
     flatten,
     kind_of,
+    load_recipe,
     no_such_field,
+    recipe_name,
     recipe_path,
     recipes_here,
 )
@@ -131,7 +131,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if {'--help', '-help', '-h'} & set(argv):
         print(_help())
         sys.exit()
-    config = ConfigDict()
+    config, named = ConfigDict(), ''
     try:
         argv = list(argv)
         if '--config' in argv[:-1]:                     # its value is the next word
@@ -141,33 +141,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
             if item.startswith('--config='):
                 named = recipe_path(item.removeprefix('--config='))
                 argv[place] = f'--config={named}'
-                config = _recipe(*named.partition(':')[::2])
+                config = load_recipe(named)
                 _check_overrides(config, argv)
         if not config:
             raise ValueError('--config is missing: a recipe by its name, such as --config=smoke, or a config file; '
                              '--help lists the recipes.')
         argv = flags.FLAGS(argv)
+        if 'recipe' in _CONFIG.value:
+            _CONFIG.value.recipe = recipe_name(named)
         if _WORKDIR.value is None:
             raise ValueError('--workdir is missing: where the run keeps its files, such as --workdir=runs/mine.')
         return argv
     except (ValueError, OSError, flags.Error) as error:
         sys.exit(f'error: {_of_type(error, config)}')
-
-
-def _recipe(path: str, argument: str) -> ConfigDict:
-    """What the function get_config of a file returns; ValueError: it has none, or it returns something else."""
-    get_config = runpy.run_path(path).get('get_config')
-    if not callable(get_config):
-        raise ValueError(f'{path} defines no get_config(argument): a recipe is a file with a function of this name '
-                         'that returns a config (docs/recipes.md).')
-    takes = inspect.signature(get_config).parameters
-    if argument and not takes:
-        raise ValueError(f"{path} takes no argument: its get_config() has none, and ':{argument}' was given.")
-    config = get_config(*[argument] * bool(takes))
-    if not isinstance(config, ConfigDict):
-        raise ValueError(f'get_config of {path} returns {type(config).__name__}: it must return a config, as '
-                         'simclr_jax.config.base_config() makes.')
-    return config
 
 
 def _of_type(error: Exception, config: ConfigDict) -> str:

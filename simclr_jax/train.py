@@ -16,6 +16,7 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict, check_profile_steps, check_values, few_images, flatten, names
+from simclr_jax.config.arguments import set_channels
 from simclr_jax.config.tasks import task_configs
 from simclr_jax.data import loading
 from simclr_jax.data.batches import Inputs, choose_form
@@ -55,16 +56,14 @@ from simclr_jax.views.presets import small_views_of, views_of
 
 # What two runs of one workdir may differ in: nothing that changes a parameter; those of data that would are
 # held to what the workdir has by loading.resumed.
-MAY_DIFFER = ('task', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cache', 'checkpoint', *task_configs(),
-              'data.dir', 'data.download', 'data.num_threads', 'data.test_split', 'data.range', 'data.channels',
-              'data.reading',
-              'data.cache_dir', 'data.max_bad_share', 'eval.batch_size', 'eval.crop_proportion', 'eval.resize',
-              'eval.antialias', 'eval.resize_to', 'eval.knn_every_epochs', 'eval.knn_k', 'eval.knn_temperature',
-              'eval.knn_max_images', 'eval.linear_at_end', 'eval.pixel_floor', 'eval.encoder', 'eval.evaluators',
-              'eval.evaluators_every_epochs', 'shard_state')
+MAY_DIFFER = ('task', 'recipe', 'keep_freed_memory', 'log', 'profile_steps', 'compile_cache', 'checkpoint',
+              *task_configs(), 'data.dir', 'data.download', 'data.num_threads', 'data.test_split', 'data.range',
+              'data.channels', 'data.reading', 'data.cache_dir', 'data.max_bad_share', 'eval.batch_size',
+              'eval.crop_proportion', 'eval.resize', 'eval.antialias', 'eval.resize_to', 'eval.knn_every_epochs',
+              'eval.knn_k', 'eval.knn_temperature', 'eval.knn_max_images', 'eval.linear_at_end', 'eval.pixel_floor',
+              'eval.encoder', 'eval.evaluators', 'eval.evaluators_every_epochs', 'shard_state')
 
-# How far a process has come is `place` of at(): negative before the loop, then the step, and within it 0.1 for the
-# computation, 0.25 for evaluators and 0.5 for saving; runtime/watchdog.py compares those of all processes.
+# The first number of at(), which is compared with the other processes': how far this one has come, in steps.
 _SLOW = 10      # times longer than a step may what is not one take, before the others count it as stuck
 
 
@@ -139,13 +138,13 @@ def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vi
         dtype = kept.get('encoder', {}).get('dtype', 'auto')
         config.encoder.dtype = auto_dtype(mesh.devices.flat[0]) if dtype == 'auto' else dtype
         notes.append(f'encoder.dtype is auto: activations are {config.encoder.dtype} here.')
-    set_channels(config, len(kept.get('augment', config.augment)['mean']))
+    set_channels(config, len(kept.get('augment', config.augment)['mean']))      # to be compared; below by the images
     workdirs.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
     if workdirs.has_checkpoint(workdir):
         config.data.update(loading.resumed(config.data, kept['data']))
     sharding.local_batch_size(config.batch_size, mesh)
     train_source, test_source = load_sources(config, source, test_source)
-    config.data.update(loading.fields_found(train_source, test_source))
+    config.data.update(loading.fields_found(train_source, test_source) | {'source': loading.rooted(config.data.source)})
     set_channels(config, train_source.channels)
     check_batch_size(train_source, config.batch_size, jax.process_count())
     workdirs.check_data(workdir, train_source)
@@ -190,9 +189,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     state, damage = checkpointer.restore_last_whole(state)
     start = int(state.step)
     batches = inputs.batches(train_source, mesh, start_step=start)
-    to_keep = config.to_dict()
-    to_keep['data']['source'] = loading.rooted(config.data.source)
-    workdirs.save_run(workdir, to_keep, train_source)
+    workdirs.save_run(workdir, config.to_dict(), train_source)
     named = [functools.partial(make_writer, workdir, start_step=start, config=flatten(config.to_dict()))
              for make_writer in named]
     writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
@@ -378,16 +375,6 @@ def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str =
     form = form or choose_form(config.data.augment_on, image_size=size, source=source, **reading)
     return Inputs(form, view1, view2, size, config.seed, config.batch_size, tuple(config.augment.sequence),
                   num_threads=config.data.num_threads, channels=channels, small=small, **reading)
-
-
-def set_channels(config: ConfigDict, channels: int) -> None:
-    """Gives `augment.mean` and `std` a number for each channel; ValueError where they have another number."""
-    for field in ('mean', 'std'):
-        values = tuple(config.augment[field])
-        if len(values) != channels and len(set(values)) > 1:
-            raise ValueError(f'augment.{field} is {values}, but the images have {channels} channels: give a '
-                             'number for each.')
-        config.augment[field] = values if len(values) == channels else values[:1] * channels
 
 
 def _make_schedule(config: ConfigDict, num_examples: int, num_steps: int) -> schedules.Schedule:

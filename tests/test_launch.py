@@ -372,16 +372,6 @@ def test_processes_share_the_gpus(launch):
     assert '2 processes cannot share 3 GPUs evenly' in done.stderr
 
 
-@pytest.mark.parametrize('script, options', [('local.sh', []), ('gpu.sh', ['--no-install', '--cpu-devices', '1'])])
-def test_paths_are_relative_to_where_a_script_is_called(script, options, launch, tmp_path):
-    python = tmp_path / 'python'
-    python.write_text('#!/bin/sh\n[ "$2" != simclr_jax.main ] || echo "$PWD $PYTHONPATH"\n')
-    python.chmod(0o755)
-    done = launch(script, *options, '--workdir=run', python=python, cwd=tmp_path, extra={'NO_INSTALL': '1'})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f'{tmp_path} {ROOT}')
-
-
 @pytest.mark.parametrize('script', ['gpu.sh', 'slurm.sh', 'gpu_smoke.sh'])
 @pytest.mark.parametrize('environment, reason', [
     ({'CUDA_VISIBLE_DEVICES': ''}, 'CUDA_VISIBLE_DEVICES is empty'),

@@ -31,7 +31,9 @@ SMOKE = '--config=configs/smoke.py:smoke'
     ([SMOKE, '--config.task=pretian'], "task is 'pretian'; the tasks are pretrain"),
     ([SMOKE, '--config.profile_steps=10,200'], 'profile_steps is 10,200: the run has 12 steps'),
     ([SMOKE, 'extra'], "Unexpected argument 'extra'"),
-    (['--config=configs/linear.py:smoke'], 'There is nothing at'),
+    (['--config=configs/linear.py:smoke'], 'There is no directory /'),
+    (['--config=smoke:smoke', '--config.task=export'], 'There is no directory /'),
+    (['--config=distil:smoke'], 'has no finetuned.safetensors, the teacher: run --config.task=finetune in it first'),
     ([SMOKE, '--config.data.source=folder:/nowhere'], "no directory '/nowhere'"),
     ([SMOKE, '--config.data.source=./configs'],
      "data.source is './configs', a path without a kind in front: "

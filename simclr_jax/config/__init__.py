@@ -17,11 +17,14 @@ from simclr_jax.config.arguments import (
     describe,
     flatten,
     kind_of,
+    load_recipe,
     nearest_field,
     no_such_field,
     parse_argument,
+    recipe_name,
     recipe_path,
     recipes_here,
+    set_channels,
 )
 from simclr_jax.config.fields import ConfigDict, base_config, view_config
 from simclr_jax.config.recipes import (
@@ -40,6 +43,6 @@ from simclr_jax.config.recipes import (
 
 __all__ = ['ConfigDict', 'HOW_TO_CHANGE_METHOD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'augment_config',
            'base_config', 'byol_augment', 'check_profile_steps', 'check_values', 'describe', 'flatten',
-           'for_short_runs', 'kind_of', 'moco_augment', 'nearest_field', 'no_such_field', 'parse_argument',
-           'recipe_path', 'recipes_here', 'resize_as_torchvision', 'smoke', 'use_method', 'use_multi_crop',
-           'view_config']
+           'for_short_runs', 'kind_of', 'load_recipe', 'moco_augment', 'nearest_field', 'no_such_field',
+           'parse_argument', 'recipe_name', 'recipe_path', 'recipes_here', 'resize_as_torchvision',
+           'set_channels', 'smoke', 'use_method', 'use_multi_crop', 'view_config']

@@ -1,8 +1,10 @@
 """Arguments of recipes and overrides of fields: parsing, checks, near misses, printing."""
 
 import difflib
+import inspect
 import pathlib
 import re
+import runpy
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +33,36 @@ def recipe_path(named: str) -> str:
             return f'{path}{colon}{argument}'
     raise FileNotFoundError(f'No config file {name}, whose path is relative to the current directory, and no '
                             f'recipe of that name: there are {", ".join(recipes_here())}.')
+
+
+def recipe_name(named: str) -> str:
+    """NAME[:ARGUMENT] of what `recipe_path` returns: of a recipe of configs/ its name there, else the whole path."""
+    path, colon, argument = named.partition(':')
+    file, folder = pathlib.Path(path).resolve(), _CONFIGS.resolve()
+    name = file.relative_to(folder).with_suffix('') if file.is_relative_to(folder) else file
+    return f'{name}{colon}{argument}'
+
+
+def load_recipe(named: str) -> ConfigDict:
+    """The config that a recipe makes, `FILE.py[:ARGUMENT]` or by its name.
+
+    Raises:
+        FileNotFoundError: there is none, see `recipe_path`.
+        ValueError: its file has no get_config, or that returns something else than a config.
+    """
+    path, _, argument = recipe_path(named).partition(':')
+    get_config = runpy.run_path(path).get('get_config')
+    if not callable(get_config):
+        raise ValueError(f'{path} defines no get_config(argument): a recipe is a file with a function of this name '
+                         'that returns a config (docs/recipes.md).')
+    takes = inspect.signature(get_config).parameters
+    if argument and not takes:
+        raise ValueError(f"{path} takes no argument: its get_config() has none, and ':{argument}' was given.")
+    config = get_config(*[argument] * bool(takes))
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f'get_config of {path} returns {type(config).__name__}: it must return a config, as '
+                         'simclr_jax.config.base_config() makes.')
+    return config
 
 
 _SWITCH = {'': True, '1': True, 'true': True, 'yes': True, '0': False, 'false': False, 'no': False}
@@ -114,6 +146,16 @@ def check_values(config: ConfigDict) -> None:
     check_profile_steps(config.profile_steps)
 
 
+def set_channels(config: ConfigDict, channels: int) -> None:
+    """Gives `augment.mean` and `std` a number for each channel; ValueError where they have another number."""
+    for field in ('mean', 'std'):
+        values = tuple(config.augment[field])
+        if len(values) != channels and len(set(values)) > 1:
+            raise ValueError(f'augment.{field} is {values}, but the images have {channels} channels: give a '
+                             'number for each.')
+        config.augment[field] = values if len(values) == channels else values[:1] * channels
+
+
 _FITS = {'more than 0': lambda value: value > 0, '0 or more': lambda value: value >= 0,
          'from 0 to 1': lambda value: 0 <= value <= 1, '': lambda value: True}
 
@@ -152,13 +194,25 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = '') -> dict[st
 
 
 def describe(config: ConfigDict) -> str:
-    """The config, a line a group, but for the blocks of other tasks: `encoder      depth=50, ...`."""
-    fields = {name: value for name, value in config.to_dict().items()
-              if name not in task_configs() or name == config.task}
-    plain = {name: value for name, value in fields.items() if not isinstance(value, dict)}
-    groups = {'run': plain} | {name: value for name, value in fields.items() if name not in plain}
-    return '\n'.join(f'{name:<12}' + ', '.join(f'{field}={value}' for field, value in flatten(group).items())
-                     for name, group in groups.items())
+    """The fields that have not their defaults, a line a block, and all of the task's own: `encoder  depth=18, ...`.
+
+    Of a task that takes what it evaluates from a run, the blocks that say how that is trained are left out.
+    """
+    from simclr_jax.config.fields import base_config
+    defaults, lines = flatten(base_config()), {'run': []}
+    trains = config.task in ('pretrain', 'plan', 'bench_input', 'study')
+    for name, value in flatten(config).items():
+        block, _, field = name.rpartition('.') if '.' not in name else name.partition('.')
+        is_own = block == config.task
+        if block and not is_own and (block in task_configs() or block == 'few_images'
+                                     or not trains and block not in ('data', 'eval')):
+            continue
+        if is_own or name not in defaults or value != defaults[name]:
+            lines.setdefault(block or 'run', []).append(f'{field}={value}')
+    shown = [f'{block:<12}' + ', '.join(fields) for block, fields in lines.items() if fields]
+    rest = ('All other fields have their defaults; config.json in the workdir has every one.' if trains else
+            'How the encoder was trained is in the config.json of its run.')
+    return '\n'.join([*shown, rest])
 
 
 def nearest_field(config: ConfigDict, name: str) -> str:

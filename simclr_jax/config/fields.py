@@ -14,6 +14,7 @@ def base_config() -> ConfigDict:
     """SimCLR with the official TF2 defaults: ResNet-50, 224 px, batch 512, 100 epochs, LARS."""
     config = ConfigDict()
     config.task = 'pretrain'            # see main.TASKS
+    config.recipe = ''                  # set by the command: name and argument of the recipe, for the report
     config.seed = 0                     # the only one: weights, data order and views follow from it
     config.batch_size = 512             # global, over all devices (tf2/run.py train_batch_size)
     config.num_epochs = 100.0           # tf2/run.py train_epochs
@@ -62,7 +63,7 @@ def base_config() -> ConfigDict:
         'cache': '',                    # decoded, or resized:256 (short side): kept on disk, data/cache.py
         'cache_dir': '',                # where; needed where there is a cache
         'max_bad_share': 0.05,          # a larger share of unreadable files stops the run
-        'folders': 'auto',              # folder: classes, no splits; none: no classes; auto: data/folder.py
+        'folders': 'auto',              # classes: no splits; none: no classes; auto: data/folder.py
         'background': 'white',          # behind transparent pixels; '' leaves them their own colour
         'range': (),                    # low,high: the values of 16 bits and floats that become 0 and 255;
                                         # () = the extremes of a sample, then kept here

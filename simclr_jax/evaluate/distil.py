@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source
@@ -160,6 +161,9 @@ def _batches(config: ConfigDict, evaluated: Evaluated, sources: Sequence[Source 
 
 def _load_teacher(settings: ConfigDict, workdir: str) -> Pretrained:
     path = as_path(settings.teacher or os.path.join(workdir, 'finetuned.safetensors'))
+    if not settings.teacher and not storage.exists(path):
+        raise FileNotFoundError(f'{workdir} has no finetuned.safetensors, the teacher: run --config.task=finetune in '
+                                'it first, or name a teacher with --config.distil.teacher.')
     teacher = load_pretrained(path)
     if teacher.classifier is None:
         raise ValueError(f'{path} has no classifier, which a teacher needs: name a file that --config.task=finetune '

@@ -70,6 +70,14 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
                       'online', imported.source, imported.card, imported.classifier)
 
 
+def path_of(settings: ConfigDict, workdir: str) -> str:
+    """Where a task finds its encoder: `pretrained` of its block, or the workdir; FileNotFoundError: no such workdir."""
+    if not settings.pretrained and not storage.exists(workdir):
+        raise FileNotFoundError(f'There is no directory {workdir}: give the workdir of a run with --workdir, or '
+                                "weights with the task's field `pretrained`.")
+    return storage.as_path(settings.pretrained or workdir)
+
+
 def fresh(config: ConfigDict, encoder: nn.Module | None = None) -> Pretrained:
     """An encoder and head that nothing has trained: those of a config at step 0."""
     network, initial = _network(config, encoder)

@@ -20,13 +20,13 @@ import jax
 import numpy as np
 
 from simclr_jax import storage
-from simclr_jax.config import ConfigDict
+from simclr_jax.config import ConfigDict, set_channels
 from simclr_jax.data import loading
 from simclr_jax.data.batches import Inputs
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
-from simclr_jax.train import build, make_inputs, set_channels
+from simclr_jax.train import build, make_inputs
 from simclr_jax.training import schedules, steps
 
 _ROW = 16           # images of a batch while parts are measured

@@ -22,14 +22,14 @@ from typing import Any
 import jax
 
 from simclr_jax import storage
-from simclr_jax.config import ConfigDict
+from simclr_jax.config import ConfigDict, set_channels
 from simclr_jax.inspect import hlo
 from simclr_jax.inspect.chips import Chip
 from simclr_jax.inspect.devices import chip_of, prepare, slice_devices
 from simclr_jax.inspect.largest_batch import Need, confirm, largest_batch
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
-from simclr_jax.train import build, make_inputs, set_channels
+from simclr_jax.train import build, make_inputs
 from simclr_jax.training import schedules
 
 _GIB = 1 << 30

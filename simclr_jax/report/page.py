@@ -66,6 +66,7 @@ class Figures:
 
     def __init__(self, workdir: str):
         self._directory = os.path.join(workdir, 'report')
+        self.names = []         # of the tables that were written
 
     def add(self, name: str, figure: Figure, columns: Sequence[str], rows: Sequence[Sequence[Any]], *,
             alt: str = '', caption: str = '', dense: bool = False) -> dict[str, Any]:
@@ -81,5 +82,6 @@ class Figures:
 
     def add_csv(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
         """The address of the table on the page."""
+        self.names.append(name)
         write_csv(os.path.join(self._directory, f'{name}.csv'), columns, rows)
         return [f'report/{name}.csv']

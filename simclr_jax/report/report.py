@@ -9,7 +9,7 @@ import jax
 import simclr_jax
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
-from simclr_jax.evaluate.pretrained import load_pretrained
+from simclr_jax.evaluate.pretrained import load_pretrained, path_of
 from simclr_jax.report import workdir as records
 from simclr_jax.training.workdir import load_config
 
@@ -37,7 +37,7 @@ def report(config: ConfigDict, workdir: str, *, encoder: Any = None) -> str:
         from simclr_jax.report import encoder_sections, page, run_sections
     except ImportError as error:
         raise ValueError(f"A report needs {error.name}: pip install 'simclr_jax[report]'.") from error
-    path, figures = storage.as_path(settings.pretrained or workdir), page.Figures(workdir)
+    path, figures = path_of(settings, workdir), page.Figures(workdir)
     is_run = path == workdir or storage.exists(os.path.join(path, 'config.json'))
     if is_run:
         run = load_config(path)
@@ -61,8 +61,11 @@ def report(config: ConfigDict, workdir: str, *, encoder: Any = None) -> str:
         f'{name} on {(run.get("data") or {}).get("source") or config.data.source or "unknown data"}',
         f'Report of {path}', sections,
         footer=f'Written by simclr_jax {simclr_jax.__version__}, {time.strftime("%Y-%m-%d %H:%M %Z")}. '
-               'This page holds all it shows; figures and numbers are also in report/ beside it.')
+               'This page holds all it shows' + ('; figures and numbers are also in report/ beside it.' if figures.names
+                                                 else '.'))
     written = os.path.join(workdir, 'report.html')
     storage.write_atomically(written, text.encode())
-    print(f'{len(text) / 1e6:.1f} MB -> {written}; figures and numbers in {os.path.join(workdir, "report")}')
+    size = f'{len(text) / 1e6:.1f} MB' if len(text) >= 1e5 else f'{len(text) / 1e3:.0f} kB'
+    beside = f'; figures and numbers in {os.path.join(workdir, "report")}' if figures.names else ''
+    print(f'{size} -> {written}{beside}')
     return written

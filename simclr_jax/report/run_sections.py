@@ -1,13 +1,16 @@
 """The parts of a report that need no network: what a workdir or a file of weights says of itself."""
 
 import collections
+import contextlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from simclr_jax.config import ConfigDict, base_config
+from simclr_jax import storage
+from simclr_jax.config import ConfigDict, base_config, load_recipe
 from simclr_jax.config.tasks import task_configs
 from simclr_jax.report import charts, page, workdir as records
 from simclr_jax.report.page import Figures, Section
@@ -67,7 +70,9 @@ def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> Section:
     known = collections.defaultdict(lambda: '?', versions)
     for name in ('devices', 'versions'):
         pairs[name] = pairs[name].format_map(known) if versions else ''
-    return {'kind': 'run', 'pairs': pairs, 'has_metrics': bool(rows), 'has_versions': bool(versions)}
+    is_there = storage.exists(os.path.join(workdir, 'metrics.jsonl'))
+    no_metrics = '' if rows else 'metrics.jsonl has no rows' if is_there else 'No metrics.jsonl'
+    return {'kind': 'run', 'pairs': pairs, 'no_metrics': no_metrics, 'has_versions': bool(versions)}
 
 
 def curves(figures: Figures, rows: list[dict], notes: str) -> Section:
@@ -140,7 +145,14 @@ def evaluation(figures: Figures, directories: Iterable[str]) -> Section:
 
 
 def configuration(run: Mapping[str, Any], given: ConfigDict) -> Section:
-    """The fields of the run that differ from the recipe's or from the defaults."""
+    """The fields of the run that differ from the recipe's or from the defaults.
+
+    The recipe is the one that is given; where the run was begun with the same, it has that run's argument.
+    """
+    begun_with, given_name = run.get('recipe', ''), given.get('recipe', '')
+    if given_name and given_name == begun_with.partition(':')[0]:
+        with contextlib.suppress(ValueError, OSError):      # an argument that it takes no more
+            given = load_recipe(begun_with)
     differences = [
         (name, column, [[field, *("''" if value == '' else value for value in values)] for field, *values
                         in records.differences(run, other.to_dict(), ignore=tuple(task_configs()))])

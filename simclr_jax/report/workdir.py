@@ -12,7 +12,7 @@ from simclr_jax import storage
 from simclr_jax.config import flatten
 from simclr_jax.evaluate.results import metric_title
 
-_NOT_THE_RUN = ('task', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')
+_NOT_THE_RUN = ('task', 'recipe', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')
 _FLOORS = ('random', 'raw pixels')
 
 

@@ -57,7 +57,9 @@ class Processes:
                                        heartbeat_timeout_seconds=late,
                                        cluster_detection_method='deactivate' if all(given) else None)
         except ValueError as error:
-            raise ValueError(f'--multihost finds no TPU pod, no Slurm job and no Kubernetes job here ({error}); '
+            if all(given):
+                raise
+            raise ValueError('--multihost finds no TPU pod, no Slurm job and no Kubernetes job here: '
                              'give --coordinator, --num_processes and --process_id.') from error
         finally:
             impatient.cancel()

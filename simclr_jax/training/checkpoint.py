@@ -336,11 +336,11 @@ class Checkpointer:
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise FileNotFoundError(
-                f'no checkpoint in {self._workdir}: is it the workdir of a run that has saved one?')
+                f'There is no checkpoint in {self._workdir}: give the workdir of a run that has saved one.')
         step = steps[-1] if step is None else step
         if step not in steps:
             raise FileNotFoundError(
-                f'no checkpoint of step {step} in {self._workdir}: there are those of {steps}')
+                f'checkpoint is {step}: {self._workdir} has checkpoints of steps {", ".join(map(str, steps))}.')
         return step, self._manager.metadata(step).item_metadata[_ITEM].tree
 
     def _restore(self, step: int, target: Any, **options) -> Any:

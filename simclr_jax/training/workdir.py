@@ -64,7 +64,7 @@ def load_config(workdir: Workdir) -> dict[str, Any]:
     """
     config = _read_json(workdir, 'config.json')
     if config is None:
-        raise FileNotFoundError(f'no config.json in {workdir}: is it a workdir of simclr_jax?')
+        raise FileNotFoundError(f'There is no config.json in {workdir}: give the workdir of a run with --workdir.')
     wrote, here = (_read_json(workdir, 'versions.json') or {}).get('simclr_jax', ''), simclr_jax.__version__
     known, may_be_unknown = flatten(base_config()), _OPEN if _number(wrote) > _number(here) else _MAY_BE_UNKNOWN
     unknown = [name for name in flatten(config) if name not in known and not re.match(may_be_unknown, name)]
@@ -115,10 +115,15 @@ def check_config(workdir: Workdir, config: Mapping[str, Any], ignore: tuple[str,
 
     now, then = compared(config), compared(load_config(workdir))
     added = {name: value for name, value in compared(base_config().to_dict()).items() if name in now}
-    found = differences(added | then, now, 'in the workdir', 'now')
+    then = added | then
+    if 'none' in (then.get('predictor.mode'), now.get('predictor.mode')):      # then nothing is built from the rest
+        then, now = ({name: value for name, value in fields.items() if not name.startswith('predictor.')
+                      or name == 'predictor.mode'} for fields in (then, now))
+    found = differences(then, now, 'in the workdir', 'now')
     if found:
-        raise ValueError(f'{workdir} was made with another config: {"; ".join(found)}. '
-                         'Give another --workdir, or set these fields back')
+        lines = ''.join(f'\n  {line}' for line in found) + '\n' if len(found) > 1 else f' {found[0]}. '
+        raise ValueError(f'{workdir} was made with another config:{lines}'
+                         'Give another --workdir, or set these fields back.')
 
 
 def check_data(workdir: Workdir, data: Any) -> None:

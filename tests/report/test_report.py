@@ -8,10 +8,11 @@ import shutil
 import pytest
 from PIL import Image
 
-from simclr_jax.config import ConfigDict
+from simclr_jax.config import ConfigDict, load_recipe
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.pretrained import as_imported, load_pretrained
 from simclr_jax.report.report import report
+from simclr_jax.report.run_sections import configuration
 from simclr_jax.report.workdir import evaluation_rows
 from simclr_jax.weights.flax_file import write_flax
 from tests.evaluate import runs
@@ -154,6 +155,16 @@ def test_a_directory_with_a_config_alone_is_a_page_of_sentences(tmp_path):
     assert not page.loads and 'Notes of the run' not in page.text
 
 
+def test_a_recipe_is_compared_with_the_argument_that_the_run_had():
+    """Plain --config=smoke beside a run of --config=smoke:method=byol,smoke: nothing of it is a deviation."""
+    run, given = (load_recipe(name) for name in ('smoke:method=byol,smoke', 'smoke'))
+    run.recipe, given.recipe, run.batch_size = 'smoke:method=byol,smoke', 'smoke', 32
+    found = configuration(run.to_dict(), given)['differences']
+    assert [row[0] for row in found[0][2]] == ['batch_size']
+    given.recipe = 'smoke:no_colour'            # another one that was asked for
+    assert len(configuration(run.to_dict(), given)['differences'][0][2]) > 5
+
+
 def test_unlabelled_images_without_a_test_split(tmp_path, workdir):
     """A folder of several sizes and a broken file: neighbours within it, nothing marked, no confusion."""
     images, _ = make_shapes('train', 20, num_examples=9)
@@ -182,7 +193,7 @@ def test_data_that_are_gone_are_named(tmp_path, workdir):
 
 
 def test_what_is_no_workdir_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match='is it a workdir'):
+    with pytest.raises(FileNotFoundError, match='There is no (config.json in|directory) '):
         report(small_config(), str(tmp_path))
     (tmp_path / 'config.json').write_text('{"seed": ')
     with pytest.raises(ValueError, match='config.json is damaged'):

@@ -43,7 +43,7 @@ def test_a_config_comes_back_and_a_killed_write_leaves_the_old_one(tmp_path, mon
 
 
 def test_a_directory_that_is_no_workdir_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f'no config.json in {tmp_path}: is it a workdir'):
+    with pytest.raises(FileNotFoundError, match=f'no config.json in {tmp_path}: give the workdir of a run'):
         workdirs.load_config(tmp_path)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
-from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained
+from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained, path_of
 from simclr_jax.evaluate.results import metric_title
 from simclr_jax.report.workdir import read_rows, read_versions
 from simclr_jax.runlog.writer import plain_table
@@ -44,7 +44,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
     formats = _wanted(settings.formats)
     if settings.push_to_hub:
         hub.check_push(settings.push_to_hub)
-    source = storage.as_path(settings.pretrained or workdir)
+    source = path_of(settings, workdir)
     pretrained = load_pretrained(source, settings.checkpoint, settings.encoder)
     channels = len(pretrained.config.augment.mean)
     if channels != 3:
