@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of this machine, and starts again what was killed.
+# Trains on the GPUs of this machine, and with --restarts starts again what was killed.
 #   launch/gpu.sh --config=configs/cifar10.py --workdir=runs/cifar10
-#   launch/gpu.sh --processes 8 --config=configs/imagenet.py --workdir=runs/imagenet
+#   launch/gpu.sh --processes 8 --restarts 3 --config=configs/imagenet.py --workdir=runs/imagenet
 # One process drives all GPUs; where jax finds none, it ends with status 1 and says why. Options of this
 # script come before those of the program:
 #   --processes N     N processes (--multihost) that share the GPUs evenly, where one cannot feed them all
 #   --cpu-devices K   K simulated CPU devices a process instead of GPUs: a pod in a box
-#   --restarts M      starts all again, at most M times (3), after a process was killed or lost
+#   --restarts M      starts all again, at most M times (0), after a process was killed or crashed
 #   --grace S         seconds that the others then have to end by themselves, and again after SIGTERM (10)
 #   --port P          where process 0 listens; by default a free port
 #   --no-install      $PYTHON (python3) as it is, no virtual environment
@@ -18,7 +18,7 @@ called_in=$PWD
 cd "$(dirname "$0")/.."
 source launch/common.sh
 
-processes=1 cpu_devices='' restarts=3 grace=10 port=''
+processes=1 cpu_devices='' restarts=0 grace=10 port=''
 while [ $# -gt 0 ]; do
     case $1 in
         --processes=*|--cpu-devices=*|--restarts=*|--grace=*|--port=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;

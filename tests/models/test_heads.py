@@ -135,7 +135,7 @@ def test_bfloat16_is_for_products_only(features):
 
 
 @pytest.mark.parametrize('settings, message', [
-    ({'mode': 'cubic'}, "mode 'cubic'.*none, linear, nonlinear"),
+    ({'mode': 'cubic'}, "mode of a head is 'cubic'.*none, linear, nonlinear"),
     ({'num_layers': 0}, 'num_layers of a nonlinear head is 0: it takes 1'),
 ])
 def test_an_impossible_head_is_refused(features, settings, message):
