@@ -30,6 +30,7 @@ SMOKE = '--config=configs/smoke.py:smoke'
     ([SMOKE, '--config.seed=4294967296'], 'less than 2**31'),
     ([SMOKE, '--config.task=pretian'], "task is 'pretian'; the tasks are pretrain"),
     ([SMOKE, '--config.profile_steps=10,200'], 'profile_steps is 10,200: the run has 12 steps'),
+    ([SMOKE, '--multihost'], 'no Kubernetes job here: give --coordinator, --num_processes and --process_id.'),
     ([SMOKE, 'extra'], "Unexpected argument 'extra'"),
     (['--config=configs/linear.py:smoke'], 'There is no directory /'),
     (['--config=smoke:smoke', '--config.task=export'], 'There is no directory /'),

@@ -4,13 +4,22 @@ import os
 
 import pytest
 
-from simclr_jax import storage
+from simclr_jax import buckets, storage
 
 
 @pytest.mark.parametrize('path', ['gs://', 's3:///', 'memory://'])
 def test_a_path_of_no_bucket_is_refused(path):
     with pytest.raises(ValueError, match='names no bucket: write .*://BUCKET/PATH'):
         storage.as_path(path)
+
+
+def test_a_bucket_that_must_not_be_written_to_is_named_as_it_was_given(monkeypatch):
+    def refuse(path, *_):
+        raise storage.StoreError(f"'{path}': this account has no permission to do that.")
+
+    monkeypatch.setattr(buckets, 'call', refuse)
+    with pytest.raises(storage.StoreError, match="^'gs://mine/run': this account has no permission"):
+        storage.check_workdir('gs://mine/run')
 
 
 @pytest.fixture(params=['local', 'memory'])

@@ -150,7 +150,7 @@ class ItemSource(Source):
         if isinstance(image, Image.Image):
             return image
         array = np.asarray(image)
-        if array.ndim < 2:
+        if array.ndim < 2 and array.dtype.kind in 'biuf':
             raise ValueError(f"Item {index} of '{self.name}' is a {type(image).__name__}: expected {_WANTED}.")
         taken = CHANNELS if self.rules.channels in (0, 3) else (self.rules.channels,)
         if array.ndim == 3 and array.shape[-1] not in taken and (

@@ -73,9 +73,6 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     >>> source.images.shape             # where the images lie in memory, `source.uniform`
     (20, 16, 16, 3)
     """
-    if source is None and not name:
-        raise ValueError('The images of the run were given as an object, which the config cannot name: '
-                         "give data.source, such as folder:PATH or 'package.module:Name'.")
     kind, path = _kind_and_path(name) if source is None else ('object', name)
     found: Source
     if kind == 'shapes':
@@ -356,7 +353,8 @@ def rooted(name: str) -> str:
 def _kind_and_path(name: str) -> tuple[str, str]:
     if not name:
         raise ValueError('data.source is empty: give --config.data.source=folder:PATH, a directory of images, or '
-                         'another source (docs/data.md).')
+                         'another source (docs/data.md). The config of a run that was given its images as an object '
+                         'names none.')
     kind, _, path = name.partition(':')
     if kind not in ('shapes', 'folder', 'arrays', 'hf', 'wds'):
         if names.is_path(name):

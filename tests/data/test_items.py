@@ -159,7 +159,7 @@ def test_what_is_given_to_python_has_its_test_split_too():
     assert len(train) == 4 and len(test) == 2 and test.held_out == '10%'       # one of each class
     train, test = pair(of_split('', 6), test_source=of_split('', 3))
     assert len(train) == 6 and len(test) == 3
-    with pytest.raises(ValueError, match='given as an object, which the config cannot name'):
+    with pytest.raises(ValueError, match='data.source is empty: give .* given its images as an object names none'):
         loading.load_source('', 'train')
 
 
@@ -168,6 +168,7 @@ def test_what_is_given_to_python_has_its_test_split_too():
     (3, 'is a int, which is not a source of images'), ([], 'holds no images'),
     ([{'img': 1, 'y': 2}], "^Item 0 of 'list' has the keys img, y: expected {'image': ...,"),
     ([(1, 2, 3)], 'Item 0 .* is a tuple of 3: expected'),
+    ([1, 2, 3], "^Item 0 of 'list' is a int: expected {'image': ...,"),
     ([{'image': np.zeros((5, 5, 2), np.uint8)}], r'Item 0 .* holds the image ndarray uint8 \[5, 5, 2\]: an'),
     ([{'image': object()}], 'Item 0 .* holds the image object object'),
     ([{'image': IMAGES[0], 'label': 1.5}], 'has labels of float64'),

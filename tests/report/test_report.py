@@ -145,7 +145,7 @@ def test_deviations_are_from_the_recipe_asked_for_and_from_the_defaults(full):
     assert 'encoder.depth</td><td class="short">10</td><td class="short">50<' in defaults
 
 
-def test_a_directory_with_a_config_alone_is_a_page_of_sentences(tmp_path):
+def test_a_directory_with_a_config_alone_is_a_page_of_sentences(tmp_path, capsys):
     config = small_config()
     (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
     page = Page(report(config, str(tmp_path)))
@@ -153,6 +153,10 @@ def test_a_directory_with_a_config_alone_is_a_page_of_sentences(tmp_path):
                      'no checkpoint in', 'every field is as in the recipe'):
         assert sentence in page.text
     assert not page.loads and 'Notes of the run' not in page.text
+    (tmp_path / 'metrics.jsonl').write_text('')
+    capsys.readouterr()
+    assert 'metrics.jsonl has no rows' in Page(report(config, str(tmp_path))).text
+    assert re.fullmatch(r'\d+ kB -> .*report.html\n', capsys.readouterr().out)       # and of no figures beside it
 
 
 def test_a_recipe_is_compared_with_the_argument_that_the_run_had():

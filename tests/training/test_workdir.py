@@ -66,6 +66,17 @@ def test_another_config_in_the_same_workdir_is_refused_field_by_field(tmp_path):
     assert 'seed: 0 in the workdir, 1 now' in message
     assert 'new: absent in the workdir, 2 now' in message
     assert 'temperature' not in message and '--workdir' in message
+    assert message.count('\n  ') == 5                 # a line each
+    with pytest.raises(ValueError, match='made with another config: seed: 0 in the workdir, 1 now. Give another'):
+        workdirs.check_config(tmp_path, config | {'seed': 1})
+
+
+def test_the_fields_of_a_predictor_that_there_is_not_are_no_difference(tmp_path):
+    write_config(tmp_path, predictor__mode='none', predictor__out_dim=128)
+    config = base_config().to_dict()
+    workdirs.check_config(tmp_path, config | {'predictor': config['predictor'] | {'mode': 'none', 'out_dim': 64}})
+    with pytest.raises(ValueError, match="predictor.mode: 'none' in the workdir, 'linear' now. Give another"):
+        workdirs.check_config(tmp_path, config | {'predictor': config['predictor'] | {'mode': 'linear', 'out_dim': 64}})
 
 
 @pytest.mark.parametrize('name, version, is_refused', [
