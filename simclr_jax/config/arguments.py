@@ -199,16 +199,14 @@ def describe(config: ConfigDict) -> str:
     Of a task that takes what it evaluates from a run, the blocks that say how that is trained are left out.
     """
     from simclr_jax.config.fields import base_config
-    defaults, lines = flatten(base_config()), {'run': []}
+    defaults, lines = flatten(base_config().to_dict()), {'run': []}
     trains = config.task in ('pretrain', 'plan', 'bench_input', 'study')
-    for name, value in flatten(config).items():
-        block, _, field = name.rpartition('.') if '.' not in name else name.partition('.')
-        is_own = block == config.task
-        if block and not is_own and (block in task_configs() or block == 'few_images'
-                                     or not trains and block not in ('data', 'eval')):
-            continue
-        if is_own or name not in defaults or value != defaults[name]:
-            lines.setdefault(block or 'run', []).append(f'{field}={value}')
+    hidden = {'few_images', *task_configs()} | ({'predictor'} if config.predictor.mode == 'none' else set())
+    hidden |= set() if trains else set(config) - {'data', 'eval'}
+    for name, value in flatten(config.to_dict()).items():
+        block, field = name.split('.', 1) if '.' in name else ('run', name)
+        if block == config.task or block not in hidden and (name not in defaults or value != defaults[name]):
+            lines.setdefault(block, []).append(f'{field}={value}')
     shown = [f'{block:<12}' + ', '.join(fields) for block, fields in lines.items() if fields]
     rest = ('All other fields have their defaults; config.json in the workdir has every one.' if trains else
             'How the encoder was trained is in the config.json of its run.')
