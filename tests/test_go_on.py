@@ -84,7 +84,7 @@ def test_checkpoints_without_a_config_are_named(workdir):
 
 def test_another_config_in_the_same_workdir_is_refused_with_or_without_a_checkpoint(workdir):
     before = sorted(workdir.rglob('*'))
-    with pytest.raises(ValueError, match='batch_size: 16 in the workdir, 32 now.*seed: 0 in the workdir, 1 now'):
+    with pytest.raises(ValueError, match=r'batch_size: 16 in the workdir, 32 now\n  seed: 0 in the workdir, 1 now'):
         pretrain(config(seed=1, batch_size=32), str(workdir))
     assert sorted(workdir.rglob('*')) == before
     shutil.rmtree(workdir / 'checkpoints')
