@@ -13,7 +13,7 @@ ours views   all on the host, rounded to uint8: crops by the compiled loop unles
              colour by TensorFlow
 ours crops   decode, crop and resize to uint8 on the host; colour and blur are the device's
 ours padded  decode to a square of 512 pixels on the host; crop, colour and blur are the device's
-decode alone the files read and decoded as far as the two crops need it: no form of ours can be faster
+decode alone the files read and decoded as far as the two crops need it: the bound of the three above
 ours device  the rows of a batch gathered by numpy, all else one JAX function (here on the CPU)
 before ...   the same forms of another checkout, --before=FOLDER
 PIL, OpenCV, albumentations, kornia: each its own idiom, see `input_peers.py`, in --peers_python
@@ -41,6 +41,7 @@ import tempfile
 import time
 
 import numpy as np
+from smoke import processor
 
 ROOT = pathlib.Path(__file__).parent.parent
 PHOTO_CONTENDERS = ['official', 'PIL', 'OpenCV', 'albumentations', 'kornia', 'ours views']
@@ -190,10 +191,6 @@ def worker(name, setting, folder):
 def cores():
     return len(os.sched_getaffinity(0))
 
-
-def processor():
-    models = [line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')]
-    return models[0] if models else platform.machine()
 
 
 # ---- the rounds ----------------------------------------------------------------------------------------

@@ -107,10 +107,12 @@ def nt_xent():
 INPUT_NAMES = {
     'official': 'official steps in tf.image', 'PIL': 'PIL, as torchvision', 'OpenCV': 'OpenCV and numpy',
     'albumentations': 'albumentations', 'kornia': 'kornia, on the CPU',
-    'ours views': 'ours, all on the host (`augment_on=host`)',
+    'ours views': 'ours, all on the host (`augment_on=host`)', 'before views': 'the same before',
     'OpenCV crops': 'OpenCV, decode and crop alone', 'ours crops': 'ours, decode and crop (`device`)',
-    'ours padded': 'ours, decode and pad (`device`, `pad_to=512`)',
-    'ours device': 'ours, on the device (here the CPU): rows, crop and colour in one program'}
+    'before crops': 'the same before', 'ours padded': 'ours, decode and pad (`device`, `pad_to=512`)',
+    'before padded': 'the same before', 'decode alone': 'our files read and decoded as far as crops need it, no more',
+    'ours device': 'ours, on the device (here the CPU): rows, crop and colour in one program',
+    'before device': 'the same before'}
 
 
 def _rates():
@@ -139,6 +141,14 @@ def input_photographs():
 
 def input_small():
     return _input(['32 px, in memory', 'images/s/core', 'x official'], '32')
+
+
+def decoders():
+    report = read('decoders')
+    ours = report['rows'][0]['ms']
+    return table_of([row | {'ratio': row['ms'] / ours} for row in report['rows']],
+                    ('', '{decoder}'), ('ms', '{ms:.2f}'), ('x ours', '{ratio:.2f}'), ('greatest difference', '{most}'),
+                    ('on average', '{mean:.2f}'), ('values that differ', '{share:.1f %} %'))
 
 
 def _train_step(cell):
