@@ -129,6 +129,52 @@ def small_sets():
                     ('processor seconds', '{processor_seconds?:rounded mean}'))
 
 
+# benchmarks/learning.py
+
+LEARNING_SETS = {'5,000': '5,000 images', 'whole': '60,000 images'}
+
+
+def learning():
+    """A row of a method and set: the end of the curves on both sides, and the differences seed by seed."""
+    runs, lines = {}, []
+    for row in only('learning', 'curves'):
+        runs.setdefault((row['data'], row['method']), {}).setdefault(row['side'], {})[row['seed']] = row
+    for data, method in sorted(runs, key=lambda key: (list(LEARNING_SETS).index(key[0]), list(METHODS).index(key[1]))):
+        ours, lightly = (runs[data, method].get(side, {}) for side in ('ours', 'lightly'))
+        both = sorted(set(ours) & set(lightly))
+        if not both:
+            continue
+        line = {'name': f'{METHODS[method]}, {LEARNING_SETS[data]}', 'seeds': len(both),
+                'steps': ours[both[0]]['step'][-1]}
+        for kind in ('knn', 'linear'):
+            ends = [[side[seed][kind][-1] for seed in both] for side in (ours, lightly)]
+            line |= {kind: ends[0], f'{kind} lightly': ends[1], f'{kind} gap': [a - b for a, b in zip(*ends)]}
+        for name, side in (('', ours), (' lightly', lightly)):
+            line['seconds' + name] = [side[seed]['processor_seconds'][-1] for seed in both]
+            line['first' + name] = [side[seed]['first_step_seconds'] for seed in both]
+        lines.append(line)
+    return table_of(lines, ('', '{name}'), ('steps', '{steps}'), ('seeds', '{seeds}'), ('kNN %, ours', '{knn:points}'),
+                    ('Lightly', '{knn lightly:points}'), ('difference', '{knn gap:points}'),
+                    ('linear %, ours', '{linear:points}'), ('Lightly', '{linear lightly:points}'),
+                    ('difference', '{linear gap:points}'),
+                    ('processor seconds, ours (to the first step)', '{seconds:rounded mean} ({first:rounded mean})'),
+                    ('Lightly', '{seconds lightly:rounded mean} ({first lightly:rounded mean})'))
+
+
+def learning_steps():
+    rows = [row | {'name': METHODS[row['method']]} for row in only('learning', 'first steps')]
+    return table_of(rows, ('', '{name}'), ('first loss', '{loss:small}'), ('first gradient, ours', '{gradient:small}'),
+                    ("Lightly's", "{Lightly's gradient:small}"), ('loss of step 5', '{last loss:small}'),
+                    ('of itself', '{last loss of itself:small}'), ('weights then', '{weights:small}'),
+                    ('of itself', '{weights of itself:small}'), ('target', '{target?:small}'),
+                    ('queue', '{queue?:small}'), ('running statistics', '{statistics:small}'))
+
+
+def learning_views():
+    return table_of(only('learning', 'views'), ('', '{measure}'), ('ours', '{ours:.4f}'), ('Lightly', '{lightly:.4f}'),
+                    ('distance', '{distance:.3f}'), ('one in twenty is above', '{chance:.3f}'))
+
+
 # Reliability
 
 
