@@ -26,9 +26,10 @@ from simclr_jax.views.resize import Resize, crop_side, resize_weights
 _NUMBERS = {op: number for number, op in enumerate(OPS)}
 # The most numbers that one operation draws: jitter's yes or no, its order and four amounts.
 _DRAWS_PER_OP = 6
+_DRAWN = 8      # of which these are the first: a CPU's vectors are filled, and compile sooner
 # On the CPU: images at a time, and the side in pixels from which one at a time is faster, because its
 # branches compute only what was chosen.
-_CPU_CHUNK = 32
+_CPU_CHUNK = 64
 _SIDE_FOR_BRANCHES = 64
 
 
@@ -167,9 +168,14 @@ def over_batch(function: Callable[..., jax.Array], *, lone_cpu: bool = False) ->
     """
 
     def batched(images: jax.Array, *arguments: jax.Array) -> jax.Array:
-        mapped, chunk = function, _CPU_CHUNK if max(images.shape[-3:-1]) < _SIDE_FOR_BRANCHES else None
-        for _ in images.shape[:-3]:
-            mapped = functools.partial(_loop_rows, mapped, chunk) if lone_cpu else jax.vmap(mapped)
+        axes = images.shape[:-3]
+        if lone_cpu:        # one axis: LLVM unrolls those of a few rows, for seconds
+            rows = [each.reshape(-1, *each.shape[len(axes):]) for each in (images, *arguments)]
+            made = _loop_rows(function, _CPU_CHUNK if max(images.shape[-3:-1]) < _SIDE_FOR_BRANCHES else None, *rows)
+            return made.reshape(*axes, *made.shape[1:])
+        mapped = function
+        for _ in axes:
+            mapped = jax.vmap(mapped)
         return mapped(images, *arguments)
 
     return batched
@@ -206,7 +212,7 @@ def _draw(key: jax.Array, operation: Operation) -> jax.Array:
 
     The first decides whether it runs, the rest are its parameters.
     """
-    return jax.random.uniform(_key(key, operation, 0), [_DRAWS_PER_OP])
+    return jax.random.uniform(_key(key, operation, 0), [_DRAWN])[:_DRAWS_PER_OP]
 
 
 def _happens(key: jax.Array, operation: Operation) -> bool | jax.Array:

@@ -287,7 +287,7 @@ def _tf_sizes(key: jax.Array, size: jax.Array, area: tuple[float, float],
               aspect: tuple[float, float]) -> _Tries:
     """GenerateRandomCrop of tensorflow's sample_distorted_bounding_box_op.cc, 100 tries at once."""
     height, width = size
-    draws = jax.random.uniform(key, [2, 100])
+    draws = jax.random.uniform(key, [200]).reshape(2, 100)      # the same numbers; LLVM unrolls [2, 100]
     least, most = area[0] * width * height, area[1] * width * height
     aspects = jnp.float32(aspect[0]) + draws[0] * jnp.float32(aspect[1] - aspect[0])
 
@@ -315,7 +315,7 @@ def _uniform_sizes(key: jax.Array, size: jax.Array, area: tuple[float, float],
                    aspect: tuple[float, float]) -> _Tries:
     """torchvision/transforms RandomResizedCrop.get_params, its 10 tries at once."""
     height, width = size
-    draws = jax.random.uniform(key, [2, 10])
+    draws = jax.random.uniform(key, [20]).reshape(2, 10)
     areas = height * width * (area[0] + draws[0] * (area[1] - area[0]))
     low, high = math.log(aspect[0]), math.log(aspect[1])
     aspects = jnp.exp(low + draws[1] * (high - low))
