@@ -1,5 +1,7 @@
 """The published tables of memory, time and traffic, planned and measured, and of exported weights; see tables.py."""
 
+import math
+
 from table_cells import only, read, sent, small, table, table_of
 from tables_learning import METHODS
 
@@ -206,6 +208,21 @@ def knn():
     return table(['', 'wall s', 'CPU s'], [
         [name, f'{min(row["seconds"]):.1f}', f'{min(row["cpu_seconds"]):.1f}']
         for name, row in only('knn').items()])
+
+
+def growth():
+    sizes, lines, found = (1000, 10_000, 100_000, 1_000_000), [], read('growth')
+    for kind, name in (('start', 'start on a folder'), ('resume', 'again in that workdir'),
+                       ('before', 'start, before'), ('knn', 'kNN, 1,000 queries'), ('linear', 'linear probe')):
+        rows = {row['size']: row for row in found.get(kind, {'rows': []})['rows']}
+        if sizes[-1] not in rows:
+            continue
+        last, tenth = rows[sizes[-1]], rows.get(sizes[-2])
+        lines.append([name, *(f'{rows[size]["cpu_s"]:.2f}' if size in rows else '' for size in sizes),
+                      f'{math.log10(last["cpu_s"] / tenth["cpu_s"]):.2f}' if tenth else '', f'{last["peak_mib"]:,}',
+                      f'{(last["peak_mib"] - tenth["peak_mib"]) * 2 ** 20 / 900_000:.0f}' if tenth else ''])
+    return table(['processor s of', *(f'{size:,}' for size in sizes), 'slope of the last tenfold', 'peak MiB',
+                  'bytes a further image'], lines)
 
 
 # Weights
