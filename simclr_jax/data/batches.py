@@ -147,7 +147,8 @@ class Inputs:
 
         def from_views(batch, step):
             del step
-            return {name: as_floats(value) if name in ('view1', 'view2') else value for name, value in batch.items()}
+            return batch | {name: batch[name].astype(jnp.float32) / (255.0 if batch[name].dtype == jnp.uint8 else 1.0)
+                            for name in ('view1', 'view2')}
 
         def from_crops(batch, step):
             del step
@@ -211,11 +212,6 @@ class Inputs:
 
 def _is_lone_cpu(mesh: jax.sharding.Mesh) -> bool:
     return mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
-
-
-def as_floats(images: jax.Array) -> jax.Array:
-    """uint8 images to float32 in [0, 1]; float images as float32."""
-    return images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images.astype(jnp.float32)
 
 
 # ---- batches on the devices --------------------------------------------------------------------------

@@ -106,7 +106,8 @@ def fit_network(config: ConfigDict, evaluated: Evaluated, variables: Any, train_
     FloatingPointError if the training diverges.
     """
     settings, network = config.finetune, evaluated.pretrained.network
-    layer = _layer(settings.layer, variables)
+    num_dense = sum(name.startswith('dense') for name in variables['params'].get('head', {}))
+    layer = settings.layer if settings.layer >= 0 else settings.layer + 1 + num_dense       # -1: the last of the head
     is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer, encoder=network.encoder)
     batches, crops = labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
     classifier = new_classifier(config.seed, evaluated.width, train_source.num_classes)
@@ -149,12 +150,6 @@ def _parts(params: dict, chosen: Callable[[str, str], bool]) -> dict:
     parts = {part: {name: module for name, module in modules.items() if chosen(part, name)}
              for part, modules in params.items()}
     return {part: modules for part, modules in parts.items() if modules}
-
-
-def _layer(layer: int, variables: Any) -> int:
-    """-1 as the number of the last layer of the head."""
-    return layer if layer >= 0 else layer + 1 + sum(
-        name.startswith('dense') for name in variables['params'].get('head', {}))
 
 
 def _check(settings: ConfigDict) -> None:

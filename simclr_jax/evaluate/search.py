@@ -65,7 +65,8 @@ def search(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
         columns = ('query', 'rank', 'cosine', 'name', 'label')
         print(plain_table(f'Nearest of {len(bank.names):,} images of {bank.metadata["data"]["source"]}, '
                           f'{bank.metadata["data"]["split"]}, by {pretrained.source}', list(columns),
-                          [[_cell(row[name]) for name in columns] for row in rows]))
+                          [[f'{row[name]:.4f}' if name == 'cosine' else str(row[name]) for name in columns]
+                           for row in rows]))
         write_csv(os.path.join(workdir, 'search.csv'), list(rows[0]), [list(row.values()) for row in rows])
         _write_sheet(workdir, rows, queries, bank.metadata, pretrained)
     return rows
@@ -147,7 +148,3 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
     storage.write_atomically(os.path.join(workdir, 'search.html'), text.encode())
     sheet = charts.image_sheet([[cell, *found] for _, cell, found in groups])
     storage.write_atomically(os.path.join(workdir, 'search.png'), charts.as_png(sheet))
-
-
-def _cell(value) -> str:
-    return f'{value:.4f}' if isinstance(value, float) else str(value)

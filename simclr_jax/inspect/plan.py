@@ -86,17 +86,11 @@ def _without_small_views(config: ConfigDict, mesh) -> float:
     return trace_step(config, mesh)[2] / mesh.size
 
 
-def lower_step(config: ConfigDict, mesh):
-    """(the training step lowered for the mesh, its abstract arguments (state, batch), its FLOPs).
-
-    Built and compiled as `train.pretrain` does; nothing is allocated.
-    """
-    traced, arguments, flops = trace_step(config, mesh)
-    return traced.lower(), arguments, flops
-
-
 def trace_step(config: ConfigDict, mesh):
-    """As `lower_step`, the step traced only."""
+    """(the training step traced for the mesh, its abstract arguments (state, batch), its FLOPs).
+
+    Built as `train.pretrain` does; nothing is allocated.
+    """
     num_examples = config.plan.num_images
     num_steps = schedules.num_train_steps(num_examples, config.num_epochs, config.batch_size)
     set_channels(config, config.data.channels or len(config.augment.mean))
@@ -105,13 +99,10 @@ def trace_step(config: ConfigDict, mesh):
         config, mesh, num_examples=num_examples, num_classes=config.plan.num_classes, num_steps=num_steps,
         inputs=inputs)
     batch = inputs.abstract_batch(mesh)
-    state = jax.tree.map(_place, jax.eval_shape(init_state), shardings)
+    state = jax.tree.map(lambda array, where: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
+                         jax.eval_shape(init_state), shardings)
     traced = train_step.trace(state, batch)
     return traced, (state, batch), hlo.count_flops(traced.jaxpr.jaxpr)
-
-
-def _place(array: jax.ShapeDtypeStruct, where) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
 
 def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], None] = lambda text: None,
@@ -129,7 +120,8 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
         'floor' {limit: seconds}, each per step and device; 'products' is 'cuBLAS' where all matrix products had to
         be, else ''. A step that the compiler refuses for lack of memory has 'needs' and 'available' instead.
     """
-    lowered, (state, batch), flops = lower_step(config, mesh)
+    traced, (state, batch), flops = trace_step(config, mesh)
+    lowered = traced.lower()
     report = {'flops': flops / mesh.size, 'seconds_to_compile': -time.monotonic()}
     options = _QUICK.get(mesh.devices.flat[0].platform) if quick else None
     try:
@@ -289,7 +281,7 @@ def _search(config: ConfigDict, mesh, chip: Chip, step: dict[str, Any]) -> dict[
         all_chunks.append(config.plan.chunks)
     start = config.batch_size
     for chunks in all_chunks:
-        _say(f'\nThe largest batch with {_plural(chunks, "encoder chunk")}:')
+        _say(f'\nThe largest batch with {chunks} encoder chunk{"s" * (chunks > 1)}:')
         unit = mesh.size * math.lcm(_PER_DEVICE, chunks)
         ask = functools.partial(_ask, config, mesh, chip, chunks)
         largest, capped = largest_batch(ask, unit=unit, start=start, capacity=chip.memory,
@@ -327,7 +319,3 @@ def _gib(size: int) -> str:
 
 def _or_more(uncertain: bool) -> str:
     return ' or more' if uncertain else ''
-
-
-def _plural(number: int, noun: str) -> str:
-    return f'{number} {noun}{"" if number == 1 else "s"}'

@@ -61,8 +61,12 @@ class ProjectionHead(nn.Module):
             raise ValueError(f'ProjectionHead takes features [B, D], not {list(features.shape)}.')
         kernel_init = (nn.initializers.normal(self.init_stddev) if self.init_stddev
                        else nn.initializers.lecun_normal())
-        layers = [features]
-        num_layers = self._num_layers()
+        if self.mode not in _MODES:
+            raise ValueError(f'The mode of a head is {self.mode!r}: it takes {", ".join(_MODES)}.')
+        if self.mode == 'nonlinear' and self.num_layers < 1:
+            raise ValueError(f'The num_layers of a nonlinear head is {self.num_layers}: it takes 1 or more; '
+                             "mode 'none' is no head.")
+        layers, num_layers = [features], {'none': 0, 'linear': 1, 'nonlinear': self.num_layers}[self.mode]
         for index in range(1, num_layers + 1):
             last = index == num_layers
             x = nn.Dense(self.out_dim if last else self.hidden_width or features.shape[-1],
@@ -75,11 +79,3 @@ class ProjectionHead(nn.Module):
                               epsilon=self.norm_epsilon, use_bias=not last, name=f'norm{index}')(x)
             layers.append(x if last else nn.relu(x))
         return tuple(layers)
-
-    def _num_layers(self):
-        if self.mode not in _MODES:
-            raise ValueError(f'The mode of a head is {self.mode!r}: it takes {", ".join(_MODES)}.')
-        if self.mode == 'nonlinear' and self.num_layers < 1:
-            raise ValueError(f'The num_layers of a nonlinear head is {self.num_layers}: it takes 1 or more; '
-                             "mode 'none' is no head.")
-        return {'none': 0, 'linear': 1, 'nonlinear': self.num_layers}[self.mode]

@@ -103,7 +103,9 @@ class Network(nn.Module):
         if not -len(layers) <= self.probe_layer < len(layers):
             raise ValueError(f'eval.layer is {self.probe_layer}: the head has layers 0 (features) to '
                              f'{len(layers) - 1} (projection).')
-        return Output(layers, prediction, self.probe(_standardised(layers[self.probe_layer])))
+        seen = jax.lax.stop_gradient(layers[self.probe_layer])
+        seen = (seen - seen.mean(0)) * jax.lax.rsqrt(seen.var(0) + 1e-6)       # columns of mean 0 and variance 1
+        return Output(layers, prediction, self.probe(seen))
 
 
 def outputs(network: Network, variables: Any, images: jax.Array) -> Output:
@@ -149,12 +151,6 @@ def auto_dtype(device: Any) -> str:
         return 'bfloat16' if float(getattr(device, 'compute_capability', 8)) >= 8 else 'float32'
     except (TypeError, ValueError):         # of AMD: gfx90a
         return 'bfloat16'
-
-
-def _standardised(layer: jax.Array) -> jax.Array:
-    """Rows [M, D] as the probe sees them: columns of mean 0 and variance 1, and no gradient."""
-    layer = jax.lax.stop_gradient(layer)
-    return (layer - layer.mean(0)) * jax.lax.rsqrt(layer.var(0) + 1e-6)
 
 
 def forward_train(network: Network, params: Any, batch_stats: Any, images: jax.Array, *,

@@ -29,6 +29,7 @@ _CURVES = (
 )
 _RATIO = 'trust_ratio/'       # then the layer
 _PART = 'step_ms/'            # then the part of a step
+_COLLAPSE_ENDS = 'vary again.', 'has spread again.'        # as CollapseWatch says now, and as it once did
 
 
 def _encoder_words(encoder: Mapping[str, Any]) -> str:
@@ -103,7 +104,7 @@ def curves(figures: Figures, rows: list[dict], notes: str) -> Section:
     return {'kind': 'curves', 'figures': drawn, 'has_knn': 'knn_accuracy' in names,
             'more': [curve(_words(name), [name], _words(name)) for name in left],
             'warnings': [line.split('  ', 1)[-1] for line in notes.splitlines()
-                         if 'Collapse at step' in line or 'has spread again' in line]}
+                         if 'Collapse at step' in line or line.endswith(_COLLAPSE_ENDS)]}
 
 
 def _trust_ratios(figures, rows: list[dict], names: list[str], limits: tuple[float, float]) -> dict[str, Any]:

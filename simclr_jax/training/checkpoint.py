@@ -106,7 +106,10 @@ class Checkpointer:
                 best_fn=self._score,
                 preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
                 cleanup_tmp_directories=not read_only,
-                atomicity_options=_atomicity(self._workdir),
+                # In a bucket nothing is renamed: a file beside a checkpoint says that it is whole, as orbax
+                # knows of gs://.
+                atomicity_options=(AtomicityOptions(AtomicityMode.COMMIT_FILE)
+                                   if self._workdir.startswith('s3://') else None),
                 read_only=read_only))
         self._last_good = max(self._manager.all_steps(), default=None)      # of those known to be whole
 
@@ -348,11 +351,6 @@ class Checkpointer:
             target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), **options)
         with jax.transfer_guard('allow'):
             return self._manager.restore(step, args=ocp.args.Composite(**{_ITEM: args}))[_ITEM]
-
-
-def _atomicity(workdir: str) -> AtomicityOptions | None:
-    """In a bucket nothing is renamed: a file beside a checkpoint says that it is whole. orbax knows that of gs://."""
-    return AtomicityOptions(AtomicityMode.COMMIT_FILE) if workdir.startswith('s3://') else None
 
 
 def _unreadable_steps(directory: str) -> list[tuple[int, str]]:

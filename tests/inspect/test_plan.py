@@ -58,7 +58,7 @@ def test_the_parts_are_those_of_the_real_state(step):
 def test_a_split_state_takes_its_share_of_each_device(step):
     config, mesh = load(), sharding.make_mesh()
     config.shard_state = True
-    _, (state, _), _ = planning.lower_step(config, mesh)
+    _, (state, _), _ = planning.trace_step(config, mesh)
     assert planning.bytes_on_device(state.params) < step[0]['memory']['parameters'] / 4
 
 

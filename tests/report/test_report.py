@@ -10,7 +10,9 @@ from PIL import Image
 
 from simclr_jax.config import ConfigDict, load_recipe
 from simclr_jax.data.shapes import make_shapes
+from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.pretrained import as_imported, load_pretrained
+from simclr_jax.report import page, run_sections
 from simclr_jax.report.report import report
 from simclr_jax.report.run_sections import configuration
 from simclr_jax.report.workdir import evaluation_rows
@@ -241,3 +243,11 @@ def test_a_file_of_weights_has_a_page_on_the_data_that_it_is_asked_for(tmp_path,
     for part in ('Augmentations', 'Nearest neighbours', 'Map of the features', 'Similarities', 'Confusion'):
         assert f'<h2>{part}' in page.source
     assert 'Deviations from the recipe' not in page.text and '<script' not in page.source
+
+
+def test_a_collapse_and_its_end_stand_beside_the_curves(tmp_path):
+    watch = CollapseWatch()
+    sentences = [watch(step, {'feature_rank': rank}) for step, rank in ((1, 1.0), (2, 9.0))]
+    notes = '\n'.join(f'2026-01-01 00:00:00  {text}' for text in [*sentences, 'Something else.'])
+    curves = run_sections.curves(page.Figures(str(tmp_path)), [{'step': 1, 'loss': 1.0}], notes)
+    assert curves['warnings'] == sentences
