@@ -14,7 +14,8 @@ def loops():
         return []
     models = 'simclr_jax/models/cpu'
     return [setuptools.Extension(
-        'simclr_jax.models.cpu._loops', [f'{models}/_convolution.cc', f'{models}/_norm.cc'],
+        'simclr_jax.models.cpu._loops',
+        [f'{models}/{name}.cc' for name in ('_convolution', '_norm', '_product')],
         optional=True, language='c++',
         depends=[f'{models}/_loops.h', f'{models}/_tiles.h'], include_dirs=[include_dir()],
         extra_compile_args=['-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno',

@@ -1,23 +1,25 @@
 """kNN over 50,000 x 10,000 features of width 2048: this project, scikit-learn and plain PyTorch.
 
-    python benchmarks/knn.py [--queries=10000] [--bank=50000] [--width=2048] [--k=200] [--rounds=2]
+    python benchmarks/knn.py [--queries=10000] [--bank=50000] [--width=2048] [--k=200] [--rounds=5] [--tree=PATH]
 
 Each takes the same float32 features in memory to the cosines and rows of the k nearest, normalisation
-included. The three alternate; of each the least wall time and the least processor time are told, because
-other jobs share a machine. torch: two normalisations, one matmul, one topk. Prints a table and writes
-benchmarks/knn.json.
+included, in a process of its own; they take turns. Medians of wall time and of processor time are told, because
+other jobs may share a machine. torch: two normalisations, one matmul, one topk. --tree: a checkout of another
+commit of this project, as one more contender. Prints a table and writes benchmarks/knn.json.
 """
 
 import argparse
 import os
 import pathlib
+import statistics
 import sys
-import time
+import tempfile
 
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+CONTENDERS = {'simclr_jax': 'ours', 'before': 'ours', 'scikit-learn': 'with_sklearn', 'torch': 'with_torch'}
+SIZES = {'queries': 10_000, 'bank': 50_000, 'width': 2048, 'k': 200}
 
 
 def make_features(bank, queries, width, classes=10):
@@ -58,41 +60,70 @@ def vote(similarity, row, labels, temperature=0.07):
     return votes.argmax(1)
 
 
+def contender(name, sizes):
+    """Serves requests for one search over all queries; the answer has its times, votes and rows in a file."""
+    import turns
+    (bank, labels), (queries, _) = make_features(sizes['bank'], sizes['queries'], sizes['width'])
+    search = globals()[CONTENDERS[name]]
+    search(bank, labels, queries[:1024], sizes['k'])        # imports and compilation
+
+    def run(keep):
+        answer = turns.timed(lambda: search(bank, labels, queries, sizes['k']))
+        similarity, row = answer.pop('result')
+        np.savez(keep, rows=np.sort(row, axis=1), votes=vote(similarity, row, labels))
+        return answer
+
+    package = {'scikit-learn': 'sklearn', 'torch': 'torch'}.get(name)
+    turns.serve({'version': __import__(package).__version__ if package else ''}, {'run': run})
+
+
+def measure(names, sizes, rounds, tree):
+    """{contender: its times}, {contender: its rows and votes}, {contender: version}."""
+    import turns
+    arguments = [f'--{name}={value}' for name, value in sizes.items()]
+    running = {name: turns.Contender([sys.executable, __file__, f'--contender={name}', *arguments],
+                                     {'PYTHONPATH': str(tree if name == 'before' else ROOT)}) for name in names}
+    times, found = {name: {'seconds': [], 'cpu_seconds': []} for name in names}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        versions = {name: one.start()['version'] for name, one in running.items()}
+        for _ in range(rounds):
+            for name, one in running.items():
+                for what, value in one.ask('run', keep=f'{folder}/{name}.npz').items():
+                    times[name][what].append(round(value, 3))
+        for name, one in running.items():
+            one.close()
+            with np.load(f'{folder}/{name}.npz') as kept:
+                found[name] = kept['rows'], kept['votes']
+    return times, found, versions
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (('queries', 10_000), ('bank', 50_000), ('width', 2048), ('k', 200), ('rounds', 2)):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, value in {**SIZES, 'rounds': 5}.items():
         parser.add_argument(f'--{name}', type=int, default=value)
+    parser.add_argument('--tree', help='a checkout of another commit')
+    parser.add_argument('--contender', choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    (bank, labels), (queries, expected) = make_features(arguments.bank, arguments.queries, arguments.width)
-    methods = {'simclr_jax': ours, 'scikit-learn': with_sklearn, 'torch': with_torch}
-    rows = {name: {'seconds': [], 'cpu_seconds': []} for name in methods}
-    for method in methods.values():                         # imports and compilation
-        method(bank, labels, queries[:1024], arguments.k)
-    found = {}
-    for _ in range(arguments.rounds):
-        for name, method in methods.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            similarity, row = method(bank, labels, queries, arguments.k)
-            rows[name]['seconds'].append(time.perf_counter() - wall)
-            rows[name]['cpu_seconds'].append(time.process_time() - cpu)
-            found[name] = np.sort(row, axis=1), vote(similarity, row, labels)
-            del similarity, row
+    sizes = {name: getattr(arguments, name) for name in SIZES}
+    if arguments.contender:
+        return contender(arguments.contender, sizes)
     import runs
-    import sklearn
-    import torch
+    names = [name for name in CONTENDERS if name != 'before' or arguments.tree]
+    rows, found, versions = measure(names, sizes, arguments.rounds, arguments.tree)
+    expected = make_features(sizes['bank'], sizes['queries'], sizes['width'])[1][1]
     reference = found['scikit-learn']
-    size = f'{arguments.queries:,} x {arguments.bank:,}, width {arguments.width}, k = {arguments.k}'
-    print(f'{size}; {os.cpu_count()} cores')
+    size = '{queries:,} x {bank:,}, width {width}, k = {k}'.format(**sizes)
+    print(f'{size}; {len(os.sched_getaffinity(0))} cores')
     print(f'{"":<14}{"wall s":>10}{"CPU s":>10}{"top-1 %":>10}{"other rows":>12}{"other votes":>13}')
     for name, times in rows.items():
         neighbours, votes = found[name]
         times |= {'top1': float((votes == expected).mean()),
                   'rows_unlike_sklearn': int((neighbours != reference[0]).any(1).sum()),
                   'votes_unlike_sklearn': int((votes != reference[1]).sum())}
-        print(f'{name:<14}{min(times["seconds"]):>10.1f}{min(times["cpu_seconds"]):>10.1f}'
-              f'{100 * times["top1"]:>10.2f}{times["rows_unlike_sklearn"]:>12}'
+        wall, cpu = (statistics.median(times[what]) for what in ('seconds', 'cpu_seconds'))
+        print(f'{name:<14}{wall:>10.2f}{cpu:>10.2f}{100 * times["top1"]:>10.2f}{times["rows_unlike_sklearn"]:>12}'
               f'{times["votes_unlike_sklearn"]:>13}')
-    runs.keep('knn', f'{size}, scikit-learn {sklearn.__version__}, torch {torch.__version__}', rows)
+    runs.keep('knn', f'{size}, scikit-learn {versions["scikit-learn"]}, torch {versions["torch"]}', rows)
 
 
 if __name__ == '__main__':

@@ -11,11 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from simclr_jax.evaluate.features import Features, check_features
+from simclr_jax.models.cpu import product
 
-_QUERIES = 1024             # at a time
-_BLOCK_BYTES = 32 << 20     # of the similarities to them that are held at a time, at least
-_GROUP = 16                 # columns of the first block that are represented by their largest
-_FEW = 64                   # rows that a thread takes at a time: they stay in a processor's cache
+_QUERIES = 8192             # at a time, of an accelerator
+_BLOCK_BYTES = 32 << 20     # of a block of the bank and its products that are held at a time, at least
+_FEW = 64                   # rows that a thread takes at a time
 
 
 def knn_accuracy(train: Features, test: Features, *, num_classes: int, k: int, temperature: float) -> float:
@@ -77,29 +77,31 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int, without:
     if k > kept.sum():
         raise ValueError(f'{k} neighbours were asked for, but there are {kept.sum()} features.')
     each = -(-len(queries) // jax.process_count())                      # queries of a process
-    mine = queries[jax.process_index() * each:][:each]
-    on_cpu = jax.default_backend() == 'cpu'                             # there numpy's BLAS is the fastest
-    tile_size = _QUERIES if on_cpu else 8 * _QUERIES                    # each tile reads the whole bank
-    columns = max(k, max(_BLOCK_BYTES, bank.nbytes // 16) // (4 * min(tile_size, max(1, each))))
+    mine = queries[jax.process_index() * each:][:each].astype(np.float32, copy=False)
     similarity, row = np.full((each, k), -np.inf, np.float32), np.zeros((each, k), np.int32)
-    space = np.empty((min(tile_size, each), min(columns, len(bank))) if on_cpu else (0, 0), np.float32)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:     # numpy lets go of the lock
-        scale = 1 / np.concatenate(list(pool.map(_lengths, _few(bank))))
-        scale[~kept] = np.nan                   # no product with it counts
-        for first in range(0, len(mine), tile_size):
-            tile = np.asarray(mine[first:first + tile_size], np.float32)
-            tile = tile / _lengths(tile)[:, None]
-            part = slice(first, first + len(tile))
-            for start in range(0, len(bank), columns):
-                block = bank[start:start + columns]
-                dots = (np.matmul(tile, block.T, out=space[:len(tile), :len(block)]) if on_cpu else
-                        np.array(_products(tile, block)))
-                keep = functools.partial(_keep_nearest, start, scale[start:start + columns])
-                list(pool.map(keep, _few(dots), _few(similarity[part]), _few(row[part])))
+    on_cpu, threads = jax.default_backend() == 'cpu', os.cpu_count() or 1
+    at_once = min(product.ROWS, -(-each // threads)) if on_cpu else _QUERIES
+    tiles = [slice(first, first + at_once) for first in range(0, len(mine), at_once)]
+    floats = max(_BLOCK_BYTES, bank.nbytes // 8) // 4                   # of a block, and of products with it
+    columns = max(k, floats // (bank.shape[1] + at_once * (threads if on_cpu else 1)))
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:        # numpy and the loops let go of the lock
+        for start in range(0, len(bank), columns):
+            block = bank[start:start + columns]
+            scale = 1 / np.concatenate(list(pool.map(_lengths, _few(block))))
+            scale[~kept[start:start + columns]] = np.nan                # no product with it counts
+            keep = functools.partial(_keep_nearest, start)
+            if on_cpu:
+                rows = product.Rows(block, scale, pool)
+                list(pool.map(lambda tile: keep(rows.products(mine[tile]), similarity[tile], row[tile]), tiles))
+                continue
+            on_device = jnp.asarray(block * scale[:, None])
+            for tile in tiles:
+                dots = np.asarray(_products(mine[tile], on_device))
+                list(pool.map(keep, _few(dots), _few(similarity[tile]), _few(row[tile])))
     order = np.argsort(-similarity, axis=1, kind='stable')
-    similarity, row = (_gather(np.take_along_axis(array, order, axis=1))[:len(queries)]
-                       for array in (similarity, row))
-    return similarity, row
+    similarity, row = (np.take_along_axis(array, order, axis=1) for array in (similarity, row))
+    similarity[:len(mine)] /= _lengths(mine)[:, None]
+    return _gather(similarity)[:len(queries)], _gather(row)[:len(queries)]
 
 
 def _lengths(rows: np.ndarray) -> np.ndarray:
@@ -116,20 +118,18 @@ def _few(array: np.ndarray) -> list[np.ndarray]:
     return [array[first:first + _FEW] for first in range(0, len(array), _FEW)]
 
 
-def _keep_nearest(start: int, scale: np.ndarray, dots: np.ndarray, similarity: np.ndarray, row: np.ndarray
-                  ) -> None:
+def _keep_nearest(start: int, dots: np.ndarray, similarity: np.ndarray, row: np.ndarray) -> None:
     """Takes what is nearer of `dots` [q, n], by rows of the bank from `start` on, into [q, k] of both.
 
-    Only what beats the k-th of those found so far is looked at: few after the first blocks. `scale` [n]
-    makes cosines of the products; where it is nan, a column does not count.
+    Only what beats the k-th of those found so far is looked at: few after the first blocks. nan does not count.
     """
-    dots *= scale
-    k, bound = similarity.shape[1], similarity.min(1)
-    groups = dots.shape[1] // _GROUP
-    if groups >= 2 * k and np.isneginf(bound[0]):           # nothing yet: k columns or more reach the k-th
-        maxima = np.fmax.reduce(dots[:, :groups * _GROUP].reshape(-1, _GROUP, groups), axis=1)
-        maxima[np.isnan(maxima)] = -np.inf
-        bound = np.nextafter(np.partition(maxima, groups - k, axis=1)[:, groups - k], np.float32(-np.inf))
+    k = similarity.shape[1]
+    if not start and dots.shape[1] > k:
+        dots = np.fmax(dots, np.float32(-np.inf))
+        row[:] = np.argpartition(dots, -k, axis=1)[:, -k:]
+        similarity[:] = np.take_along_axis(dots, row, 1)
+        return
+    bound = similarity.min(1)
     query, column = np.divmod(np.flatnonzero(dots > bound[:, None]), dots.shape[1])     # nan is not
     counts = np.bincount(query, minlength=len(dots))
     width = counts.max(initial=0)

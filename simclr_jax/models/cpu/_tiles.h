@@ -45,7 +45,7 @@ struct Block {
 };
 
 /* is_copied: what lies behind the last pixel will be read too, though not used. */
-void load_block(const Phase &p, const float *source, int64_t image, int64_t images, int64_t row, int64_t rows,
+inline void load_block(const Phase &p, const float *source, int64_t image, int64_t images, int64_t row, int64_t rows,
                 bool is_copied, Block &block) {
   const int64_t c = p.channels;
   const int64_t height = (rows - 1) * p.source_step + p.kernel_height;

@@ -1,4 +1,5 @@
-"""The compiled loops of `_convolution.cc` and `_norm.cc`, which XLA calls where it trains on one CPU.
+"""The compiled loops of `_convolution.cc` and `_norm.cc`, which XLA calls where it trains on one CPU, and of
+`_product.cc`, for `product.py`.
 
 `setup.py` builds them as an optional extension, for x86-64 with AVX2 or AVX-512 and for 64-bit ARM. Without
 it, on other processors, over several devices and on GPUs and TPUs XLA's own operations do the work.
@@ -40,20 +41,25 @@ def loop(name: str, shape: Sequence[int], **attributes) -> Callable[..., jax.Arr
 
 
 @functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled files, or None where they were not built or have nothing for this processor."""
+    spec = importlib.util.find_spec('simclr_jax.models.cpu._loops')
+    try:
+        found = ctypes.CDLL(spec.origin) if spec else None
+    except OSError:                 # built for another system
+        return None
+    return found if found and found.convolution_is_supported() else None
+
+
+@functools.cache
 def are_built() -> bool:
     """Whether the loops are there and made for this processor; if so, XLA knows them from now on."""
-    spec = importlib.util.find_spec('simclr_jax.models.cpu._loops')
-    if spec is None:
-        return False
-    try:
-        library = ctypes.CDLL(spec.origin)
-    except OSError:                 # built for another system
-        return False
-    if not library.convolution_is_supported():
+    compiled = library()
+    if compiled is None:
         return False
     try:
         for name in _NAMES:
-            handler = jax.ffi.pycapsule(getattr(library, name))
+            handler = jax.ffi.pycapsule(getattr(compiled, name))
             jax.ffi.register_ffi_target(_PREFIX + name, handler, platform='cpu')
     except (AttributeError, RuntimeError, ValueError) as error:     # of another version, of us or of jaxlib
         logging.warning('The compiled loops are not used: %s. Install simclr_jax again, or set %s=off for '
