@@ -17,7 +17,7 @@ def loops():
         'simclr_jax.models.cpu._loops',
         [f'{models}/{name}.cc' for name in ('_convolution', '_norm', '_product')],
         optional=True, language='c++',
-        depends=[f'{models}/_loops.h', f'{models}/_tiles.h'], include_dirs=[include_dir()],
+        depends=[f'{models}/_loops.h', f'{models}/_tiles.h', f'{models}/_winograd.h'], include_dirs=[include_dir()],
         extra_compile_args=['-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno',
                             '-fno-trapping-math'])]
 

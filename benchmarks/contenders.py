@@ -7,7 +7,7 @@ import pathlib
 import sys
 import tempfile
 
-from turns import Contender, Failed
+from turns import KEPT, Contender, Failed
 
 HERE = pathlib.Path(__file__).parent
 # The recipe of configs/fashion_mnist.py, which --until trains; steps on prepared views have its numbers, too.
@@ -104,5 +104,6 @@ def title_of(name, spec, ours):
     threads = f'{len(os.sched_getaffinity(0))} CPU threads'
     network = (f'ViT {spec["vit"]}, patches of 16' if spec['vit'] else
                f'ResNet-{spec["depth"]}, {64 * spec["width"]:g} channels')
-    return (f'{name}: {network}, {spec["size"]} px, batch {spec["batch"]}, {spec["dtype"]}, '
+    kept = 'kept ' if KEPT in os.environ else ''
+    return (f'{kept}{name}: {network}, {spec["size"]} px, batch {spec["batch"]}, {spec["dtype"]}, '
             f'{threads if ours["backend"] == "cpu" else ours["device"]}')

@@ -1,7 +1,7 @@
 """SimCLR's training step beside PyTorch's and Lightly's, on the CPU, GPU or TPU that jax finds.
 
     python benchmarks/train_step.py [--cells=resnet18-16,resnet18-64,resnet50] [--only=ours,plain,...]
-        [--rounds=5] [--turn=3] [--torch-python=PATH] [--roofline] [--apart]
+        [--rounds=5] [--turn=3] [--torch-python=PATH] [--roofline] [--apart] [--kept]
     python benchmarks/train_step.py --layers [--cells=...]
     python benchmarks/train_step.py --cells=resnet18-augmented --data=FILE.npz --until=0.85,0.88
 
@@ -28,6 +28,9 @@ Cells with "augmented" are fed by a data set on the device, which makes both vie
 --data names others. --until then trains ours and the fastest PyTorch, with empty caches, until the kNN
 accuracy of the test images has passed each value; the time is that since the process was started.
 
+On a CPU malloc gives a step's memory back to the system, and every page of it comes back by a fault. --kept
+keeps it on all sides, as the field `keep_freed_memory` does.
+
 --layers times every convolution of the cells' networks alone: forward, gradient of the kernel, of the input.
 
 Prints tables and keeps them in benchmarks/train_step.json, by cell and device, with versions.
@@ -46,7 +49,7 @@ import time
 
 from contenders import CELLS, CONTENDERS, HERE, TORCH, contender, make_spec, present, said, title_of
 from train_step_layers import layer_table, layers
-from turns import Failed
+from turns import KEPT, Failed
 
 SIDES = (2048, 4096)                # of the matrix products that say what this machine can do
 
@@ -287,6 +290,7 @@ def read_options():
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'))
     parser.add_argument('--torch-python', default=sys.executable)
     parser.add_argument('--apart', action='store_true', help='a process for every turn')
+    parser.add_argument('--kept', action='store_true', help='freed memory is kept, on all sides')
     parser.add_argument('--roofline', action='store_true', help='always made on an accelerator')
     parser.add_argument('--layers', action='store_true')
     parser.add_argument('--data', help='.npz with train_images, train_labels, test_...')
@@ -329,6 +333,8 @@ def run_cell(name, ours, names, options):
 
 def main():
     options = read_options()
+    if options.kept:
+        os.environ[KEPT] = '1'      # for the contenders, too
     ours, names = present(options)
     on_cpu = ours['backend'] == 'cpu'
     options.roofline |= not on_cpu

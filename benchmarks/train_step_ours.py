@@ -12,7 +12,9 @@ import pathlib
 import sys
 from unittest import mock
 
-from turns import peak_resident, reset_peak, seconds_a_call, serve, timed
+from turns import keep_freed_memory, peak_resident, reset_peak, seconds_a_call, serve, timed
+
+keep_freed_memory()
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

@@ -4,14 +4,14 @@
    padding into a buffer that fits a cache; there, what one row of the kernel sees from a pixel lies side by
    side, KW * C floats. So a convolution is KH products of a gathered matrix, without the copies of im2col.
    The gradient in the input is the same loop over the output's gradient: stride * stride of them, one for
-   each phase of the pixels. Sums run in an order that depends on the shapes alone, never on the threads. */
+   each phase of the pixels. 3x3 kernels of stride 1 with many channels go by _winograd.h. Sums run in an order that depends on the shapes alone, never on the threads. */
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#include "_tiles.h"
+#include "_winograd.h"
 
 namespace {
 
@@ -83,7 +83,47 @@ void multiply(const Product &product, const Cut &cut, int64_t task, const float 
   }
 }
 
+/* packed: [block of features, 16, C, lanes]. */
+void multiply_winograd(ffi::ThreadPool &pool, const Product &product, const float *source, float *destination) {
+  const Phase &p = product.phase;
+  const Cut cut(p.features);
+  const int64_t weights = p.channels * cut.lanes, tiles = p.images * tiles_of_image(p);
+  float *packed = scratch(1, cut.count * kProducts * weights);
+  parallel_for(pool, cut.count, [&](int64_t b) {
+    float *taps = scratch(2, 9 * cut.lanes), *to = packed + b * kProducts * weights;
+    std::fill_n(taps, 9 * cut.lanes, 0.0f);
+    for (int64_t c = 0; c < p.channels; c++) {
+      for (int64_t tap = 0; tap < 9; tap++)
+        for (int64_t f = 0; f < cut.used(b); f++)
+          taps[tap * cut.lanes + f] = product.base[tap / 3 * product.row + tap % 3 * product.column
+                                                   + c * product.channel + (b * cut.lanes + f) * product.feature];
+      transform_weights(taps, cut.lanes, to + c * cut.lanes, weights);
+    }
+  });
+  parallel_for(pool, (tiles + kTiles - 1) / kTiles, [&](int64_t task) {
+    const int64_t first = task * kTiles, count = std::min(kTiles, tiles - first);
+    float *pixels = scratch(2, kProducts * kTiles * p.channels), *products = scratch(3, kProducts * kTiles * cut.lanes);
+    transform_source(p, source, first, count, pixels);
+    thread_local Block block;
+    use_tiles(count, p.channels, cut.lanes, block);
+    for (int64_t b = 0; b < cut.count; b++) {
+      for (int64_t k = 0; k < kProducts; k++) {
+        block.source = pixels + k * kTiles * p.channels;
+        loops()->multiply(cut.q, block, 0, 1, 0, p.channels, packed + (b * kProducts + k) * weights,
+                          products + k * kTiles * cut.lanes, cut.lanes, true);
+      }
+      for (int64_t i = 0; i < count; i++) {
+        float *to[2][2];
+        tile_pixels_of(p, first + i, destination + b * cut.lanes, to);
+        transform_products(products + i * cut.lanes, kTiles * cut.lanes, cut.used(b), to);
+      }
+    }
+  });
+}
+
 void multiply_all(ffi::ThreadPool &pool, std::vector<Product> &products, const float *source, float *destination) {
+  if (products.size() == 1 && is_winograd(products[0].phase))
+    return multiply_winograd(pool, products[0], source, destination);
   const Cut cut(products[0].phase.features);
   int64_t size = 0, tasks = 0;
   for (Product &product : products) {
@@ -196,18 +236,51 @@ void kernel_gradient_task(const Phase &p, const Cut &cut, int64_t block, int64_t
                   sums + ((t - t0) * padded + r) * cut.lanes, used * sizeof(float));
 }
 
+/* The same by Winograd's products, all rows of the kernel. */
+void winograd_gradient_task(const Phase &p, const Cut &cut, int64_t block, int64_t first, int64_t last, const float *x,
+                            const float *gradient, float *to) {
+  const int64_t tile = loops()->tile_rows(cut.q), padded = (p.channels + tile - 1) / tile * tile;
+  const int64_t size = padded * cut.lanes, used = cut.used(block);
+  float *sums = scratch(2, kProducts * size), *pixels = scratch(0, kProducts * kTiles * p.channels + kMargin),
+        *gradients = scratch(3, kProducts * kTiles * cut.lanes);
+  std::fill_n(sums, kProducts * size, 0.0f);
+  std::fill_n(gradients, kProducts * kTiles * cut.lanes, 0.0f);
+  thread_local Block rows;
+  Phase one = p;                // a product sees one pixel
+  one.kernel_width = 1;
+  for (int64_t start = first * tiles_of_image(p), end = last * tiles_of_image(p); start < end; start += kTiles) {
+    const int64_t count = std::min(kTiles, end - start);
+    transform_source(p, x, start, count, pixels);
+    for (int64_t i = 0; i < count; i++) {
+      const float *from[2][2];
+      tile_pixels_of(p, start + i, gradient + block * cut.lanes, from);
+      transform_gradient(from, used, gradients + i * cut.lanes, kTiles * cut.lanes);
+    }
+    use_tiles(count, p.channels, 0, rows);
+    for (int64_t k = 0; k < kProducts; k++) {
+      rows.source = pixels + k * kTiles * p.channels;
+      loops()->outer(cut.q, one, rows, 0, 1, gradients + k * kTiles * cut.lanes, sums + k * size);
+    }
+  }
+  for (int64_t c = 0; c < p.channels; c++)
+    transform_sums(sums + c * cut.lanes, size, used, to + c * p.features + block * cut.lanes, p.channels * p.features);
+}
+
 /* partial [S, KH, KW, C, D]: of S parts of the images, for the caller to sum. */
 ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array gradient, ffi::Result<Parts> partial,
                            int64_t stride, int64_t top, int64_t left) {
   const auto k = partial->dimensions();
   const Phase p = forward_phase(x.dimensions(), gradient.dimensions(), k[1], k[2], stride, top, left);
   const Cut cut(k[4]);
-  const int64_t parts = k[0], rows = cut.count * parts < kTasks ? 1 : k[1], cuts = k[1] / rows;
+  const bool by_winograd = is_winograd(p);
+  const int64_t parts = k[0], rows = by_winograd || cut.count * parts >= kTasks ? k[1] : 1, cuts = k[1] / rows;
   parallel_for(pool, parts * cut.count * cuts, [&](int64_t task) {
     const int64_t part = task / (cut.count * cuts), block = task / cuts % cut.count, t = task % cuts * rows;
-    kernel_gradient_task(p, cut, block, t, t + rows, part * p.images / parts, (part + 1) * p.images / parts,
-                         x.typed_data(), gradient.typed_data(),
-                         partial->typed_data() + part * k[1] * k[2] * k[3] * k[4]);
+    const int64_t first = part * p.images / parts, last = (part + 1) * p.images / parts;
+    float *to = partial->typed_data() + part * k[1] * k[2] * k[3] * k[4];
+    const float *images = x.typed_data(), *gradients = gradient.typed_data();
+    if (by_winograd) return winograd_gradient_task(p, cut, block, first, last, images, gradients, to);
+    kernel_gradient_task(p, cut, block, t, t + rows, first, last, images, gradients, to);
   });
   return ffi::Error::Success();
 }

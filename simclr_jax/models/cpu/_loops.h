@@ -15,6 +15,13 @@
 
 namespace ffi = xla::ffi;
 
+/* For loops that the compiler makes vectors of: one form for each vector unit. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTORIZED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define VECTORIZED
+#endif
+
 /* Calls task(0) ... task(count - 1) on XLA's own threads. The caller takes its share, and waits for nothing
    but tasks that run: with all the threads busy elsewhere it does them all itself. */
 template <typename Task>

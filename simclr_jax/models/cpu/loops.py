@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 
 SWITCH = 'SIMCLR_JAX_LOOPS'         # environment variable: 'off' for XLA's own everywhere
-_PREFIX = 'simclr_jax_loops_v1_'    # a new number with every change of results: compiled programs are kept
+_PREFIX = 'simclr_jax_loops_v2_'    # a new number with every change of results: compiled programs are kept
 _NAMES = ('convolution_forward', 'convolution_input_gradient', 'convolution_kernel_gradient', 'norm_moments',
           'norm_gradient_sums')
 
