@@ -103,7 +103,9 @@ def check_command(words):
     if words[:3] == ['python', '-m', 'simclr_jax.main'] or program == 'simclr_jax':
         return check_main(arguments[2:] if program == 'python' else arguments)
     if program in ('launch/local.sh', 'launch/gpu.sh'):
-        return check_main([word for word in arguments if word != '--dry-run']) if arguments else None
+        first = next((i for i, word in enumerate(arguments) if word.startswith('--config')), 0)
+        check_script(program, arguments[:first])        # its own options come first
+        return check_main([word for word in arguments[first:] if word != '--dry-run']) if arguments else None
     if program.startswith('launch/'):
         return check_script(program, [])
     if program == 'python' and arguments[0].startswith(('benchmarks/', 'tests/', 'examples/')):
