@@ -102,7 +102,7 @@ def start(count, folder):
     config, given = small_run(**{'data.source': f'folder:{folder}/images'}), ('source', 'test_source', 'views')
 
     def load():
-        run, inputs, _ = train._load(config, str(folder / 'run'), encoder=None, method=None, **dict.fromkeys(given))
+        run, inputs, _ = train.load(config, str(folder / 'run'), encoder=None, method=None, **dict.fromkeys(given))
         with inputs.batches(run.train_source, run.mesh) as batches:
             next(batches)
         workdir.save_run(folder / 'run', config.to_dict(), run.train_source)

@@ -13,7 +13,6 @@ from ml_collections import config_flags
 
 from simclr_jax import storage
 from simclr_jax.config import (
-    HOW_TO_CHANGE_METHOD,
     ConfigDict,
     check_values,
     describe,
@@ -25,6 +24,7 @@ from simclr_jax.config import (
     recipe_path,
     recipes_here,
 )
+from simclr_jax.config.names import HOW_TO_CHANGE_METHOD
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A recipe by its name, such as smoke or cifar10:depth=50, or a config file. '

@@ -115,12 +115,12 @@ def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: A
         if storage.is_dir(workdir):
             lock.acquire()
         at(-2, 'loading the data', _SLOW)
-        run, inputs, notes = _load(config, workdir, source=source, test_source=test_source, views=views, **given)
+        run, inputs, notes = load(config, workdir, source=source, test_source=test_source, views=views, **given)
         return _run(run, inputs, notes, lock, writers=writers, evaluators=evaluators, **given)
 
 
-def _load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, views: Any, encoder: Any,
-          method: Callable | None) -> tuple[Run, Inputs, list[str]]:
+def load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, views: Any, encoder: Any,
+         method: Callable | None) -> tuple[Run, Inputs, list[str]]:
     """The run with its data, as the workdir holds it to; how its batches are made; and notes."""
     mesh, notes = sharding.make_mesh(), []
     views = (views, views) if isinstance(views, View) else views and tuple(views)

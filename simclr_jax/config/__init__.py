@@ -28,7 +28,6 @@ from simclr_jax.config.arguments import (
 )
 from simclr_jax.config.fields import ConfigDict, base_config, view_config
 from simclr_jax.config.recipes import (
-    HOW_TO_CHANGE_METHOD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     augment_config,
@@ -41,7 +40,7 @@ from simclr_jax.config.recipes import (
     use_multi_crop,
 )
 
-__all__ = ['ConfigDict', 'HOW_TO_CHANGE_METHOD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'augment_config',
+__all__ = ['ConfigDict', 'IMAGENET_MEAN', 'IMAGENET_STD', 'augment_config',
            'base_config', 'byol_augment', 'check_profile_steps', 'check_values', 'describe', 'flatten',
            'for_short_runs', 'kind_of', 'load_recipe', 'moco_augment', 'nearest_field', 'no_such_field',
            'parse_argument', 'recipe_name', 'recipe_path', 'recipes_here', 'resize_as_torchvision',

@@ -6,6 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+HOW_TO_CHANGE_METHOD = (
+    'A method has its own settings and heads, so that method.name alone does not change it: take its recipe '
+    '(--config=byol), the argument `method` of one that has it (--config=smoke:method=byol), or call '
+    "simclr_jax.config.use_method(config, 'byol') in a recipe file.")
+
 
 def is_path(name: str) -> bool:
     """Whether `name` is of the form `package.module:Name`: dots, letters, digits and one colon."""

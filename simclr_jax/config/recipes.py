@@ -71,10 +71,6 @@ _METHODS['sup_con'] = ({**_METHODS['simclr'][0], 'loss': 'sup_con'},
 _METHODS['simclr_memory'] = ({**_METHODS['moco_v2'][0], 'temperature': 0.1, 'symmetric': True, 'batch_negatives': True},
                              {}, {'mode': 'none'})
 METHODS = tuple(_METHODS)
-HOW_TO_CHANGE_METHOD = (
-    'A method has its own settings and heads, so that method.name alone does not change it: take its recipe '
-    '(--config=byol), the argument `method` of one that has it (--config=smoke:method=byol), or call '
-    "simclr_jax.config.use_method(config, 'byol') in a recipe file.")
 
 
 def use_method(config: ConfigDict, name: str, **head: Any) -> None:

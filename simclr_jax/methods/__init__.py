@@ -3,8 +3,7 @@
 import inspect
 from collections.abc import Callable
 
-from simclr_jax.config import HOW_TO_CHANGE_METHOD
-from simclr_jax.config.names import is_path, resolve
+from simclr_jax.config.names import HOW_TO_CHANGE_METHOD, is_path, resolve
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.byol import byol
 from simclr_jax.methods.instance_discrimination import instance_discrimination
