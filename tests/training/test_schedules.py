@@ -36,7 +36,7 @@ def test_cifar10_recipe():
 
 def test_learning_rate_without_scaling():
     assert scaled_learning_rate(0.1, 4096, 'none') == 0.1
-    with pytest.raises(ValueError, match="'cubic': choose 'linear', 'sqrt' or 'none'"):
+    with pytest.raises(ValueError, match="is 'cubic' .optimizer.scaling.: it takes linear, sqrt or none"):
         scaled_learning_rate(0.1, 4096, 'cubic')
 
 
