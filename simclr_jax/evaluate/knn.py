@@ -93,6 +93,7 @@ def nearest_neighbours(train: Features, queries: np.ndarray, *, k: int, without:
             if on_cpu:
                 rows = product.Rows(block, scale, pool)
                 list(pool.map(lambda tile: keep(rows.products(mine[tile]), similarity[tile], row[tile]), tiles))
+                del rows        # before the next ones are packed
                 continue
             on_device = jnp.asarray(block * scale[:, None])
             for tile in tiles:
