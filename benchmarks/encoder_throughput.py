@@ -32,9 +32,14 @@ from simclr_jax.weights.write.torch import write_torch
 from tests.weights.random_weights import random_imported  # noqa: E402
 
 
+def _resnet(depth):
+    fields = base_config().encoder.to_dict() | {'depth': depth}
+    return {name: value for name, value in fields.items() if name not in ('name', 'arguments')}
+
+
 def contenders(depth: int, batch: int, directory: str, compiled: bool) -> dict:
     """{name: a function of nothing that returns features [B, D] as numpy}."""
-    imported = random_imported(base_config().encoder.to_dict() | {'depth': depth}, image_size=224,
+    imported = random_imported(_resnet(depth), image_size=224,
                                crop_proportion=0.875, mean=(0.0,) * 3, std=(1.0,) * 3)
     write_flax(f'{directory}/encoder.flax.safetensors', imported)
     write_torch(directory, imported)

@@ -1,7 +1,9 @@
 """The published tables of memory, time and traffic, planned and measured, and of exported weights; see tables.py."""
 
 import math
+import statistics
 
+from ratios import lines as ratio_lines
 from table_cells import only, read, sent, small, table, table_of
 from tables_learning import METHODS
 
@@ -174,6 +176,14 @@ def train_step_64():
     return _train_step('resnet18-64')
 
 
+def train_step_kept_16():
+    return _train_step('kept resnet18-16')
+
+
+def train_step_kept_64():
+    return _train_step('kept resnet18-64')
+
+
 def train_step_50():
     return _train_step('resnet50')
 
@@ -199,6 +209,17 @@ def train_step_layers():
     return table(head, [[name, *values] for name, values in cells.items()])
 
 
+def start():
+    seconds = read('start')['seconds']
+    trees = list(dict.fromkeys(name for row in seconds.values() for name in row))
+
+    def spread(values):
+        return f'{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})' if values else ''
+
+    return table(['processor seconds', *trees], [
+        [what, *(spread(row.get(name)) for name in trees)] for what, row in seconds.items()])
+
+
 def encoder_throughput():
     return table_of(only('encoder_throughput'), ('', '{contender}'), ('images/s', '{images_per_second:.1f}'),
                     ('x the best of PyTorch', '{ratio:.2f}'))
@@ -206,8 +227,13 @@ def encoder_throughput():
 
 def knn():
     return table(['', 'wall s', 'CPU s'], [
-        [name, f'{min(row["seconds"]):.1f}', f'{min(row["cpu_seconds"]):.1f}']
+        [name, f'{statistics.median(row["seconds"]):.1f}', f'{statistics.median(row["cpu_seconds"]):.1f}']
         for name, row in only('knn').items()])
+
+
+def ratios():
+    return table(['', 'best peer', 'before', 'now'], [
+        [what, peer, f'{before:.2f}' if before else '', f'{now:.2f}'] for what, now, before, peer in ratio_lines()])
 
 
 def growth():
@@ -223,6 +249,16 @@ def growth():
                       f'{(last["peak_mib"] - tenth["peak_mib"]) * 2 ** 20 / 900_000:.0f}' if tenth else ''])
     return table(['processor s of', *(f'{size:,}' for size in sizes), 'slope of the last tenfold', 'peak MiB',
                   'bytes a further image'], lines)
+
+
+def growth_steps():
+    names = {'step': 'batch of 64, images in memory', 'batch': 'of 8,192 images, batch',
+             'devices': 'batch of 512, simulated devices'}
+    found = read('growth')
+    return table_of(
+        [row | {'what': f'{name}: {row["size"]:,}'} for kind, name in names.items() for row in found[kind]['rows']],
+        ('a step', '{what}'), ('processor ms', '{cpu_s:.1f ms}'),
+        ('temporaries of all devices, MiB', '{compiled_mib:.0f}'), ('peak of the process, MiB', '{peak_mib:,}'))
 
 
 # Weights
