@@ -9,7 +9,6 @@ benchmarks/decoders.json.
 """
 
 import argparse
-import importlib.metadata
 import io
 import json
 import os
@@ -24,7 +23,7 @@ os.environ |= {'TF_CPP_MIN_LOG_LEVEL': '2', 'JAX_PLATFORMS': 'cpu'}
 
 import numpy as np
 from PIL import Image
-from smoke import processor
+from smoke import processor, versions
 
 from simclr_jax.config import augment_config
 from simclr_jax.data import jpeg
@@ -136,14 +135,8 @@ def main():
     sizes = [jpeg.plain_size(data, 1 << 30) for data in encoded]
     files = [(data, size, part_of(number, size)) for number, (data, size) in enumerate(zip(encoded, sizes))]
     rows = measure(files, options.rounds)
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     parts = [box[2] * box[3] / np.prod(size) for _, size, box in files]
-    report = {'machine': f'one core, {processor()}', 'versions': versions, 'files': len(files),
+    report = {'machine': f'one core, {processor()}', 'versions': versions(PACKAGES), 'files': len(files),
               'part': round(float(np.mean(parts)), 3), 'rows': rows}
     (ROOT / 'benchmarks/decoders.json').write_text(json.dumps(report, indent=1) + '\n')
     for row in rows:

@@ -27,7 +27,6 @@ settings left out keep their rows.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
@@ -41,7 +40,7 @@ import tempfile
 import time
 
 import numpy as np
-from smoke import processor
+from smoke import processor, versions
 
 ROOT = pathlib.Path(__file__).parent.parent
 PHOTO_CONTENDERS = ['official', 'PIL', 'OpenCV', 'albumentations', 'kornia', 'ours views']
@@ -70,13 +69,7 @@ def serve(batches, threads, **facts):
         threads: how many it may use, for the table.
         facts: for the row of the JSON.
     """
-    versions = {}
-    for name in VERSIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    print(json.dumps({'threads': threads, 'versions': versions, **facts}), flush=True)
+    print(json.dumps({'threads': threads, 'versions': versions(VERSIONS), **facts}), flush=True)
     cpu_end = time.process_time()
     while line := sys.stdin.readline():
         wanted, made = int(line), 0

@@ -8,6 +8,7 @@ benchmarks/smoke.json, from which benchmarks/tables.py writes README.md and docs
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -33,9 +34,13 @@ def processor():
         return platform.processor() or platform.machine()
 
 
-def versions():
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {'python': platform.python_version(), **found}
+def versions(packages=PACKAGES):
+    """Of Python and of those packages that are installed."""
+    found = {'python': platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def main():

@@ -25,7 +25,7 @@ _BLOCK = 32     # pixels, at most: a box is read from the left edge of a block o
 
 
 def plain_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that `box` can read, None of anything else.
+    """(height, width) of a JPEG that `read_box` can read, None of anything else.
 
     That is: whole, grey or of three channels of 8 bits, not to be turned, of at most `max_pixels`.
     """
