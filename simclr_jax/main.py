@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
         check_values(config)
         task = _task(config.task)
         workdir = _WORKDIR.value or ''
-        storage.check_local_workdir(workdir)
+        writes_elsewhere = {'export': config.export.dir, 'embed': config.embed.file}.get(config.task)
+        storage.check_local_workdir(workdir, is_written=not writes_elsewhere)
         workdir = storage.absolute(workdir)
         if config.keep_freed_memory:
             from simclr_jax.runtime.memory import keep_freed_memory
@@ -91,7 +92,8 @@ def main(argv: list[str]) -> None:
             print(describe(config), end='\n\n', flush=True)
             if warning:
                 print(f'warning: {warning}', file=sys.stderr, flush=True)
-        storage.check_workdir(workdir)
+        if storage.is_remote(workdir):
+            storage.check_workdir(workdir)
         task(config, workdir)
     except KeyboardInterrupt:
         if processes:

@@ -304,8 +304,11 @@ def user_cache(name: str) -> str:
     return os.path.join(root, 'simclr_jax', name)
 
 
-def check_local_workdir(path: Path) -> None:
-    """That a local path can be the directory of a run; nothing is made. ValueError, OSError: it cannot."""
+def check_local_workdir(path: Path, *, is_written: bool = True) -> None:
+    """That a local path can be the directory of a run; nothing is made. ValueError, OSError: it cannot.
+
+    is_written: False for what only reads there, and writes elsewhere.
+    """
     if not os.fspath(path):
         raise ValueError('--workdir is empty: give the directory of the run, such as runs/mine.')
     if is_remote(path):
@@ -316,7 +319,10 @@ def check_local_workdir(path: Path) -> None:
     if not os.path.isdir(above):
         raise NotADirectoryError(f"--workdir={path} cannot be the directory of a run: '{above}' is a file, or a link "
                                  'that leads to no directory.')
-    if above != os.path.abspath(path) and not os.access(above, os.W_OK | os.X_OK):
+    if is_written and not os.access(above, os.W_OK | os.X_OK):
+        if above == os.path.abspath(path):
+            raise PermissionError(f"--workdir={path} may not be written to: give another; a task finds the run in this "
+                                  f"one by its field, such as --config.linear.pretrained={path}.")
         raise PermissionError(f"--workdir={path} cannot be made: '{above}' may not be written to.")
 
 

@@ -1,9 +1,11 @@
 """What a user gets wrong ends in one sentence that names it, a status that is not 0, and no files."""
 
+import ctypes
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -91,6 +93,19 @@ def test_a_workdir_that_cannot_be_is_named_before_jax_starts(arguments, sentence
     done = run_main(*arguments)
     assert done.returncode == 1 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
     assert sentence in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'knn', 'search', 'plan', 'export'])
+def test_a_workdir_that_may_not_be_written_to_is_named_before_anything_is_done(task, command):
+    with tempfile.TemporaryDirectory() as workdir:
+        os.chmod(workdir, 0o555)
+        argv, options = command(SMOKE, f'--config.task={task}', f'--workdir={workdir}')
+        if os.geteuid() == 0:       # who may write anywhere, but for this: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE
+            options['preexec_fn'] = lambda: ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+        done = subprocess.run(argv, **options)
+        assert done.returncode == 1 and not done.stdout and not os.listdir(workdir)
+        assert done.stderr == (f'error: --workdir={workdir} may not be written to: give another; a task finds the '
+                               f'run in this one by its field, such as --config.linear.pretrained={workdir}.\n')
 
 
 @pytest.mark.parametrize('text, sentence', [

@@ -13,7 +13,7 @@ from simclr_jax.data import loading
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.evaluate.accuracies import is_labelled, unchanged
 from simclr_jax.evaluate.features import Encode, Features, encode_source, raw_pixels
-from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained, path_of
+from simclr_jax.evaluate.pretrained import Pretrained, load_of_task, naming_fields, path_of
 from simclr_jax.models.folding import fold, folded
 from simclr_jax.runtime import sharding
 from simclr_jax.training.steps import make_encode
@@ -101,13 +101,8 @@ def load_evaluated(settings: ConfigDict, workdir: str, block: str, module: nn.Mo
         FileNotFoundError, ValueError: no such encoder, checkpoint or layer.
     """
     path = path_of(settings, workdir)
-    try:
-        pretrained = load_pretrained(path, settings.checkpoint, settings.encoder, encoder=module)
-        return make_evaluated(pretrained, layer=settings.layer, path=path)
-    except (ValueError, FileNotFoundError) as error:
-        if not str(error).startswith(('checkpoint is', 'layer is')):
-            raise
-        raise type(error)(f'{block}.{error}') from None
+    with naming_fields(block):
+        return make_evaluated(load_of_task(settings, path, block, module), layer=settings.layer, path=path)
 
 
 def make_evaluated(pretrained: Pretrained, *, layer: int, mesh: jax.sharding.Mesh | None = None, path: str = ''

@@ -1,6 +1,8 @@
 """A trained encoder from its workdir or a file of weights, with the preprocessing it was trained with."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -62,12 +64,32 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
         raise FileNotFoundError(f'{path} is empty: it is not a workdir of simclr_jax and holds no weights.')
     imported = read_weights(path)
     if which != 'last' or network == 'target':
-        raise ValueError(f'{path} is a file of weights: it has one network and no steps. Leave checkpoint '
-                         'and encoder as they are.')
+        name, value = ('checkpoint', which) if which != 'last' else ('network', network)
+        raise ValueError(f'{name} is {value!r}: {path} is a file of weights, with one network and no steps. Leave '
+                         f'{name} as it is.')
     config = file_config(imported)
     module, initial = _network(config, encoder)
     return Pretrained(config, module, imported.variables, initial, int(imported.card.get('step') or 0),
                       'online', imported.source, imported.card, imported.classifier)
+
+
+@contextlib.contextmanager
+def naming_fields(block: str) -> Iterator[None]:
+    """Errors of `load_pretrained` and `layer` name the fields of a task's block that the values came from."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        argument, is_named, rest = str(error).partition(' is ')
+        fields = {'checkpoint': 'checkpoint', 'network': 'encoder', 'layer': 'layer'}
+        if not is_named or argument not in fields:
+            raise
+        raise type(error)(f'{block}.{fields[argument]} is {rest}') from None
+
+
+def load_of_task(settings: ConfigDict, path: str, block: str, encoder: nn.Module | None = None) -> Pretrained:
+    """`load_pretrained` with `checkpoint` and `encoder` of a task's block, which its errors name."""
+    with naming_fields(block):
+        return load_pretrained(path, settings.checkpoint, settings.encoder, encoder=encoder)
 
 
 def path_of(settings: ConfigDict, workdir: str) -> str:
@@ -149,8 +171,8 @@ def _find_step(checkpointer: checkpoint.Checkpointer, which: str, workdir: str) 
     if which == 'best':
         step = checkpointer.best_step()
         if step is None:
-            raise FileNotFoundError(f'No checkpoint in {workdir} has a kNN accuracy: '
-                                    'ask for the last one, or for a step.')
+            raise FileNotFoundError(f"checkpoint is 'best': none in {workdir} has a kNN accuracy; ask for the last "
+                                    'one, or for a step.')
         return step
     if not str(which).isdigit():
         raise ValueError(f'checkpoint is {which!r}: it takes \'last\', \'best\' or the number of a step.')

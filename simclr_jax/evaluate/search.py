@@ -14,7 +14,7 @@ from simclr_jax.evaluate.embed import Embedded, check_same_encoder, read_feature
 from simclr_jax.evaluate.evaluated import make_evaluated
 from simclr_jax.evaluate.features import Features, preprocessing_of
 from simclr_jax.evaluate.knn import nearest_neighbours
-from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.evaluate.pretrained import Pretrained, load_of_task, load_pretrained
 from simclr_jax.report.tables import write_csv
 from simclr_jax.runlog.progress import plain_table
 from simclr_jax.runtime import sharding
@@ -102,7 +102,7 @@ def _checked_queries(named) -> list[str]:
 def _load_encoder(settings: ConfigDict, metadata: dict, workdir: str, module: nn.Module | None) -> Pretrained:
     """The encoder that the file names, at the step it names, unless another is asked for."""
     if settings.pretrained:
-        return load_pretrained(settings.pretrained, settings.checkpoint, settings.encoder, encoder=module)
+        return load_of_task(settings, settings.pretrained, 'search', module)
     made_by = metadata['encoder']
     path = made_by['path']
     if not (hub.is_hub(path) or storage.exists(path)):

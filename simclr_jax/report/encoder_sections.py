@@ -13,7 +13,7 @@ from simclr_jax.data.progress_bar import progress_bar
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.evaluated import data_options, make_evaluated
 from simclr_jax.evaluate.knn import vote
-from simclr_jax.evaluate.pretrained import Pretrained, load_pretrained
+from simclr_jax.evaluate.pretrained import Pretrained, load_of_task
 from simclr_jax.report import analysis, charts, images, page
 from simclr_jax.report.page import Cell, Figures, Section
 from simclr_jax.runtime import sharding
@@ -61,7 +61,7 @@ def sections(figures: Figures, config: ConfigDict, path: str, pretrained: Pretra
     """
     settings, seed = config.report, config.seed
     try:
-        pretrained = pretrained or load_pretrained(path, settings.checkpoint, settings.encoder)
+        pretrained = pretrained or load_of_task(settings, path, 'report')
         if len(pretrained.config.augment.mean) != 3:
             raise ValueError(f'its images have {len(pretrained.config.augment.mean)} channels, and what is drawn here '
                              'is RGB')

@@ -9,7 +9,7 @@ import jax
 import simclr_jax
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
-from simclr_jax.evaluate.pretrained import load_pretrained, path_of
+from simclr_jax.evaluate.pretrained import load_of_task, path_of
 from simclr_jax.report import workdir as records
 from simclr_jax.training.workdir import load_config
 
@@ -41,14 +41,13 @@ def report(config: ConfigDict, workdir: str, *, encoder: Any = None) -> str:
     is_run = path == workdir or storage.exists(os.path.join(path, 'config.json'))
     if is_run:
         run = load_config(path)
-        pretrained = None if encoder is None else load_pretrained(
-            path, settings.checkpoint, settings.encoder, encoder=encoder)
+        pretrained = None if encoder is None else load_of_task(settings, path, 'report', encoder)
         name, notes = (run.get('method') or {}).get('name', 'A run'), records.read_text(path, 'log.txt')
         rows = records.read_rows(path, 'metrics.jsonl')
         sections = {'The run': run_sections.run(path, run, rows),
                     'Curves': run_sections.curves(figures, rows, notes)}
     else:
-        pretrained = load_pretrained(path, settings.checkpoint, settings.encoder, encoder=encoder)
+        pretrained = load_of_task(settings, path, 'report', encoder)
         run, name = pretrained.config.to_dict(), pretrained.source
         sections = {'The encoder': run_sections.file_of_weights(path, run)}
     sections['Evaluation'] = run_sections.evaluation(figures, dict.fromkeys((path, workdir)))

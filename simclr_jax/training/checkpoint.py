@@ -270,9 +270,10 @@ class Checkpointer:
         """
         step, stored = self._stored_tree(step)
         if network not in ('online', 'target'):
-            raise ValueError(f"there is no network {network!r}: choose 'online' or 'target'.")
+            raise ValueError(f"network is {network!r}: it takes 'online' or 'target'.")
         if network == 'target' and 'target' not in (stored.get('method_state') or {}):
-            raise ValueError(f'the run in {self._workdir} has no target network, only an online one.')
+            raise ValueError(f"network is 'target': the run in {self._workdir} has no target network, only an online "
+                             'one.')
 
         def wanted(tree):
             return {name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree[name])

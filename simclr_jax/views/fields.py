@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
@@ -46,6 +46,18 @@ def _one_of(*names: str | bool) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in names, 'one of ' + ', '.join(map(repr, names))
 
 
+def _names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _check_names(what: str, given: Mapping, valid: Iterable[str], required: Any = ()) -> None:
+    for names, problem in ((set(given) - set(valid), 'Unknown'),
+                           (set(required) - set(given), 'Missing')):
+        if names:
+            raise ValueError(f'{problem} {what}: {", ".join(sorted(names))}; '
+                             f'valid names are {", ".join(valid)}.')
+
+
 _FACTOR = _between(0, 1, '; above 1 the least factor, 1 - strength, would be negative')
 
 
@@ -58,6 +70,10 @@ class Operation:
 
     def __init_subclass__(cls):
         cls.name = cls.__name__.lower()
+
+    def __new__(cls, *_: Any, **fields: Any):
+        _check_names(f'field of augmentation {cls.name!r}', fields, _names(cls))
+        return super().__new__(cls)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -199,7 +215,7 @@ class View:
     traceable by JAX, in the order in which they run; on the device only.
 
     Raises:
-        ValueError: with one sentence, for a value out of range, or what is no operation or function.
+        ValueError: with one sentence, for an unknown name, a value out of range, or what is no operation or function.
 
     >>> import simclr_jax
     >>> view = simclr_jax.View.simclr(strength=0.5, blur=False).replace(solarize={'probability': 0.2})
@@ -218,6 +234,10 @@ class View:
     solarize: Solarize = Solarize(0.0)
     cutout: Cutout = Cutout(0.0)
     extra: tuple[Callable, ...] = ()
+
+    def __new__(cls, *_: Any, **fields: Any):
+        _check_names('augmentation', fields, _names(cls))
+        return super().__new__(cls)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -322,13 +342,5 @@ OPS: dict[str, type[Operation]] = {field.name: type(field.default) for field in 
 
 
 def _operation(name: str, fields: Any) -> Operation:
-    _check_names(f'field of augmentation {name!r}', fields, OPS[name].__dataclass_fields__, ['probability'])
+    _check_names(f'field of augmentation {name!r}', fields, _names(OPS[name]), ['probability'])
     return OPS[name](**fields)
-
-
-def _check_names(what: str, given: Mapping, valid: Mapping, required: Any = ()) -> None:
-    for names, problem in ((set(given) - set(valid), 'Unknown'),
-                           (set(required) - set(given), 'Missing')):
-        if names:
-            raise ValueError(f'{problem} {what}: {", ".join(sorted(names))}; '
-                             f'valid names are {", ".join(valid)}.')

@@ -11,11 +11,13 @@ from simclr_jax.data.arrays import shapes_source
 from simclr_jax.evaluate.accuracies import unchanged
 from simclr_jax.evaluate.classifier_training import accuracies, labelled_crops
 from simclr_jax.evaluate.evaluated import load_evaluated
+from simclr_jax.evaluate.knn_task import knn
 from simclr_jax.evaluate.linear import fit_classifier, linear
 from simclr_jax.evaluate.logistic import L2_VALUES
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.runtime import sharding
 from simclr_jax.train import pretrain
+from simclr_jax.weights.write.export import export
 from tests.evaluate.runs import small_config, task_config
 
 
@@ -109,6 +111,17 @@ def test_best_last_and_numbered_checkpoints_are_found(workdir):
         load_pretrained(workdir, '7')
     with pytest.raises(ValueError, match="'newest'"):
         load_pretrained(workdir, 'newest')
+
+
+@pytest.mark.parametrize('name, value, sentence', [
+    ('checkpoint', '7', 'is 7: .* has checkpoints'), ('checkpoint', 'newest', "is 'newest': it takes 'last'"),
+    ('encoder', 'target', "is 'target': the run in .* has no target network"),
+    ('encoder', 'student', "is 'student': it takes 'online' or 'target'")])
+@pytest.mark.parametrize('task, run', [('linear', linear), ('knn', knn), ('export', export)])
+def test_a_wrong_checkpoint_or_network_is_named_with_its_field(task, run, name, value, sentence, workdir, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=f'^{task}.{name} {sentence}'):
+        run(task_config(task, workdir, **{name: value}), str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_set_without_labels_is_refused(workdir, tmp_path):

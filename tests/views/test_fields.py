@@ -35,6 +35,10 @@ def test_a_view_is_checked_however_it_is_made():
         Blur(0.5, sigma=(0.0, 2.0))
     with pytest.raises(ValueError, match='crop.aspect must be a pair'):
         dataclasses.replace(Crop(1.0), aspect=1.0)
+    with pytest.raises(ValueError, match="Unknown field of augmentation 'blur': sigmaa; valid names are probability"):
+        Blur(0.5, sigmaa=(0.1, 2.0))     # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValueError, match='Unknown augmentation: blurr; valid names are crop, flip'):
+        View(blurr=Blur(0.5))       # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match=r'flip of a View must be Flip\(...\); got 0.5'):
         View(flip=0.5)
     with pytest.raises(ValueError, match="extra of a View must hold functions of .*got 'a.b:c'"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
-from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_pretrained, path_of
+from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_of_task, path_of
 from simclr_jax.evaluate.results import metric_title
 from simclr_jax.report.workdir import read_rows, read_versions
 from simclr_jax.runlog.writer import plain_table
@@ -45,7 +45,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
     if settings.push_to_hub:
         hub.check_push(settings.push_to_hub)
     source = path_of(settings, workdir)
-    pretrained = load_pretrained(source, settings.checkpoint, settings.encoder)
+    pretrained = load_of_task(settings, source, 'export')
     channels = len(pretrained.config.augment.mean)
     if channels != 3:
         raise ValueError(f'The encoder takes images of {channels} channels, and files of weights are for RGB: use '
