@@ -32,7 +32,7 @@ from simclr_jax.evaluate.evaluators import (
     make_evaluators,
     split_by_schedule,
 )
-from simclr_jax.evaluate.floors import measure_floors
+from simclr_jax.evaluate.floors import Floors
 from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.init_from import start_from
 from simclr_jax.evaluate.introduction import faster_input, finished, introduction, skipped_files
@@ -203,18 +203,19 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     with checkpointer, writer, batches, profiler:
         warmup = _warmup_steps(config, run.train_source.num_examples, num_steps)[1]
         writer.note(*filter(None, (*damage, *notes, *introduction(run, network, state.params, num_steps), warmup)))
-        floors: Callable[[], dict[str, dict[str, float]]] = dict
-        if run.is_measurable:
-            at(-1, 'the evaluation before training', math.inf)
-            floor, floors = measure_floors(run, encode, init_state, writer.note)
-            evaluators = [HeldOutKnn(run, floor), *evaluators]
+        floors = Floors(run, encode, init_state, writer.note) if run.is_measurable else None
+        if floors:
+            evaluators = [HeldOutKnn(run), floors, *evaluators]
+            if config.init_from:
+                at(-1, 'the evaluation before training', math.inf)
+                floors.of_init_from()
         evaluators = [Health(network, inputs.make_prepare(mesh), config.log.every_steps), *evaluators]
         state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
                        evaluators=evaluators, writer=writer, log=log, profiler=profiler, checkpointer=checkpointer,
                        lock=lock)
         writer.note(*skipped_files(run))
-        results = floors()
-        if run.is_measurable:
+        results = floors.of_results() if floors else {}
+        if floors:
             _report(run, writer, results, functools.partial(encode, state.variables(config.eval.encoder)), num_steps)
         writer.note(finished(run, num_steps))
         return results
@@ -252,10 +253,10 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
             interrupted, found = interruption.arrived(step), {}
             called = [evaluator for evaluator, every_epochs in of_epochs if due(step, every_epochs) and not interrupted]
             if called:
-                at(step + 0.25, f'the evaluation after step {step:,}', _SLOW)
                 log.flush()
                 with writer.pause(), jax.transfer_guard('allow'):
                     for evaluator in called:
+                        at(step + 0.25, f'the evaluation after step {step:,}', _SLOW)
                         found |= evaluator(encode_state(state, batch), step)
                 writer.write(step, found)
                 log.restart(step)

@@ -9,7 +9,7 @@ import numpy as np
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import batches
 from simclr_jax.data.source import Source, Streamed, take_rows
-from simclr_jax.evaluate.features import Encode, Features, encode_source, take
+from simclr_jax.evaluate.features import Encode, encode_source, take
 from simclr_jax.evaluate.knn import knn_accuracies, knn_accuracy
 from simclr_jax.evaluate.logistic import logistic_accuracy
 from simclr_jax.evaluate.subsets import heldout_rows
@@ -52,12 +52,11 @@ def num_labelled(source: Source) -> int:
 
 
 def frozen_accuracies(encode: Encode, train_source: Source, test_source: Source, config: ConfigDict,
-                      mesh: jax.sharding.Mesh, *, linear: bool, held_out: bool = False,
-                      advance: Callable[[], None] = lambda: None) -> dict[str, float]:
+                      mesh: jax.sharding.Mesh, *, linear: bool, advance: Callable[[], None] = lambda: None
+                      ) -> dict[str, float]:
     """`knn_accuracy` and, if `linear`, `linear_accuracy`: top-1 on the test split, in [0, 1].
 
-    The classifiers see the training split's features and labels alone. `held_out` adds
-    `heldout_knn_accuracy`, that of `heldout_accuracy`. `advance` is called once for each image.
+    The classifiers see the training split's features and labels alone. `advance` is called once for each image.
     """
     train, test = (encode_source(encode, source, config, mesh, advance=advance)[0]
                    for source in (train_source, test_source))
@@ -66,10 +65,6 @@ def frozen_accuracies(encode: Encode, train_source: Source, test_source: Source,
                                             temperature=config.eval.knn_temperature)}
     if linear:
         results['linear_accuracy'] = logistic_accuracy(train, test, num_classes=num_classes)
-    if held_out:
-        is_whole = of_large_set(train_source, config) is train_source
-        results['heldout_knn_accuracy'] = (_heldout_accuracy(train, config, num_classes) if is_whole else
-                                           heldout_accuracy(encode, train_source, config, mesh))
     return results
 
 
@@ -82,13 +77,9 @@ def heldout_accuracy(encode: Encode, train_source: Source, config: ConfigDict, m
     `eval.knn_max_images` a random part stands for all (see `of_large_set`).
     """
     train, _ = encode_source(encode, of_large_set(train_source, config), config, mesh)
-    return _heldout_accuracy(train, config, train_source.num_classes)
-
-
-def _heldout_accuracy(train: Features, config: ConfigDict, num_classes: int) -> float:
     held_out = heldout_rows(len(train.labels), config.seed, at_most=_MOST_HELD_OUT)[1]
     k = config.eval.knn_k
-    return knn_accuracies(train, take(train, held_out), num_classes=num_classes, ks=[k],
+    return knn_accuracies(train, take(train, held_out), num_classes=train_source.num_classes, ks=[k],
                           temperature=config.eval.knn_temperature, without=held_out)[k]
 
 

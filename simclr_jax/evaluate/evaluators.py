@@ -63,15 +63,14 @@ class Run(NamedTuple):
 
 
 class HeldOutKnn:
-    """`knn_accuracy` on held-out training images, what checkpoints are chosen by, beside its `knn_floor`."""
+    """`knn_accuracy` on held-out training images, what checkpoints are chosen by."""
 
-    def __init__(self, run: Run, floor: float):
-        self.every_epochs = run.config.eval.knn_every_epochs
-        self._run, self._floor = run, floor
+    def __init__(self, run: Run):
+        self._run, self.every_epochs = run, run.config.eval.knn_every_epochs
 
     def __call__(self, encode: StepEncoder, step: int) -> Metrics:
         accuracy = heldout_accuracy(encode, self._run.train_source, self._run.config, self._run.mesh)
-        return {'knn_accuracy': accuracy, 'knn_floor': self._floor}
+        return {'knn_accuracy': accuracy}
 
 
 class Health:

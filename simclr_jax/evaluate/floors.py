@@ -1,101 +1,100 @@
-"""What the evaluations of a run say before any training: made once, and kept in workdir/floors.json."""
+"""What an encoder scores before any training: measured when it is asked for, and kept in workdir/floors.json."""
 
 import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from simclr_jax import storage
 from simclr_jax.evaluate.accuracies import frozen_accuracies, heldout_accuracy, of_large_set
-from simclr_jax.evaluate.evaluators import Run
+from simclr_jax.evaluate.evaluators import Metrics, Run, StepEncoder
 from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.init_from import start_from
 from simclr_jax.runlog.progress import noting_length
 from simclr_jax.runtime import sharding
 
-Metrics = dict[str, float]
+_HELDOUT = 'heldout_knn_accuracy'
+_SETTINGS = ('encoder', 'layer', 'crop_proportion', 'knn_k', 'knn_temperature', 'knn_max_images', 'linear_at_end')
 
 
 class Floors:
-    """The floors of a run, by name; those kept for other settings are forgotten.
+    """The floors of a run; as an evaluator `knn_floor`, beside the `knn_accuracy` of `HeldOutKnn`.
+
+    Each is measured once. Those kept for other settings are forgotten.
 
     Args:
-        workdir: of the run, which need not be there yet.
-        settings: what the floors depend on beside the config that a workdir holds to: JSON values.
-        is_lead: other processes write nothing. All read when this is made, before one of them writes.
+        run: with labels. Its floors.json is read now, before any process writes it.
+        encode: (variables, images) -> features.
+        init_state: () -> the state before any training.
+        note: of what is measured, and of how long it takes, if that is long.
     """
 
-    def __init__(self, workdir: str, settings: Mapping[str, Any], *, is_lead: bool):
-        self._path, self._is_lead = os.path.join(workdir, 'floors.json'), is_lead
+    def __init__(self, run: Run, encode: Callable, init_state: Callable, note: Callable[[str], None]):
+        self.every_epochs = run.config.eval.knn_every_epochs
+        self._run, self._encode, self._note = run, encode, note
+        self._starts = {'random': init_state}
+        if run.config.init_from:
+            self._starts['init_from'] = lambda: start_from(init_state(), run.config)[0]
+        assert run.test_source is not None
+        self._sources = run.train_source, run.test_source
+        settings = {'eval': {name: run.config.eval[name] for name in _SETTINGS},
+                    'data': [[source.name, source.split, source.fingerprint()] for source in self._sources]}
         self._settings = json.loads(json.dumps(settings))       # as it will be read back
-        self._kept: dict[str, Metrics] = {}
+        self._path, self._kept = os.path.join(run.workdir, 'floors.json'), {}
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):   # none, or cut short
             found = json.loads(storage.read_bytes(self._path))
             self._kept = found['floors'] if found['settings'] == self._settings else {}
 
-    def get(self, name: str, make: Callable[[], Metrics]) -> Metrics:
-        """The floor of this name, by `make` where it is not known yet."""
+    def __call__(self, encode: StepEncoder | None, step: int) -> Metrics:
+        """`knn_floor`: kNN of the encoder that training starts from, as `heldout_accuracy` has it."""
+        config, source = self._run.config, self._run.train_source
+        name, where = [*self._starts][-1], 'encoder of init_from' if config.init_from else 'random encoder'
+
+        def measure():
+            count = of_large_set(source, config).num_examples
+            self._note(f'Measuring the {where} on {count:,} training images, for the floor.')
+            return {_HELDOUT: heldout_accuracy(self._encoder(name), source, config, self._run.mesh)}
+
+        kept = self._kept.get(name, {})
+        floor = kept if _HELDOUT in kept else self._once(f'{name}, held out', measure)      # of earlier versions
+        return {'knn_floor': floor[_HELDOUT]}
+
+    def of_results(self) -> dict[str, dict[str, float]]:
+        """{'raw pixels' if asked for, 'random', 'init_from' if there is one: `frozen_accuracies`}."""
+        settings, num_images = self._run.config.eval, sum(source.num_examples for source in self._sources)
+
+        def measure(encode, linear):
+            return frozen_accuracies(encode(), *self._sources, self._run.config, self._run.mesh, linear=linear,
+                                     advance=noting_length(num_images, self._note))
+
+        found = {}
+        if settings.pixel_floor:
+            found['raw pixels'] = self._once('raw pixels', lambda: measure(lambda: raw_pixels, False))
+        for name in self._starts:
+            found[name] = self._once(name, functools.partial(
+                measure, functools.partial(self._encoder, name), settings.linear_at_end))
+        # Earlier versions kept the held-out accuracy here too.
+        return {name: {key: value for key, value in accuracies.items() if key != _HELDOUT}
+                for name, accuracies in found.items()}
+
+    def of_init_from(self) -> None:
+        """Measures, before training, what starts from weights that may be others afterwards, or gone.
+
+        But all images of a large set are left to the end: a run begins after `eval.knn_max_images` at most.
+        """
+        self(None, 0)
+        if of_large_set(self._run.train_source, self._run.config) is self._run.train_source:
+            self.of_results()
+
+    def _encoder(self, name: str) -> Callable:
+        return functools.partial(self._encode, self._starts[name]().variables(self._run.config.eval.encoder))
+
+    def _once(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The floor of this name, by `measure` where it is not known yet."""
         if name not in self._kept:
-            self._kept[name] = make()
-            if self._is_lead:
+            self._kept[name] = measure()
+            if sharding.is_lead():
                 floors = {'settings': self._settings, 'floors': self._kept}
                 storage.write_atomically(self._path, json.dumps(floors, indent=2).encode())
         return self._kept[name]
-
-
-def measure_floors(run: Run, encode: Callable, init_state: Callable, note: Callable[[str], None]
-                   ) -> tuple[float, Callable[[], dict[str, Metrics]]]:
-    """(held-out kNN of the encoder that training starts from, () -> the floors of the evaluation at the end).
-
-    The latter are {'raw pixels' if asked for, 'random', 'init_from' if there is one: accuracies}. They are measured
-    at once, on the same features, but of more than `eval.knn_max_images` when they are asked for: a run begins
-    after so many images at most, however large its data set.
-
-    encode: (variables, images) -> features; init_state: () -> the state before any training; note: of
-    what is measured, and of how long it takes, if that is long.
-    """
-    config, settings = run.config, run.config.eval
-    assert run.test_source is not None
-    evaluate = functools.partial(frozen_accuracies, train_source=run.train_source, test_source=run.test_source,
-                                 config=config, mesh=run.mesh)
-    floors = Floors(run.workdir, {
-        'eval': {name: settings[name] for name in ('encoder', 'layer', 'crop_proportion', 'knn_k',
-                                                   'knn_temperature', 'knn_max_images', 'linear_at_end')},
-        'data': [[source.name, source.split, source.fingerprint()]
-                 for source in (run.train_source, run.test_source)]}, is_lead=sharding.is_lead())
-    num_images = run.train_source.num_examples + run.test_source.num_examples
-    is_large = of_large_set(run.train_source, config) is not run.train_source
-    starts = {'random': init_state}
-    if config.init_from:
-        starts['init_from'] = lambda: start_from(init_state(), config)[0]
-
-    def encoder(make: Callable) -> Callable:
-        return functools.partial(encode, make().variables(settings.encoder))
-
-    @functools.cache
-    def of_all() -> dict[str, Metrics]:
-        found = {}
-        if settings.pixel_floor:
-            found['raw pixels'] = floors.get('raw pixels', lambda: evaluate(
-                raw_pixels, linear=False, advance=noting_length(num_images, note)))
-        for name, make in starts.items():
-            found[name] = floors.get(name, lambda: evaluate(
-                encoder(make), linear=settings.linear_at_end, held_out=not is_large,
-                advance=noting_length(num_images, note)))
-        return found
-
-    last, where = [*starts][-1], 'encoder of init_from' if config.init_from else 'random encoder'
-    if is_large:
-        note(f'Measuring the {where} on {settings.knn_max_images:,} training images, for the floor; on all of them, '
-             'and on the test images, at the end.')
-        heldout = floors.get(f'{last}, held out', lambda: {'heldout_knn_accuracy': heldout_accuracy(
-            encoder(starts[last]), run.train_source, config, run.mesh)})
-    else:
-        note(f'Measuring the {where} on the training and test images, for the floor.')
-        heldout = of_all()[last]
-    floor = heldout['heldout_knn_accuracy']
-    note(f'kNN of the {where}: {floor:.4f} on held-out training images, the floor')
-    return floor, lambda: {name: {key: value for key, value in accuracies.items() if key != 'heldout_knn_accuracy'}
-                           for name, accuracies in of_all().items()}

@@ -41,18 +41,21 @@ def test_the_floors_are_encoded_once_and_their_encoder_is_freed(tmp_path):
     assert live == [2]                          # the parameters, and the momentum of the optimiser
 
 
-def test_of_a_large_set_the_floors_of_all_images_are_measured_after_training(tmp_path, monkeypatch, capsys):
-    events, results, real = [], [], floors.frozen_accuracies
+def test_nothing_is_encoded_before_the_first_step_and_all_images_only_after_the_last(tmp_path, monkeypatch, capsys):
+    events, results = [], []
 
-    def said(event, result=dict):
-        events.append(event)
-        return result()
+    def said(event, function):
+        return lambda *args, **rest: (events.append(event), function(*args, **rest))[1]
 
-    monkeypatch.setattr(floors, 'frozen_accuracies', lambda *args, **rest: said('floor', lambda: real(*args, **rest)))
+    monkeypatch.setattr(floors, 'heldout_accuracy', said('held out', floors.heldout_accuracy))
+    monkeypatch.setattr(floors, 'frozen_accuracies', said('all', floors.frozen_accuracies))
+    trained = said('step', lambda encode, step: {})
+    trained.every_steps = 1
     for most, workdir in ((0, 'all'), (50, 'some'), (50, 'some')):
         config = small_config()
+        config.log.every_steps = 1
         config.eval.update({'pixel_floor': True, 'linear_at_end': False, 'knn_max_images': most})
-        results.append(pretrain(config, str(tmp_path / workdir), evaluators=[lambda *_: said('trained')]))
-    assert events == ['floor', 'floor', 'trained', 'trained', 'floor', 'floor']         # and kept for the third
+        results.append(pretrain(config, str(tmp_path / workdir), evaluators=[trained]))
+    assert events == ['step', 'step', 'held out', 'all', 'all'] * 2         # and kept for the third
     assert results[0] == results[1] == results[2] and list(results[0]) == ['raw pixels', 'random', 'pretrained']
-    assert capsys.readouterr().out.count('on 50 training images, for the floor') == 2
+    assert capsys.readouterr().out.count('on 50 training images, for the floor') == 1

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -67,6 +68,17 @@ def test_a_file_of_weights_is_a_start_with_its_floor(suffix, first, tmp_path, ca
     lines = [json.loads(line) for line in (tmp_path / 'w' / 'results.jsonl').read_text().splitlines()]
     assert [line['encoder'] for line in lines] == ['raw pixels', 'random', 'init_from', 'pretrained']
     assert lines[2]['knn_accuracy'] == pytest.approx(results['pretrained']['knn_accuracy'], abs=1.5 / 40)
+
+
+def test_the_weights_that_a_run_starts_from_may_go_while_it_trains(first, tmp_path):
+    weights = shutil.copytree(first[0], tmp_path / 'weights')
+
+    def remove(encode, step):
+        shutil.rmtree(weights)
+        return {}
+
+    results = pretrain(config(init_from=str(weights)), str(tmp_path / 'w'), evaluators=[remove])
+    assert results['init_from'] == first[1]['pretrained']
 
 
 def test_another_encoder_is_named_with_its_fields(first, tmp_path):
