@@ -27,7 +27,7 @@ sys.path.insert(0, str(runs.ROOT))
 import simclr_jax  # noqa: E402
 from simclr_jax.config import base_config
 from simclr_jax.training.steps import make_encode
-from simclr_jax.weights.flax_file import write_flax  # noqa: E402
+from simclr_jax.weights.tensors import write_flax  # noqa: E402
 from simclr_jax.weights.write.torch import write_torch
 from tests.weights.random_weights import random_imported  # noqa: E402
 

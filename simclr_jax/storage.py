@@ -5,11 +5,13 @@ What object stores are like, and what they lack, is in `buckets`, which is impor
 """
 
 import atexit
+import csv
+import io
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 Path = str | os.PathLike
@@ -134,6 +136,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         write_by(path, lambda file: file.write(data))
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table, whole or not at all; NaN and None are empty cells."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(columns)
+    writer.writerows([['' if cell is None or cell != cell else cell for cell in row] for row in rows])
+    write_atomically(path, text.getvalue().encode())
+
+
 def write_by(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """The same, of what `write` puts into a file that is open for bytes."""
     if is_remote(path):
@@ -169,18 +180,6 @@ def append(path: Path, data: bytes) -> None:
         return
     with open(path, 'ab') as file:
         file.write(data)
-
-
-def version(path: Path) -> str:
-    """What changes whenever a remote file is written; '' where there is none."""
-    from simclr_jax import buckets
-    return buckets.version(os.fspath(path))
-
-
-def write_if(path: Path, data: bytes, known: str) -> None:
-    """Writes a remote file if it still has the `version` known, '' for none; FileExistsError: it has another."""
-    from simclr_jax import buckets
-    buckets.write_if(os.fspath(path), data, known)
 
 
 def make_dirs(path: Path) -> None:

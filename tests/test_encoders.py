@@ -33,7 +33,7 @@ from simclr_jax.report.report import report
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build, pretrain
 from simclr_jax.weights.write.export import export
-from simclr_jax.weights.write.stablehlo import load_stablehlo
+from simclr_jax.weights.write.programs import load_stablehlo
 from tests.encoders import CNN, ENCODERS, NnxCNN, ViT
 from tests.evaluate.runs import task_config
 

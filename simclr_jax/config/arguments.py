@@ -103,8 +103,10 @@ def kind_of(value: Any) -> str:
 
 _POSITIVE = ('batch_size', 'encoder_chunks', 'method.temperature', 'encoder.depth', 'encoder.width',
              'augment.image_size', 'eval.batch_size', 'eval.crop_proportion', 'eval.knn_k',
-             'eval.knn_temperature', 'linear.num_epochs', 'linear.batch_size', 'checkpoint.keep_last',
-             'log.every_steps', 'plan.chunks', 'plan.num_classes', 'plan.num_images', 'bench_input.num_images')
+             'eval.knn_temperature', 'linear.num_epochs', 'linear.batch_size', 'finetune.num_epochs',
+             'finetune.batch_size', 'distil.num_epochs', 'distil.batch_size', 'distil.temperature',
+             'checkpoint.keep_last', 'log.every_steps', 'plan.chunks', 'plan.num_classes', 'plan.num_images',
+             'bench_input.num_images')
 _NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epochs', 'encoder.sk_ratio',
                  'eval.knn_every_epochs', 'eval.resize_to', 'checkpoint.every_epochs', 'checkpoint.keep_best',
                  'plan.memory_gib', 'plan.max_batch', 'data.pad_to', 'method.queue_size',

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from simclr_jax import storage
-from simclr_jax.config import ConfigDict
+from simclr_jax.config import ConfigDict, check_values
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.classifier_training import (
@@ -35,13 +34,6 @@ from simclr_jax.storage import as_path
 from simclr_jax.training import schedules
 
 
-class Loss(NamedTuple):
-    """The weights of the two terms of eq. 3."""
-
-    teacher: float
-    labels: float
-
-
 def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -> dict[str, dict[str, float]]:
     """Trains a student on a teacher's class probabilities, and tests both once, on centre crops.
 
@@ -63,7 +55,7 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
         FloatingPointError: the training diverged.
     """
     settings = config.distil
-    _check(settings)
+    check_values(config)
     teacher = _load_teacher(settings, workdir)
     of_teacher = make_evaluated(teacher, layer=0, path=as_path(settings.teacher or workdir))
     evaluated = make_evaluated(_make_student(config, teacher, encoder), layer=0, mesh=of_teacher.mesh)
@@ -74,9 +66,9 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     num_labelled = _num_labelled(labelled, settings, evaluated.mesh)
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     alpha = settings.alpha if labelled else 1.0
-    runs = {'student': Loss(alpha, 1 - alpha)}
+    runs = {'student': (alpha, 1 - alpha)}        # weights of the two terms of eq. 3, teacher's and labels'
     if labelled and settings.without:
-        runs = {'student on the labels alone': Loss(0.0, 1.0)} | runs
+        runs = {'student on the labels alone': (0.0, 1.0)} | runs
     classifier = teacher.classifier
     assert classifier is not None
     started, results = time.time(), {}
@@ -112,12 +104,13 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
     return optax.softmax_cross_entropy(logits / temperature, goal).mean()
 
 
-def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weights: Loss,
+def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weights: tuple[float, float],
          sources: Sequence[Source | None], batch_sizes: Sequence[int], num_steps: int,
          log: Callable[[int, dict], None]) -> Tuned:
     """The student after its training."""
     settings, student, teacher = config.distil, evaluated.pretrained, of_teacher.pretrained
     assert teacher.classifier is not None
+    of_goal, of_labels = weights
     batches, rows_of = _batches(config, evaluated, sources, batch_sizes, weights)
     trained = {'network': student.variables['params'],
                'classifier': new_classifier(config.seed, evaluated.width, len(teacher.classifier['bias']))}
@@ -129,15 +122,15 @@ def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weight
         output, batch_stats = forward_train(student.network, trained['network'], others['batch_stats'],
                                             jnp.concatenate(images), key=key)
         logits = output.features @ trained['classifier']['kernel'] + trained['classifier']['bias']
-        if weights.teacher:
+        if of_goal:
             goal = of_teacher.encode(others['teacher'], images[0]) @ others['head']['kernel'] + others['head']['bias']
             metrics['teacher_loss'] = distillation_loss(logits[:len(goal)], jax.lax.stop_gradient(goal),
                                                         settings.temperature)
             metrics['agreement'] = (logits[:len(goal)].argmax(-1) == goal.argmax(-1)).mean(dtype=jnp.float32)
-            total += weights.teacher * metrics['teacher_loss']
-        if weights.labels:
+            total += of_goal * metrics['teacher_loss']
+        if of_labels:
             metrics['label_loss'], metrics['accuracy'] = cross_entropy(logits[-len(labels):], labels)
-            total += weights.labels * metrics['label_loss']
+            total += of_labels * metrics['label_loss']
         return total, (others | {'batch_stats': batch_stats}, metrics)
 
     trained, others = fit(loss, (trained, others), batches, rows_of, settings=settings,
@@ -147,7 +140,7 @@ def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weight
 
 
 def _batches(config: ConfigDict, evaluated: Evaluated, sources: Sequence[Source | None], batch_sizes: Sequence[int],
-             weights: Loss) -> tuple[Iterator[dict], Callable[[dict], tuple[jax.Array, ...]]]:
+             weights: tuple[float, float]) -> tuple[Iterator[dict], Callable[[dict], tuple[jax.Array, ...]]]:
     """Batches, and their crops: of all images for the teacher's term, of the labelled ones for the other."""
     drawn, crops = zip(*(labelled_crops(config, evaluated.config.augment, source, batch_size)
                          for source, batch_size, weight in zip(sources, batch_sizes, weights) if source and weight))
@@ -193,13 +186,3 @@ def _num_labelled(labelled: Source | None, settings: ConfigDict, mesh: jax.shard
         raise ValueError(f'distil.label_share is {settings.label_share}: {labelled.num_examples} labels are too few '
                          f'for {mesh.size} devices, choose more.')
     return count
-
-
-def _check(settings: ConfigDict) -> None:
-    for name, holds, wanted in (
-            ('temperature', settings.temperature > 0, 'more than 0'), ('alpha', 0 <= settings.alpha <= 1, 'in [0, 1]'),
-            ('label_share', 0 <= settings.label_share <= 1, 'in [0, 1]'),
-            ('num_epochs', settings.num_epochs > 0, 'more than 0'),
-            ('batch_size', settings.batch_size > 0, 'more than 0')):
-        if not holds:
-            raise ValueError(f'distil.{name} is {settings[name]}: it must be {wanted}.')

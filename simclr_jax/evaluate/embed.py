@@ -15,7 +15,6 @@ from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
 from simclr_jax.data.progress_bar import progress_bar
-from simclr_jax.data.source import Source
 from simclr_jax.evaluate.evaluated import data_options, load_evaluated
 from simclr_jax.evaluate.features import resize_of
 from simclr_jax.evaluate.pretrained import Pretrained, encoder_fields
@@ -49,13 +48,18 @@ def embed(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None)
     settings = config.embed
     paths = output_paths(settings.file, workdir)
     evaluated = load_evaluated(settings, workdir, 'embed', encoder)
-    source, data_dir = _load_source(config, evaluated.config)
+    name = config.data.source or evaluated.config.data.source
+    split = settings.split or config.data.train_split or evaluated.config.data.train_split
+    if not name:
+        raise ValueError('There is nothing to embed: give --config.data.source, such as folder:PATH.')
+    where = data_options(config, evaluated.config)
+    source = loading.load_source(name, split, **where | {'cache': '', 'decode_once': False})
     with progress_bar(f'{source.name}, {source.split}', source.num_examples) as advance:
         found, indices = evaluated.embed(source, num_threads=config.data.num_threads, advance=advance)
     made_by = identity(evaluated.pretrained, settings.layer)
     made_by['encoder']['path'] = storage.absolute(evaluated.path)
     names = np.array([source.name_of(index) for index in indices])
-    data = {'source': source.name, 'split': source.split, 'dir': data_dir,
+    data = {'source': source.name, 'split': source.split, 'dir': where['data_dir'],
             'num_examples': source.num_examples, 'class_names': list(source.class_names or ()),
             'skipped': list(source.skipped)}
     embedded = Embedded(found.features, names, indices, found.labels, made_by | {'data': data})
@@ -103,16 +107,6 @@ def check_same_encoder(path: str, metadata: dict, pretrained: Pretrained) -> Non
                     f'{path} was made with another {part} than that of {pretrained.source}{difference}: '
                     'their features cannot be compared. Give the encoder it was made with '
                     f'({metadata["encoder"]["source"]}), or run --config.task=embed again.')
-
-
-def _load_source(config: ConfigDict, trained: ConfigDict) -> tuple[Source, str]:
-    """The source to embed, its files by name and uncached, and where its data lie."""
-    name = config.data.source or trained.data.source
-    split = config.embed.split or config.data.train_split or trained.data.train_split
-    if not name:
-        raise ValueError('There is nothing to embed: give --config.data.source, such as folder:PATH.')
-    where = data_options(config, trained) | {'cache': '', 'decode_once': False}
-    return loading.load_source(name, split, **where), where['data_dir']
 
 
 # ---- files -------------------------------------------------------------------------------------------

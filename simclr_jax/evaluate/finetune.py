@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax import storage
-from simclr_jax.config import ConfigDict
+from simclr_jax.config import ConfigDict, check_values
 from simclr_jax.data.order import check_batch_size
 from simclr_jax.data.source import Source, Streamed, take_rows
 from simclr_jax.evaluate.classifier_training import (
@@ -61,9 +61,14 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
         FloatingPointError: the training diverged.
     """
     settings = config.finetune
+    check_values(config)
     _check(settings)
     evaluated = load_evaluated(settings, workdir, 'finetune', encoder)
-    _check_stages(settings.from_block, evaluated.pretrained.network.encoder)
+    module = evaluated.pretrained.network.encoder
+    if settings.from_block in range(4) and not abilities.has_stages(module):
+        raise ValueError(f'finetune.from_block is {settings.from_block}: the encoder {abilities.class_name(module)} '
+                         'has no stages (a method stage_of); it takes -1 (all is trained) or 4 (the classifier '
+                         'alone).')
     whole_source, test_source = load_splits(config, evaluated, 'fine-tuning',
                                             by_name=bool(settings.subset_file))
     train_source = _chosen(whole_source, settings, config.seed)
@@ -160,17 +165,7 @@ def _check(settings: ConfigDict) -> None:
                          '(the classifier alone).')
     if settings.subset_file and settings.label_share != 1:
         raise ValueError('finetune.subset_file and finetune.label_share both choose the labels: give one.')
-    for name in ('num_epochs', 'batch_size'):
-        if settings[name] <= 0:
-            raise ValueError(f'finetune.{name} is {settings[name]}: it must be more than 0.')
     optimizer_of(settings)
-
-
-def _check_stages(from_block: int, encoder: nn.Module) -> None:
-    if from_block in range(4) and not abilities.has_stages(encoder):
-        raise ValueError(f'finetune.from_block is {from_block}: the encoder {abilities.class_name(encoder)} has '
-                         'no stages (a method stage_of); it takes -1 (all is trained) or 4 (the classifier '
-                         'alone).')
 
 
 def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:

@@ -32,11 +32,10 @@ class Logistic(NamedTuple):
         return (features - self.mean) / self.std @ self.weights + self.bias
 
 
-def logistic_accuracy(train: Features, test: Features, *, num_classes: int, l2: float = 1.0,
-                      max_steps: int = 500) -> float:
+def logistic_accuracy(train: Features, test: Features, *, num_classes: int, l2: float = 1.0) -> float:
     """Top-1 accuracy on `test` of the classifier fitted to `train` (see `fit_standardised`)."""
     check_features(num_classes, training=train, test=test)
-    classifier = fit_standardised(train, num_classes=num_classes, l2=l2, max_steps=max_steps)
+    classifier = fit_standardised(train, num_classes=num_classes, l2=l2)
     return float((classifier.logits(test.features).argmax(-1) == test.labels).mean())
 
 
@@ -60,7 +59,7 @@ def fit_with_l2(train: Features, num_classes: int, l2: float | None, seed: int) 
     return fit_standardised(train, num_classes=num_classes, l2=l2)
 
 
-def fit_standardised(train: Features, *, num_classes: int, l2: float = 1.0, max_steps: int = 500) -> Logistic:
+def fit_standardised(train: Features, *, num_classes: int, l2: float) -> Logistic:
     """Logistic regression on features that are standardised with the statistics of `train`.
 
     So an encoder's scale, which says nothing of what it knows, does not decide how well the fit converges.
@@ -73,22 +72,18 @@ def fit_standardised(train: Features, *, num_classes: int, l2: float = 1.0, max_
     check_features(num_classes, training=train)
     mean, std = train.features.mean(0), train.features.std(0) + 1e-6
     weights, bias = fit_logistic((train.features - mean) / std, train.labels, num_classes=num_classes,
-                                 l2=l2 / len(train.labels), max_steps=max_steps)
+                                 l2=l2 / len(train.labels))
     return Logistic(mean, std, weights, bias, l2)
 
 
-def fit_best_classifier(train: Features, *, num_classes: int, seed: int, share: float = 0.1) -> Logistic:
-    """`fit_standardised` to all of `train` with that of L2_VALUES that does best on a held-out part of it.
+def fit_best_classifier(train: Features, *, num_classes: int, seed: int) -> Logistic:
+    """`fit_standardised` to all of `train` with that of L2_VALUES that does best on a held-out tenth of it.
 
     The paper's protocol (App. B.8): no example outside `train` is looked at. Of equally good values the
-    largest is taken.
-
-    Args:
-        seed: of the choice of the held-out examples.
-        share: of `train` that is held out.
+    largest is taken. seed: of the choice of the held-out examples.
     """
     check_features(num_classes, training=train)
-    fitted, held = (take(train, rows) for rows in heldout_rows(len(train.labels), seed, share=share))
+    fitted, held = (take(train, rows) for rows in heldout_rows(len(train.labels), seed))
     mean, std = fitted.features.mean(0), fitted.features.std(0) + 1e-6
     features, spread, axes = _along_principal_axes((fitted.features - mean) / std)
     held_features = (held.features - mean) / std
@@ -105,16 +100,16 @@ def fit_best_classifier(train: Features, *, num_classes: int, seed: int, share: 
 
 
 def fit_logistic(features: np.ndarray, labels: np.ndarray, *, num_classes: int, l2: float,
-                 max_steps: int = 500, tolerance: float = 1e-10) -> tuple[np.ndarray, np.ndarray]:
+                 max_steps: int = 500) -> tuple[np.ndarray, np.ndarray]:
     """Minimises mean cross-entropy + l2/2 |W|^2; returns W [D, C] and b [C].
 
     features: [N, D] float32, of zero mean or near it; labels: [N] int. Computed in float64. Stops when a
-    step gains less than `tolerance`.
+    step gains less than 1e-10.
     """
     with jax.enable_x64(True):          # in float32 the last digits of the loss are noise
         rotated, spread, axes = _along_principal_axes(features.astype(np.float64))
         start = np.zeros((num_classes, len(spread))), np.zeros(num_classes)
-        weights, bias = _minimise(rotated, spread, labels, start, l2, max_steps, tolerance)
+        weights, bias = _minimise(rotated, spread, labels, start, l2, max_steps, 1e-10)
     weights = weights.T if axes is None else axes @ weights.T
     return weights.astype(np.float32), bias.astype(np.float32)
 

@@ -15,7 +15,6 @@ from simclr_jax.evaluate.evaluated import make_evaluated
 from simclr_jax.evaluate.features import Features, preprocessing_of
 from simclr_jax.evaluate.knn import nearest_neighbours
 from simclr_jax.evaluate.pretrained import Pretrained, load_of_task, load_pretrained
-from simclr_jax.report.tables import write_csv
 from simclr_jax.runlog.progress import plain_table
 from simclr_jax.runtime import sharding
 from simclr_jax.weights import hub
@@ -67,7 +66,7 @@ def search(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
                           f'{bank.metadata["data"]["split"]}, by {pretrained.source}', list(columns),
                           [[f'{row[name]:.4f}' if name == 'cosine' else str(row[name]) for name in columns]
                            for row in rows]))
-        write_csv(os.path.join(workdir, 'search.csv'), list(rows[0]), [list(row.values()) for row in rows])
+        storage.write_csv(os.path.join(workdir, 'search.csv'), list(rows[0]), [list(row.values()) for row in rows])
         _write_sheet(workdir, rows, queries, bank.metadata, pretrained)
     return rows
 

@@ -33,6 +33,7 @@ from simclr_jax.train import build, make_inputs
 from simclr_jax.training import schedules
 
 _GIB = 1 << 30
+_say = functools.partial(print, flush=True)
 _PER_DEVICE = 8                 # images: the grain of the search, a tile of TPU memory (8 rows)
 # The search asks only what fits. Without the last optimisations a TPU compile of ResNet-50 takes a third of
 # the time (77 s against 265 s) and its temporaries differ by 0.2 %. The answer is then compiled in full.
@@ -65,7 +66,9 @@ def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
               'batch_size': config.batch_size, 'encoder_chunks': config.encoder_chunks,
               'chip': chip._asdict(), 'step': inspect_step(config, mesh, chip)}
     if config.augment.small_views:
-        report['flops_without_small_views'] = _without_small_views(config, mesh)
+        two = ConfigDict(config.to_dict())
+        two.augment.small_views = 0
+        report['flops_without_small_views'] = trace_step(two, mesh)[2] / mesh.size
     for title, columns, rows in tables(report):
         _say(f'\n{plain_table(title, columns, rows)}')
     if report['step'].get('products') == 'cuBLAS':
@@ -77,13 +80,6 @@ def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     storage.write_atomically(path, json.dumps(report, indent=2).encode())
     _say(f'\nWritten to {path} after {report["seconds"]:.0f} s.')
     return report
-
-
-def _without_small_views(config: ConfigDict, mesh) -> float:
-    """FLOPs of the step for each device, were there but the two views."""
-    config = ConfigDict(config.to_dict())
-    config.augment.small_views = 0
-    return trace_step(config, mesh)[2] / mesh.size
 
 
 def trace_step(config: ConfigDict, mesh):
@@ -123,7 +119,8 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
     traced, (state, batch), flops = trace_step(config, mesh)
     lowered = traced.lower()
     report = {'flops': flops / mesh.size, 'seconds_to_compile': -time.monotonic()}
-    options = _QUICK.get(mesh.devices.flat[0].platform) if quick else None
+    platform = mesh.devices.flat[0].platform
+    options = _QUICK.get(platform) if quick else None
     try:
         compiled, report['products'] = _compile(lowered, options)
     except jax.errors.JaxRuntimeError as error:
@@ -137,8 +134,10 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
     keep(text)
     parts = memory_parts(state, batch, hlo.memory(compiled))
     cost = compiled.cost_analysis() or {}       # a GPU's compiler has none
-    kernels = hlo.kernels(text) if mesh.devices.flat[0].platform == 'gpu' else None
-    places = _places(mesh)
+    kernels = hlo.kernels(text) if platform == 'gpu' else None
+    # The slice of each TPU, or the host of each GPU, that a network faster than that between them joins.
+    places = [getattr(device, 'slice_index', None) or 0 if platform == 'tpu' else device.process_index
+              for device in mesh.devices.flat]
     networks = {network: {kind: value._asdict() for kind, value in found.items()}
                 for network, found in hlo.by_network(text, places).items()}
     report |= {
@@ -148,7 +147,7 @@ def inspect_step(config: ConfigDict, mesh, chip: Chip, *, keep: Callable[[str], 
         'loops_counted_once': kernels is None and hlo.has_loops(text),
         'collectives': {kind: value._asdict() for kind, value in sorted(hlo.collectives(text).items())},
         'networks': networks if len(set(places)) > 1 else {},
-        'sent': sent_bytes(networks, mesh.size, len(set(places)), by_slice=_has_slices(mesh))}
+        'sent': sent_bytes(networks, mesh.size, len(set(places)), by_slice=platform == 'tpu')}
     return report | {'floor': floor_seconds(report, chip)}
 
 
@@ -159,16 +158,6 @@ def _compile(lowered, options: dict[str, Any] | None) -> tuple[Any, str]:
         if _NO_TILES not in str(error):
             raise
     return lowered.compile((options or {}) | _CUBLAS), 'cuBLAS'
-
-
-def _has_slices(mesh) -> bool:
-    return mesh.devices.flat[0].platform == 'tpu'
-
-
-def _places(mesh) -> list[int]:
-    """The slice of each TPU, or the host of each GPU, that a network faster than that between them joins."""
-    return [getattr(device, 'slice_index', None) or 0 if _has_slices(mesh) else device.process_index
-            for device in mesh.devices.flat]
 
 
 def sent_bytes(networks: dict[str, dict[str, Any]], num_devices: int, num_places: int, *, by_slice: bool
@@ -232,9 +221,11 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     rows = [[part, _gib(size)] for part, size in step['memory'].items() if size or part == 'total']
     verdict = '' if chip['memory'] is None else '; it fits' if step['fits'] else '; it does not fit'
     found = [(f'Memory of a device{limit} ({where}){verdict}', ['part', 'GiB'], rows)]
-    names = _network_names(report)
+    place = 'slice' if report['device'].startswith('TPU') else 'host'
+    names = {'within': f'within a {place}' if step.get('networks') else 'all devices', 'between': f'between {place}s'}
     found.append(('Collectives of a step', ['network', 'kind', 'count', 'MB'], [
-        [names[network], kind, f'{value["count"]:,}{_or_more(not value["certain"])}', f'{value["bytes"] / 1e6:,.3f}']
+        [names[network], kind, f'{value["count"]:,}{" or more" * (not value["certain"])}',
+         f'{value["bytes"] / 1e6:,.3f}']
         for network, kinds in (step.get('networks') or {'within': step['collectives']}).items()
         for kind, value in kinds.items()] or [['', 'none', '0', '0']]))
     amounts = {'FLOPs': f'{step["flops"] / 1e12:,.4g} TFLOP', 'memory': 'unknown',
@@ -242,7 +233,7 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     if step.get('networks'):
         amounts[f'network {names["between"]}'] = f'{step["sent"]["between"] / 1e6:,.4g} MB sent, at least'
     if step['bytes_accessed'] is not None:
-        amounts['memory'] = f'{step["bytes_accessed"] / 1e9:,.4g} GB{_or_more(step["loops_counted_once"])}'
+        amounts['memory'] = f'{step["bytes_accessed"] / 1e9:,.4g} GB{" or more" * step["loops_counted_once"]}'
     if step.get('kernels'):
         found.append(('Kernels of a step', ['kernels', 'number'], [['all', f'{step["kernels"]:,}']]))
     if 'flops_without_small_views' in report:
@@ -260,13 +251,6 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
         [name, amount, f'{1e3 * floor[name]:,.1f}' if name in floor else 'unknown']
         for name, amount in amounts.items()]))
     return found
-
-
-def _network_names(report: dict[str, Any]) -> dict[str, str]:
-    if not report['step'].get('networks'):
-        return {'within': 'all devices'}
-    what = 'slice' if report['device'].startswith('TPU') else 'host'
-    return {'within': f'within a {what}', 'between': f'between {what}s'}
 
 
 def _search(config: ConfigDict, mesh, chip: Chip, step: dict[str, Any]) -> dict[str, Any]:
@@ -309,13 +293,5 @@ def _need(step: dict[str, Any]) -> Need:
     return Need(step['memory']['total'] if 'memory' in step else step['needs'], step['fits'])
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
 def _gib(size: int) -> str:
     return f'{size / _GIB:,.3f}'
-
-
-def _or_more(uncertain: bool) -> str:
-    return ' or more' if uncertain else ''

@@ -1,6 +1,7 @@
 """Traces of training steps by jax.profiler: those that are asked for, and three for the step breakdown."""
 
 import os
+import pathlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -82,9 +83,10 @@ class StepProfiler:
             return {}
         try:
             with self._scratch as directory:
-                parts = step_breakdown.step_breakdown(
-                    _read_trace(directory), program(), num_steps=_BREAKDOWN, seconds=self._seconds,
-                    waited=self._waited_for)
+                file, = pathlib.Path(directory).rglob('*.xplane.pb')
+                trace = jax.profiler.ProfileData.from_file(str(file))
+                parts = step_breakdown.step_breakdown(trace, program(), num_steps=_BREAKDOWN, seconds=self._seconds,
+                                                      waited=self._waited_for)
         except Exception as error:              # whatever it is: a run of days does not end for a table
             self._writer.note(f'No step breakdown: {error!r}')
             return {}
@@ -136,12 +138,3 @@ class StepProfiler:
     def _tell_trace(self) -> None:
         self._writer.note(f'Steps {self._first:,} to {self._done:,} are traced in {self._shown}; to see '
                           f'them: pip install xprof, then tensorboard --logdir={self._shown}')
-
-
-def _read_trace(directory: str):
-    """The jax.profiler.ProfileData of the only trace in a directory."""
-    for folder, _, files in os.walk(directory):
-        for file in files:
-            if file.endswith('.xplane.pb'):
-                return jax.profiler.ProfileData.from_file(os.path.join(folder, file))
-    raise FileNotFoundError(f'No trace in {directory}.')

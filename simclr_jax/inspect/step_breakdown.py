@@ -77,9 +77,11 @@ def parts_of(program: str) -> dict[str, str | None]:
     for name in reversed(parts):                # operands stand before their users
         parts[name] = parts[name] or first_use.get(name)
         for operand in operands[name]:
-            first_use[operand] = _first(parts[name], first_use.get(operand))
+            uses = filter(None, (parts[name], first_use.get(operand)))
+            first_use[operand] = min(uses, key=PARTS.index, default=None)
     for name in parts:
-        parts[name] = parts[name] or _last(parts.get(operand) for operand in operands[name])
+        made_by = filter(None, map(parts.get, operands[name]))
+        parts[name] = parts[name] or max(made_by, key=PARTS.index, default=None)
     for name in reversed(parts):                # callers stand after what they call
         parts[name] = parts[name] or parts.get(caller.get(home[name], ''))
     return parts
@@ -156,11 +158,3 @@ def table(parts: dict[str, float]) -> list[list[Any]]:
     rows = [[labels.get(name, name), f'{ms:.2f}', f'{100 * ms / total:.1f}']
             for name, ms in parts.items() if ms]
     return [*rows, ['step', f'{total:.2f}', '100.0']]
-
-
-def _first(*parts: str | None) -> str | None:
-    return min(filter(None, parts), key=PARTS.index, default=None)
-
-
-def _last(parts: Iterable[str | None]) -> str | None:
-    return max(filter(None, parts), key=PARTS.index, default=None)

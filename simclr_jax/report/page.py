@@ -17,7 +17,6 @@ from PIL import Image
 
 from simclr_jax import storage
 from simclr_jax.report import charts
-from simclr_jax.report.tables import write_csv
 
 Section = dict[str, Any]
 _PIXELS_PER_INCH = 100      # on the page; the file has twice as many
@@ -83,5 +82,5 @@ class Figures:
     def add_csv(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
         """The address of the table on the page."""
         self.names.append(name)
-        write_csv(os.path.join(self._directory, f'{name}.csv'), columns, rows)
+        storage.write_csv(os.path.join(self._directory, f'{name}.csv'), columns, rows)
         return [f'report/{name}.csv']

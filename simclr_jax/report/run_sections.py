@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax import storage
-from simclr_jax.config import ConfigDict, base_config, load_recipe
+from simclr_jax.config import ConfigDict, base_config, flatten, load_recipe
 from simclr_jax.config.tasks import task_configs
 from simclr_jax.report import charts, page, workdir as records
 from simclr_jax.report.page import Figures, Section
@@ -78,7 +79,8 @@ def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> Section:
 
 def curves(figures: Figures, rows: list[dict], notes: str) -> Section:
     """The metrics of the run over its steps, and its notes."""
-    names = records.metric_names(rows)
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items()
+                               if isinstance(value, (int, float)) and name not in ('step', 'time')))
     if not names:
         return page.absent('curves', 'no metrics were written.')
     limits = 0, 1.02 * max(row['step'] for row in rows if 'step' in row)
@@ -158,7 +160,8 @@ def configuration(run: Mapping[str, Any], given: ConfigDict) -> Section:
         (name, column, [[field, *("''" if value == '' else value for value in values)] for field, *values
                         in records.differences(run, other.to_dict(), ignore=tuple(task_configs()))])
         for name, column, other in (('recipe', 'recipe', given), ('defaults', 'default', base_config()))]
-    return {'kind': 'configuration', 'differences': differences, 'fields': records.as_lines(run)}
+    fields = '\n'.join(f'{name} = {json.dumps(value)}' for name, value in flatten(run).items())
+    return {'kind': 'configuration', 'differences': differences, 'fields': fields}
 
 
 def _words(name: str) -> str:

@@ -48,13 +48,6 @@ def column(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np
     return np.array(steps, float), np.array([np.nan if value is None else value for value in values], float)
 
 
-def metric_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Every metric that a row has, in order of appearance."""
-    names = dict.fromkeys(name for row in rows for name, value in row.items()
-                          if isinstance(value, (int, float)) and name not in ('step', 'time'))
-    return list(names)
-
-
 def when(rows: list[dict[str, Any]]) -> str:
     """From the first to the last row of metrics, in UTC; '' where they do not say."""
     times = [row['time'] for row in rows if isinstance(row.get('time'), (int, float))]
@@ -113,8 +106,3 @@ def differences(run: Mapping[str, Any], *others: Mapping[str, Any], ignore: Iter
     names = dict.fromkeys(name for config in flat for name in config)
     rows = [(name, *(config.get(name, 'absent') for config in flat)) for name in names]
     return [row for row in rows if any(value != row[1] for value in row[2:])]
-
-
-def as_lines(config: Mapping[str, Any]) -> str:
-    """Every field, one a line: 'encoder.depth = 18'."""
-    return '\n'.join(f'{name} = {json.dumps(value)}' for name, value in flatten(config).items())

@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TextIO
 
 from simclr_jax import storage
 
@@ -36,9 +36,6 @@ class JsonLines:
 
     def note(self, text: str) -> None:
         _append(self._log, f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {text}\n')
-
-    def image(self, name: str, array: Any) -> None:
-        """Lines of JSON hold no images."""
 
     def close(self) -> None:
         self._rows.close()

@@ -27,9 +27,11 @@ def gpus() -> str:
         raise OSError(f'JAX_PLATFORMS is {platforms!r}, which leaves out GPUs: unset it.')
     if not importlib.util.find_spec('jax_plugins') or not any(map(importlib.util.find_spec, _PLUGINS)):
         raise OSError("jax is installed without GPU support: pip install 'simclr_jax[gpu]'.")
-    if not _loads('libcuda.so.1'):
+    try:
+        ctypes.CDLL('libcuda.so.1')
+    except OSError:
         raise OSError("there is no NVIDIA driver here (libcuda.so.1 does not load): install the driver, or in "
-                      'a container start it with its GPUs (docker run --gpus all).')
+                      'a container start it with its GPUs (docker run --gpus all).') from None
     import jax
     try:
         found = [device.local_hardware_id for device in jax.devices('gpu')]
@@ -71,14 +73,6 @@ def notes(device: Any, *, deterministic: bool, keeps_programs: bool, dtype: str,
                      f'{device.compute_capability}; 8.0 or more is needed) does not compute: XLA turns it into float32 '
                      'and back. Set encoder.dtype to float32, or to auto.')
     return found
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 if __name__ == '__main__':

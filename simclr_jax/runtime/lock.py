@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 
-from simclr_jax import storage
+from simclr_jax import buckets, storage
 
 RENEWED, DEAD = 20.0, 60.0        # seconds: how often a bucket's lock is, and without which nobody holds it
 
@@ -85,11 +85,11 @@ class _Remote:
         self.is_lost = False
         self._id, self._left = uuid.uuid4().hex, threading.Event()
         for _ in range(3):
-            known = storage.version(self._path)
+            known = buckets.version(self._path)
             if known:
                 known = self._abandoned(workdir, known)
             with contextlib.suppress(FileExistsError):      # another one was faster
-                storage.write_if(self._path, self._content(), known)
+                buckets.write_if(self._path, self._content(), known)
                 break
         else:
             raise _refuse(workdir, 'unknown')
@@ -129,7 +129,7 @@ class _Remote:
             return known
         while not is_here and time.monotonic() < ends:
             time.sleep(RENEWED / 10)
-            now = storage.version(self._path)
+            now = buckets.version(self._path)
             if now != known:
                 is_here = bool(now)
                 if not now:

@@ -9,7 +9,6 @@ from scipy.stats import spearmanr
 
 from simclr_jax import storage
 from simclr_jax.evaluate.results import metric_title
-from simclr_jax.report.tables import write_csv
 from simclr_jax.studies.grid import Grid
 
 _NAN = float('nan')
@@ -52,7 +51,7 @@ def render(grid: Grid, records: Records, directory: str) -> None:
         if isinstance(values[0], Estimate):
             flat |= {name: [value.mean for value in values], f'{name}, low': [value.low for value in values],
                      f'{name}, high': [value.high for value in values]}
-    write_csv(os.path.join(directory, 'study.csv'), list(flat), list(zip(*flat.values())))
+    storage.write_csv(os.path.join(directory, 'study.csv'), list(flat), list(zip(*flat.values())))
     figure = _figure(grid, found)
     if figure is not None:
         from simclr_jax.report.charts import as_png

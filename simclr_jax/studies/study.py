@@ -52,7 +52,8 @@ def study(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
         workdirs.check_config(path, one.to_dict(), ignore=train.MAY_DIFFER)
     records = []
     for number, (path, (cell, seed, one)) in enumerate(zip(paths, runs), 1):
-        finished = read_record(path)
+        record = os.path.join(path, 'cell.json')        # of a cell that is finished, see `run_cell`
+        finished = json.loads(storage.read_bytes(record)) if storage.exists(record) else None
         if not finished and sharding.is_lead():
             print(f'\nCell {number} of {len(runs)}: {run_name(cell, seed)}', flush=True)
         records.append(finished or run_cell(one, cell, seed, path, grid.layers))
@@ -66,12 +67,6 @@ def study(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
 def run_name(cell: Cell, seed: int) -> str:
     """The directory of a cell's run: of the first seed the cell's name."""
     return f'{cell.name}_seed{seed}' if seed else cell.name
-
-
-def read_record(path: str) -> dict[str, Any] | None:
-    """What `run_cell` wrote of a finished cell; None of one that is not finished."""
-    path = os.path.join(path, 'cell.json')
-    return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
 
 
 def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple[int, ...]) -> dict[str, Any]:

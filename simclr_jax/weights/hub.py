@@ -6,6 +6,7 @@ that use the Hub. Nothing is sent but by these two functions.
 
 import contextlib
 import os
+import pathlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -88,8 +89,9 @@ def push(directory: str, names: Iterable[str], repository: str, *, replaces: Ite
     check_push(repository)
     api = _api('export.push_to_hub')
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-    files = [os.path.relpath(os.path.join(where, file), directory)
-             for name in names for where, _, inside in _walk(os.path.join(directory, name)) for file in inside]
+    here = pathlib.Path(directory)
+    files = [file.relative_to(here).as_posix() for name in names
+             for file in (here / name, *(here / name).rglob('*')) if file.is_file()]
     with _sentences(repository, None):
         address = api.create_repo(repository, private=True, exist_ok=True)
         stale = [name for name in api.list_repo_files(repository)
@@ -98,11 +100,6 @@ def push(directory: str, names: Iterable[str], repository: str, *, replaces: Ite
         operations += [CommitOperationDelete(name) for name in stale]
         api.create_commit(repository, operations, commit_message=f'Export of simclr_jax {simclr_jax.__version__}')
     return str(address)
-
-
-def _walk(path: str) -> Iterable[tuple[str, list[str], list[str]]]:
-    """os.walk, also of a file."""
-    return os.walk(path) if os.path.isdir(path) else [(os.path.dirname(path), [], [os.path.basename(path)])]
 
 
 def _api(what: str) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -127,6 +128,15 @@ def named_leaves(variables: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
     """[('encoder/stem_conv/kernel', array)] in the order of jax.tree.leaves, for files of programs."""
     return [('/'.join(str(key.key) for key in path[1:]), np.asarray(leaf))
             for path, leaf in jax.tree_util.tree_leaves_with_path(variables)]
+
+
+def digest(arrays: Mapping[str, Any], about: str = '') -> str:
+    """A hash of a text and of every bit of named arrays."""
+    found = hashlib.sha256(about.encode())
+    for name in sorted(arrays):
+        found.update(name.encode())
+        found.update(np.asarray(arrays[name]).tobytes())
+    return found.hexdigest()
 
 
 def all_arrays(imported: Imported) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from simclr_jax.evaluate.knn_task import knn
 from simclr_jax.evaluate.pretrained import as_imported, load_pretrained
 from simclr_jax.views.draws import Draws
 from simclr_jax.views.fields import Blur, Crop, Cutout, Flip, Jitter, Rotate, Solarize, View
-from simclr_jax.weights.flax_file import write_flax
+from simclr_jax.weights.tensors import write_flax
 from simclr_jax.weights.write.export import export
 from tests.evaluate.runs import task_config
 from tests.view_fields import host_views

@@ -5,7 +5,7 @@ import numpy as np
 
 from simclr_jax.config import base_config, smoke
 from simclr_jax.evaluate.pretrained import as_imported
-from simclr_jax.weights.flax_file import write_flax
+from simclr_jax.weights.tensors import write_flax
 
 
 def small_config(**data):

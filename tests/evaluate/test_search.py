@@ -11,7 +11,7 @@ from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.embed import check_same_encoder, embed, read_features, write_features
 from simclr_jax.evaluate.pretrained import as_imported, load_pretrained
 from simclr_jax.evaluate.search import search
-from simclr_jax.weights.flax_file import write_flax
+from simclr_jax.weights.tensors import write_flax
 from tests.evaluate.runs import task_config
 
 HOSTILE = 'a<img src=x onerror=alert(1)>&"\'.png'

@@ -5,9 +5,9 @@ import io
 
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.report import charts
 from simclr_jax.report.page import Cell
-from simclr_jax.report.tables import write_csv
 
 PNG = b'\x89PNG'
 
@@ -95,7 +95,7 @@ def test_a_sheet_shows_each_image_once_and_marks_what_is_right():
 
 def test_what_is_not_there_is_an_empty_cell(tmp_path):
     path = tmp_path / 'table.csv'
-    write_csv(str(path), ['name', 'value'], [['a, "b"', float('nan')], ['c', None], ['d', 0]])
+    storage.write_csv(str(path), ['name', 'value'], [['a, "b"', float('nan')], ['c', None], ['d', 0]])
     assert list(csv.reader(path.open())) == [['name', 'value'], ['a, "b"', ''], ['c', ''], ['d', '0']]
 
 

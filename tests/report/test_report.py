@@ -16,7 +16,7 @@ from simclr_jax.report import page, run_sections
 from simclr_jax.report.report import report
 from simclr_jax.report.run_sections import configuration
 from simclr_jax.report.workdir import evaluation_rows
-from simclr_jax.weights.flax_file import write_flax
+from simclr_jax.weights.tensors import write_flax
 from tests.evaluate import runs
 
 HOSTILE = '<script>alert(1)</script><img src="http://example.com/x.png">'

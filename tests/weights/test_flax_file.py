@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from simclr_jax.models.network import make_network
-from simclr_jax.weights.flax_file import is_flax_file, read_flax, write_flax
+from simclr_jax.weights.tensors import is_flax_file, read_flax, write_flax
 from tests.weights.random_weights import assert_same_arrays, random_imported
 
 ENCODER = {'depth': 10, 'width': 0.125, 'sk_ratio': 0.0625, 'norm_epsilon': 1e-3, 'norm_momentum': 0.99,

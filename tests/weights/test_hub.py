@@ -14,8 +14,7 @@ import yaml  # noqa: E402
 import simclr_jax
 from simclr_jax.config import base_config
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.weights.card import read_card
-from simclr_jax.weights.model_card import Result, make_model_card
+from simclr_jax.weights.card import Result, make_model_card, read_card
 from simclr_jax.weights.write.export import export, export_encoder
 from tests.weights.hub_server import TOKEN, running_hub
 from tests.weights.random_weights import assert_same_arrays, random_imported

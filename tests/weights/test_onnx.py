@@ -10,7 +10,7 @@ pytest.importorskip('onnxruntime')
 
 from simclr_jax.models.heads import ProjectionHead
 from simclr_jax.models.network import Network
-from simclr_jax.weights.write.onnx import load_onnx, write_onnx
+from simclr_jax.weights.write.programs import load_onnx, write_onnx
 from tests.weights.tiny_encoders import (  # noqa: E402
     CASES,
     OTHERS,

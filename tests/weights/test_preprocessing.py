@@ -12,8 +12,8 @@ from torchvision.transforms import v2
 
 import simclr_jax
 from simclr_jax.views.resize import Resize
-from simclr_jax.weights.flax_file import read_flax, write_flax
 from simclr_jax.weights.read.torch import read_torch
+from simclr_jax.weights.tensors import read_flax, write_flax
 from simclr_jax.weights.write import torch_model
 from simclr_jax.weights.write.export import export_encoder
 from simclr_jax.weights.write.torch import write_torch

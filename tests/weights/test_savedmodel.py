@@ -11,7 +11,7 @@ tf = pytest.importorskip('tensorflow')      # the format is its own
 
 from simclr_jax.models.folding import fold
 from simclr_jax.weights.tree import size_step
-from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
+from simclr_jax.weights.write.programs import load_savedmodel, write_savedmodel
 from tests.weights.tiny_encoders import (  # noqa: E402
     CASES,
     OTHERS,

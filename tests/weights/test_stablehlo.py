@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import simclr_jax
-from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
+from simclr_jax.weights.write.programs import load_stablehlo, write_stablehlo
 from tests.weights.tiny_encoders import (
     OTHERS,
     TWO_GIB,

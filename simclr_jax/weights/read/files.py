@@ -3,10 +3,10 @@
 import os
 
 from simclr_jax import storage
-from simclr_jax.weights.flax_file import is_flax_file, read_flax
 from simclr_jax.weights.read.byol import read_byol
 from simclr_jax.weights.read.official import is_official, read_official
 from simclr_jax.weights.read.torch import read_torch
+from simclr_jax.weights.tensors import is_flax_file, read_flax
 from simclr_jax.weights.tree import Imported
 
 _TORCH = ('.pth', '.pt', '.tar', '.bin', '.ckpt')

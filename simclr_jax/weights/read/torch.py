@@ -1,6 +1,6 @@
 """Files of PyTorch: this project's exports, and ResNets as torchvision, timm and other programs save them.
 
-An export says in its header what it takes to run it (header.py), and `torch_model.save` keeps that, so that
+An export says in its header what it takes to run it (tensors.py), and `torch_model.save` keeps that, so that
 an encoder trained on in PyTorch comes back. A file of another program does not say. torchvision's conventions are
 assumed, and the card says so.
 """
@@ -16,10 +16,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from simclr_jax.weights import header
-from simclr_jax.weights.tensors import check_file, read_tensors
-from simclr_jax.weights.timm_names import timm_encoder
-from simclr_jax.weights.torch_names import encoder_fields, encoder_from_torch
+from simclr_jax.weights.tensors import HEADER, check_file, from_header, imported_fields, read_tensors
+from simclr_jax.weights.torch_names import encoder_fields, encoder_from_torch, timm_encoder
 from simclr_jax.weights.tree import Imported, refuse
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # torchvision.transforms
@@ -49,7 +47,7 @@ _FIRST_OF_TIMM = re.compile(r'((?:.*\.)?)(?:patch_embed\.proj|stem\.0)\.weight')
 _FIRST_BLOCK = re.compile(r'((?:.*\.)?)(?:layer1|4)\.0\.conv1\.(?:conv\.)?weight')
 
 
-def read_torch(path: str | os.PathLike, image_size: int = 0) -> Imported:
+def read_torch(path: str | os.PathLike) -> Imported:
     """An encoder, and its head if it has one, from a file of PyTorch; nothing in it is executed.
 
     Known: .safetensors and what torch.load(weights_only=True) reads; a state dict itself or under
@@ -59,11 +57,8 @@ def read_torch(path: str | os.PathLike, image_size: int = 0) -> Imported:
     encoder. (Spijkervet/SimCLR); a ViT or ConvNeXt with the names of timm, under any of these, of which the
     encoder alone is read. fc (head, head.fc) becomes `classifier`; a projector of one linear layer, or two with a ReLU
     between, becomes the head; card['ignored'] names what is left. Half precision becomes float32, and
-    card['stored_as'] says so. An export's head is read from head.safetensors beside it, if it is there.
-
-    Args:
-        image_size: overrides the side that images are resized to; 0 = what the file says, or 224 (32 and no
-            crop where the first convolution is 3x3 of stride 1).
+    card['stored_as'] says so. An export's head is read from head.safetensors beside it, if it is there. Images are
+    of 224 pixels; of 32, without a crop, where the first convolution is 3x3 of stride 1; a ViT's as its positions.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -74,23 +69,23 @@ def read_torch(path: str | os.PathLike, image_size: int = 0) -> Imported:
     path = check_file(path)
     if path.suffix.lower() == '.safetensors':
         arrays, metadata = read_tensors(path)
-        if header.KEY in metadata:
-            return _from_export(path, _widened(arrays)[0], metadata[header.KEY], image_size)
+        if HEADER in metadata:
+            return _from_export(path, _widened(arrays)[0], metadata[HEADER])
     else:
         arrays = _state_dict(path)
-    return _from_others(str(path), *_widened(arrays), image_size)
+    return _from_others(str(path), *_widened(arrays))
 
 
-def _from_export(path, arrays, text, image_size):
+def _from_export(path, arrays, text):
     """An encoder.safetensors of `write_torch` or `torch_model.save`."""
-    entries = header.from_header(text, str(path), layout='torch')
-    fields = header.imported_fields(entries)
+    entries = from_header(text, str(path), layout='torch')
+    fields = imported_fields(entries)
     pair = entries['torch'].get('pair') if isinstance(entries.get('torch'), dict) else None
     head_arrays, head_path = {}, path.with_name('head.safetensors')
     if fields['head'].get('mode') != 'none' and head_path != path and head_path.exists():
         head_arrays, metadata = read_tensors(head_path)
         head_arrays, _ = _widened(head_arrays)
-        of_head = header.from_header(metadata.get(header.KEY, '{}'), str(head_path), layout='torch')
+        of_head = from_header(metadata.get(HEADER, '{}'), str(head_path), layout='torch')
         if not isinstance(of_head.get('torch'), dict) or of_head['torch'].get('pair') != pair:
             raise ValueError(f'{head_path} and {path} come from different exports: put the head of this encoder '
                              'beside it, or take the other away.')
@@ -101,8 +96,6 @@ def _from_export(path, arrays, text, image_size):
     variables, classifier = encoder_from_torch(
         arrays, head_arrays, encoder=fields['encoder'], head=fields['head'], file=str(path),
         head_prefix=f'{head_path.name}: ', image_size=fields['image_size'])
-    if image_size:
-        fields['image_size'] = image_size
     return Imported(variables=variables, classifier=classifier, **fields)
 
 
@@ -114,10 +107,10 @@ def _widened(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], l
     return wide, sorted(set(halves.values()))
 
 
-def _from_others(file, arrays, halves, image_size):
+def _from_others(file, arrays, halves):
     """A file that says nothing of its conventions."""
     if any(map(_FIRST_OF_TIMM.fullmatch, arrays)):
-        return _from_timm(file, arrays, halves, image_size)
+        return _from_timm(file, arrays, halves)
     found = _unwrap(file, arrays)
     arrays = found.encoder
     encoder = {**encoder_fields(arrays, file), **_TORCHVISION}
@@ -139,17 +132,13 @@ def _from_others(file, arrays, halves, image_size):
     assumed = [name for name in _ASSUMED
                if name not in ('mean', 'std') or 'data_preprocessor' not in found.beside]
     ignored = sorted(found.outer + part + '.*' * dotted for part, dotted in found.beside.items())
-    size = image_size or (32 if small else 224)
-    resize: dict[str, Any] = {} if small else _RESIZE | {'resize_to': round(size / 0.875)}
-    return Imported(
-        encoder=encoder, head=head, variables=variables, mean=found.mean, std=found.std, image_size=size,
-        **resize, crop_proportion=1.0 if small else 0.875,
-        source=f'MoCo v{version} {name}' if version else f'torch {name}', classifier=classifier,
-        card={'file': os.path.basename(file), 'assumed': assumed, 'ignored': ignored}
-        | ({'stored_as': halves} if halves else {}))
+    return _imported(
+        file, halves, 32 if small else 224, is_small=small, encoder=encoder, head=head, variables=variables,
+        classifier=classifier, mean=found.mean, std=found.std, assumed=assumed, ignored=ignored,
+        source=f'MoCo v{version} {name}' if version else f'torch {name}')
 
 
-def _from_timm(file, arrays, halves, image_size):
+def _from_timm(file, arrays, halves):
     """A ViT or ConvNeXt with timm's names, as timm, MoCo v3, DINO and others save them."""
     outer, arrays, prefix = _prefix(file, arrays, _FIRST_OF_TIMM, 'encoders')
     arrays, beside = _parted(arrays, prefix)
@@ -158,19 +147,22 @@ def _from_timm(file, arrays, halves, image_size):
     kept = {name: array for name, array in arrays.items() if name not in heads}
     fields, size = timm_encoder(kept, moco=prefix == 'base_encoder.', file=file)
     encoder = {**fields, 'norm_groups': 1, 'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
-    size = image_size or size
     variables, classifier = encoder_from_torch(kept, {}, encoder=encoder, head={'mode': 'none'}, file=file,
                                                prefix=outer + prefix, image_size=size)
     ignored = {outer + name.split('.')[0] + '.*' * ('.' in name) for name in beside}
     ignored |= {f'{outer}{prefix}head.*' for _ in heads[:1]}
-    resize: dict[str, Any] = _RESIZE | {'resize_to': round(size / 0.875)}
-    return Imported(
-        encoder=encoder, head={'mode': 'none'}, variables=variables, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        image_size=size, **resize, crop_proportion=0.875,
-        source=f'torch {fields["name"]}', classifier=classifier,
-        card={'file': os.path.basename(file), 'ignored': sorted(ignored),
-              'assumed': [*_RESIZE, 'heads', 'mean', 'std', 'image_size', 'crop_proportion']}
-        | ({'stored_as': halves} if halves else {}))
+    return _imported(
+        file, halves, size, encoder=encoder, head={'mode': 'none'}, variables=variables, classifier=classifier,
+        mean=IMAGENET_MEAN, std=IMAGENET_STD, source=f'torch {fields["name"]}', ignored=sorted(ignored),
+        assumed=[*_RESIZE, 'heads', 'mean', 'std', 'image_size', 'crop_proportion'])
+
+
+def _imported(file: str, halves: list[str], size: int, *, assumed: list[str], ignored: list[str],
+              is_small: bool = False, **fields: Any) -> Imported:
+    resize = {} if is_small else _RESIZE | {'resize_to': round(size / 0.875)}
+    card = {'file': os.path.basename(file), 'assumed': assumed, 'ignored': ignored}
+    return Imported(image_size=size, crop_proportion=1.0 if is_small else 0.875,
+                    card=card | ({'stored_as': halves} if halves else {}), **resize, **fields)
 
 
 class _Found(NamedTuple):

@@ -1,6 +1,7 @@
 """The task `export`: an encoder as files for PyTorch, Flax, ONNX, TensorFlow and StableHLO, each checked."""
 
 import os
+import pathlib
 import shutil
 import tempfile
 import time
@@ -16,7 +17,7 @@ from simclr_jax.evaluate.results import metric_title
 from simclr_jax.report.workdir import read_rows, read_versions
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
-from simclr_jax.weights import card as cards, hub, model_card
+from simclr_jax.weights import card as cards, hub
 from simclr_jax.weights.tree import Imported, flat
 from simclr_jax.weights.write.formats import FORMATS, Job, largest_difference, make_job, why_unusable
 
@@ -67,7 +68,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, dict[str, Any]]:
                 storage.remove(os.path.join(directory, entry.name))
         print(f'-> {directory}')
     if settings.push_to_hub:
-        address = hub.push(here, [*files, cards.NAME, model_card.NAME], settings.push_to_hub, replaces=cards.FILES)
+        address = hub.push(here, [*files, cards.NAME, cards.README], settings.push_to_hub, replaces=cards.FILES)
         print(f'Uploaded to {address}. A new repository is private until you change that on its page.', flush=True)
     return files
 
@@ -203,36 +204,30 @@ def _publish(directory: str, temporary: str, outcomes: Mapping[str, _Outcome], c
             elif file not in new:
                 storage.remove(path)
     for file, (path, difference) in new.items():
-        files[file] = cards.describe_file(file, card, size=_size(path), difference=difference)
+        parts = pathlib.Path(path), *pathlib.Path(path).rglob('*')
+        size = sum(part.stat().st_size for part in parts if part.is_file())
+        files[file] = cards.describe_file(file, card, size=size, difference=difference)
         target = os.path.join(directory, file)
         if os.path.isdir(target):               # os.replace takes the place of a file alone
             os.rename(target, os.path.join(temporary, f'{file}.old'))
         os.replace(path, target)
     card['files'], before = files, (old or {}).get('readme')
-    card['readme'] = model_card.write_model_card(directory, card, _results(card), license=license,
+    card['readme'] = cards.write_model_card(directory, card, _results(card), license=license,
                                                  repository=repository, written=before)
     if card['readme'] is None:
-        print(f'{os.path.join(directory, model_card.NAME)} was edited after its export and is kept; rename it to get '
+        print(f'{os.path.join(directory, cards.README)} was edited after its export and is kept; rename it to get '
               'a new one.')
         card['readme'] = before
     cards.write_card(directory, card)
     return files
 
 
-def _results(card: Mapping[str, Any]) -> list[model_card.Result]:
+def _results(card: Mapping[str, Any]) -> list[cards.Result]:
     """What was measured of this network at this step."""
-    return [model_card.Result(line.get('encoder', ''), title, value, line.get(f'{name}_interval'),
+    return [cards.Result(line.get('encoder', ''), title, value, line.get(f'{name}_interval'),
                               line.get('data', ''), line.get('split', ''))
             for line in card.get('evaluation', []) if line.get('network') in (None, card.get('network'))
             for name, value in line.items() if (title := metric_title(name)) and isinstance(value, float)]
-
-
-def _size(path: str) -> int:
-    """Bytes of a file, or of all files in a directory."""
-    if not os.path.isdir(path):
-        return os.path.getsize(path)
-    return sum(os.path.getsize(os.path.join(where, name))
-               for where, _, names in os.walk(path) for name in names)
 
 
 def _report(directory: str, source: str, outcomes: Mapping[str, _Outcome], files: Mapping[str, dict]) -> None:

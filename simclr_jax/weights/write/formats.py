@@ -10,13 +10,17 @@ import jax
 import numpy as np
 
 from simclr_jax.models.network import Network, make_network, outputs
-from simclr_jax.weights.flax_file import read_flax, write_flax
-from simclr_jax.weights.header import to_header
 from simclr_jax.weights.read.torch import spare_triton
+from simclr_jax.weights.tensors import read_flax, to_header, write_flax
 from simclr_jax.weights.tree import Imported, is_resnet, size_step
-from simclr_jax.weights.write.onnx import load_onnx, write_onnx
-from simclr_jax.weights.write.savedmodel import load_savedmodel, write_savedmodel
-from simclr_jax.weights.write.stablehlo import load_stablehlo, write_stablehlo
+from simclr_jax.weights.write.programs import (
+    load_onnx,
+    load_savedmodel,
+    load_stablehlo,
+    write_onnx,
+    write_savedmodel,
+    write_stablehlo,
+)
 from simclr_jax.weights.write.torch import write_torch
 
 _NUM_IMAGES = 3
@@ -157,11 +161,6 @@ def _write_savedmodel(directory, job):
                      size_step=step)
 
 
-def _write_stablehlo(directory, job):
-    write_stablehlo(os.path.join(directory, 'encoder.stablehlo'), **_program(job),
-                    image_size=job.imported.image_size)
-
-
 def _program_loader(file, load):
     def load_program(directory, job):
         encode = load(os.path.join(directory, file))
@@ -179,5 +178,7 @@ FORMATS = {
     'onnx': Format(_write_onnx, _program_loader('encoder.onnx', load_onnx), ('onnx',), ('onnxruntime',)),
     'savedmodel': Format(_write_savedmodel, _program_loader('savedmodel', load_savedmodel), ('tensorflow',),
                          ()),
-    'stablehlo': Format(_write_stablehlo, _program_loader('encoder.stablehlo', load_stablehlo), ('flatbuffers',), ()),
+    'stablehlo': Format(lambda directory, job: write_stablehlo(
+        os.path.join(directory, 'encoder.stablehlo'), **_program(job), image_size=job.imported.image_size),
+        _program_loader('encoder.stablehlo', load_stablehlo), ('flatbuffers',), ()),
 }

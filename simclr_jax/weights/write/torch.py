@@ -1,10 +1,9 @@
 """An encoder as files for PyTorch: encoder.safetensors, head.safetensors if it has a head, torch_model.py.
 
 The last rebuilds both in PyTorch and needs timm and nothing of this project. Each safetensors file says in
-its header what it takes to run it (header.py).
+its header what it takes to run it (tensors.py).
 """
 
-import hashlib
 import os
 import pathlib
 
@@ -13,11 +12,9 @@ import numpy as np
 from simclr_jax import storage
 from simclr_jax.models.network import make_encoder
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
-from simclr_jax.weights import header
-from simclr_jax.weights.tensors import write_tensors
-from simclr_jax.weights.timm_names import timm_class
-from simclr_jax.weights.torch_names import encoder_to_torch, head_places, head_to_torch
-from simclr_jax.weights.tree import Imported, all_arrays, kind_of
+from simclr_jax.weights.tensors import HEADER, to_header, write_tensors
+from simclr_jax.weights.torch_names import encoder_to_torch, head_places, head_to_torch, timm_class
+from simclr_jax.weights.tree import Imported, all_arrays, digest, kind_of
 
 
 def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathlib.Path]:
@@ -48,15 +45,18 @@ def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathli
     all_arrays(imported)        # or it is refused
     arrays = encoder_to_torch(imported.encoder, imported.variables, imported.classifier, imported.image_size)
     num_classes = 0 if imported.classifier is None else len(imported.classifier['bias'])
-    torch_fields = {'num_classes': num_classes, 'pair': _digest(arrays),
-                    'head': [[layer, list(shape)] for layer, shape in _head_shapes(imported)]}
+    head = imported.variables['params'].get('head', {})
+    torch_fields = {
+        'num_classes': num_classes, 'pair': digest(arrays)[:16],        # of an encoder and a head that belong together
+        'head': [[layer, list(np.shape(head[layer]['kernel' if layer.startswith('dense') else 'scale']))]
+                 for layer in head_places(imported.head)]}
     if kind == 'resnet':
         block, sizes = DEPTHS[imported.encoder['depth']]
         torch_fields |= {'blocks': list(sizes), 'bottleneck': block is BottleneckBlock,
                          'channels': int(64 * imported.encoder.get('width', 1.0))}
     else:
         torch_fields['timm'] = timm_class(imported.encoder, make_encoder(imported.encoder), imported.image_size)
-    metadata = {'format': 'pt', header.KEY: header.to_header(imported, 'torch', torch=torch_fields)}
+    metadata = {'format': 'pt', HEADER: to_header(imported, 'torch', torch=torch_fields)}
     encoder_path, head_path = directory / 'encoder.safetensors', directory / 'head.safetensors'
     written = [encoder_path]
     if torch_fields['head']:
@@ -68,19 +68,3 @@ def write_torch(directory: str | os.PathLike, imported: Imported) -> list[pathli
     storage.write_atomically(directory / loader, pathlib.Path(__file__).with_name(loader).read_bytes())
     write_tensors(encoder_path, arrays, metadata)
     return [*written, directory / loader]
-
-
-def _head_shapes(imported):
-    """[(layer, shape of its kernel or scale)] of the head, in order."""
-    params = imported.variables['params'].get('head', {})
-    return [(layer, np.shape(params[layer]['kernel' if layer.startswith('dense') else 'scale']))
-            for layer in head_places(imported.head)]
-
-
-def _digest(arrays):
-    """Tells which encoder and head were written together."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.asarray(arrays[name]).tobytes())
-    return digest.hexdigest()[:16]

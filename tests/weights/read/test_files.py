@@ -6,8 +6,8 @@ import pytest
 import simclr_jax
 from simclr_jax.config import base_config
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.weights.flax_file import write_flax
 from simclr_jax.weights.read.files import read_weights
+from simclr_jax.weights.tensors import write_flax
 from simclr_jax.weights.write.torch import write_torch
 from tests.weights.random_weights import assert_same_arrays, random_imported
 from tests.weights.tiny_encoders import own_layers, random_images

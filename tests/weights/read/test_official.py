@@ -11,8 +11,7 @@ import pytest
 import tensorflow as tf
 
 from simclr_jax.models.network import make_network
-from simclr_jax.weights.read.official import is_official, read_official
-from simclr_jax.weights.read.official_layout import encoder_names, infer_encoder
+from simclr_jax.weights.read.official import encoder_names, infer_encoder, is_official, read_official
 from tests.weights import official_model as official
 
 MODELS = {      # SimCLR's two generations, both stems, both blocks, with and without SK

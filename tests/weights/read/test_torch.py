@@ -70,7 +70,6 @@ def test_a_cifar_stem_means_small_images_and_no_crop(tmp_path):
     torch.save(tensors(encoder_to_torch(small.encoder, small.variables)), tmp_path / 'w.pt')
     read = read_torch(tmp_path / 'w.pt')
     assert (read.image_size, read.crop_proportion, read.classifier) == (32, 1.0, None)
-    assert read_torch(tmp_path / 'w.pt', image_size=64).image_size == 64
 
 
 TWO_LAYERS = {'mode': 'nonlinear', 'num_layers': 2, 'hidden_width': 64, **MOCO_HEAD}

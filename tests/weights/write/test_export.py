@@ -20,7 +20,7 @@ from simclr_jax.training.state import TrainState
 from simclr_jax.weights.tree import Imported
 from simclr_jax.weights.write import formats
 from simclr_jax.weights.write.export import export, export_encoder
-from simclr_jax.weights.write.stablehlo import load_stablehlo
+from simclr_jax.weights.write.programs import load_stablehlo
 from tests.weights.random_weights import assert_same_arrays, random_imported, random_variables  # noqa: E402
 from tests.weights.tiny_encoders import assert_close, own_layers, random_images  # noqa: E402
 
