@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from simclr_jax.storage import StoreError, patience
+from simclr_jax.storage import StoreError, first_line, patience
 
 STORES = {'gs': 'gcs', 's3': 's3'}      # scheme -> the extra that brings its package
 _LONGEST_PAUSE = 15.0                   # seconds between two tries
@@ -100,22 +100,18 @@ def _told(path: str, ask: Callable[[], Any]) -> Any:
         if login and any(words in text for words in _NO_CREDENTIALS):
             raise StoreError(f"'{path}': no credentials were found that the store accepts: {login}.") from error
         if isinstance(error, PermissionError) or any(words in text for words in _REFUSED):
-            raise StoreError(f"'{path}': this account has no permission to do that ({_first_line(error)}): let it "
+            raise StoreError(f"'{path}': this account has no permission to do that ({first_line(error)}): let it "
                              'list, read, write and delete objects there.') from error
         if login and is_busy(error):
             raise StoreError(_gone(path, error)) from error
         if isinstance(error, OSError):
             raise
-        raise OSError(f"'{path}': {type(error).__name__}: {_first_line(error)}") from error
+        raise OSError(f"'{path}': {type(error).__name__}: {first_line(error)}") from error
 
 
 def _gone(where: str, error: BaseException) -> str:
-    return (f"'{where}' has not answered for {patience():.0f} s ({_first_line(error) or type(error).__name__}): "
+    return (f"'{where}' has not answered for {patience():.0f} s ({first_line(error)}): "
             'when it is back, the same command resumes.')
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().partition('\n')[0])[:200].rstrip('.')
 
 
 # ---- patience --------------------------------------------------------------------------------------------
@@ -137,7 +133,7 @@ async def _patiently(kind: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
                 raise StoreError(_gone(f'{kind}://', error)) from error
             if pause > 1.0:
                 logging.warning('%s:// does not answer (%s): trying again, for at most %.0f s.', kind,
-                                _first_line(error) or type(error).__name__, ends - time.monotonic())
+                                first_line(error), ends - time.monotonic())
         await asyncio.sleep(pause * (0.5 + random.random()))
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -31,6 +31,11 @@ class StoreError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as a part of one of our sentences."""
+    return (str(error).strip().partition('\n')[0] or type(error).__name__)[:200].rstrip('.')
+
+
 def patience() -> float:
     """Seconds for which a store that does not answer is asked again."""
     return float(os.environ.get('SIMCLR_JAX_PATIENCE', 300))

@@ -116,7 +116,7 @@ def _describe(grid: Grid, found: Found, columns: Mapping[str, list], *, has_figu
         name = next(name for name in _METRICS if name in floors[0])
         values = [100 * floor[name] for floor in floors]
         parts.append(f'The encoders before training have {min(values):.1f} to {max(values):.1f} '
-                     f'{metric_title(name)} %: the floor.')
+                     f'{metric_title(name)} %.')
     ours = [_estimate(records, grid.layers[0]) for records in found.values()]
     pairs = [(estimate.mean, cell.paper) for estimate, cell in zip(ours, grid.cells)
              if estimate.num_seeds and cell.paper is not None]

@@ -35,6 +35,17 @@ _LOAD = {
                          "bytearray(open('encoder.stablehlo', 'rb').read())).call(images)",
 }
 FILES = tuple(_LOAD)
+README = 'README.md'
+_OWN = 'private images'
+_NETWORKS = {'vit': 'ViT', 'convnext': 'ConvNeXt'}
+_METHODS = {'simclr': 'SimCLR', 'moco': 'MoCo', 'byol': 'BYOL', 'simsiam': 'SimSiam', 'barlow_twins': 'Barlow Twins',
+            'vicreg': 'VICReg', 'nnclr': 'NNCLR', 'instance_discrimination': 'Instance discrimination'}
+# Sources whose name tells no path: TFDS's and those of the Hub.
+_PUBLIC = re.compile(r'([A-Za-z]\w*(?:/[\w.-]+)?)(?::\d[\d.]*)?|hf:([A-Za-z][\w-]*(?:/[\w.-]+)?)(?::[\w.-]+)?')
+_TIMM_DEPTHS = (18, 34, 50, 101, 152)
+# Encoder fields that timm's classes have no other form of.
+_AS_TIMM = {name: getattr(ResNet, name) for name in
+            ('width', 'stem', 'sk_ratio', 'max_pool', 'conv_padding', 'project_first', 'norm_epsilon')}
 
 
 def make_card(imported: Imported, *, layer: int, normalize_inside: bool) -> dict[str, Any]:
@@ -109,19 +120,6 @@ def _fingerprint(imported, layer, normalize_inside):
     fields = json.loads(to_header(imported, 'card'))
     del fields['card'], fields['source']
     return digest(flat(imported.variables), json.dumps([fields, layer, normalize_inside], sort_keys=True))
-
-
-README = 'README.md'
-_OWN = 'private images'
-_NETWORKS = {'vit': 'ViT', 'convnext': 'ConvNeXt'}
-_METHODS = {'simclr': 'SimCLR', 'moco': 'MoCo', 'byol': 'BYOL', 'simsiam': 'SimSiam', 'barlow_twins': 'Barlow Twins',
-            'vicreg': 'VICReg', 'nnclr': 'NNCLR', 'instance_discrimination': 'Instance discrimination'}
-# Sources whose name tells no path: TFDS's and those of the Hub.
-_PUBLIC = re.compile(r'([A-Za-z]\w*(?:/[\w.-]+)?)(?::\d[\d.]*)?|hf:([A-Za-z][\w-]*(?:/[\w.-]+)?)(?::[\w.-]+)?')
-_TIMM_DEPTHS = (18, 34, 50, 101, 152)
-# Encoder fields that timm's classes have no other form of.
-_AS_TIMM = {name: getattr(ResNet, name) for name in
-            ('width', 'stem', 'sk_ratio', 'max_pool', 'conv_padding', 'project_first', 'norm_epsilon')}
 
 
 class Result(NamedTuple):

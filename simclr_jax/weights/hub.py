@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import simclr_jax
+from simclr_jax import storage
 
 _PLACE = re.compile(r'hf:(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?')
 _FORM = 'hf:OWNER/NAME, hf:OWNER/NAME@REVISION or hf:OWNER/NAME/FILE'
@@ -127,13 +128,9 @@ def _sentences(repository: str, revision: str | None) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f'The repository {repository} has no revision {revision!r}.') from error
     except errors.HfHubHTTPError as error:
-        raise OSError(f'{hub} refuses a request for {repository}: {_first_line(error)}.') from error
+        raise OSError(f'{hub} refuses a request for {repository}: {storage.first_line(error)}.') from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
         raise FileNotFoundError(f'{hub} cannot be reached, and what is asked of {repository} is not in the cache of '
                                 'this machine: check the network, HF_ENDPOINT and HF_HUB_OFFLINE.') from error
     except ValueError as error:
         raise ValueError(f'The Hub refuses {repository}: {" ".join(str(error).split())}') from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split('\n')[0].rstrip('.')

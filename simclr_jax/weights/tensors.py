@@ -33,6 +33,13 @@ from simclr_jax.views.resize import METHODS
 from simclr_jax.weights.tree import Imported, all_arrays, fit, is_resnet, refuse
 
 _COUNTERS = 'num_batches_tracked'       # torch's int64 counts of batches, of no use to the network
+HEADER = 'simclr_jax'      # of the metadata
+_FORMATS = (1, 2)       # 2 has entries of _RESIZE
+_RESIZE = {'resize': 'bicubic', 'antialias': False, 'resize_to': 0}
+_MOST_LAYERS = 100     # of a head
+# A head has the encoder's where it has none of its own, as in models.network.make_network.
+_OF_OTHERS = {'name': str, 'arguments': dict}       # of an encoder of another make
+_SHARED = ('norm_groups', 'norm_momentum', 'norm_epsilon', 'dtype')
 
 
 def check_file(path: str | os.PathLike) -> pathlib.Path:
@@ -101,7 +108,7 @@ def read_json(text: str, file: str) -> dict:
     try:
         value = json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{file}: its header is not valid JSON ({_first_line(error)}).') from None
+        raise ValueError(f'{file}: its header is not valid JSON ({storage.first_line(error)}).') from None
     if not isinstance(value, dict):
         raise ValueError(f'{file}: its header is not a JSON object.')
     return value
@@ -111,20 +118,7 @@ def _open(path):
     try:
         return safetensors.safe_open(path, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is not a complete safetensors file: {_first_line(error)}.') from None
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
-
-
-HEADER = 'simclr_jax'      # of the metadata
-_FORMATS = (1, 2)       # 2 has entries of _RESIZE
-_RESIZE = {'resize': 'bicubic', 'antialias': False, 'resize_to': 0}
-_MOST_LAYERS = 100     # of a head
-# A head has the encoder's where it has none of its own, as in models.network.make_network.
-_OF_OTHERS = {'name': str, 'arguments': dict}       # of an encoder of another make
-_SHARED = ('norm_groups', 'norm_momentum', 'norm_epsilon', 'dtype')
+        raise ValueError(f'{path} is not a complete safetensors file: {storage.first_line(error)}.') from None
 
 
 def to_header(imported: Imported, layout: str, **more: Any) -> str:

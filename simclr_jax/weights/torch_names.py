@@ -42,6 +42,8 @@ _SELECTIVE = {'conv1': 'conv1.conv', 'norm1': 'conv1.bn', 'conv2/conv': 'conv2.p
               'conv2/norm': 'conv2.paths.*.bn', 'conv2/squeeze_conv': 'conv2.attn.fc_reduce',
               'conv2/squeeze_norm': 'conv2.attn.bn', 'conv2/mixing_conv': 'conv2.attn.fc_select',
               'conv3': 'conv3.conv', 'norm3': 'conv3.bn'}     # * is 0 and 1, the two streams
+_POSITIONS = 'pos_embed'
+CLASSIFIERS = {'vit': 'head', 'convnext': 'head.fc'}
 
 
 def encoder_to_torch(encoder: Mapping[str, Any], variables: Mapping[str, Any],
@@ -248,10 +250,6 @@ def _ratio(arrays):
 def _some(arrays):
     names = list(arrays)
     return f'{", ".join(names[:4])}{" ..." * (len(names) > 4)}' if names else 'nothing'
-
-
-_POSITIONS = 'pos_embed'
-CLASSIFIERS = {'vit': 'head', 'convnext': 'head.fc'}
 
 
 def timm_layer(layer: str, encoder: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax import storage
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 from simclr_jax.weights.tree import CLASSIFIER, Imported, feature_width, fit, refuse, resnet_depth
 
@@ -32,6 +33,21 @@ _TF2_EXTRA = re.compile(rf'{_GRAPH}|(global_step|save_counter|optimizer)/.*|.*/\
 _TF1_EXTRA = re.compile(r'global_step|beta[12]_power|ema_model/.*'
                         r'|.*/(Momentum|Adam|Adam_1|LARSOptimizer|ExponentialMovingAverage)')
 _STEPS = ('global_step', f'global_step{_VALUE}', f'optimizer/iter{_VALUE}', f'optimizer/_iterations{_VALUE}')
+STEM = 'initial_conv_relu_max_pool'
+_SK_RATIO = 0.0625      # the one that SimCLRv2 uses
+# {layer of ours: where it stands in the TF2 model}, of the stem and of a block.
+_STEM = {'conv': '0/conv2d', 'norm': '2/bn'}
+_STEM_OF_RESNET_D = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '2/conv2d', 'norm2': '3/bn',
+                     'conv3': '4/conv2d', 'norm3': '6/bn'}
+_BASIC = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '2/conv2d', 'norm2': '3/bn'}
+_BOTTLENECK = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '3/conv2d', 'norm2': '4/bn',
+               'conv3': '6/conv2d', 'norm3': '7/bn'}
+_SELECTIVE = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2/conv': '3/conv2d_fixed_padding/conv2d',
+              'conv2/norm': '3/batch_norm_relu/bn', 'conv2/squeeze_conv': '3/conv2d_0',
+              'conv2/squeeze_norm': '3/batch_norm_relu_1/bn', 'conv2/mixing_conv': '3/conv2d_1',
+              'conv3': '5/conv2d', 'norm3': '6/bn'}
+_NORM_VARIABLES = {'params/{}/scale': 'gamma', 'params/{}/bias': 'beta',
+                   'batch_stats/{}/mean': 'moving_mean', 'batch_stats/{}/var': 'moving_variance'}
 
 
 class _NotInstalled(ImportError, ValueError):
@@ -170,8 +186,8 @@ def _readable(what):
     except ImportError:
         raise
     except Exception as error:      # TensorFlow's own, those of C++ and protobuf's, which has no public home
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f'{what} cannot be read: it is damaged or incomplete ({lines[0][:200]}).') from error
+        raise ValueError(f'{what} cannot be read: it is damaged or incomplete '
+                         f'({storage.first_line(error)}).') from error
 
 
 def _step(reader, shapes, file):
@@ -234,23 +250,6 @@ def _infer_head(shapes, tf1, file):
     head = {'mode': 'linear' if count == 1 else 'nonlinear', 'num_layers': count, 'hidden_width': 0,
             'out_dim': last[1], 'norm': True, 'final_norm': True, 'bias': False, 'final_bias': False}
     return head | ({'hidden_width': first[1]} if count > 1 and first[0] != first[1] else {}), layers, norm
-
-
-STEM = 'initial_conv_relu_max_pool'
-_SK_RATIO = 0.0625      # the one that SimCLRv2 uses
-# {layer of ours: where it stands in the TF2 model}, of the stem and of a block.
-_STEM = {'conv': '0/conv2d', 'norm': '2/bn'}
-_STEM_OF_RESNET_D = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '2/conv2d', 'norm2': '3/bn',
-                     'conv3': '4/conv2d', 'norm3': '6/bn'}
-_BASIC = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '2/conv2d', 'norm2': '3/bn'}
-_BOTTLENECK = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '3/conv2d', 'norm2': '4/bn',
-               'conv3': '6/conv2d', 'norm3': '7/bn'}
-_SELECTIVE = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2/conv': '3/conv2d_fixed_padding/conv2d',
-              'conv2/norm': '3/batch_norm_relu/bn', 'conv2/squeeze_conv': '3/conv2d_0',
-              'conv2/squeeze_norm': '3/batch_norm_relu_1/bn', 'conv2/mixing_conv': '3/conv2d_1',
-              'conv3': '5/conv2d', 'norm3': '6/bn'}
-_NORM_VARIABLES = {'params/{}/scale': 'gamma', 'params/{}/bias': 'beta',
-                   'batch_stats/{}/mean': 'moving_mean', 'batch_stats/{}/var': 'moving_variance'}
 
 
 def encoder_layers(depth: int, stem: str, sk: bool) -> dict[str, str]:

@@ -27,6 +27,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 _VERSION = '1.0.0'      # of StableHLO: the first, which TensorFlow 2.21 reads whatever JAX writes it
 _PASSES = 'builtin.module(func.func(stablehlo-legalize-composite-to-call),inline,strip-debuginfo)'
 _MOST_BYTES = 2 ** 31 - 2 ** 24     # a flatbuffer, and a protobuf, holds 2 GiB; the program takes some
+_OPSET, _IR_VERSION = 17, 8         # of 2022: what runtimes of the last years all read
 
 
 def write_stablehlo(path: str | os.PathLike, network: Network, variables: Mapping[str, Any], *,
@@ -116,9 +117,6 @@ def load_stablehlo(path: str | os.PathLike) -> Callable[[jax.Array], jax.Array]:
         raise ValueError(f'{os.fspath(path)} holds no StableHLO program that JAX {jax.__version__} reads '
                          f'({type(error).__name__}): export it again, or update JAX.') from error
     return encode
-
-
-_OPSET, _IR_VERSION = 17, 8         # of 2022: what runtimes of the last years all read
 
 
 def write_onnx(path: str | os.PathLike, network: Network, variables: Mapping[str, Any], *,
