@@ -37,7 +37,9 @@ class Writer(Protocol):
 
 
 def find_writer(name: str, resolve: Callable[[str, str, Sequence[str]], Any]) -> Callable[..., Writer]:
-    """What `log.writers` names, 'wandb', 'mlflow', or a class of the user's; nothing is made or written.
+    """What `log.writers` names, 'wandb', 'mlflow', 'tensorboard' (which it then must have), or a class of the user's.
+
+    Nothing is made or written.
 
     Args:
         name: a word, or 'package.module:Name', which is called as Name(workdir, start_step=..., config=...), the
@@ -89,7 +91,8 @@ class MetricWriter:
         self._files = JsonLines(workdir, start_step=start_step)
         if importlib.util.find_spec('tensorboardX'):
             from simclr_jax.runlog.tensorboard import TensorBoard
-            self._given.append(TensorBoard(workdir, start_step=start_step))
+            if not any(isinstance(writer, TensorBoard) for writer in self._given):
+                self._given.append(TensorBoard(workdir, start_step=start_step))
         self._display = Display(stream, start_step, total_steps)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:

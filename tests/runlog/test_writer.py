@@ -16,6 +16,7 @@ import pytest
 
 from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.progress import Throughput, noting_length
+from simclr_jax.runlog.tensorboard import TensorBoard
 from simclr_jax.runlog.writer import MetricWriter
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -81,6 +82,11 @@ def test_after_a_kill_and_resume_no_step_appears_twice(tmp_path, accumulator):
     expected = [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0), (50, 2.0)]
     assert [(row['step'], row['loss']) for row in rows(tmp_path)] == expected
     assert accumulator(tmp_path, 'loss') == expected
+
+
+def test_tensorboard_that_is_named_gets_each_row_once(tmp_path, accumulator):
+    write_steps(tmp_path, [10, 20], writers=[lambda: TensorBoard(tmp_path)])
+    assert accumulator(tmp_path, 'loss') == [(10, 1.0), (20, 1.0)]
 
 
 def test_a_last_line_cut_just_before_its_newline_is_dropped(tmp_path):
