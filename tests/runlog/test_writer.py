@@ -84,8 +84,9 @@ def test_after_a_kill_and_resume_no_step_appears_twice(tmp_path, accumulator):
     assert accumulator(tmp_path, 'loss') == expected
 
 
-def test_tensorboard_that_is_named_gets_each_row_once(tmp_path, accumulator):
+def test_tensorboard_that_is_named_writes_one_file_of_events(tmp_path, accumulator):
     write_steps(tmp_path, [10, 20], writers=[lambda: TensorBoard(tmp_path)])
+    assert len([*(tmp_path / 'tensorboard').iterdir()]) == 1
     assert accumulator(tmp_path, 'loss') == [(10, 1.0), (20, 1.0)]
 
 
