@@ -11,6 +11,7 @@ import pytest
 import simclr_jax
 from simclr_jax.config import base_config, smoke
 from simclr_jax.encoder import Encoder
+from simclr_jax.evaluate import pretrained
 from simclr_jax.evaluate.pretrained import Pretrained
 from simclr_jax.models.network import make_network
 from simclr_jax.views import device as device_augment
@@ -27,7 +28,7 @@ def make_encoder(encoder=None, **options):
                            module=encoder)
     variables = jax.device_get(jax.jit(lambda: network.init(
         jax.random.key(1), np.zeros((1, 16, 16, 3), np.float32), train=False))())
-    return Encoder(Pretrained(config, network, variables, variables, 7, 'online', 'a test', {}), **options)
+    return Encoder(Pretrained(config, network, variables, lambda: variables, 7, 'online', 'a test', {}), **options)
 
 
 @pytest.fixture(scope='module')
@@ -113,6 +114,16 @@ def test_other_images_are_refused(encoder, bad, message):
 def test_another_layer_is_refused_with_the_ones_there_are(encoder, layer):
     with pytest.raises(ValueError, match='projection'):
         encoder(images(1), layer=layer)
+
+
+def test_no_weights_are_drawn_to_load_those_of_a_run(tmp_path, monkeypatch):
+    config = smoke(base_config())
+    config.update({'batch_size': 8, 'num_train_steps': 1})
+    config.encoder.width, config.augment.image_size = 1 / 32, 8
+    config.data.update({'train_split': 'train[:16]', 'test_split': 'none'})
+    simclr_jax.pretrain(config, str(tmp_path))
+    monkeypatch.setattr(pretrained, 'init_variables', None)         # it compiles for seconds
+    assert simclr_jax.load_encoder(tmp_path)(np.zeros((1, 8, 8, 3), np.uint8)).shape[0] == 1
 
 
 def test_a_path_to_nothing_is_told(tmp_path):

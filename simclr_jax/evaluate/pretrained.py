@@ -1,8 +1,9 @@
 """A trained encoder from its workdir or a file of weights, with the preprocessing it was trained with."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,12 +29,17 @@ class Pretrained(NamedTuple):
     config: ConfigDict      # of the run that trained it; of a file: what it says, over the defaults
     network: Network        # encoder and head alone: no predictor, no online probe
     variables: dict         # {'params', 'batch_stats'} of the checkpoint, numpy
-    initial: dict           # of the online network at step 0: the floor that results are compared with
+    make_initial: Callable[[], dict]        # of `initial`
     step: int               # 0 where a file does not say
     encoder: str            # whose they are: 'online' or 'target'
     source: str             # what it is, in words: 'simclr, step 500' or 'torchvision ResNet-50'
     card: dict              # what a file says of itself; {} of a workdir
     classifier: dict | None = None      # {'kernel' [D, C], 'bias' [C]} of h, of a file that has one
+
+    @property
+    def initial(self) -> dict:
+        """Of the online network at step 0: the floor that results are compared with; made when it is asked for."""
+        return self.make_initial()
 
 
 def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str = '', *,
@@ -68,8 +74,8 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
         raise ValueError(f'{name} is {value!r}: {path} is a file of weights, with one network and no steps. Leave '
                          f'{name} as it is.')
     config = file_config(imported)
-    module, initial = _network(config, encoder)
-    return Pretrained(config, module, imported.variables, initial, int(imported.card.get('step') or 0),
+    module, make_initial = _network(config, encoder)
+    return Pretrained(config, module, imported.variables, make_initial, int(imported.card.get('step') or 0),
                       'online', imported.source, imported.card, imported.classifier)
 
 
@@ -102,8 +108,8 @@ def path_of(settings: ConfigDict, workdir: str) -> str:
 
 def fresh(config: ConfigDict, encoder: nn.Module | None = None) -> Pretrained:
     """An encoder and head that nothing has trained: those of a config at step 0."""
-    network, initial = _network(config, encoder)
-    return Pretrained(config, network, initial, initial, 0, 'online', 'random weights', {})
+    network, make_initial = _network(config, encoder)
+    return Pretrained(config, network, make_initial(), make_initial, 0, 'online', 'random weights', {})
 
 
 def file_config(imported: Imported) -> ConfigDict:
@@ -144,7 +150,7 @@ def as_imported(pretrained: Pretrained, **changes: Any) -> Imported:
 def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Module | None) -> Pretrained:
     config = ConfigDict(load_config(workdir))
     which_network = which_network or config.eval.get('encoder', 'online')       # older runs do not say
-    network, initial = _network(config, encoder)
+    network, make_initial = _network(config, encoder)
     with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
         step = _find_step(checkpointer, which, workdir)
         variables = checkpointer.restore_encoder(step, network=which_network)
@@ -152,17 +158,21 @@ def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Modu
     for part in variables.values():                     # batch_stats has those of the predictor
         for name in ('predictor', 'probe'):
             part.pop(name, None)
-    return Pretrained(config, network, variables, initial, step, which_network,
+    return Pretrained(config, network, variables, make_initial, step, which_network,
                       f'{config.method.name}, step {step:,}', {})
 
 
-def _network(config: ConfigDict, encoder: nn.Module | None) -> tuple[Network, dict]:
-    """Encoder and head of a config, and their variables at step 0."""
+def _network(config: ConfigDict, encoder: nn.Module | None) -> tuple[Network, Callable[[], dict]]:
+    """Encoder and head of a config, and () -> their variables at step 0."""
     network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(), module=encoder,
                            mean=config.augment.mean, std=config.augment.std)
-    images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, len(config.augment.mean)))
-    initial = jit_seldom(lambda: init_variables(network, jax.random.key(config.seed), images))()
-    return network, jax.device_get(initial)
+
+    @functools.cache
+    def make_initial():
+        images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, len(config.augment.mean)))
+        return jax.device_get(jit_seldom(lambda: init_variables(network, jax.random.key(config.seed), images))())
+
+    return network, make_initial
 
 
 def _find_step(checkpointer: checkpoint.Checkpointer, which: str, workdir: str) -> int | None:
