@@ -9,7 +9,7 @@ from simclr_jax import storage
 from simclr_jax.data import shapes
 from simclr_jax.data.decode import DEFAULT, MOST_CHANNELS, Rules, of_array, resolved, unusual
 from simclr_jax.data.labels import as_classes
-from simclr_jax.data.source import ArraySource, require_split, split_name, split_rows
+from simclr_jax.data.source import ArraySource, split_name, split_rows
 
 
 def shapes_source(name: str, split: str, image_size: int) -> ArraySource:
@@ -17,11 +17,10 @@ def shapes_source(name: str, split: str, image_size: int) -> ArraySource:
     base, colon, count = name.partition(':')
     if base != 'shapes' or (colon and not count.isdecimal()):
         raise ValueError(f"Data source '{name}' is not 'shapes' or 'shapes:N' with N images.")
-    require_split(name, split_name(split), tuple(shapes.DEFAULT_SIZES))
-    is_sized = count and split_name(split) == 'train'
-    count = int(count) if is_sized else shapes.DEFAULT_SIZES[split_name(split)]
+    whole = split_name(split, shapes.DEFAULT_SIZES, name)
+    count = int(count) if count and whole == 'train' else shapes.DEFAULT_SIZES[whole]
     start, stop, _ = split_rows(split, count).indices(count)
-    images, labels = shapes.make_shapes(split_name(split), image_size, num_examples=stop)
+    images, labels = shapes.make_shapes(whole, image_size, num_examples=stop)
     return ArraySource(name, split, images[start:], labels[start:], shapes.CLASS_NAMES)
 
 
@@ -45,8 +44,7 @@ def npz_source(name: str, split: str, path: str, *, rules: Rules = DEFAULT, as_n
     labels may be left out. Images are numbers [N, H, W] or [N, H, W, C], which become uint8 RGB, or of C
     channels, by `rules`. `as_numbered`: label i is class i, also where there are gaps between them.
     """
-    base = split_name(split)
-    require_split(name, base, npz_splits(path))
+    base = split_name(split, npz_splits(path), name)
     with _open(path) as arrays:
         prefix = '' if 'images' in arrays and 'train_images' not in arrays else f'{base}_'
         images = _checked_images(arrays[f'{prefix}images'], f'{prefix}images', path)

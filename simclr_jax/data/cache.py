@@ -104,10 +104,11 @@ class CachedSource(Source):
         self.read_like(source)
         self.is_remote = False
         self.skipped = [name for _, name in content['unreadable']]
-        self._skipped_rows = {index for index, _ in content['unreadable']}
+        self.unreadable = {index: BadImage(f"'{name}' could not be read when the cache was built.")
+                           for index, name in content['unreadable']}
         self._source, self._path = source, os.path.join(folder, content['file'])
         is_readable = np.ones(self.num_examples, bool)
-        is_readable[list(self._skipped_rows)] = False
+        is_readable[list(self.unreadable)] = False
         self._records = np.cumsum(is_readable) - 1  # [N], the number of an example's record.
 
     def load(self, index: int) -> np.ndarray:
@@ -117,8 +118,8 @@ class CachedSource(Source):
             BadImage: the source's image could not be read.
             ValueError: the cache is damaged.
         """
-        if self.is_skipped(index):
-            raise BadImage(f"'{self.name_of(index)}' could not be read when the cache was built.")
+        if index in self.unreadable:
+            raise self.unreadable[index]
         number = int(self._records[index])
         try:
             record, = self._reader.read([number])

@@ -12,7 +12,8 @@ import tarfile
 from typing import Any
 
 from simclr_jax import storage
-from simclr_jax.data.folder import printable, suffixes
+from simclr_jax.data.folder import suffixes
+from simclr_jax.data.listing import printable
 
 _SPLITS = ('train', 'test', 'validation', 'val')
 

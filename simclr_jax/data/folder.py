@@ -1,22 +1,23 @@
 """A directory tree of image files: its splits, its classes, and what is left out of it."""
 
 import collections
-import dataclasses
 import functools
 import hashlib
 import importlib.util
 import os
+import sys
 import unicodedata
 from collections.abc import Iterator
 from concurrent import futures
+from typing import NamedTuple
 
 import numpy as np
 from PIL import features
 
 from simclr_jax import storage
-from simclr_jax.data import listing
-from simclr_jax.data.decode import DEFAULT, BadImage, Rules, decoded, num_pages, resolved, unusual
-from simclr_jax.data.source import Source, require_split, split_name
+from simclr_jax.data.decode import DEFAULT, Rules, num_pages, resolved, unusual
+from simclr_jax.data.listing import Listing, printable
+from simclr_jax.data.source import Source, split_name
 
 FOLDERS = ('auto', 'classes', 'none')       # what data.folders takes
 _TIFF = ('.tif', '.tiff')
@@ -38,55 +39,47 @@ class FolderSource(Source):
     Args:
         name: of the source, for messages.
         split: one of `folder_splits`; 'val' and 'validation' are one.
-        path: of the directory, local or remote.
+        listing: of the directory, local or remote.
         folders: 'auto'; 'classes', first-level folders are classes and never splits; 'none', they are none.
         rules: by which files become pixels.
-        share: of this process, where several list a remote directory in common.
 
     Raises:
         FileNotFoundError, OSError: there is no such directory, or a part of it cannot be listed.
         ValueError: it has no such split or no image, or its layout is not understood.
     """
 
-    @listing.once()
-    def __init__(self, name: str, split: str, path: str, *, folders: str = 'auto', rules: Rules = DEFAULT,
-                 share: listing.Share | None = None):
-        of_listing, self.is_remote = listing.read(path, share), storage.is_remote(path)
-        root, splits = _layout(path, folders)
+    def __init__(self, name: str, split: str, listing: Listing, *, folders: str = 'auto', rules: Rules = DEFAULT):
+        above, splits = _layout(listing, folders)
         whole = split_name(split)
-        other = {'val': 'validation', 'validation': 'val'}.get(whole, whole)
-        if splits:
-            whole = other if whole not in splits and other in splits else whole
-            require_split(name, whole, tuple(splits))
-        else:
-            require_split(name, whole, ('train',))
-        self._root = os.path.join(root, splits[whole]) if splits else root
+        other = {'val': 'validation', 'validation': 'val'}.get(whole)
+        whole = split_name(other if other in splits and whole not in splits else whole, splits or ['train'], name)
+        self._inside, self._sizes = os.path.join(above, splits[whole]) if splits else above, listing.sizes
+        self._root, self.is_remote = listing.path(self._inside), listing.sizes is not None
         self._fingerprints: dict[bool, str] = {}
-        tree = _tree(self._root)
+        tree = _tree(listing, self._inside)
         if not tree.files:
             raise ValueError(f"There are no images below '{printable(self._root)}' ({', '.join(suffixes())})"
                              f'{_counted(tree.left_out, "; there are ")}.')
-        class_names = None if folders == 'none' or whole == 'unlabeled' else _classes(tree.files)
+        class_names = None if folders == 'none' or whole == 'unlabeled' else _classes(tree)
         if 'train' in splits and folders != 'none' and whole != 'train':
-            class_names = _classes(_tree(os.path.join(root, splits['train'])).files) or class_names
+            class_names = _classes(_tree(listing, os.path.join(above, splits['train']))) or class_names
         self.files = tree.files
-        self.labels = _labels(self.files, None if whole == 'unlabeled' else class_names, self._root)
+        self.labels = _labels(tree, None if whole == 'unlabeled' else class_names, self._root)
         super().__init__(name, split, len(self.files), class_names)
         self.rules, notes = resolved(rules, self.sampled(lambda index: unusual(self.load(index), rules)))
-        self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + of_listing + notes
+        self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + listing.notes() + notes
         pages = max(count or 1 for count in self.sampled(
             lambda index: num_pages(self.load(index)) if self.files[index].lower().endswith(_TIFF) else 1))
         if pages > 1 and self.rules.channels == 3:
             self.notes.append(f'{name}, {whole}: TIFFs of {pages} pages, of which the first is read; '
                               f'data.channels={pages} takes all, as channels.')
-        beside = sum(map(_is_image, _names(root).files)) if splits else 0
+        beside = sum(map(_is_image, listing.names(above)[1])) if splits else 0
         if beside:
             self.notes.append(f'{name}: {beside:,} images lie beside the folders of the splits, in no '
                               'split, and are left out.')
-        first = self._why_unreadable(0)
-        if first and all(map(self._why_unreadable, range(1, self.num_examples))):  # Say so before training.
+        if all(self.pixels(index) is None for index in range(self.num_examples)):  # Say so before training.
             raise ValueError(f"None of the {self.num_examples} images below '{printable(self._root)}' can "
-                             f'be read ({self.name_of(0)}: {first}).')
+                             f'be read ({self.name_of(0)}: {self.unreadable[0]}).')
 
     def load(self, index: int) -> bytes:
         """The bytes of a file. OSError: it cannot be read."""
@@ -99,42 +92,27 @@ class FolderSource(Source):
     def fingerprint(self, *, with_times: bool = False) -> str:
         """Changes with the names and sizes of the files, the labels, and, if asked for, the times: as first asked."""
         if with_times not in self._fingerprints:        # it asks the system of every file
-            self._fingerprints[with_times] = self._fingerprint(with_times)
+            digest = hashlib.sha256(self.labels.tobytes())
+            some = (self.files[first:first + _AT_ONCE] for first in range(0, len(self.files), _AT_ONCE))
+            with futures.ThreadPoolExecutor(_THREADS) as pool:      # a disk in a network answers many at a time
+                for states in pool.map(functools.partial(self._states, with_times), some):
+                    digest.update(states)
+            self._fingerprints[with_times] = digest.hexdigest()
         return self._fingerprints[with_times]
-
-    def _fingerprint(self, with_times: bool) -> str:
-        digest = hashlib.sha256(self.labels.tobytes())
-        some = (self.files[first:first + _AT_ONCE] for first in range(0, len(self.files), _AT_ONCE))
-        with futures.ThreadPoolExecutor(_THREADS) as pool:      # a disk in a network answers many at a time
-            for states in pool.map(functools.partial(self._states, with_times), some):
-                digest.update(states)
-        return digest.hexdigest()
 
     def _states(self, with_times: bool, files: list[str]) -> bytes:
         found = []
         for file in files:
             path = os.path.join(self._root, file)
             try:
-                known = listing.size(path)
-                if with_times and not self.is_remote:
-                    known = known, os.stat(path).st_mtime_ns
+                if self._sizes is not None:
+                    known = self._sizes[os.path.join(self._inside, file)]
+                else:
+                    known = (storage.size(path), os.stat(path).st_mtime_ns) if with_times else storage.size(path)
             except OSError:      # a link may lead nowhere
                 known = None
             found.append(f'{file}\0{known}\0')
         return os.fsencode(''.join(found))
-
-    def _why_unreadable(self, index: int) -> Exception | None:
-        try:
-            decoded(self.load(index), self.rules)
-        except (BadImage, OSError) as error:
-            self.skip(index, error)
-            return error
-        return None
-
-
-def printable(name: str) -> str:
-    r"""A file's name for messages and files: bytes that are no UTF-8 become \xe9 and the like."""
-    return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
 @functools.cache
@@ -148,65 +126,46 @@ def suffixes() -> tuple[str, ...]:
     return found
 
 
-def folder_splits(path: str, folders: str = 'auto') -> tuple[str, ...]:
+def folder_splits(listing: Listing, folders: str = 'auto') -> tuple[str, ...]:
     """The splits of a directory: 'train' alone where it has no folders of such names."""
-    listing.read(path)
-    return tuple(_layout(path, folders)[1]) or ('train',)
+    return tuple(_layout(listing, folders)[1]) or ('train',)
 
 
-def _layout(path: str, folders: str) -> tuple[str, dict[str, str]]:
+def _layout(listing: Listing, folders: str, inside: str = '') -> tuple[str, dict[str, str]]:
     """(the directory that holds them, {split: name of its folder}), {} where all is one split."""
+    path = printable(listing.path(inside))
     if folders not in FOLDERS:
         raise ValueError(f"data.folders is {folders!r}; it takes {', '.join(map(repr, FOLDERS))}.")
-    if not listing.is_dir(path):
-        raise FileNotFoundError(f"data.source is folder:{printable(path)}: there is no directory "
-                                f"'{printable(storage.absolute(path))}'.")
+    if listing.sizes is None and not storage.is_dir(listing.root):
+        raise FileNotFoundError(f"data.source is folder:{path}: there is no directory "
+                                f"'{printable(storage.absolute(listing.root))}'.")
     if folders == 'classes':
-        return path, {}
-    names, loose = _names(path)
-    filled = [name for name in names if _has_images(os.path.join(path, name))]
-    splits = [name for name in filled if _split_of(name)]
-    others = [name for name in filled if name not in splits]
-    empty = [name for name in names if _split_of(name) == 'train' and name not in filled]
+        return inside, {}
+    names, loose = listing.names(inside)
+    filled = [name for name in names
+              if any(any(map(_is_image, files)) for _, files in _walk(listing, os.path.join(inside, name)))]
+    split_of = {name: _SPLITS[name.lower()] for name in names if name.lower() in _SPLITS}
+    splits, others = [[name for name in filled if (name in split_of) is is_split] for is_split in (True, False)]
+    kinds = {split_of[name] for name in splits}
     fix = (f"If first-level folders are classes, set data.folders='classes'; if they are splits, name them "
-           f'train, test, val or unlabeled, and move what is none of them out of '
-           f"'{printable(path)}'.")
-    kinds = [_split_of(name) for name in splits]
+           f"train, test, val or unlabeled, and move what is none of them out of '{path}'.")
+    empty = [name for name, split in split_of.items() if split == 'train' and name not in filled]
     if empty and splits:
-        raise ValueError(f"'{printable(path)}' has images in {_listed(splits)}, but none in '{empty[0]}'. "
-                         f'{fix}')
-    if 'train' in kinds or len(set(kinds) - {'unlabeled'}) > 1 and not others:
-        if others or len(set(kinds)) < len(kinds):
-            raise ValueError(f"'{printable(path)}' holds {_listed(splits + others)}, which are not "
-                             f'understood as splits. {fix}')
-        return path, {_split_of(name): name for name in sorted(splits, key=_rank)}
+        raise ValueError(f"'{path}' has images in {_listed(splits)}, but none in '{empty[0]}'. {fix}")
+    if 'train' in kinds or len(kinds - {'unlabeled'}) > 1 and not others:
+        if others or len(kinds) < len(splits):
+            raise ValueError(f"'{path}' holds {_listed(splits + others)}, which are not understood as splits. {fix}")
+        return inside, {split: name for split in _SPLITS.values() for name in splits if split_of[name] == split}
     if len(filled) == 1 and not any(map(_is_image, loose)):       # a wrapper
-        root, found = _layout(os.path.join(path, filled[0]), folders)
-        return (root, found) if found else (path, {})
-    inner = [name for name in filled
-             if any(_split_of(below) == 'train' for below in _names(os.path.join(path, name)).folders)]
-    if inner:
-        raise ValueError(f"'{printable(path)}' holds '{printable(inner[0])}/train' beside other images. Give "
-                         f"folder:{printable(path)}/{printable(inner[0])} to use that alone. {fix}")
-    return path, {}
-
-
-def _split_of(name: str) -> str:
-    return _SPLITS.get(name.lower(), '')
-
-
-def _rank(name: str) -> int:
-    return list(_SPLITS.values()).index(_split_of(name))
-
-
-def _names(path: str) -> listing.Names:
-    """What lies in a directory and is not hidden. OSError names it."""
-    try:
-        found = listing.names(path)
-    except OSError as error:
-        raise OSError(f"The folder '{printable(path)}' cannot be listed ({error.strerror or error}): correct "
-                      'its permissions, or move it away.') from error
-    return listing.Names(*([name for name in names if not name.startswith(('.', '__MACOSX'))] for names in found))
+        root, found = _layout(listing, folders, os.path.join(inside, filled[0]))
+        return (root, found) if found else (inside, {})
+    for name in filled:
+        below, _ = listing.names(os.path.join(inside, name))
+        if 'train' in map(_SPLITS.get, map(str.lower, below)):
+            name = printable(name)
+            raise ValueError(f"'{path}' holds '{name}/train' beside other images. Give folder:{path}/{name} to use "
+                             f'that alone. {fix}')
+    return inside, {}
 
 
 def _is_image(name: str) -> bool:
@@ -216,67 +175,62 @@ def _is_image(name: str) -> bool:
 # ---- the tree ------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class _Tree:
-    files: list[str] = dataclasses.field(default_factory=list)      # paths of images from the root, sorted
-    left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)     # by suffix
+class _Tree(NamedTuple):
+    files: list[str]                    # paths of images from the root, sorted
+    folders: list[str]                  # the first-level folder of each, '' for none
+    left_out: collections.Counter       # by suffix
 
 
-def _tree(root: str) -> _Tree:
-    tree = _Tree()
-    for inside, files in _walk(root):
-        tree.files += [os.path.join(inside, file) for file in files if _is_image(file)]
-        tree.left_out.update(os.path.splitext(file)[1].lower() or 'without suffix' for file in files
-                             if not _is_image(file))
-    tree.files.sort()
-    return tree
+def _tree(listing: Listing, root: str) -> _Tree:
+    found, left_out = [], collections.Counter()
+    for inside, files in _walk(listing, root):
+        inside = inside[len(root):].lstrip(os.sep)
+        images = [file for file in files if _is_image(file)]
+        found += [os.path.join(inside, image) for image in images]
+        if len(images) < len(files):
+            left_out.update(os.path.splitext(file)[1].lower() or 'without suffix' for file in files
+                            if not _is_image(file))
+    found.sort()
+    return _Tree(found, [sys.intern(file.partition(os.sep)[0]) if os.sep in file else '' for file in found], left_out)
 
 
-def _has_images(root: str) -> bool:
-    return any(_is_image(file) for _, files in _walk(root) for file in files)
-
-
-def _walk(root: str, inside: str = '', above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
-    """(path from `root`, its files) of all directories; links are followed, but for one that leads back up."""
-    folder = os.path.join(root, inside) if inside else root
-    real = folder if storage.is_remote(folder) else os.path.realpath(folder)
+def _walk(listing: Listing, inside: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    """(directory, its files) of all below; links are followed, but for one that leads back up."""
+    real = inside if listing.sizes is not None else os.path.realpath(listing.path(inside))
     if real in above:
         return
-    names = _names(folder)
-    yield inside, names.files
-    for name in names.folders:
-        yield from _walk(root, os.path.join(inside, name), (*above, real))
+    folders, files = listing.names(inside)
+    yield inside, files
+    for name in folders:
+        yield from _walk(listing, os.path.join(inside, name), (*above, real))
 
 
 # ---- classes -------------------------------------------------------------------------------------------
 
 
-def _class_of(file: str) -> str:
-    """The first-level folder of a file, in one spelling of its accents; '' for none."""
-    first, separator, _ = file.partition(os.sep)
-    return _class_named(first) if separator else ''
+def _class_of(folder: str) -> str:
+    """The class of a first-level folder, in one spelling of its accents; '' for none."""
+    return '' if _SPLITS.get(folder.lower()) == 'unlabeled' else unicodedata.normalize('NFC', printable(folder))
 
 
-@functools.lru_cache
-def _class_named(folder: str) -> str:
-    return '' if _split_of(folder) == 'unlabeled' else unicodedata.normalize('NFC', printable(folder))
-
-
-def _classes(files: list[str]) -> tuple[str, ...] | None:
-    counts = collections.Counter(map(_class_of, files))
-    loose = sum(os.sep not in file for file in files)
+def _classes(tree: _Tree) -> tuple[str, ...] | None:
+    counts, num_loose = collections.Counter(), tree.folders.count('')
+    for folder, count in collections.Counter(tree.folders).items():
+        counts[_class_of(folder)] += count
     counts.pop('', None)
-    return tuple(sorted(counts)) if len(counts) > 1 and loose <= counts.total() else None
+    return tuple(sorted(counts)) if len(counts) > 1 and num_loose <= counts.total() else None
 
 
-def _labels(files: list[str], class_names: tuple[str, ...] | None, root: str) -> np.ndarray:
-    number = {name: label for label, name in enumerate(class_names or ())} | {'': -1}
-    names = [_class_of(file) if class_names else '' for file in files]
-    unknown = sorted(set(names) - set(number))
+def _labels(tree: _Tree, class_names: tuple[str, ...] | None, root: str) -> np.ndarray:
+    if not class_names:
+        return np.full(len(tree.files), -1, np.int32)
+    class_of = {folder: _class_of(folder) for folder in set(tree.folders)}
+    number = {name: label for label, name in enumerate(class_names)} | {'': -1}
+    unknown = sorted(set(class_of.values()) - set(number))
     if unknown:
         raise ValueError(f"'{printable(root)}' has the class folder '{unknown[0]}', which the training split "
                          'does not have.')
-    return np.array([number[name] for name in names], np.int32)
+    return np.array([number[class_of[folder]] for folder in tree.folders], np.int32)
 
 
 def _notes(tree: _Tree, labels: np.ndarray, class_names: tuple[str, ...] | None, where: str,
@@ -289,7 +243,7 @@ def _notes(tree: _Tree, labels: np.ndarray, class_names: tuple[str, ...] | None,
     if class_names and loose:
         notes.append(f'{where}: {loose:,} of {len(labels):,} images lie beside the class folders, or in '
                      "'unlabeled': they have no label.")
-    if class_names is None and folders != 'none' and len({_class_of(file) for file in tree.files} - {''}) > 1:
+    if class_names is None and folders != 'none' and len({*map(_class_of, set(tree.folders))} - {''}) > 1:
         notes.append(f'{where}: more images lie beside folders than in them: no labels.')
     return notes
 

@@ -13,7 +13,7 @@ from PIL import ImageColor
 from simclr_jax import storage
 from simclr_jax.config import names
 from simclr_jax.data import arrays, containers, folder, items, listing, shapes
-from simclr_jax.data.decode import AUTO, MOST_CHANNELS, OF_A_SAMPLE, BadImage, Rules, decoded
+from simclr_jax.data.decode import AUTO, MOST_CHANNELS, OF_A_SAMPLE, Rules, decoded
 from simclr_jax.data.items import as_source, makes
 from simclr_jax.data.source import ArraySource, Source, Streamed, hold_out, split_name, take_split
 
@@ -37,7 +37,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
                 decode_once: bool = False, cache_dir: str = '', max_bad_share: float = Source.max_bad_share,
                 is_lead: bool = True, arguments: Mapping[str, Any] | None = None, rules: Rules = OF_A_SAMPLE,
                 folders: str = 'auto', reading: int = READING, source: Any = None,
-                share: listing.Share | None = None) -> Source:
+                share: listing.Share | None = None, listings: dict[str, listing.Listing] | None = None) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
@@ -61,6 +61,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         numbers. source: what `as_source` takes, in the place of `name`.
         share: of this process, where several load the same split at the same time: each then lists and reads
             its part of a folder, and they exchange what they found.
+        listings: of folders that were looked into before; what is in it is not listed again.
 
     Raises:
         FileNotFoundError: the data are not there.
@@ -78,8 +79,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     if kind == 'shapes':
         found = arrays.shapes_source(name, split, image_size)
     elif kind == 'folder':
-        found = take_split(folder.FolderSource(name, split, path, folders=folders, rules=rules, share=share), split,
-                           is_sorted=reading == 1)
+        found = take_split(folder.FolderSource(name, split, listing.read(path, share, listings), folders=folders,
+                                               rules=rules), split, is_sorted=reading == 1)
     elif kind == 'arrays':
         found = take_split(arrays.npz_source(name, split, path, rules=rules, as_numbered=reading == 1), split,
                            is_sorted=reading == 1)
@@ -93,8 +94,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     elif kind in ('object', 'hf'):
         if kind == 'hf':
             source = containers.hugging_face(path, cache_dir=data_dir or None, download=download)
-        found = as_source(_object(name) if source is None else source, split, name=name, arguments=arguments,
-                          rules=rules)
+        source = names.resolve(name, 'data.source') if source is None else source
+        found = as_source(source, split, name=name, arguments=arguments, rules=rules)
     else:
         found = _tfds(name).load(name, split, data_dir=data_dir or None, download=download,
                                  in_memory_bytes=in_memory_bytes, rules=rules)
@@ -110,7 +111,6 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     return found
 
 
-@listing.once()
 def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any = None, **options
               ) -> tuple[Source, Source | None]:
     """The split to train on and the one to measure on, None where there is none; they share no image.
@@ -122,6 +122,7 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
         test_source: what `as_source` takes, to measure on.
         **options: of `load_source`.
     """
+    options['listings'] = {}
     train = load_source(name, train_split, **options)
     train.notes += _look(train)
     options |= {'rules': dataclasses.replace(options.get('rules', OF_A_SAMPLE), range=train.rules.range,
@@ -155,13 +156,15 @@ def load_test_source(name: str, split: str, *, data_dir: str | None = None, **op
         return None
     if not split:
         available = available_splits(name, data_dir=data_dir, arguments=options.get('arguments'),
-                                     folders=options.get('folders', 'auto'), source=options.get('source'))
+                                     folders=options.get('folders', 'auto'), source=options.get('source'),
+                                     listings=options.get('listings'))
         split = next((known for known in _TEST_SPLITS if known in available), '')
     return load_source(name, split, data_dir=data_dir, **options) if split else None
 
 
 def available_splits(name: str, *, data_dir: str | None = None, arguments: Mapping[str, Any] | None = None,
-                     folders: str = 'auto', source: Any = None) -> tuple[str, ...]:
+                     folders: str = 'auto', source: Any = None,
+                     listings: dict[str, listing.Listing] | None = None) -> tuple[str, ...]:
     """The splits of a data source; the errors of `load_source` where the data are not there."""
     if source is not None:
         return items.splits_of(source, arguments)
@@ -169,7 +172,7 @@ def available_splits(name: str, *, data_dir: str | None = None, arguments: Mappi
     if kind == 'shapes':
         return tuple(shapes.DEFAULT_SIZES)
     if kind == 'folder':
-        return folder.folder_splits(path, folders)
+        return folder.folder_splits(listing.read(path, known=listings), folders)
     if kind == 'arrays':
         return arrays.npz_splits(path)
     if kind == 'wds':
@@ -177,7 +180,7 @@ def available_splits(name: str, *, data_dir: str | None = None, arguments: Mappi
     if kind == 'hf':
         return tuple(containers.hugging_face(path, cache_dir=data_dir or None))
     if kind == 'object':
-        return items.splits_of(_object(name), arguments)
+        return items.splits_of(names.resolve(name, 'data.source'), arguments)
     return _tfds(name).splits(name, data_dir=data_dir or None)
 
 
@@ -288,18 +291,11 @@ def _exchanged(source: Source, found: tuple[np.ndarray, np.ndarray] | None, shar
 
 def _decoded_rows(source: Source, indices: np.ndarray, max_bytes: int) -> tuple[np.ndarray, np.ndarray] | None:
     """(rows int64 [n], images uint8 [n, H, W, C]) of those that can be read, see `in_memory`."""
-    def decode(index):
-        try:
-            return decoded(source.load(index), source.rules)
-        except (BadImage, OSError) as error:
-            source.skip(index, error)
-            return None
-
     rows, images, shape = [], [], None
     with futures.ThreadPoolExecutor() as pool:
         for first in range(0, len(indices), _DECODED_AT_ONCE):
             some = indices[first:first + _DECODED_AT_ONCE].tolist()
-            for index, image in zip(some, pool.map(decode, some)):
+            for index, image in zip(some, pool.map(source.pixels, some)):
                 if image is None:
                     continue
                 shape = shape or image.shape
@@ -374,7 +370,3 @@ def _tfds(name: str) -> Any:
         raise ValueError(f"data.source is {name!r}: data sets of TFDS need {error.name}, pip install "
                          f"'simclr_jax[tfds]'; a directory of images is folder:PATH.") from error
     return tfds
-
-
-def _object(name: str) -> Any:
-    return names.resolve(name, 'data.source')

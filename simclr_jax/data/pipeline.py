@@ -367,7 +367,7 @@ def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, firs
     """Fills the rows of a batch from `first` on, each with the first of its candidates that can be read."""
     for number, row in enumerate(rows, first):
         for candidate in row.candidates:
-            if source.is_skipped(candidate.index):
+            if candidate.index in source.unreadable:
                 continue
             try:
                 image = EncodedImage(candidate.load(candidate.index), source.rules)

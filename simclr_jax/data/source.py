@@ -3,13 +3,13 @@
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
 
-from simclr_jax.data.decode import Rules
+from simclr_jax.data.decode import BadImage, Rules, decoded
 from simclr_jax.data.labels import members
 
 _NAMED = 3      # of the unreadable files, in an error
@@ -61,7 +61,7 @@ class Source:
         self.class_names = class_names      # None when unlabelled
         self.notes: list[str] = []    # What is to be said of the data when a run begins.
         self.skipped: list[str] = []  # Names of those found unreadable so far.
-        self._skipped_rows: set[int] = set()
+        self.unreadable: dict[int, Exception] = {}      # Why, by their numbers.
         self._skip_lock = threading.Lock()
         if self.num_examples == 0:
             raise ValueError(f"Split '{self.split}' of '{self.name}' holds no images.")
@@ -81,6 +81,13 @@ class Source:
     def load(self, index: int) -> bytes | np.ndarray:
         """An encoded file's bytes or pixels uint8 [H, W, C]. OSError: it cannot be read."""
         raise NotImplementedError(f'{type(self).__name__} has no random access.')
+
+    def pixels(self, index: int) -> np.ndarray | None:
+        """uint8 [H, W, C] of an example; None of one that cannot be read, which is noted by `skip`."""
+        try:
+            return decoded(self.load(index), self.rules)
+        except (BadImage, OSError) as error:
+            self.skip(index, error)
 
     @property
     def channels(self) -> int:
@@ -118,14 +125,10 @@ class Source:
     def skip(self, index: int, error: Exception) -> None:
         """Notes that an example cannot be read: in `skipped` and, once, in the log. From any thread."""
         with self._skip_lock:
-            if index not in self._skipped_rows:
-                self._skipped_rows.add(index)
+            if index not in self.unreadable:
+                self.unreadable[index] = error
                 self.skipped.append(self.name_of(index))
                 logging.warning('Skipping the unreadable image %s: %s', self.skipped[-1], error)
-
-    def is_skipped(self, index: int) -> bool:
-        """Whether the example is known to be unreadable."""
-        return index in self._skipped_rows
 
     def check_bad_share(self) -> None:
         """ValueError once more than `max_bad_share` of the examples are known to be unreadable."""
@@ -246,23 +249,19 @@ def _even_order(labels: np.ndarray) -> np.ndarray:
     return np.lexsort((rng.permutation(len(labels)), place))
 
 
-def split_name(split: str) -> str:
-    """'train' for 'train' and for 'train[:10%]'."""
-    return _parse(split)[0]
+def split_name(split: str, available: Collection[str] | None = None, name: str = '') -> str:
+    """'train' for 'train' and for 'train[:10%]'; ValueError unless it is among those `available` of source `name`."""
+    whole = _parse(split)[0]
+    if available is not None and whole not in available:
+        raise ValueError(f"'{name}' has no split '{whole}'; it has {', '.join(available)}.")
+    return whole
 
 
 def split_rows(split: str, num_examples: int) -> slice:
     """The rows that an expression such as 'train[100:200]' or 'train[:10%]' takes of N examples."""
-    bounds = [None if bound is None
-              else round(int(bound[:-1]) * num_examples / 100) if bound.endswith('%')
-              else int(bound) for bound in _parse(split)[1:]]
-    return slice(*bounds)
-
-
-def require_split(name: str, split: str, available: tuple[str, ...]) -> None:
-    """Raises ValueError unless `split` is among those available."""
-    if split not in available:
-        raise ValueError(f"'{name}' has no split '{split}'; it has {', '.join(available)}.")
+    return slice(*(None if bound is None
+                   else round(int(bound[:-1]) * num_examples / 100) if bound.endswith('%')
+                   else int(bound) for bound in _parse(split)[1:]))
 
 
 def _parse(split: str) -> tuple[str, str | None, str | None]:

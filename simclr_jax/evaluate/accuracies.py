@@ -47,7 +47,7 @@ def is_labelled(source: Source | None) -> bool:
 def num_labelled(source: Source) -> int:
     """Images that an evaluation counts: labelled, and not found unreadable so far."""
     if not isinstance(source, Streamed):
-        return sum(not source.is_skipped(int(index)) for index in np.flatnonzero(source.labels >= 0))
+        return sum(int(index) not in source.unreadable for index in np.flatnonzero(source.labels >= 0))
     return source.num_examples - len(source.skipped)
 
 

@@ -193,7 +193,7 @@ def test_unreadable_images_are_left_out_and_named_and_the_others_keep_their_numb
         assert result.skipped == ['1.png', '6.png'] and result.max_bad_share == 0.25
         assert result.num_examples == 8 and result.labels.tolist() == list(range(8))
         for index, array in enumerate(pixels):
-            assert result.is_skipped(index) == (index in (1, 6))
+            assert (index in result.unreadable) == (index in (1, 6))
             if index in (1, 6):
                 with pytest.raises(BadImage, match=f"^'{index}.png' could not be read"):
                     result.load(index)
