@@ -175,10 +175,10 @@ def worker(name, setting, folder):
     elif name == 'decode alone':
         serve(our_decoded(folder), 1)
     else:
-        from simclr_jax.data import crop
+        from simclr_jax.data import compiled
 
         batches = our_batches(folder, setting, name.removeprefix('ours '))
-        serve(batches, cores(), is_compiled=crop.library() is not None)
+        serve(batches, cores(), is_compiled=compiled.library() is not None)
 
 
 def cores():

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from simclr_jax.data import crop
+from simclr_jax.data import compiled
 from simclr_jax.views.draws import Box
 
 _FUNCTIONS = ('std_error', 'CreateDecompress', 'mem_src', 'read_header', 'start_decompress', 'crop_scanline',
@@ -78,7 +78,7 @@ def _read_box(loop: ctypes.CDLL, libjpeg: ctypes.Array, data: bytes, size: tuple
 @functools.cache
 def library() -> tuple[ctypes.CDLL, ctypes.Array] | None:
     """The compiled loop and the functions of Pillow's libjpeg, or None where they do not give Pillow's pixels."""
-    loop = crop.library()
+    loop = compiled.library()
     if loop is None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_uint

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax.data.crop import crop_resize
+from simclr_jax.data.compiled import crop_resize
 from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.data.order import Batch, Memory, check_batch_size, epoch_and_index
 from simclr_jax.data.source import Source, Streamed

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.data.crop import crop_resize
+from simclr_jax.data.compiled import crop_resize
 from simclr_jax.views.draws import Box, Draws
 from simclr_jax.views.fields import JITTER_OPS, JITTER_ORDERS, View
 from simclr_jax.views.resize import Resize, crop_side, resize_weights

@@ -10,7 +10,7 @@ from PIL import Image
 import simclr_jax
 from simclr_jax.config import base_config, smoke
 from simclr_jax.data import loading
-from simclr_jax.data.crop import crop_resize
+from simclr_jax.data.compiled import crop_resize
 from simclr_jax.data.decode import BadImage, Rules, read_image
 from simclr_jax.evaluate.embed import embed, read_features
 from simclr_jax.evaluate.knn_task import knn

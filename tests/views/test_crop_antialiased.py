@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from simclr_jax.data.crop import crop_resize, library
+from simclr_jax.data.compiled import crop_resize, library
 from simclr_jax.views import ops
 from simclr_jax.views.device import augment_box
 from simclr_jax.views.fields import Crop, View

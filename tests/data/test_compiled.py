@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simclr_jax.data import crop
+from simclr_jax.data import compiled
 from tests import augment_oracles as oracles
 
 
@@ -18,11 +18,11 @@ from tests import augment_oracles as oracles
 def implementation(request, monkeypatch):
     if request.param == 'numpy':
         monkeypatch.setitem(sys.modules, 'simclr_jax.data._crop', None)     # as where it is not built
-    crop.library.cache_clear()
-    if request.param == 'compiled' and crop.library() is None:
+    compiled.library.cache_clear()
+    if request.param == 'compiled' and compiled.library() is None:
         pytest.skip('the extension is not built: pip install -e .')
     yield request.param
-    crop.library.cache_clear()
+    compiled.library.cache_clear()
 
 
 BOXES = [(0, 0, 40, 60), (3, 5, 12, 20), (1, 7, 38, 2), (39, 59, 1, 1), (0, 0, 1, 60), (5, 6, 2, 3),
@@ -34,7 +34,7 @@ def random_bytes(height=40, width=60):
 
 
 def resized(image, box, size, dtype=np.float32, **options):
-    return crop.crop_resize(image, box, size, out=np.empty((size, size, 3), dtype), **options)
+    return compiled.crop_resize(image, box, size, out=np.empty((size, size, 3), dtype), **options)
 
 
 @pytest.mark.parametrize('box', BOXES)
@@ -101,5 +101,5 @@ def test_a_build_of_other_sources_is_left_aside(monkeypatch, tmp_path, caplog):
     other = types.ModuleType('simclr_jax.data._crop')
     other.__spec__ = importlib.machinery.ModuleSpec(other.__name__, None, origin=str(library))
     monkeypatch.setitem(sys.modules, other.__name__, other)
-    crop.library.cache_clear()
-    assert crop.library() is None and f'{library} was built from other sources' in caplog.text
+    compiled.library.cache_clear()
+    assert compiled.library() is None and f'{library} was built from other sources' in caplog.text
