@@ -2,7 +2,7 @@
 
     python benchmarks/decoders.py [--rounds=7] [--count=64] [--folder=OF_IMAGES]
 
-Whole files, and the part that holds the two crops of a view (`simclr_jax.data.jpeg`, and TensorFlow's
+Whole files, and the part that holds the two crops of a view (`simclr_jax.data.compiled`, and TensorFlow's
 decode_and_crop_jpeg with the margin that makes its pixels right). Decoders that are not installed are left out. One
 process, all taking turns over the same files in memory; processor time per image, medians over rounds. Writes
 benchmarks/decoders.json.
@@ -26,7 +26,7 @@ from PIL import Image
 from smoke import processor, versions
 
 from simclr_jax.config import augment_config
-from simclr_jax.data import jpeg
+from simclr_jax.data import compiled
 from simclr_jax.views.draws import Draws, union
 from simclr_jax.views.presets import views_of
 
@@ -35,8 +35,8 @@ PACKAGES = ('pillow', 'tensorflow-cpu', 'opencv-python-headless', 'simplejpeg')
 
 
 def of_ours():
-    return {'ours': lambda data, size, box: jpeg.read_box(data, size, (0, 0, *size)),
-            'ours, the part': jpeg.read_box}
+    return {'ours': lambda data, size, box: compiled.read_box(data, size, (0, 0, *size)),
+            'ours, the part': compiled.read_box}
 
 
 def of_pillow():
@@ -98,7 +98,7 @@ def differences(decode, files):
     """{'most', 'mean', 'share'} of the values that are not ours, over all files."""
     found = []
     for data, size, box in files:
-        ours, theirs = jpeg.read_box(data, size, (0, 0, *size)), decode(data, size, box)
+        ours, theirs = compiled.read_box(data, size, (0, 0, *size)), decode(data, size, box)
         if theirs.shape != ours.shape:
             ours = ours[box[0]:box[0] + box[2], box[1]:box[1] + box[3]]
         found.append(np.abs(ours.astype(np.int16) - theirs).ravel())
@@ -132,7 +132,7 @@ def main():
         if not options.folder:
             subprocess.run([sys.executable, str(ROOT / 'benchmarks/images.py'), str(folder), '--arrays=8'], check=True)
         encoded = [path.read_bytes() for path in sorted((folder / 'photos').iterdir())[:options.count]]
-    sizes = [jpeg.plain_size(data, 1 << 30) for data in encoded]
+    sizes = [compiled.plain_size(data, 1 << 30) for data in encoded]
     files = [(data, size, part_of(number, size)) for number, (data, size) in enumerate(zip(encoded, sizes))]
     rows = measure(files, options.rounds)
     parts = [box[2] * box[3] / np.prod(size) for _, size, box in files]

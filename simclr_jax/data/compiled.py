@@ -1,15 +1,19 @@
-"""The crop of a view on the host, as TensorFlow's bicubic kernel computes it, or as Pillow: compiled C, or numpy.
+"""What compiled C does to an image on the host: a box of a JPEG is decoded without the rest, and a crop resized.
 
-`setup.py` builds `_crop.c` as an optional extension (`pip install .`, or `python setup.py build_ext
---inplace`). Without it TensorFlow's crops are the same bit for bit, five to ten times slower.
+`setup.py` builds `_crop.c` and `_jpeg.c` as an optional extension (`pip install .`, or `python setup.py build_ext
+--inplace`). Without it numpy makes TensorFlow's crops, the same bit for bit, five to ten times slower, and Pillow
+decodes whole files. The decoder is the libjpeg-turbo that Pillow itself has: its pixels are those of the whole file.
 """
 
 import ctypes
 import functools
 import importlib.util
+import io
+import struct
 
 import numpy as np
 from absl import logging
+from PIL import Image
 
 from simclr_jax.views.draws import Box
 from simclr_jax.views.resize import Resize, taps
@@ -18,6 +22,12 @@ _VERSION = 4    # that crop_version() of the build must give
 _UNIT = np.float32(1 / 255)
 _OFFICIAL = Resize()
 _TABLE = 1024   # entries between two pixels, from which TensorFlow's kernel reads the cubic
+_FUNCTIONS = ('std_error', 'CreateDecompress', 'mem_src', 'read_header', 'start_decompress', 'crop_scanline',
+              'skip_scanlines', 'read_scanlines', 'destroy_decompress')      # of libjpeg, in the order of _jpeg.c
+# Frames whose boxes can be read: baseline, extended and progressive, Huffman coded.
+_PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
+_MARGIN = 2     # columns: libjpeg's smooth upsampling of colour looks over the edge of a box
+_BLOCK = 32     # pixels, at most: a box is read from the left edge of a block on
 
 
 def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: bool = False,
@@ -78,7 +88,7 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled loop, or None where it is not built or is of other sources than these."""
+    """The compiled loops, or None where it is not built or is of other sources than these."""
     found = importlib.util.find_spec('simclr_jax.data._crop')
     if found is None:
         logging.info('The compiled crop of the input path is not built: numpy does the work, more slowly. '
@@ -97,6 +107,8 @@ def library() -> ctypes.CDLL | None:
     loop.crop_resize.argtypes = [pointer, ctypes.c_int64, *[integer] * 6, ctypes.c_float, pointer, pointer]
     loop.crop_weighted.argtypes = [pointer, ctypes.c_int64, integer, integer, *[integer, pointer, pointer] * 2,
                                    ctypes.c_float, pointer, pointer]
+    loop.jpeg_box.argtypes = [pointer, ctypes.c_char_p, ctypes.c_ulong, *[ctypes.c_uint] * 3, pointer,
+                              *[ctypes.c_uint] * 2, pointer, ctypes.c_int64]
     return loop
 
 
@@ -139,3 +151,86 @@ def _cubic(offset: np.ndarray, is_outer: bool) -> np.ndarray:
         return (((a * x - 5 * a) * x + 8 * a) * x - 4 * a).astype(np.float32)
     x = x.astype(np.float64)
     return (((a + 2) * x - (a + 3)) * x * x + 1).astype(np.float32)
+
+# ---- boxes of JPEGs ------------------------------------------------------------------------------------
+
+
+def plain_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that `read_box` can read, None of anything else.
+
+    That is: whole, grey or of three channels of 8 bits, not to be turned, of at most `max_pixels`.
+    """
+    # A decoder of a box may stop before the end-of-image marker.
+    is_whole = data.endswith(b'\xff\xd9') or data[-64:].rstrip(b'\0').endswith(b'\xff\xd9')
+    if data[:2] != b'\xff\xd8' or not is_whole or libjpeg() is None:
+        return None
+    position, is_exif = 2, False
+    try:
+        while data[position] == 0xFF:
+            marker, length = data[position + 1], int.from_bytes(data[position + 2:position + 4], 'big')
+            if marker == 0xFF:  # a fill byte
+                position += 1
+                continue
+            if marker in _PLAIN_FRAMES:
+                bits, height, width, channels = struct.unpack_from('>BHHB', data, position + 4)
+                is_plain = bits == 8 and channels in (1, 3) and 0 < height * width <= max_pixels
+                return (height, width) if is_plain and not (is_exif and _is_turned(data)) else None
+            if length < 2 or 0xC0 <= marker <= 0xDA and marker not in (0xC4, 0xC8, 0xCC):
+                return None  # another kind of frame, or pixels before any frame
+            is_exif |= marker == 0xE1
+            position += 2 + length
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
+def read_box(data: bytes, size: tuple[int, int], box: Box, functions: ctypes.Array | None = None) -> np.ndarray | None:
+    """The pixels of a box, uint8 [height, width, 3]; None where libjpeg has a word to say of the file.
+
+    Args:
+        size: of `plain_size`.
+        functions: those of `libjpeg`, unless they are still to be tried.
+    """
+    functions, loop = functions or libjpeg(), library()
+    if functions is None or loop is None:
+        return None
+    top, left, height, width = box
+    first, last = max(left - _MARGIN, 0), min(left + width + _MARGIN, size[1])
+    rows = np.empty((height, min(last - first + _BLOCK, size[1]), 3), np.uint8)
+    begin = ctypes.c_uint(first)
+    if loop.jpeg_box(functions, data, len(data), *size, top, ctypes.byref(begin), height, last - first,
+                     rows.ctypes.data, rows.strides[0]):
+        return None
+    left -= begin.value
+    return rows[:, left:left + width]
+
+
+@functools.cache
+def libjpeg() -> ctypes.Array | None:
+    """The functions of Pillow's libjpeg, or None where a box by them has not the pixels that Pillow gives."""
+    if library() is None:
+        return None
+    pointer = ctypes.c_void_p
+    try:
+        of_pillow = ctypes.CDLL(Image.core.__file__)     # symbols of what it is linked with are found too
+        functions = (pointer * len(_FUNCTIONS))(*[
+            ctypes.cast(getattr(of_pillow, f'jpeg_{name}'), pointer).value for name in _FUNCTIONS])
+        y, x = np.mgrid[:40, :72]
+        image = Image.fromarray(np.stack([3 * x, 5 * y, 20 * (x + y) % 256], -1).astype(np.uint8))
+        buffer = io.BytesIO()
+        image.save(buffer, 'JPEG')
+        pixels = read_box(buffer.getvalue(), (40, 72), (9, 21, 20, 30), functions)
+        if pixels is not None and np.array_equal(pixels, np.asarray(Image.open(buffer))[9:29, 21:51]):
+            return functions
+    except (OSError, AttributeError, TypeError):
+        pass
+    logging.info("Boxes of JPEGs are not read by this Pillow's libjpeg: whole files are decoded, more slowly.")
+    return None
+
+
+def _is_turned(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(0x0112, 1) in range(2, 9)
+    except Exception:  # as in decode.read_image, which then says what is wrong
+        return True

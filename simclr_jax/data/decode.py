@@ -1,6 +1,6 @@
 """What a file or an array holds -> pixels of 8 bits: decoding, depth, transparency, channels and size.
 
-Of a plain JPEG a box is decoded without the rest, and without Python's lock (see `jpeg`); Pillow decodes all else
+Of a plain JPEG a box is decoded without the rest, and without Python's lock (see `compiled`); Pillow decodes all else
 whole. Both give the same upright RGB, and whether a file can be read does not depend on the box asked for.
 """
 
@@ -16,12 +16,13 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from simclr_jax.data import jpeg
+from simclr_jax.data import compiled
 from simclr_jax.views.draws import Box
 
 CHANNELS = (1, 3, 4)    # of an array [H, W, C] that becomes RGB: grey, RGB, and RGB with transparency
 MOST_CHANNELS = 16
 AUTO = 'auto'
+_DEEP = 'IF'         # what the modes of Pillow's images of more than 8 bits begin with
 _NPY = b'\x93NUMPY'
 # What Pillow reads by the high bytes alone -> the mode and raw mode that give all bytes, or the low ones.
 _SIXTEEN = {'RGB;16B': 'RGB;16L', 'RGB;16L': 'RGB;16B', 'RGB;16N': 'RGB;16B', 'RGBA;16B': 'RGBA;16L',
@@ -69,7 +70,7 @@ class EncodedImage:
 
     def __init__(self, data: bytes | np.ndarray, rules: Rules = DEFAULT):
         self._data, self._rules, self._pixels = data, rules, None
-        size = jpeg.plain_size(data, rules.max_pixels) if isinstance(data, bytes) and rules.channels == 3 else None
+        size = compiled.plain_size(data, rules.max_pixels) if isinstance(data, bytes) and rules.channels == 3 else None
         if size is None:
             self._pixels = read_image(io.BytesIO(data), rules) if isinstance(data, bytes) else data
             size = self._pixels.shape[:2]
@@ -79,21 +80,18 @@ class EncodedImage:
         """The pixels of a box, uint8 [height, width, C], equal to those of the whole image decoded."""
         if self._pixels is None:
             assert isinstance(self._data, bytes)
-            pixels = jpeg.read_box(self._data, (self.height, self.width), box)
+            pixels = compiled.read_box(self._data, (self.height, self.width), box)
             if pixels is not None:
                 return pixels
             self._pixels = read_image(io.BytesIO(self._data), self._rules)      # the last word
         top, left, height, width = box
         return self._pixels[top:top + height, left:left + width]
 
-    def whole(self) -> np.ndarray:
-        """All pixels, uint8 [H, W, C]."""
-        return self.region((0, 0, self.height, self.width))
-
 
 def decoded(image: bytes | np.ndarray, rules: Rules = DEFAULT) -> np.ndarray:
     """What a source's `load` gives, as uint8 [H, W, C]. BadImage: it cannot be decoded."""
-    return EncodedImage(image, rules).whole()
+    encoded = EncodedImage(image, rules)
+    return encoded.region((0, 0, encoded.height, encoded.width))
 
 
 def read_image(file: str | BinaryIO, rules: Rules = DEFAULT) -> np.ndarray:
@@ -121,7 +119,7 @@ def read_image(file: str | BinaryIO, rules: Rules = DEFAULT) -> np.ndarray:
 
 def of_image(image: Image.Image, rules: Rules = DEFAULT) -> np.ndarray:
     """An image of Pillow, of any mode, as uint8 [H, W, C]."""
-    if _is_deep(image):         # Pillow would clip them to 8 bits, not scale them
+    if image.mode[0] in _DEEP:         # Pillow would clip them to 8 bits, not scale them
         return of_array(np.asarray(image), rules)
     if rules.channels != 3:
         return of_array(_bands(image, rules.channels), rules)
@@ -179,14 +177,16 @@ def resolved(rules: Rules, sample: Iterable[np.ndarray | None]) -> tuple[Rules, 
 def unusual(image: bytes | Image.Image | np.ndarray, rules: Rules) -> np.ndarray | None:
     """The numbers [H, W] or [H, W, C] of an image of more than 8 bits or unusual channels; else None."""
     if isinstance(image, bytes):
+        if compiled.plain_size(image, rules.max_pixels):
+            return None
         file = io.BytesIO(image)
         array = _npy(file)
         if array is None:
             with _opened(file, rules.max_pixels) as opened:
-                is_plain = not _is_deep(opened) and _raw_mode(opened) not in _SIXTEEN
+                is_plain = opened.mode[0] not in _DEEP and _raw_mode(opened) not in _SIXTEEN
                 return None if is_plain else _numbers(opened, file, rules)
     elif isinstance(image, Image.Image):
-        return np.asarray(image) if _is_deep(image) else None
+        return np.asarray(image) if image.mode[0] in _DEEP else None
     else:
         array = image
     has_channels = array.ndim > 2 and array.shape[-1] not in CHANNELS
@@ -223,10 +223,6 @@ def _opened(file: str | BinaryIO, max_pixels: int) -> Image.Image:
     return image
 
 
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith('I') or image.mode == 'F'
-
-
 def _is_deep_type(array: np.ndarray) -> bool:
     return array.dtype not in (np.uint8, bool)
 
@@ -243,7 +239,7 @@ def _numbers(image: Image.Image, file: str | BinaryIO, rules: Rules) -> np.ndarr
     if rules.channels not in (1, 3) and image.format == 'TIFF' and getattr(image, 'n_frames', 1) > 1:
         pages = [_bands(page, rules.channels) for page in ImageSequence.Iterator(image)]
         return np.concatenate(pages, axis=-1)
-    if _is_deep(image):
+    if image.mode[0] in _DEEP:
         return np.asarray(image)
     low_bytes = _SIXTEEN.get(_raw_mode(image))
     if low_bytes is None:
@@ -263,7 +259,7 @@ def _numbers(image: Image.Image, file: str | BinaryIO, rules: Rules) -> np.ndarr
 
 def _bands(image: Image.Image, channels: int) -> np.ndarray:
     """The channels that an image has, [H, W, C]; grey where one is wanted."""
-    if not _is_deep(image):
+    if image.mode[0] not in _DEEP:
         image = image.convert('L') if channels == 1 else image.convert() if image.mode == 'P' else image
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_jax.data import jpeg
+from simclr_jax.data import compiled
 from simclr_jax.data.decode import BadImage, EncodedImage, decoded, read_image
 
 
@@ -129,19 +129,19 @@ def test_a_broken_file_is_named_as_such_for_every_box(kind):
 
 def test_where_libjpeg_warns_pillow_decides():
     data = KINDS['jpeg'][:-40] + KINDS['jpeg'][-2:]       # the last blocks are missing
-    assert jpeg.read_box(data, jpeg.plain_size(data, 1 << 20), (0, 0, 45, 67)) is None
+    assert compiled.read_box(data, compiled.plain_size(data, 1 << 20), (0, 0, 45, 67)) is None
     np.testing.assert_array_equal(decoded(data), read_image(io.BytesIO(data)))
 
 
 def test_what_has_not_the_size_of_its_header_is_refused():
-    assert jpeg.read_box(KINDS['jpeg'], (45, 66), (0, 0, 45, 66)) is None
+    assert compiled.read_box(KINDS['jpeg'], (45, 66), (0, 0, 45, 66)) is None
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_pixels_are_the_same_without_the_compiled_loop(kind, monkeypatch):
     box = (4, 1, 20, 30) if kind not in ('one pixel', '20,000 wide') else (0, 0, 1, 1)
     expected = EncodedImage(KINDS[kind]).region(box)
-    monkeypatch.setattr(jpeg, 'library', lambda: None)
+    monkeypatch.setattr(compiled, 'libjpeg', lambda: None)
     np.testing.assert_array_equal(EncodedImage(KINDS[kind]).region(box), expected)
 
 
