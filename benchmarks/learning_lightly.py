@@ -39,7 +39,7 @@ from lightly.utils.scheduler import cosine_schedule
 from PIL import Image
 
 from simclr_jax import two_views
-from simclr_jax.data import order
+from simclr_jax.data.pipeline import epoch_and_index
 from simclr_jax.views.presets import views_of
 from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
 from simclr_jax.weights.tree import Imported
@@ -113,7 +113,7 @@ class Lightly:
         return 4 + 4 * 0.5 * (self.criterion(first, goal2) + self.criterion(second, goal1))
 
     def step(self, step):
-        rows = order.epoch_and_index(self.config.seed, np.arange(step * BATCH, (step + 1) * BATCH),
+        rows = epoch_and_index(self.config.seed, np.arange(step * BATCH, (step + 1) * BATCH),
                                      len(self.images))[1]
         views = [self.transform(Image.fromarray(self.images[row])) for row in rows]
         return self.step_on(step, *(torch.stack(view) for view in zip(*views)))

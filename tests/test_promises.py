@@ -146,7 +146,7 @@ def test_only_sharding_names_the_mesh_axis():
 
 def test_the_light_modules_load_without_tensorflow():
     code = ('import sys, simclr_jax.methods, simclr_jax.training.optimizers, simclr_jax.training.checkpoint, '
-            'simclr_jax.runlog.writer, simclr_jax.data.loading, simclr_jax.data.order; '
+            'simclr_jax.runlog.writer, simclr_jax.data.loading, simclr_jax.data.pipeline; '
             'sys.exit("tensorflow" in sys.modules)')
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 

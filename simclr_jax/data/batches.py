@@ -11,19 +11,19 @@ A batch arrives in one of four forms, and `Inputs.make_prepare` says what the tr
 Every view is a function of (seed, epoch, example) alone.
 """
 
+import collections
 import dataclasses
 import functools
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.data import order, pipeline
+from simclr_jax.data import pipeline
 from simclr_jax.data.source import Source
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device, host
@@ -110,7 +110,7 @@ class Inputs:
         A context manager: on leaving it, threads end. Errors are those of `data.pipeline.train_batches`.
         """
         if self.form == 'memory':
-            order.check_batch_size(source, self.batch_size, jax.process_count())
+            pipeline.check_batch_size(source, self.batch_size, jax.process_count())
             return InMemory(source, mesh, seed=self.seed, batch_size=self.batch_size, start_step=start_step)
         batches = pipeline.train_batches(
             source, seed=self.seed, batch_size=self.batch_size, form=self.form, view1=self.view1,
@@ -144,6 +144,7 @@ class Inputs:
         For the training step to call: pure, and sharded over `mesh` as the batch is.
         """
         resized = {'image_size': self.image_size}
+        lone_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
 
         def from_views(batch, step):
             del step
@@ -153,14 +154,14 @@ class Inputs:
         def from_crops(batch, step):
             del step
             crops = jnp.stack([batch['crop1'], batch['crop2']], axis=1)         # [B, 2, S, S, C]
-            small = self._small(device.augment_crop, (batch['small'],), batch, mesh) if self.small else {}
-            return self._both(device.augment_crop, (crops,), batch, mesh) | small
+            small = self._small(device.augment_crop, (batch['small'],), batch, lone_cpu) if self.small else {}
+            return self._both(device.augment_crop, (crops,), batch, lone_cpu) | small
 
         def from_padded(batch, step):
             del step
             boxes = jnp.stack([batch['box1'], batch['box2']], axis=1)           # [B, 2, 4]
             images = jnp.stack([batch['image']] * 2, axis=1)                    # [B, 2, P, P, C]
-            return self._both(functools.partial(device.augment_box, **resized), (images, boxes), batch, mesh)
+            return self._both(functools.partial(device.augment_box, **resized), (images, boxes), batch, lone_cpu)
 
         def from_memory(data, step):
             rows = data['first'] + (step - data['base']) * self.batch_size + jnp.arange(self.batch_size)
@@ -170,19 +171,19 @@ class Inputs:
                      'epoch': data['epoch'] + (rows >= len(data['images']))}
             images = data['images'][index]                                      # [B, H, W, C]
             views = self._both(functools.partial(device.augment, **resized), (jnp.stack([images] * 2, axis=1),),
-                               batch, mesh)
+                               batch, lone_cpu)
             if self.small:
                 views |= self._small(functools.partial(device.augment, image_size=self.small.size),
-                                     (jnp.stack([images] * self.small.count, axis=1),), batch, mesh)
+                                     (jnp.stack([images] * self.small.count, axis=1),), batch, lone_cpu)
             return views
 
         return {'views': from_views, 'crops': from_crops, 'padded': from_padded,
                 'memory': from_memory}[self.form]
 
-    def _both(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, mesh: jax.sharding.Mesh
+    def _both(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, lone_cpu: bool
               ) -> dict[str, jax.Array]:
         """The two views by function(*one view's arguments, key, view=view), see `device.both_views`."""
-        keys, lone_cpu = self._keys(batch, jnp.arange(2)), _is_lone_cpu(mesh)
+        keys = self._keys(batch, jnp.arange(2))
         if not self.sequence:
             view1, view2 = device.both_views(function, (self.view1, self.view2), *arguments, keys,
                                              lone_cpu=lone_cpu)
@@ -194,24 +195,19 @@ class Inputs:
             view2 = then(view1, keys[:, 1])
         return {'view1': view1, 'view2': view2, 'label': batch['label'], 'index': batch['index']}
 
-    def _small(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, mesh: jax.sharding.Mesh
+    def _small(self, function: Callable, arguments: tuple[jax.Array, ...], batch: dict, lone_cpu: bool
                ) -> dict[str, jax.Array]:
         """The small views by function(*one view's arguments, key, view=view); arguments [B, k, ...]."""
         assert self.small
         keys = self._keys(batch, 2 + jnp.arange(self.small.count))
-        made = device.over_batch(functools.partial(function, view=self.small.view), lone_cpu=_is_lone_cpu(mesh))
+        made = device.over_batch(functools.partial(function, view=self.small.view), lone_cpu=lone_cpu)
         return {'small': made(*arguments, keys)}
 
     def _keys(self, batch: dict, slots: jax.Array) -> jax.Array:
         """Of the views `slots` [k] of each image: keys [B, k]."""
-        root = jax.random.fold_in(jax.random.key(self.seed), _VIEWS)
-        return jax.vmap(lambda epoch, index: jax.vmap(functools.partial(
-            jax.random.fold_in, jax.random.fold_in(jax.random.fold_in(root, epoch), index)))(slots))(
-                batch['epoch'], batch['index'])
-
-
-def _is_lone_cpu(mesh: jax.sharding.Mesh) -> bool:
-    return mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
+        fold_in, of_one = jax.random.fold_in, (None, 0)
+        epochs = jax.vmap(fold_in, of_one)(fold_in(jax.random.key(self.seed), _VIEWS), batch['epoch'])
+        return jax.vmap(jax.vmap(fold_in, of_one), (0, None))(jax.vmap(fold_in)(epochs, batch['index']), slots)
 
 
 # ---- batches on the devices --------------------------------------------------------------------------
@@ -241,7 +237,7 @@ class InMemory:
     def __next__(self) -> dict[str, jax.Array]:
         epoch, first = divmod(self._step * self._batch_size, self._num_examples)
         if epoch != self._epoch:
-            orders = [order.permutation(self._seed, e, self._num_examples) for e in (epoch, epoch + 1)]
+            orders = [pipeline.permutation(self._seed, e, self._num_examples) for e in (epoch, epoch + 1)]
             self._data |= sharding.put_replicated(self._mesh, {
                 'order': np.concatenate(orders).astype(np.int32), 'epoch': np.int32(epoch),
                 'base': np.int32(self._step), 'first': np.int32(first)})
@@ -264,49 +260,28 @@ class Prefetch:
     of the batches is raised by `next`.
     """
 
-    def __init__(self, batches: Iterator, put: Callable[[Any], Any], ahead: int = 2):
+    def __init__(self, batches: Iterator, put: Callable[[Any], Any], ahead: int = 3):
         self.waited = 0.0
-        self._queue = queue.Queue(maxsize=ahead)
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(batches, put), daemon=True)
-        self._thread.start()
-
-    def _fill(self, batches, put):
-        try:
-            for batch in batches:
-                if not self._hand_over((put(batch), None)):
-                    return
-            self._hand_over((None, StopIteration()))
-        except BaseException as error:      # whatever it is: it belongs to the loop that reads
-            self._hand_over((None, error))
-
-    def _hand_over(self, item) -> bool:
-        while not self._left.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                pass
-        return False
+        self._thread, self._draw = futures.ThreadPoolExecutor(1), lambda: put(next(batches))
+        self._drawn = collections.deque(self._thread.submit(self._draw) for _ in range(ahead))
 
     def __iter__(self):
         return self
 
     def __next__(self) -> Any:
         started = time.perf_counter()
-        batch, error = self._queue.get()
-        self.waited += time.perf_counter() - started
-        if error is not None:
-            self._left.set()
-            raise error
-        return batch
+        try:
+            return self._drawn.popleft().result()
+        finally:
+            self._drawn.append(self._thread.submit(self._draw))
+            self.waited += time.perf_counter() - started
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self._left.set()
-        self._thread.join(timeout=5.0)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        futures.wait(self._drawn, timeout=5.0)
 
 
 # ---- evaluation --------------------------------------------------------------------------------------
@@ -321,7 +296,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
     """
     shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
     if source.uniform:
-        return order.eval_rows(source, batch_size=batch_size, **shard)
+        return eval_rows(source, batch_size=batch_size, **shard)
     return pipeline.eval_batches(source, batch_size=batch_size, image_size=image_size,
                                  crop_proportion=crop_proportion, resize=resize, num_threads=num_threads,
                                  **shard)
@@ -345,7 +320,7 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
     """
     shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
     if source.uniform:
-        return order.train_rows(source, seed=seed, batch_size=batch_size, **shard)
+        return train_rows(source, seed=seed, batch_size=batch_size, **shard)
     return pipeline.probe_batches(source, seed=seed, batch_size=batch_size, image_size=image_size, view=view,
                                   num_threads=num_threads, **shard)
 
@@ -363,3 +338,33 @@ def make_crops_and_flips(*, seed: int, image_size: int, view: View) -> Callable[
         return device.over_batch(one)(batch['image'], batch['epoch'], batch['index'])
 
     return crops_and_flips
+
+
+def train_rows(source: Source, *, seed: int, batch_size: int, start_step: int = 0, shard_index: int = 0,
+               shard_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of a source in memory: {'image': uint8 [b, H, W, C], 'label', 'epoch', 'index': int32 [b]}.
+
+    Arguments, order and errors are those of `data.pipeline.train_batches`.
+    """
+    pipeline.check_batch_size(source, batch_size, shard_count)
+    local = batch_size // shard_count
+    for step in range(start_step, 1 << 62):
+        first = step * batch_size + shard_index * local
+        epoch, index = pipeline.epoch_and_index(seed, np.arange(first, first + local), source.num_examples)
+        yield {'image': source.images[index], 'label': source.labels[index],
+               'epoch': epoch.astype(np.int32), 'index': index.astype(np.int32)}
+
+
+def eval_rows(source: Source, *, batch_size: int, shard_index: int = 0, shard_count: int = 1
+              ) -> Iterator[dict[str, np.ndarray]]:
+    """One pass over every example of a source in memory, in order.
+
+    Batches of {'image': uint8 [b, H, W, C], 'label': int32 [b], 'valid': bool [b]}.
+    batch_size: local, b. Equally many batches for every shard: 'valid' is False for padding.
+    """
+    for first in range(0, source.num_examples, batch_size * shard_count):
+        rows = first + shard_index * batch_size + np.arange(batch_size)
+        valid = rows < source.num_examples
+        index = np.where(valid, rows, 0)
+        yield {'image': source.images[index], 'label': np.where(valid, source.labels[index], -1),
+               'valid': valid}

@@ -51,10 +51,11 @@ class Listing:
         """(folders, files) in a directory, by its path from the root, sorted. OSError: it cannot be listed."""
         if folder not in self._names:
             try:
-                self._names[folder] = tuple(map(_joined, storage.names(self.path(folder))))
+                folders, files = map(_joined, storage.names(self.path(folder)))
             except OSError as error:
                 raise OSError(f"The folder '{printable(self.path(folder))}' cannot be listed "
                               f'({error.strerror or error}): correct its permissions, or move it away.') from error
+            self._names[folder] = folders, files
         folders, files = (joined.split('\0') if joined else [] for joined in self._names[folder])
         return folders, files
 

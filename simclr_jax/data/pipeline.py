@@ -1,8 +1,8 @@
 """Batches of augmented images as a pure function of (seed, step); nothing of an iterator is saved.
 
-Row r of global batch s stands at position p = s * batch_size + r of an endless stream, in which `order`
-names the (epoch, index); its views follow from (seed, epoch, index) alone, and so depend on no batch size,
-shard count or number of threads. Streamed sources keep another order (see `tfds.StreamedSource`).
+Row r of global batch s stands at position p = s * batch_size + r of an endless stream, of which
+`epoch_and_index` tells the example; its views follow from (seed, epoch, index) alone, and so depend on no batch
+size, shard count or number of threads. Streamed sources keep another order (see `tfds.StreamedSource`).
 
 Threads fill the rows of a batch: each decodes an image once, as far as its crops need it, outside of
 Python's lock. Whole views are finished by a tf.data pipeline behind them; nothing else here needs
@@ -13,9 +13,10 @@ place, in a stream the next of its batch.
 import collections
 import functools
 import itertools
+import math
 import os
 import sys
-import threading
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -24,7 +25,6 @@ import numpy as np
 
 from simclr_jax.data.compiled import crop_resize
 from simclr_jax.data.decode import BadImage, EncodedImage
-from simclr_jax.data.order import Batch, Memory, check_batch_size, epoch_and_index
 from simclr_jax.data.source import Source, Streamed
 from simclr_jax.views import host
 from simclr_jax.views.draws import Box, Draws, union
@@ -35,9 +35,12 @@ _AHEAD = 2      # batches in the making while one is in use
 _MORE_THREADS = 2       # than processors: some wait for a disk
 _REMOTE_THREADS = 32    # that wait for a store, beside those
 _UNIFORM_ROWS = 32      # small images that a thread takes at a time
+_ALIGNMENT = 64     # bytes
 _TRANSFERS = ('uint8', 'bfloat16', 'float32')
 # Images that a thread of the host form finishes at a time, up to a side and beyond it.
 _CHUNK_OF_SMALL, _SMALL_SIDE, _CHUNK = 32, 64, 8
+
+Batch = dict[str, np.ndarray]
 
 
 class _Form(NamedTuple):
@@ -48,20 +51,12 @@ class _Form(NamedTuple):
     has_gaps: bool = False      # rows without an image stay zeros
 
 
-class _Candidate(NamedTuple):
-    """An example that may be read into a row."""
-
-    index: int
-    load: Callable[[int], bytes | np.ndarray]
-    label: int
-
-
 class _Row(NamedTuple):
-    """A row of a batch: which example's random numbers, and the images that may stand there, best first."""
+    """A row of a batch: which example's random numbers, and the examples that may stand there, best first."""
 
     epoch: int
     index: int
-    candidates: Iterable[_Candidate]
+    candidates: Iterable[tuple[int, bytes | None, int]]     # (index, image, label) of a stream; else (index, None, -1)
 
 
 def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view1: View, view2: View,
@@ -105,7 +100,7 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
     if form != 'views':
         return batches
     finish = {'view1': host.make_finish(view1, transfer), 'view2': host.make_finish(view2, transfer)}
-    return _finished(batches, finish, batch_size // shard_count, num_threads)
+    return host.finished(batches, finish, batch_size // shard_count, num_threads or num_processors())
 
 
 def check_form(form: str, *, image_size: int, transfer: str, pad_to: int) -> None:
@@ -168,8 +163,8 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
         examples = source.ordered(shard_index=shard_index, shard_count=shard_count, is_decoded=False)
         found = _streamed_rows(examples.batch(batch_size), has_stand_ins=False)
     else:
-        found = ([_Row(0, 0, itertools.islice(_candidates(source, index), 1))
-                  for index in range(first, min(first + batch_size, source.num_examples))]
+        indices = range(source.num_examples)
+        found = ([_Row(0, 0, [(index, None, -1)]) for index in indices[first:first + batch_size]]
                  for first in itertools.count(shard_index * batch_size, shard_count * batch_size))
     batches = itertools.islice(itertools.chain(found, itertools.repeat([])), num_batches)
     return _filled(source, batches, form, batch_size, num_threads)
@@ -179,7 +174,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
 
 
 def _float_crops(views: dict[str, View], seed: int, square: tuple[int, int, int]) -> _Form:
-    """What `_finished` makes views of."""
+    """What `host.finished` makes views of."""
     has_noise = {name: view.noise.probability > 0 for name, view in views.items()}
 
     def fill(batch, row, image, epoch, index):
@@ -194,41 +189,6 @@ def _float_crops(views: dict[str, View], seed: int, square: tuple[int, int, int]
     shapes = {f'{name}/{part}': shape for name in views for part, shape in (
         ('crop', square), ('choices', (host.NUM_CHOICES,)), ('noise', square if has_noise[name] else ()))}
     return _Form({name: (shape, np.float32) for name, shape in shapes.items()} | {'index': ((), np.int32)}, fill)
-
-
-def _finished(chunks: Iterator[Batch], finish: dict[str, Callable], batch_size: int, num_threads: int
-              ) -> Iterator[Batch]:
-    """The views of chunks of crops, in batches: a tf.data pipeline. `next` raises what `chunks` raised."""
-    import tensorflow as tf
-
-    errors, is_left = [], threading.Event()
-
-    def elements():
-        try:
-            yield from itertools.takewhile(lambda _: not is_left.is_set(), chunks)
-        except Exception as error:      # tf.data would make a text of it
-            errors.append(error)
-            raise
-
-    def views(chunk):
-        return {'label': chunk['label'], 'index': chunk['index']} | {
-            name: function(*(chunk[f'{name}/{part}'] for part in ('crop', 'choices', 'noise')))
-            for name, function in finish.items()}
-
-    chunks = itertools.chain([first := next(chunks)], chunks)
-    dataset = tf.data.Dataset.from_generator(elements, output_signature={
-        name: tf.TensorSpec(array.shape, array.dtype) for name, array in first.items()})
-    dataset = dataset.map(views, num_parallel_calls=num_threads or _num_processors(), deterministic=True)
-    dataset = dataset.rebatch(batch_size, drop_remainder=True).prefetch(_AHEAD)
-    try:
-        for batch in dataset.as_numpy_iterator():
-            yield batch     # pyright: ignore[reportReturnType] (a dictionary, as the elements are)
-    except tf.errors.OpError:
-        if not errors:
-            raise
-        raise errors[0] from None
-    finally:
-        is_left.set()
 
 
 def _crops(views: dict[str, View], seed: int, square: tuple[int, int, int], *, small: SmallViews | None) -> _Form:
@@ -278,7 +238,47 @@ def _decode_boxes(views: Collection[View], seed: int, image: EncodedImage, epoch
     return draws, [(y - top, x - left, h, w) for y, x, h, w in boxes], region
 
 
-# ---- rows --------------------------------------------------------------------------------------------
+# ---- order and rows --------------------------------------------------------------------------------------
+
+
+def epoch_and_index(seed: int, positions: np.ndarray, num_examples: int
+                    ) -> tuple[np.ndarray, np.ndarray]:
+    """Maps positions of the stream to (epoch, example): a new permutation in every epoch.
+
+    Args:
+        seed: 0 or greater.
+        positions: int64 [n], position p = step * batch size + row; epoch, r = divmod(p, N).
+        num_examples: N.
+
+    Returns:
+        epoch int64 [n], and index int64 [n], element r of the epoch's permutation of N.
+    """
+    epoch, rank = np.divmod(np.asarray(positions, np.int64), num_examples)
+    index = np.empty_like(rank)
+    for value in np.unique(epoch):
+        rows = epoch == value
+        index[rows] = permutation(seed, int(value), num_examples)[rank[rows]]
+    return epoch, index
+
+
+@functools.lru_cache(maxsize=4)  # A batch seldom spans more than two epochs.
+def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The order of an epoch: the examples 0 .. N-1 as int64 [N], read-only."""
+    philox = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    shuffled = np.random.Generator(philox).permutation(num_examples)
+    shuffled.flags.writeable = False
+    return shuffled
+
+
+def check_batch_size(source: Source, batch_size: int, shard_count: int = 1, *, field: str = 'batch_size'
+                     ) -> None:
+    """ValueError, which names `field`, unless a training batch fits the data and the shards can share it."""
+    if batch_size > source.num_examples:
+        raise ValueError(f'{field} is {batch_size}, but {source.name}, split {source.split}, '
+                         f'has only {source.num_examples} images: choose a smaller batch.')
+    if batch_size % shard_count:
+        raise ValueError(f'{field} is {batch_size}, which {shard_count} processes cannot share '
+                         'evenly: choose a multiple.')
 
 
 def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_step: int, shard_index: int,
@@ -290,7 +290,8 @@ def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_s
     def rows_of(step):
         first = step * batch_size + shard_index * local
         epochs, indices = epoch_and_index(seed, np.arange(first, first + local), source.num_examples)
-        return [_Row(epoch, index, _candidates(source, index))
+        return [_Row(epoch, index, zip(itertools.chain(range(index, source.num_examples), range(index)),
+                                       itertools.repeat(None), itertools.repeat(-1)))
                 for epoch, index in zip(epochs.tolist(), indices.tolist())]
 
     if isinstance(source, Streamed):
@@ -305,13 +306,6 @@ def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_s
     return _filled(source, batches, form, chunk or local, num_threads)
 
 
-def _candidates(source: Source, index: int) -> Iterator[_Candidate]:
-    """The example and all that follow it."""
-    for number in range(index, index + source.num_examples):
-        number %= source.num_examples
-        yield _Candidate(number, source.load, int(source.labels[number]))
-
-
 def _streamed_rows(examples: Any, *, has_stand_ins: bool = True) -> Iterator[list[_Row]]:
     """Rows of a tf.data set of batches of encoded images, for which the next of their batch may stand in."""
     import tensorflow as tf
@@ -319,9 +313,8 @@ def _streamed_rows(examples: Any, *, has_stand_ins: bool = True) -> Iterator[lis
     options = tf.data.Options()
     options.deterministic = True
     for batch in examples.prefetch(1).with_options(options).as_numpy_iterator():
-        candidates = [_Candidate(index, lambda _, image=image: image, label) for index, image, label in zip(
-            *(batch[key].tolist() for key in ('index', 'image', 'label')))]
-        yield [_Row(epoch, candidates[row].index, candidates[row:] + candidates[:row] if has_stand_ins
+        candidates = list(zip(*(batch[key].tolist() for key in ('index', 'image', 'label'))))
+        yield [_Row(epoch, candidates[row][0], candidates[row:] + candidates[:row] if has_stand_ins
                     else candidates[row:row + 1]) for row, epoch in enumerate(batch['epoch'].tolist())]
 
 
@@ -332,32 +325,26 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
             ) -> Iterator[Batch]:
     """Batches of `batch_size` rows, made by threads a few batches ahead; `next` raises what they raised."""
     source.check_bad_share()
-    pool = futures.ThreadPoolExecutor(num_threads or _num_processors() + (
+    pool = futures.ThreadPoolExecutor(num_threads or num_processors() + (
         _REMOTE_THREADS if source.is_remote else _MORE_THREADS))
     size = _UNIFORM_ROWS if source.uniform else 1
     in_making, memory = collections.deque(), Memory()
-
-    def first_made() -> Batch:
-        batch, tasks = in_making.popleft()
-        for task in tasks:
-            task.result()
-        return batch
-
     try:
-        for rows in batches:
-            batch = {name: memory.array((batch_size, *shape), dtype)
-                     for name, (shape, dtype) in form.arrays.items()}
-            if form.has_gaps:
-                for array in batch.values():
-                    array.fill(0)
-            batch['label'] = np.full(batch_size, -1, np.int32)
-            in_making.append((batch, [
-                pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
-                for first in range(0, len(rows), size)]))
-            if len(in_making) > _AHEAD:
-                yield first_made()
-        while in_making:
-            yield first_made()
+        for rows in itertools.chain(batches, [None] * _AHEAD):      # at last those that are in the making
+            if rows is not None:
+                batch = {name: memory.array((batch_size, *shape), dtype)
+                         for name, (shape, dtype) in form.arrays.items()}
+                if form.has_gaps:
+                    for array in batch.values():
+                        array.fill(0)
+                batch['label'] = np.full(batch_size, -1, np.int32)
+                in_making.append((batch, [
+                    pool.submit(_fill_rows, source, rows[first:first + size], form, batch, first)
+                    for first in range(0, len(rows), size)]))
+            if in_making and (rows is None or len(in_making) > _AHEAD):
+                for task in in_making[0][1]:
+                    task.result()
+                yield in_making.popleft()[0]
     finally:
         if not sys.is_finalizing():     # then Python has ended the threads
             pool.shutdown(wait=False, cancel_futures=True)
@@ -366,17 +353,17 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
 def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, first: int) -> None:
     """Fills the rows of a batch from `first` on, each with the first of its candidates that can be read."""
     for number, row in enumerate(rows, first):
-        for candidate in row.candidates:
-            if candidate.index in source.unreadable:
+        for index, data, label in row.candidates:
+            if index in source.unreadable:
                 continue
             try:
-                image = EncodedImage(candidate.load(candidate.index), source.rules)
+                image = EncodedImage(source.load(index) if data is None else data, source.rules)
                 form.fill(batch, number, image, row.epoch, row.index)
             except (BadImage, OSError) as error:
-                source.skip(candidate.index, error)
+                source.skip(index, error)
                 source.check_bad_share()
                 continue
-            batch['label'][number] = candidate.label
+            batch['label'][number] = source.labels[index] if data is None else label
             break
         else:
             if not form.has_gaps:
@@ -384,6 +371,27 @@ def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, firs
                                  f'{source.name_of(row.index)}, which is unreadable.')
 
 
-def _num_processors() -> int:
+def num_processors() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+class Memory:
+    """Makes arrays in the memory of arrays that are gone: fresh memory costs a fault of every page.
+
+    They begin at multiples of 64 bytes, so that TensorFlow and JAX take them without a copy.
+    """
+
+    def __init__(self):
+        self._free = collections.defaultdict(list)      # by size
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array that holds anything; from one thread."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        free = self._free[size]
+        # No array below: numpy would let parts of an array outlive it and hold that instead.
+        memory = free.pop() if free else bytearray(size + _ALIGNMENT)
+        offset = -np.frombuffer(memory, np.uint8).ctypes.data % _ALIGNMENT
+        array = np.ndarray(shape, dtype, memory, offset)
+        weakref.finalize(array, free.append, memory).atexit = False
+        return array

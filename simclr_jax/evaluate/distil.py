@@ -11,7 +11,7 @@ import optax
 
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict, check_values
-from simclr_jax.data.order import check_batch_size
+from simclr_jax.data.pipeline import check_batch_size
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.classifier_training import (
     Tuned,

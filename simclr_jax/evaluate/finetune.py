@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict, check_values
-from simclr_jax.data.order import check_batch_size
+from simclr_jax.data.pipeline import check_batch_size
 from simclr_jax.data.source import Source, Streamed, take_rows
 from simclr_jax.evaluate.classifier_training import (
     Tuned,

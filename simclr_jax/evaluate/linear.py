@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.config import ConfigDict
-from simclr_jax.data import order
-from simclr_jax.data.order import check_batch_size
+from simclr_jax.data.pipeline import check_batch_size, epoch_and_index
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.accuracies import unchanged
 from simclr_jax.evaluate.classifier_training import (
@@ -139,5 +138,5 @@ def _feature_batches(train: Features, seed: int, batch_size: int) -> Iterator[di
     local = batch_size // jax.process_count()
     for step in range(1 << 62):
         positions = step * batch_size + jax.process_index() * local + np.arange(local)
-        index = order.epoch_and_index(seed, positions, len(train.labels))[1]
+        index = epoch_and_index(seed, positions, len(train.labels))[1]
         yield {'image': train.features[index], 'label': train.labels[index]}

@@ -12,7 +12,7 @@ import numpy as np
 
 from simclr_jax.data import batches, loading
 from simclr_jax.data.decode import BadImage, EncodedImage
-from simclr_jax.data.order import epoch_and_index
+from simclr_jax.data.pipeline import epoch_and_index
 from simclr_jax.data.source import Source, Streamed, take_rows
 from simclr_jax.models.network import Network, outputs as network_outputs
 from simclr_jax.views import device, host

@@ -5,7 +5,9 @@ Only `make_finish` needs tensorflow.
 """
 
 import importlib.util
-from collections.abc import Callable
+import itertools
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from simclr_jax.views.resize import Resize, crop_side, resize_weights
 # amount for each jitter operation, grey, sobel, noise (0 or 1), the blur's sigma (0 for none), solarize, and
 # the cutout's top and left corner (-2 S for none).
 NUM_CHOICES = 4 + len(JITTER_OPS) + 7
+_AHEAD = 2      # batches that tf.data makes while one is in use
 _CLIP_ONLY = len(JITTER_OPS)      # in place of a jitter operation of strength 0
 
 
@@ -63,6 +66,44 @@ def make_finish(view: View, dtype: str = 'float32') -> Callable[[Any, Any, Any],
     check_tensorflow()
     from simclr_jax.views.host_colour import make_finish as make
     return make(view, dtype)
+
+
+def finished(chunks: Iterator[dict[str, np.ndarray]], finish: dict[str, Callable], batch_size: int, num_threads: int
+             ) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of views, of chunks of 'label', 'index' and each view's 'NAME/crop', 'NAME/choices' and 'NAME/noise'.
+
+    A tf.data pipeline; finish: `make_finish` of each view. `next` raises what `chunks` raised.
+    """
+    import tensorflow as tf
+
+    errors, is_left = [], threading.Event()
+
+    def elements():
+        try:
+            yield from itertools.takewhile(lambda _: not is_left.is_set(), chunks)
+        except Exception as error:      # tf.data would make a text of it
+            errors.append(error)
+            raise
+
+    def views(chunk):
+        return {'label': chunk['label'], 'index': chunk['index']} | {
+            name: function(*(chunk[f'{name}/{part}'] for part in ('crop', 'choices', 'noise')))
+            for name, function in finish.items()}
+
+    chunks = itertools.chain([first := next(chunks)], chunks)
+    dataset = tf.data.Dataset.from_generator(elements, output_signature={
+        name: tf.TensorSpec(array.shape, array.dtype) for name, array in first.items()})
+    dataset = dataset.map(views, num_parallel_calls=num_threads, deterministic=True)
+    dataset = dataset.rebatch(batch_size, drop_remainder=True).prefetch(_AHEAD)
+    try:
+        for batch in dataset.as_numpy_iterator():
+            yield batch     # pyright: ignore[reportReturnType] (a dictionary, as the elements are)
+    except tf.errors.OpError:
+        if not errors:
+            raise
+        raise errors[0] from None
+    finally:
+        is_left.set()
 
 
 def check_view(view: View) -> None:

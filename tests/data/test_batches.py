@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -12,8 +13,7 @@ import pytest
 
 from simclr_jax.config import augment_config
 from simclr_jax.data.batches import Inputs, Prefetch, centre_crops, choose_form, eval_batches
-from simclr_jax.data.order import epoch_and_index
-from simclr_jax.data.pipeline import train_batches
+from simclr_jax.data.pipeline import epoch_and_index, train_batches
 from simclr_jax.data.source import ArraySource
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device as device_augment
@@ -184,6 +184,14 @@ def test_an_abstract_batch_is_what_the_form_takes(form):
 # ---- reading ahead -----------------------------------------------------------------------------------
 
 
+def threads_end(count):
+    """Whether there are no more threads than `count` in a while."""
+    deadline = time.time() + 10
+    while threading.active_count() > count and time.time() < deadline:
+        time.sleep(0.01)
+    return threading.active_count() <= count
+
+
 def test_reading_ahead_keeps_the_order_and_is_bounded():
     drawn = []
 
@@ -192,21 +200,23 @@ def test_reading_ahead_keeps_the_order_and_is_bounded():
             drawn.append(number)
             yield number
 
-    with Prefetch(batches(), lambda number: -number, ahead=2) as prefetch:
+    before = threading.active_count()
+    with Prefetch(batches(), lambda number: -number, ahead=3) as prefetch:
         assert [next(prefetch) for _ in range(3)] == [0, -1, -2]
         deadline = time.time() + 10
         while len(drawn) < 6 and time.time() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
-        assert len(drawn) == 6              # three taken, two waiting, and one in hand
+        assert len(drawn) == 6              # three taken, and three ahead
         assert list(prefetch) == [-number for number in range(3, 20)]
-    assert not prefetch._thread.is_alive()
+    assert threads_end(before)
 
 
 def test_leaving_early_ends_the_thread():
+    before = threading.active_count()
     with Prefetch(iter(int, 1), lambda number: number) as prefetch:     # endless
         next(prefetch)
-    assert not prefetch._thread.is_alive()
+    assert threads_end(before)
 
 
 def test_an_error_of_the_batches_reaches_the_loop():

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from simclr_jax.data import pipeline
 from simclr_jax.data.loading import load_source
-from simclr_jax.data.order import epoch_and_index
+from simclr_jax.data.pipeline import epoch_and_index
 from tests.data.streams import (
     CROP_AND_FLIP,
     IDENTITY,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from simclr_jax.data import order
-from simclr_jax.data.order import epoch_and_index
+from simclr_jax.data.batches import eval_rows, train_rows
+from simclr_jax.data.pipeline import Memory, epoch_and_index
 from simclr_jax.data.source import ArraySource
 
 
@@ -58,7 +58,7 @@ def take(batches, count):
 
 
 def test_training_rows_follow_the_order_of_the_stream(source):
-    batches = take(order.train_rows(source, seed=3, batch_size=4), 5)
+    batches = take(train_rows(source, seed=3, batch_size=4), 5)
     epoch, index = epoch_and_index(3, np.arange(20), 10)
     np.testing.assert_array_equal(np.concatenate([batch['index'] for batch in batches]), index)
     np.testing.assert_array_equal(np.concatenate([batch['epoch'] for batch in batches]), epoch)
@@ -67,8 +67,8 @@ def test_training_rows_follow_the_order_of_the_stream(source):
 
 
 def test_shards_share_each_batch_and_a_start_skips(source):
-    whole = take(order.train_rows(source, seed=3, batch_size=4), 5)
-    parts = [take(order.train_rows(source, seed=3, batch_size=4, start_step=2, shard_index=shard,
+    whole = take(train_rows(source, seed=3, batch_size=4), 5)
+    parts = [take(train_rows(source, seed=3, batch_size=4, start_step=2, shard_index=shard,
                                        shard_count=2), 3) for shard in range(2)]
     for expected, *shares in zip(whole[2:], *parts):
         for name in expected:
@@ -76,7 +76,7 @@ def test_shards_share_each_batch_and_a_start_skips(source):
 
 
 def test_evaluation_counts_each_example_once_and_equally_many_batches_per_shard(source):
-    shards = [list(order.eval_rows(source, batch_size=3, shard_index=shard, shard_count=2))
+    shards = [list(eval_rows(source, batch_size=3, shard_index=shard, shard_count=2))
               for shard in range(2)]
     assert [len(batches) for batches in shards] == [2, 2]
     rows = [batch for pair in zip(*shards) for batch in pair]
@@ -91,14 +91,14 @@ def test_evaluation_counts_each_example_once_and_equally_many_batches_per_shard(
     (11, 1, 'has only 10 images: choose a smaller batch'), (9, 2, '2 processes cannot share')])
 def test_a_batch_that_does_not_fit_is_refused(batch_size, shards, sentence, source):
     with pytest.raises(ValueError, match=sentence):
-        next(order.train_rows(source, seed=0, batch_size=batch_size, shard_count=shards))
+        next(train_rows(source, seed=0, batch_size=batch_size, shard_count=shards))
 
 
 # ---- memory that is used again ----------------------------------------------------------------
 
 
 def test_memory_serves_again_only_when_no_part_of_an_array_is_left():
-    memory = order.Memory()
+    memory = Memory()
     array = memory.array((4, 8), np.float32)
     address, row = array.ctypes.data, array[1]
     assert address % 64 == 0

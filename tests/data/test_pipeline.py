@@ -16,7 +16,7 @@ from PIL import Image
 from simclr_jax.data import pipeline
 from simclr_jax.data.decode import read_image
 from simclr_jax.data.loading import load_source
-from simclr_jax.data.order import epoch_and_index
+from simclr_jax.data.pipeline import epoch_and_index
 from simclr_jax.data.source import ArraySource
 from simclr_jax.views.draws import Draws
 from simclr_jax.views.fields import Flip
