@@ -89,7 +89,7 @@ def augment_box(image: jax.Array, box: jax.Array, key: jax.Array, view: View, *,
 
 def augment_crop(crop: jax.Array, key: jax.Array, view: View) -> jax.Array:
     """`augment` with the crop already made, from the same key: uint8 [S, S, 3], or float32 around [0, 1]."""
-    planes = _maybe(key, view.flip, lambda planes, _: planes[..., ::-1], jnp.moveaxis(crop, -1, 0))
+    planes = _maybe(key, view.flip, _FUNCTIONS['flip'], jnp.moveaxis(crop, -1, 0))
     return _augment_square(ops.unit_range(planes), key, view)
 
 
@@ -101,14 +101,13 @@ def augment_in_sequence(image: jax.Array, key: jax.Array, view: View, *, sequenc
     if len(set(sequence)) < len(sequence) or not set(sequence) <= set(OPS):
         raise ValueError(f'augment.sequence is {tuple(sequence)}: it takes each of {", ".join(OPS)} '
                          'at most once.')
-    side = image.shape[0]
-    functions = _square_functions(key, view) | {
-        'crop': lambda planes, _: ops.resize_box(planes, _random_box(image, key, view.crop), side,
-                                                 resize=view.crop.resized),
-        'flip': lambda planes, _: planes[..., ::-1]}
+    def crop(planes, *_):
+        return ops.resize_box(planes, _random_box(image, key, view.crop), len(image), resize=view.crop.resized)
+
     planes = jnp.moveaxis(image, -1, 0)
     for name in sequence:
-        planes = jnp.clip(_maybe(key, getattr(view, name), functions[name], planes), 0.0, 1.0)
+        function = crop if name == 'crop' else _FUNCTIONS[name]
+        planes = jnp.clip(_maybe(key, getattr(view, name), function, planes), 0.0, 1.0)
     return jnp.moveaxis(planes, 0, -1)
 
 
@@ -171,7 +170,8 @@ def over_batch(function: Callable[..., jax.Array], *, lone_cpu: bool = False) ->
         axes = images.shape[:-3]
         if lone_cpu:        # one axis: LLVM unrolls those of a few rows, for seconds
             rows = [each.reshape(-1, *each.shape[len(axes):]) for each in (images, *arguments)]
-            made = _loop_rows(function, _CPU_CHUNK if max(images.shape[-3:-1]) < _SIDE_FOR_BRANCHES else None, *rows)
+            chunk = _CPU_CHUNK if max(images.shape[-3:-1]) < _SIDE_FOR_BRANCHES else None
+            made = jax.lax.map(lambda row: function(*row), rows, batch_size=chunk)
             return made.reshape(*axes, *made.shape[1:])
         mapped = function
         for _ in axes:
@@ -195,10 +195,6 @@ def both_views(function: Callable[..., jax.Array], views: tuple[View, View], *ar
     return first(*(argument[:, 0] for argument in arguments)), second(*(argument[:, 1] for argument in arguments))
 
 
-def _loop_rows(function: Callable[..., jax.Array], chunk: int | None, *arguments: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda row: function(*row), arguments, batch_size=chunk)
-
-
 # ---- random choice -------------------------------------------------------------------------------
 
 
@@ -208,10 +204,7 @@ def _key(key: jax.Array, operation: Operation, part: int) -> jax.Array:
 
 
 def _draw(key: jax.Array, operation: Operation) -> jax.Array:
-    """An operation's row of uniform numbers in [0, 1).
-
-    The first decides whether it runs, the rest are its parameters.
-    """
+    """An operation's row of uniform numbers in [0, 1): whether it runs, then its parameters."""
     return jax.random.uniform(_key(key, operation, 0), [_DRAWN])[:_DRAWS_PER_OP]
 
 
@@ -221,16 +214,15 @@ def _happens(key: jax.Array, operation: Operation) -> bool | jax.Array:
     return bool(probability) if probability in (0, 1) else _draw(key, operation)[0] < probability
 
 
-def _maybe(key: jax.Array, operation: Operation, function: Callable[[jax.Array, jax.Array], jax.Array],
-           image: jax.Array) -> jax.Array:
-    """function(image, the operation's row of numbers) with the operation's probability, else the image."""
-    happens = _happens(key, operation)
-    if happens is False:
+def _maybe(key: jax.Array, operation: Operation, function: Callable[..., jax.Array], image: jax.Array) -> jax.Array:
+    """function(image, operation, its row of numbers, key) with the operation's probability, else the image."""
+    if not operation.probability:
         return image
     draws = _draw(key, operation)
-    if happens is True:
-        return function(image, draws)
-    return jax.lax.cond(happens, lambda image: function(image, draws), lambda image: image, image)
+    if operation.probability == 1:
+        return function(image, operation, draws, key)
+    return jax.lax.cond(draws[0] < operation.probability, lambda image: function(image, operation, draws, key),
+                        lambda image: image, image)
 
 
 def _whole(image: jax.Array) -> jax.Array:
@@ -254,8 +246,9 @@ def _augment_square(image: jax.Array, key: jax.Array, view: View) -> jax.Array:
 
     Takes planes [3, S, S] and returns pixels [S, S, 3].
     """
-    for name, function in _square_functions(key, view).items():
-        image = _maybe(key, getattr(view, name), function, image)
+    for name in OPS:
+        if name not in ('crop', 'flip'):
+            image = _maybe(key, getattr(view, name), _FUNCTIONS[name], image)
         if name == 'grey':                                       # the last of colour
             image = jnp.clip(image, 0.0, 1.0)
     image = jnp.moveaxis(image, 0, -1)             # pixels
@@ -269,39 +262,42 @@ def _augment_square(image: jax.Array, key: jax.Array, view: View) -> jax.Array:
     return image
 
 
-def _square_functions(key: jax.Array, view: View) -> dict[str, Callable]:
-    """{operation: (planes, its row of numbers) -> planes}, in the order of `View`; no crop, no flip."""
+def _jitter(image, jitter, draws, _):
+    low, high = jitter.limits()
+    order = jnp.asarray(JITTER_ORDERS)[(len(JITTER_ORDERS) * draws[1]).astype(jnp.int32)]
+    return ops.jitter(image, order, low + draws[2:] * (high - low), active=list(high > low),
+                      brightness_mode=jitter.brightness_mode)
 
-    def jitter(image, draws):
-        low, high = view.jitter.limits()
-        order = jnp.asarray(JITTER_ORDERS)[(len(JITTER_ORDERS) * draws[1]).astype(jnp.int32)]
-        return ops.jitter(image, order, low + draws[2:] * (high - low), active=list(high > low),
-                          brightness_mode=view.jitter.brightness_mode)
 
-    def noise(image, _):
-        numbers = jax.random.normal(_key(key, view.noise, 1), image.shape)
-        return jnp.clip(image + view.noise.std * numbers, 0.0, 1.0)
+def _noise(image, noise, _, key):
+    numbers = jax.random.normal(_key(key, noise, 1), image.shape)
+    return jnp.clip(image + noise.std * numbers, 0.0, 1.0)
 
-    def blur(image, draws):
-        kernel_size = view.blur.kernel_size(image.shape[1])
-        if kernel_size == 1:
-            return image
-        low, high = view.blur.sigma
-        # Rounding can leave the weights' sum a hair above 1.
-        return jnp.clip(ops.gaussian_blur(image, low + draws[1] * (high - low), kernel_size), 0.0, 1.0)
 
-    def cutout(image, draws):
-        image_size = image.shape[1]
-        centre = (image_size * draws[1:3]).astype(jnp.int32)
-        return ops.cutout(image, centre, round(view.cutout.size * image_size))
+def _blur(image, blur, draws, _):
+    kernel_size = blur.kernel_size(image.shape[1])
+    if kernel_size == 1:
+        return image
+    low, high = blur.sigma
+    # Rounding can leave the weights' sum a hair above 1.
+    return jnp.clip(ops.gaussian_blur(image, low + draws[1] * (high - low), kernel_size), 0.0, 1.0)
 
-    return {
-        'rotate': lambda image, draws: ops.rotate(image, 1 + (3.0 * draws[1]).astype(jnp.int32)),
-        'jitter': jitter,
-        'grey': lambda image, _: ops.to_grey(image),
-        'sobel': lambda image, _: ops.sobel(image),
-        'noise': noise,
-        'blur': blur,
-        'solarize': lambda image, _: ops.solarize(image, view.solarize.threshold),
-        'cutout': cutout,
-    }
+
+def _cutout(image, cutout, draws, _):
+    image_size = image.shape[1]
+    centre = (image_size * draws[1:3]).astype(jnp.int32)
+    return ops.cutout(image, centre, round(cutout.size * image_size))
+
+
+# {operation: (planes, the operation, its row of numbers, the view's key) -> planes}
+_FUNCTIONS: dict[str, Callable[..., jax.Array]] = {
+    'flip': lambda image, *_: image[..., ::-1],
+    'rotate': lambda image, _, draws, key: ops.rotate(image, 1 + (3.0 * draws[1]).astype(jnp.int32)),
+    'jitter': _jitter,
+    'grey': lambda image, *_: ops.to_grey(image),
+    'sobel': lambda image, *_: ops.sobel(image),
+    'noise': _noise,
+    'blur': _blur,
+    'solarize': lambda image, solarize, *_: ops.solarize(image, solarize.threshold),
+    'cutout': _cutout,
+}

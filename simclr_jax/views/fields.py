@@ -8,6 +8,7 @@ facebookresearch/moco main_moco.py --aug-plus; deepmind-research byol/utils/augm
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import numbers
@@ -103,7 +104,7 @@ class Crop(Operation):
     resize: str = _field(_one_of(*METHODS), 'bicubic')
     antialias: bool = _field(_one_of(False, True), False)
 
-    @property
+    @functools.cached_property
     def resized(self) -> Resize:
         """How the box is resized."""
         return Resize(self.resize, self.antialias)

@@ -28,15 +28,13 @@ _CUBIC_STEPS = 1024
 # ---- colour --------------------------------------------------------------------------------------
 
 
-def _most_and_least(image: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _extremes(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The greatest channel, the least, and their distance, or 1 where it is 0, to divide by."""
     # Not image.max(0): a reduction would end the fusion that all of the colour work runs in.
     red, green, blue = image
-    return (jnp.maximum(red, jnp.maximum(green, blue)), jnp.minimum(red, jnp.minimum(green, blue)))
-
-
-def _divisor(span: jax.Array) -> jax.Array:
-    # 0 in a grey pixel, where all that is divided by it is multiplied by 0 later.
-    return jnp.where(span > 0.0, span, 1.0)
+    most, least = jnp.maximum(red, jnp.maximum(green, blue)), jnp.minimum(red, jnp.minimum(green, blue))
+    # In a grey pixel all that is divided is multiplied by 0 later.
+    return most, least, jnp.where(most - least > 0.0, most - least, 1.0)
 
 
 def adjust_brightness(image: jax.Array, amount: jax.Array, mode: str) -> jax.Array:
@@ -55,8 +53,8 @@ def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
 
     In closed form: v - (v - x) min(factor, 1 / S), v the greatest channel.
     """
-    most, least = _most_and_least(image)
-    return most - (most - image) * jnp.minimum(factor, most / _divisor(most - least))
+    most, _, divisor = _extremes(image)
+    return most - (most - image) * jnp.minimum(factor, most / divisor)
 
 
 def adjust_hue(image: jax.Array, delta: jax.Array) -> jax.Array:
@@ -66,14 +64,13 @@ def adjust_hue(image: jax.Array, delta: jax.Array) -> jax.Array:
     least + (most - least) clip(|(h + 6 delta + o) mod 6 - 3| - 1, 0, 1).
     """
     red, green, blue = image
-    most, least = _most_and_least(image)
-    span = most - least
+    most, least, divisor = _extremes(image)
     sixths = jnp.where(most == red, green - blue, jnp.where(most == green, blue - red, red - green))
-    sixths /= _divisor(span)
+    sixths /= divisor
     sixths += jnp.where(most == red, 0.0, jnp.where(most == green, 2.0, 4.0))
     turned = sixths + 6.0 * delta + jnp.array([0.0, 4.0, 2.0])[:, None, None]
     turned -= 6.0 * jnp.floor(turned / 6.0)
-    return least + span * jnp.clip(jnp.abs(turned - 3.0) - 1.0, 0.0, 1.0)
+    return least + (most - least) * jnp.clip(jnp.abs(turned - 3.0) - 1.0, 0.0, 1.0)
 
 
 def jitter(image: jax.Array, order: jax.Array, amounts: jax.Array, *, active: Sequence[bool],
