@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ROOTS = ('load_sources', 'load_source', 'load_pair', 'choose_form', 'make_batches', 'Inputs.batches',
          'make_train_step.<locals>.train_step')
 # What a step does beside it: files, by their names in the layouts so far, and functions.
-BESIDE = re.compile(r'((^|/)(optim|optimizers|schedules|checkpoint|metrics|profile|processes|__init__)\.py$)|'
+BESIDE = re.compile(r'((^|/)(optim|optimizers|leaves|schedules|checkpoint|metrics|profile|processes|__init__)\.py$)|'
                     r'^(config|evaluate|runlog|report|studies|inspect|weights)/')
 BESIDE_FUNCTIONS = re.compile(r'<module>|after_update|_make_measure|_split_probe|_probe_updates')
 # Parts of the function around them.

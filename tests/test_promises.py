@@ -44,8 +44,7 @@ EXCEPTIONS = {
 }
 # Parts of a folder that can be read and used alone -> all that they may import.
 ALONE = {
-    'models/norm.py': ['models.norm_derivative'], 'models/norm_derivative.py': ['models.cpu'],
-    'models/cpu/': ['models.cpu'],
+    'models/norm.py': ['models.cpu'], 'models/cpu/': ['models.cpu'],
     'views/resize.py': [], 'views/ops.py': ['views.resize'], 'views/fields.py': ['views.resize'],
     'views/draws.py': ['views.fields'],
     'training/steps.py': ['training.state', 'training.leaves'], 'training/leaves.py': [],

@@ -1,4 +1,4 @@
-"""What an encoder of any make can do: how it is called, and its optional abilities, one function each.
+"""What an encoder of any make can do: its optional abilities, one function each.
 
 An ability is a field of the module, or a method of its class, which the protocols here name. Where a module
 has none the functions say so or return it as it is; nothing else reads an attribute of an encoder.
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from flax.core import FrozenDict
@@ -107,17 +106,6 @@ def check_encoder(module: Any) -> nn.Module:
         raise ValueError(f'The encoder {kind.__name__} is called as encoder(images, train=True or False), '
                          'but its method __call__ has no argument `train`.')
     return module
-
-
-def encode(module: nn.Module, images: jax.Array, train: bool) -> jax.Array:
-    """Images [B, H, W, 3] -> features [B, D] float32, whatever the encoder; ValueError for another output."""
-    features = module(images, train=train)
-    if not isinstance(features, jax.Array | np.ndarray) or features.shape[:-1] != images.shape[:1]:
-        found = jax.tree.map(lambda leaf: list(np.shape(leaf)), features)
-        raise ValueError(f'The encoder {class_name(module)} returns {found} for {images.shape[0]} '
-                         'images: features [B, D] are needed, one vector an image. Take the mean over the '
-                         'pixels of a map, or one of several outputs, in a module around it.')
-    return jnp.asarray(features, jnp.float32)
 
 
 def _nnx_module() -> tuple[type, ...]:

@@ -13,8 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from simclr_jax.models.network import Network
-from simclr_jax.models.norm import BatchNorm
-from simclr_jax.models.norm_derivative import add_and_rectify
+from simclr_jax.models.norm import BatchNorm, add_and_rectify
 from simclr_jax.models.resnet import ResNet
 
 

@@ -88,11 +88,17 @@ class Network(nn.Module):
         return self.project(self.encode(images, train), train)
 
     def encode(self, images: jax.Array, train: bool) -> jax.Array:
-        """Images [B, H, W, 3] -> features h [B, D] float32."""
+        """Images [B, H, W, 3] -> features h [B, D] float32, whatever the encoder; ValueError for another output."""
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return abilities.encode(self.encoder, (images - mean) / std, train)
+        features = self.encoder((images - mean) / std, train=train)
+        if not isinstance(features, jax.Array | np.ndarray) or features.shape[:-1] != images.shape[:1]:
+            found = jax.tree.map(lambda leaf: list(np.shape(leaf)), features)
+            raise ValueError(f'The encoder {abilities.class_name(self.encoder)} returns {found} for {images.shape[0]} '
+                             'images: features [B, D] are needed, one vector an image. Take the mean over the '
+                             'pixels of a map, or one of several outputs, in a module around it.')
+        return jnp.asarray(features, jnp.float32)
 
     def project(self, features: jax.Array, train: bool) -> Output:
         """Features h [B, D] -> everything that is computed from them."""
@@ -173,9 +179,9 @@ def forward_train(network: Network, params: Any, batch_stats: Any, images: jax.A
         ValueError: B is not divisible by num_devices * k, or a chunk not by the number of groups.
     """
     variables = {'params': params, 'batch_stats': batch_stats}
-    groups = (1 if abilities.has_groups(network.encoder) or not batch_stats.get('encoder')
-              else network.norm_groups)
-    chunks = network.encoder_chunks
+    groups, chunks = network.norm_groups, network.encoder_chunks
+    if groups > 1 and (abilities.has_groups(network.encoder) or not batch_stats.get('encoder')):
+        groups = 1
     if chunks == groups == 1:
         output, updates = network.apply(variables, images, train=True, mutable=['batch_stats'],
                                         rngs=None if key is None else _streams(key))

@@ -147,6 +147,7 @@ DEPTHS = {
     152: (BottleneckBlock, (3, 8, 36, 3)),
     200: (BottleneckBlock, (3, 24, 36, 3)),
 }
+_CHOICES = {'depth': DEPTHS, 'stem': STEMS, 'max_pool': MAX_POOL_PADDING, 'conv_padding': CONV_PADDINGS}
 
 
 class ResNet(nn.Module):
@@ -208,10 +209,10 @@ class ResNet(nn.Module):
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f'ResNet takes floats [B, H, W, C], not {images.dtype}{list(images.shape)}: '
                              'divide uint8 by 255, and give a single image an axis, images[None].')
-        _check_choice('depth', self.depth, DEPTHS)
-        _check_choice('stem', self.stem, STEMS)
-        _check_choice('max_pool', self.max_pool, MAX_POOL_PADDING)
-        _check_choice('conv_padding', self.conv_padding, CONV_PADDINGS)
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f'encoder.{field} is {getattr(self, field)!r}: it takes '
+                                 f'{", ".join(map(str, choices))}.')
         conv = partial(Conv, padding=self.conv_padding, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, groups=self.norm_groups,
                        strided=self.norm_strided, momentum=self.norm_momentum,
@@ -256,9 +257,3 @@ class ResNet(nn.Module):
             x = conv(channels, 7, 2, name='stem_conv')(x)
             x = norm(name='stem_norm')(x, rectify=True)
         return max_pool(x, MAX_POOL_PADDING[self.max_pool])
-
-
-def _check_choice(field, value, choices):
-    if value not in choices:
-        valid = ', '.join(map(str, choices))
-        raise ValueError(f'encoder.{field} is {value!r}: it takes {valid}.')
