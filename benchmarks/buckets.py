@@ -37,7 +37,7 @@ from PIL import Image
 
 from simclr_jax import storage
 from simclr_jax.config import base_config
-from simclr_jax.data import listing, pipeline
+from simclr_jax.data import bucket_listing, pipeline
 from simclr_jax.data.loading import load_source
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.views.presets import views_of
@@ -172,9 +172,9 @@ def answer_names(count, port):
 
 def listed(root):
     """(seconds, files) of a listing."""
-    listing.forget()
+    bucket_listing.forget()
     started = time.perf_counter()
-    found = listing.read(root)
+    found = bucket_listing.listed(root)
     return round(time.perf_counter() - started, 2), len(found.sizes)
 
 

@@ -20,7 +20,7 @@ from simclr_jax.config.arguments import set_channels
 from simclr_jax.config.tasks import task_configs
 from simclr_jax.data import loading
 from simclr_jax.data.batches import Inputs, choose_form
-from simclr_jax.data.listing import Share
+from simclr_jax.data.bucket_listing import Share
 from simclr_jax.data.pipeline import check_batch_size
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.accuracies import frozen_accuracies, is_labelled, num_labelled

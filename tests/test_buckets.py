@@ -19,7 +19,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclr_jax import buckets, storage
-from simclr_jax.data import listing
+from simclr_jax.data import bucket_listing
+from simclr_jax.data.bucket_listing import Share
+from simclr_jax.data.folder import Listing
 from simclr_jax.data.loading import load_source
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.embed import embed, read_features
@@ -380,21 +382,21 @@ def test_each_host_lists_its_share_of_the_directories(stores):
         return [mine, gzip.compress(json.dumps({f'class{n % 6}/{n}.png': 1 for n in range(12) if n % 2}).encode())]
 
     with stores['gs'].failing(lambda method, path: asked.append(path)):
-        found = listing.read(root, listing.Share(0, 2, other_of))
+        found = Listing(root, Share(0, 2, other_of))
     assert not [path for path in asked if 'class1' in path]
-    assert found.notes() == [] and found.names() == ([f'class{n}' for n in range(6)], [])
+    assert found.notes == [] and found.names() == ([f'class{n}' for n in range(6)], [])
     assert found.sizes['class1/7.png'] == 1
 
 
 def test_a_long_listing_is_kept_and_not_made_again(stores, monkeypatch):
-    monkeypatch.setattr(listing, 'KEPT_FROM', 5)
+    monkeypatch.setattr(bucket_listing, 'KEPT_FROM', 5)
     root, asked = f'gs://{BUCKET}/kept', []
     for number in range(7):
         storage.write_atomically(f'{root}/{number % 2}/{number}.png', b'x')
-    note, = listing.read(root).notes()
+    note, = Listing(root).notes
     assert '7 files, as listed on' in note and os.path.exists(note.rpartition('remove ')[2].rstrip('.'))
-    listing.forget()                # as the next run does
+    bucket_listing.forget()                # as the next run does
     with stores['gs'].failing(lambda method, path: asked.append(path)):
-        found = listing.read(root)
-        assert found.notes() == [note] and found.names('1') == ([], ['1.png', '3.png', '5.png'])
+        found = Listing(root)
+        assert found.notes == [note] and found.names('1') == ([], ['1.png', '3.png', '5.png'])
     assert not asked

@@ -12,8 +12,7 @@ import tarfile
 from typing import Any
 
 from simclr_jax import storage
-from simclr_jax.data.folder import suffixes
-from simclr_jax.data.listing import printable
+from simclr_jax.data.folder import printable, suffixes
 
 _SPLITS = ('train', 'test', 'validation', 'val')
 

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import features
 
 from simclr_jax import storage
+from simclr_jax.data import bucket_listing
 from simclr_jax.data.decode import DEFAULT, Rules, num_pages, resolved, unusual
-from simclr_jax.data.listing import Listing, printable
 from simclr_jax.data.source import Source, split_name
 
 FOLDERS = ('auto', 'classes', 'none')       # what data.folders takes
@@ -25,8 +25,45 @@ _SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.bmp', '.gif', 
              '.jp2', '.j2k', '.jpx', '.pgm', '.ppm', '.pnm', '.npy')
 _SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test', 'val': 'val',
            'valid': 'val', 'validation': 'validation', 'unlabeled': 'unlabeled', 'unlabelled': 'unlabeled'}
+_HIDDEN = ('.', '__MACOSX')
 _SHOWN = 5
 _AT_ONCE, _THREADS = 1000, 16       # files, of whose sizes a thread asks; such threads
+
+
+class Listing:
+    """What lies below a directory and is not hidden; a link counts as what it leads to.
+
+    Of a local directory each part is asked for once, when it is looked into; a remote one is listed whole.
+
+    Attributes:
+        root: the directory.
+        sizes: {path from the root: bytes} of all files of a remote one; None of a local one.
+        notes: what is to be said of it.
+    """
+
+    def __init__(self, root: str, share: bucket_listing.Share | None = None):
+        self.root, self.sizes, self.notes = root, None, []
+        # Path of a directory from the root -> names of its folders and files, joined: a tenth of a list's memory.
+        self._names: dict[str, tuple[str, str]] = {}
+        if storage.is_remote(root):
+            self.sizes, self._names, _, self.notes = bucket_listing.listed(root, share)
+
+    def names(self, folder: str = '') -> tuple[list[str], list[str]]:
+        """(folders, files) in a directory, by its path from the root, sorted. OSError: it cannot be listed."""
+        if folder not in self._names:
+            try:
+                folders, files = storage.names(self.path(folder))
+            except OSError as error:
+                raise OSError(f"The folder '{printable(self.path(folder))}' cannot be listed "
+                              f'({error.strerror or error}): correct its permissions, or move it away.') from error
+            self._names[folder] = '\0'.join(sorted(folders)), '\0'.join(sorted(files))
+        folders, files = ([name for name in joined.split('\0') if name and not name.startswith(_HIDDEN)]
+                          for joined in self._names[folder])
+        return folders, files
+
+    def path(self, inside: str) -> str:
+        """Of what lies at a path from the root, '' for the root itself."""
+        return os.path.join(self.root, inside) if inside else self.root
 
 
 class FolderSource(Source):
@@ -67,7 +104,7 @@ class FolderSource(Source):
         self.labels = _labels(tree, None if whole == 'unlabeled' else class_names, self._root)
         super().__init__(name, split, len(self.files), class_names)
         self.rules, notes = resolved(rules, self.sampled(lambda index: unusual(self.load(index), rules)))
-        self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + listing.notes() + notes
+        self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + listing.notes + notes
         pages = max(count or 1 for count in self.sampled(
             lambda index: num_pages(self.load(index)) if self.files[index].lower().endswith(_TIFF) else 1))
         if pages > 1 and self.rules.channels == 3:
@@ -113,6 +150,11 @@ class FolderSource(Source):
                 known = None
             found.append(f'{file}\0{known}\0')
         return os.fsencode(''.join(found))
+
+
+def printable(name: str) -> str:
+    r"""A file's name for messages and files: bytes that are no UTF-8 become \xe9 and the like."""
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
 @functools.cache

@@ -1,9 +1,10 @@
 """Finds a data source by its name. TensorFlow is imported for TFDS data sets only."""
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -12,7 +13,8 @@ from PIL import ImageColor
 
 from simclr_jax import storage
 from simclr_jax.config import names
-from simclr_jax.data import arrays, containers, folder, items, listing, shapes
+from simclr_jax.data import arrays, containers, folder, items, shapes
+from simclr_jax.data.bucket_listing import Share
 from simclr_jax.data.decode import AUTO, MOST_CHANNELS, OF_A_SAMPLE, Rules, decoded
 from simclr_jax.data.items import as_source, makes
 from simclr_jax.data.source import ArraySource, Source, Streamed, hold_out, split_name, take_split
@@ -37,7 +39,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
                 decode_once: bool = False, cache_dir: str = '', max_bad_share: float = Source.max_bad_share,
                 is_lead: bool = True, arguments: Mapping[str, Any] | None = None, rules: Rules = OF_A_SAMPLE,
                 folders: str = 'auto', reading: int = READING, source: Any = None,
-                share: listing.Share | None = None, listings: dict[str, listing.Listing] | None = None) -> Source:
+                share: Share | None = None, list_folder: Callable[[str], folder.Listing] = folder.Listing) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
     Args:
@@ -61,7 +63,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         numbers. source: what `as_source` takes, in the place of `name`.
         share: of this process, where several load the same split at the same time: each then lists and reads
             its part of a folder, and they exchange what they found.
-        listings: of folders that were looked into before; what is in it is not listed again.
+        list_folder: a function of the path of a folder.
 
     Raises:
         FileNotFoundError: the data are not there.
@@ -79,8 +81,8 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     if kind == 'shapes':
         found = arrays.shapes_source(name, split, image_size)
     elif kind == 'folder':
-        found = take_split(folder.FolderSource(name, split, listing.read(path, share, listings), folders=folders,
-                                               rules=rules), split, is_sorted=reading == 1)
+        found = take_split(folder.FolderSource(name, split, list_folder(path), folders=folders, rules=rules), split,
+                           is_sorted=reading == 1)
     elif kind == 'arrays':
         found = take_split(arrays.npz_source(name, split, path, rules=rules, as_numbered=reading == 1), split,
                            is_sorted=reading == 1)
@@ -99,9 +101,9 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
     else:
         found = _tfds(name).load(name, split, data_dir=data_dir or None, download=download,
                                  in_memory_bytes=in_memory_bytes, rules=rules)
-    if rules.channels not in (0, found.channels):
+    if rules.channels not in (0, found.rules.channels):
         raise ValueError(f"data.channels is {rules.channels}, but the images of '{found.name}' have "
-                         f'{found.channels}.')
+                         f'{found.rules.channels}.')
     found.max_bad_share = max_bad_share
     if decode_once and not found.uniform and not isinstance(found, Streamed):
         found = in_memory(found, in_memory_bytes, share if kind == 'folder' else None) or found
@@ -122,11 +124,12 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
         test_source: what `as_source` takes, to measure on.
         **options: of `load_source`.
     """
-    options['listings'] = {}
+    # A folder is listed once for both.
+    options['list_folder'] = functools.cache(functools.partial(folder.Listing, share=options.get('share')))
     train = load_source(name, train_split, **options)
     train.notes += _look(train)
     options |= {'rules': dataclasses.replace(options.get('rules', OF_A_SAMPLE), range=train.rules.range,
-                                             channels=train.channels)}
+                                             channels=train.rules.channels)}
     if test_source is not None:
         return train, _with_classes_of(train, load_source(name, 'test', **options | {'source': test_source}))
     percent = re.fullmatch(r'(\d+(?:\.\d+)?)%', test_split)
@@ -135,7 +138,7 @@ def load_pair(name: str, train_split: str, test_split: str, *, test_source: Any 
     test = load_test_source(name, test_split, **options)
     if test is not None:
         return train, _with_classes_of(train, test)
-    can_hold_out = train.num_classes and train.num_examples > 1 and not isinstance(train, Streamed)
+    can_hold_out = train.class_names and train.num_examples > 1 and not isinstance(train, Streamed)
     if test_split != 'none' and can_hold_out and options.get('reading', READING) > 1:
         train, test = hold_out(train, _PERCENT_HELD_OUT)
         train.notes.append(f'{train.name} has no split to measure on: {test.num_examples:,} images, '
@@ -157,14 +160,14 @@ def load_test_source(name: str, split: str, *, data_dir: str | None = None, **op
     if not split:
         available = available_splits(name, data_dir=data_dir, arguments=options.get('arguments'),
                                      folders=options.get('folders', 'auto'), source=options.get('source'),
-                                     listings=options.get('listings'))
+                                     list_folder=options.get('list_folder', folder.Listing))
         split = next((known for known in _TEST_SPLITS if known in available), '')
     return load_source(name, split, data_dir=data_dir, **options) if split else None
 
 
 def available_splits(name: str, *, data_dir: str | None = None, arguments: Mapping[str, Any] | None = None,
                      folders: str = 'auto', source: Any = None,
-                     listings: dict[str, listing.Listing] | None = None) -> tuple[str, ...]:
+                     list_folder: Callable[[str], folder.Listing] = folder.Listing) -> tuple[str, ...]:
     """The splits of a data source; the errors of `load_source` where the data are not there."""
     if source is not None:
         return items.splits_of(source, arguments)
@@ -172,7 +175,7 @@ def available_splits(name: str, *, data_dir: str | None = None, arguments: Mappi
     if kind == 'shapes':
         return tuple(shapes.DEFAULT_SIZES)
     if kind == 'folder':
-        return folder.folder_splits(listing.read(path, known=listings), folders)
+        return folder.folder_splits(list_folder(path), folders)
     if kind == 'arrays':
         return arrays.npz_splits(path)
     if kind == 'wds':
@@ -252,7 +255,7 @@ def _rules(how: Mapping[str, Any]) -> Rules:
                  how['channels'])
 
 
-def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES, share: listing.Share | None = None
+def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES, share: Share | None = None
               ) -> ArraySource | None:
     """The images of `source`, decoded once; None unless they are small, of one shape, and fit.
 
@@ -273,7 +276,7 @@ def in_memory(source: Source, max_bytes: int = _IN_MEMORY_BYTES, share: listing.
     return result
 
 
-def _exchanged(source: Source, found: tuple[np.ndarray, np.ndarray] | None, share: listing.Share
+def _exchanged(source: Source, found: tuple[np.ndarray, np.ndarray] | None, share: Share
                ) -> tuple[np.ndarray, np.ndarray] | None:
     """The rows and images of all processes; None if those of one will not do, or are of another shape."""
     shape = None if found is None else found[1].shape[1:]

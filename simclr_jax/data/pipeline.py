@@ -93,7 +93,7 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
     check_form(form, image_size=image_size, transfer=transfer, pad_to=pad_to)
     make_form = {'views': _float_crops, 'crops': functools.partial(_crops, small=small),
                  'padded': functools.partial(_padded, pad_to=pad_to)}[form]
-    rows = make_form({'view1': view1, 'view2': view2}, seed, (image_size, image_size, source.channels))
+    rows = make_form({'view1': view1, 'view2': view2}, seed, (image_size, image_size, source.rules.channels))
     chunk = 0 if form != 'views' else _CHUNK_OF_SMALL if image_size <= _SMALL_SIDE else _CHUNK
     batches = _endless(source, rows, seed=seed, batch_size=batch_size, start_step=start_step,
                        shard_index=shard_index, shard_count=shard_count, num_threads=num_threads, chunk=chunk)
@@ -126,7 +126,7 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
         draws, boxes, region = _decode_boxes((view,), seed, image, epoch, index)
         host.crop_and_flip(region, boxes[0], draws[0], view, out=batch['image'][row])
 
-    form = _Form({'image': ((image_size, image_size, source.channels), np.float32)}, fill)
+    form = _Form({'image': ((image_size, image_size, source.rules.channels), np.float32)}, fill)
     return _endless(source, form, seed=seed, batch_size=batch_size, start_step=start_step,
                     shard_index=shard_index, shard_count=shard_count, num_threads=num_threads)
 
@@ -156,7 +156,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
         batch['image'][row], batch['valid'][row] = crop, True
 
     host.eval_box(1, 1, crop_proportion)    # is it in range?
-    square = (image_size, image_size, source.channels)
+    square = (image_size, image_size, source.rules.channels)
     form = _Form({'image': (square, np.float32), 'valid': ((), bool)}, fill, has_gaps=True)
     num_batches = -(-source.num_examples // (batch_size * shard_count))
     if isinstance(source, Streamed):

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from simclr_jax import storage
-from simclr_jax.data import listing, loading
+from simclr_jax.data import loading
+from simclr_jax.data.bucket_listing import Share
 from simclr_jax.data.loading import available_splits, load_pair, load_source
 
 
@@ -215,11 +216,11 @@ def test_two_processes_read_half_of_a_small_folder_each(tmp_path):
     source = Counted(whole.name, whole.split, whole.images, whole.labels, whole.class_names)
     source.load, source.max_bad_share = load, 1.0
     for process in (0, 1):          # what each would give, then the exchange of both
-        loading.in_memory(source, share=listing.Share(process, 2, lambda mine: parts.append(mine) or [mine]))
+        loading.in_memory(source, share=Share(process, 2, lambda mine: parts.append(mine) or [mine]))
     assert sorted(given) == list(range(12))
     (shape, rows0, images0), (_, rows1, images1) = parts[:3], parts[3:]
     answers = iter([[shape, shape], [rows0, rows1], [images0, images1]])
-    found = loading.in_memory(source, share=listing.Share(0, 2, lambda mine: next(answers)))
+    found = loading.in_memory(source, share=Share(0, 2, lambda mine: next(answers)))
     np.testing.assert_array_equal(found.images, whole.images)
     assert found.skipped == []
 
