@@ -28,7 +28,7 @@ BESIDE = re.compile(r'((^|/)(optim|optimizers|leaves|schedules|checkpoint|metric
                     r'^(config|evaluate|runlog|report|studies|inspect|weights)/')
 BESIDE_FUNCTIONS = re.compile(r'<module>|after_update|_make_measure|_split_probe|_probe_updates')
 # Parts of the function around them.
-INNER = re.compile(r'\.<locals>\.<(genexpr|listcomp|dictcomp|setcomp)>')
+INNER = re.compile(r'(\.<locals>)?\.<(genexpr|listcomp|dictcomp|setcomp)>')
 
 
 class Tracer:

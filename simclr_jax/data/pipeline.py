@@ -124,7 +124,8 @@ def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int
     """
     def fill(batch, row, image, epoch, index):
         draws, boxes, region = _decode_boxes((view,), seed, image, epoch, index)
-        host.crop_and_flip(region, boxes[0], draws[0], view, out=batch['image'][row])
+        crop = host.crop_view(region, boxes[0], draws[0], view, out=batch['image'][row])
+        np.clip(crop, 0, 1, out=crop)
 
     form = _Form({'image': ((image_size, image_size, source.rules.channels), np.float32)}, fill)
     return _endless(source, form, seed=seed, batch_size=batch_size, start_step=start_step,
@@ -147,13 +148,12 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_propo
         every shard. 'valid' is False and the label -1 for padding and for files that cannot be read.
     """
     def fill(batch, row, image, epoch, index):
-        if resize == Resize():
-            box = host.eval_box(image.height, image.width, crop_proportion)
-            crop = host.eval_crop(image.region(box), image_size=image_size, proportion=1.0)
-        else:
-            whole = image.region((0, 0, image.height, image.width))
-            crop = host.eval_resize(whole, image_size=image_size, proportion=crop_proportion, resize=resize)
-        batch['image'][row], batch['valid'][row] = crop, True
+        box, proportion = (0, 0, image.height, image.width), crop_proportion
+        if resize == Resize():      # no more is decoded than counts
+            box, proportion = host.eval_box(image.height, image.width, crop_proportion), 1.0
+        batch['image'][row] = host.eval_crop(
+            image.region(box), image_size=image_size, proportion=proportion, resize=resize)
+        batch['valid'][row] = True
 
     host.eval_box(1, 1, crop_proportion)    # is it in range?
     square = (image_size, image_size, source.rules.channels)

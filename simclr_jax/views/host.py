@@ -119,13 +119,6 @@ def check_tensorflow() -> None:
                          "'device'.")
 
 
-def crop_and_flip(image: np.ndarray, box: Box, draws: Draws, view: View, *, out: np.ndarray) -> np.ndarray:
-    """The augmentation of linear evaluation and fine-tuning: no more than crop and flip, and a clip."""
-    crop_resize(image, box, len(out), is_flipped=draws.of(view.flip) is not None, out=out,
-                resize=view.crop.resized)
-    return np.clip(out, 0, 1, out=out)
-
-
 def eval_box(height: int, width: int, proportion: float) -> Box:
     """The central square crop of evaluation (google-research/simclr tf2/data_util.py center_crop).
 
@@ -136,19 +129,16 @@ def eval_box(height: int, width: int, proportion: float) -> Box:
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
-def eval_crop(image: np.ndarray, *, image_size: int, proportion: float) -> np.ndarray:
-    """The crop `eval_box` of an image uint8 [H, W, C] as float32 [image_size, image_size, C] in [0, 1].
+def eval_crop(image: np.ndarray, *, image_size: int, proportion: float, resize: Resize = Resize()) -> np.ndarray:
+    """An image uint8 [H, W, C] as `views.device.eval_crop`: float32 [image_size, image_size, C] in [0, 1].
 
     With a proportion of 1 a square image that has the size already passes unchanged.
     """
-    out = np.empty((image_size, image_size, image.shape[2]), np.float32)
-    crop_resize(image, eval_box(image.shape[0], image.shape[1], proportion), image_size, out=out)
-    return np.clip(out, 0, 1, out=out)
-
-
-def eval_resize(image: np.ndarray, *, image_size: int, proportion: float, resize: Resize) -> np.ndarray:
-    """An image uint8 [H, W, C] as `views.device.eval_crop` with this `resize`, float32 [S, S, C] in [0, 1]."""
     height, width = image.shape[:2]
+    if resize == Resize():
+        out = np.empty((image_size, image_size, image.shape[2]), np.float32)
+        crop_resize(image, eval_box(height, width, proportion), image_size, out=out)
+        return np.clip(out, 0, 1, out=out)
     rows, columns = resize_weights(height, width, image_size, proportion, resize)
     top, left = (np.flatnonzero(each.any(0)) for each in (rows, columns))       # the pixels that count
     seen = image[top[0]:top[-1] + 1, left[0]:left[-1] + 1].astype(np.float32) / 255

@@ -30,7 +30,7 @@ def test_shorter_side_and_then_the_cut_are_those_of_torchvision(number, method, 
     resize = Resize(method, antialias, 128)
     ours = device.eval_crop(photograph, image_size=112, proportion=0.5, resize=resize)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)     # torch has its places in float32
-    on_host = host.eval_resize(photograph, image_size=112, proportion=0.5, resize=resize)
+    on_host = host.eval_crop(photograph, image_size=112, proportion=0.5, resize=resize)
     np.testing.assert_allclose(on_host, ours, rtol=0, atol=2e-6)
 
 
@@ -40,7 +40,7 @@ def test_an_antialiased_crop_is_the_crop_resized():
     top, left = ((size - side + 1) // 2 for size in photograph.shape[:2])
     theirs = torchs(photograph[top:top + side, left:left + side], (64, 64), 'bilinear', True)
     resize = Resize('bilinear', True)
-    for crop in (device.eval_crop, host.eval_resize):
+    for crop in (device.eval_crop, host.eval_crop):
         np.testing.assert_allclose(crop(photograph, image_size=64, proportion=0.875, resize=resize), theirs,
                                    rtol=0, atol=2e-5)
 
