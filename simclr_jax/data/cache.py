@@ -17,7 +17,7 @@ import re
 import shutil
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -202,7 +202,7 @@ def _build(source: Source, short_side: int, folder: str, expected: dict[str, Any
         with progress_bar(f'cache of {source.name}, {source.split}', source.num_examples, is_shown=is_lead
                           ) as advance:
             writer = _array_record().ArrayRecordWriter(path, 'group_size:1,uncompressed')
-            for index, label, image in _images(source, short_side, num_threads):
+            for index, label, image in _images(source, short_side, num_threads, range(source.num_examples)):
                 labels.append(label)
                 if isinstance(image, np.ndarray):
                     writer.write(_HEADER.pack(*image.shape[:2]) + image.tobytes())
@@ -231,8 +231,7 @@ def _build(source: Source, short_side: int, folder: str, expected: dict[str, Any
 def _check_room(source: Source, short_side: int, directory: str) -> None:
     """OSError unless the disk has room for the cache, estimated from a sample."""
     indices = np.unique(np.linspace(0, source.num_examples - 1, _SAMPLE, dtype=np.int64)).tolist()
-    examples = [_example(source, short_side, *example) for example in itertools.islice(
-        _examples(source, indices), _SAMPLE)]
+    examples = list(itertools.islice(_images(source, short_side, 1, indices), _SAMPLE))
     sizes = [image.nbytes + _HEADER.size for *_, image in examples if isinstance(image, np.ndarray)]
     if not sizes:
         raise ValueError(f"None of {len(indices)} images sampled from '{source.name}', split {source.split}, "
@@ -244,36 +243,30 @@ def _check_room(source: Source, short_side: int, directory: str) -> None:
                       "another data.cache_dir, or a smaller data.cache such as 'resized:256'.")
 
 
-def _examples(source: Source, indices: Any) -> Iterator[tuple[int, int, bytes | None]]:
-    """(index, label, encoded image of a stream) of `indices`, or of a streamed source in its order."""
-    if not isinstance(source, Streamed):
-        for index in indices:
-            yield index, int(source.labels[index]), None
-        return
-    for example in source.ordered(shard_index=0, shard_count=1, is_decoded=False).as_numpy_iterator():
-        yield int(example['index']), int(example['label']), example['image']
-
-
-def _example(source: Source, short_side: int, index: int, label: int, data: bytes | None
-             ) -> tuple[int, int, np.ndarray | Exception]:
-    """(index, label, image uint8 [H, W, C] as it is cached, or why there is none)."""
-    try:
-        image = decoded(source.load(index) if data is None else data, source.rules)
-    except (BadImage, OSError) as error:
-        return index, label, error
-    height, width = image.shape[:2]
-    if not 0 < short_side < min(height, width):
-        return index, label, image
-    size = round(width * short_side / min(height, width)), round(height * short_side / min(height, width))
-    bands = [np.asarray(Image.fromarray(image[..., band]).resize(size, Image.Resampling.BICUBIC))
-             for band in range(source.channels)]
-    return index, label, np.stack(bands, axis=-1)
-
-
-def _images(source: Source, short_side: int, num_threads: int
+def _images(source: Source, short_side: int, num_threads: int, indices: Iterable[int]
             ) -> Iterator[tuple[int, int, np.ndarray | Exception]]:
-    """`_example` of all, in order, a few at a time by threads."""
-    examples = _examples(source, range(source.num_examples))
+    """(index, label, image uint8 [H, W, C] as it is cached, or why there is none), a few at a time by threads.
+
+    indices: of the examples; one that is streamed gives all, in its own order.
+    """
+    def made(example):
+        index, label, data = example
+        try:
+            image = decoded(source.load(index) if data is None else data, source.rules)
+        except (BadImage, OSError) as error:
+            return index, label, error
+        height, width = image.shape[:2]
+        if 0 < short_side < min(height, width):
+            size = [round(side * short_side / min(height, width)) for side in (width, height)]
+            image = np.stack([np.asarray(Image.fromarray(image[..., band]).resize(size, Image.Resampling.BICUBIC))
+                              for band in range(source.channels)], axis=-1)
+        return index, label, image
+
+    if isinstance(source, Streamed):
+        stream = source.ordered(shard_index=0, shard_count=1, is_decoded=False).as_numpy_iterator()
+        examples = ((int(each['index']), int(each['label']), each['image']) for each in stream)
+    else:
+        examples = ((index, int(source.labels[index]), None) for index in indices)
     with futures.ThreadPoolExecutor(num_threads) as pool:
         while some := list(itertools.islice(examples, 4 * num_threads)):
-            yield from pool.map(lambda example: _example(source, short_side, *example), some)
+            yield from pool.map(made, some)

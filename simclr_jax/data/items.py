@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,41 +30,6 @@ _WANTED = ("{'image': ..., 'label': int (optional)} or (image, label), the image
 _AT_ONCE = 256      # items that threads read for their labels
 
 
-@runtime_checkable
-class Labelled(Protocol):
-    """A data set that holds its labels apart, so that no image is read for them."""
-
-    labels: Sequence[int]
-
-
-@runtime_checkable
-class Targeted(Protocol):
-    """The same, as torchvision's data sets name them."""
-
-    targets: Sequence[int]
-
-
-@runtime_checkable
-class Named(Protocol):
-    """A data set that names its items, for messages and results."""
-
-    names: Sequence[str]
-
-
-@runtime_checkable
-class WithClassNames(Protocol):
-    """A data set that names its classes: class i is `class_names[i]`."""
-
-    class_names: Sequence[str]
-
-
-@runtime_checkable
-class WithClasses(Protocol):
-    """The same, as torchvision's data sets have it."""
-
-    classes: Sequence[str]
-
-
 def as_source(anything: Any, split: str = 'train', *, name: str = '',
               arguments: Mapping[str, Any] | None = None, rules: Rules = DEFAULT) -> Source:
     """What a user brings, as a source.
@@ -75,7 +40,9 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
             called with `split=` if it takes that, and `arguments`. An item is {'image', 'label'}, a pair
             (image, label) or an image alone. An image is integers or floats [H, W] or [H, W, C] of 1 to 16
             channels, a PIL image, the bytes of an encoded file, or a path. A label is an integer or a
-            string; None or -1 is no label. Items are read by several threads at once.
+            string; None or -1 is no label. Items are read by several threads at once. Where the data set holds
+            apart its `labels` or `targets`, its `class_names` or `classes` (class i is the i-th), or the `names`
+            of its items, these are taken.
         split: which is asked for; 'train[:80%]' takes a part (see `source.take_split`).
         name: for messages; '' takes that of the type.
         rules: by which pixels become uint8.
@@ -109,10 +76,8 @@ class ItemSource(Source):
     def __init__(self, items: RandomAccess, split: str, *, name: str, rules: Rules):
         super().__init__(name, split, len(items), None)
         self.rules, self._items, self._keys = rules, items, ('image', 'label')
-        labels = items.labels if isinstance(items, Labelled) else (
-            items.targets if isinstance(items, Targeted) else None)
-        class_names = items.class_names if isinstance(items, WithClassNames) else (
-            items.classes if isinstance(items, WithClasses) else None)
+        labels = getattr(items, 'labels', getattr(items, 'targets', None))          # the latter are torchvision's
+        class_names = getattr(items, 'class_names', getattr(items, 'classes', None))
         datasets = sys.modules.get('datasets')
         if datasets is not None and isinstance(items, datasets.Dataset):
             self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets, name)
@@ -126,7 +91,8 @@ class ItemSource(Source):
 
     def name_of(self, index: int) -> str:
         """The item's own name, or its number."""
-        return self._items.names[index] if isinstance(self._items, Named) else super().name_of(index)
+        names = getattr(self._items, 'names', None)
+        return super().name_of(index) if names is None else names[index]
 
     def load(self, index: int) -> bytes | np.ndarray:
         """Image `index`, an encoded file's bytes or uint8 [H, W, C]. OSError: it cannot be read."""

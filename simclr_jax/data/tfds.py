@@ -121,7 +121,7 @@ class StreamedSource(Source):
             return records.map(lambda index, record: (epoch, index, record))
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        return epochs.flat_map(examples_of).map(self._parse, num_parallel_calls=tf.data.AUTOTUNE)
+        return epochs.flat_map(examples_of).map(self._example, num_parallel_calls=tf.data.AUTOTUNE)
 
     def ordered(self, *, shard_index: int, shard_count: int, is_decoded: bool = True) -> tf.data.Dataset:
         """One pass over this shard's part of all examples, in the order of the files.
@@ -131,8 +131,7 @@ class StreamedSource(Source):
         """
         files = self._files(shard_index, shard_count, even=False)
         records = tf.data.Dataset.from_tensor_slices(files).flat_map(self._read_records)
-        function = self._decode if is_decoded else self._parse
-        return records.map(lambda index, record: function(np.int64(0), index, record),
+        return records.map(lambda index, record: self._example(np.int64(0), index, record, is_decoded),
                            num_parallel_calls=tf.data.AUTOTUNE)
 
     def fingerprint(self, *, with_times: bool = False) -> str:
@@ -181,15 +180,9 @@ class StreamedSource(Source):
             storage.write_atomically(here, storage.read_bytes(there))
         return path
 
-    def _decode(self, epoch: Any, index: tf.Tensor, record: tf.Tensor) -> dict:
-        return self._example(epoch, index, self._features.deserialize_example(record))
-
-    def _parse(self, epoch: Any, index: tf.Tensor, record: tf.Tensor) -> dict:
-        encoded = {self._image: tfds.decode.SkipDecoding()}
-        example = self._features.deserialize_example(record, decoders=encoded)
-        return self._example(epoch, index, example)
-
-    def _example(self, epoch, index, example) -> dict:
+    def _example(self, epoch: Any, index: tf.Tensor, record: tf.Tensor, is_decoded: bool = False) -> dict:
+        decoders = None if is_decoded else {self._image: tfds.decode.SkipDecoding()}
+        example = self._features.deserialize_example(record, decoders=decoders)
         label = tf.cast(example[self._label], tf.int32) if self._label else tf.constant(-1)
         return {'image': example[self._image], 'label': label, 'epoch': epoch, 'index': index}
 
