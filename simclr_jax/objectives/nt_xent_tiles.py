@@ -105,7 +105,7 @@ class _Grid(NamedTuple):
     width: int  # 2N
 
     def sweep(self, visit, carry):
-        """carry = visit(carry, a, b, is_diagonal) for tile (a, b) after tile, in one order for all devices.
+        """carry, _ = visit(carry, (a, b), is_diagonal) for tile (a, b) after tile, in one order for all devices.
 
         Only diagonal tiles can hold a similarity of an image with itself. Tiles that are not stand
         for their mirror image too. Among several devices the tiles of rows and of columns need not
@@ -118,8 +118,7 @@ class _Grid(NamedTuple):
             above = np.stack(np.triu_indices(r, k=1), axis=1)
             visits = [(np.stack([np.arange(r)] * 2, axis=1), True)] + ([(above, False)] if r > 1 else [])
         for pairs, is_diagonal in visits:
-            step = lambda carry, pair, on=is_diagonal: (visit(carry, *pair, on), None)
-            carry, _ = lax.scan(step, carry, pairs)
+            carry, _ = lax.scan(functools.partial(visit, is_diagonal=is_diagonal), carry, pairs)
         return carry
 
 
@@ -243,16 +242,16 @@ def _sweep_forward(grid, temperature):
 
     # What tiles say of their rows and of their columns is kept apart: updated at two places in one step,
     # an array of a loop is copied whole each time.
-    def visit(carry, a, b, is_diagonal):
-        by_rows, by_columns, positive = carry
+    def visit(carry, pair, is_diagonal):
+        (by_rows, by_columns, positive), (a, b) = carry, pair
         tile = _similarities(grid, a, b, temperature)
         if is_diagonal:
             positive = _put(positive, a, _pick_positive(_at(positive, a), tile.sum(), grid, a, b))
         tile = _negatives(tile, grid, a, b, is_diagonal)
         if is_diagonal:
-            return fold(by_rows, a, _summarise(tile.sum(), axis=1)), by_columns, positive
+            return (fold(by_rows, a, _summarise(tile.sum(), axis=1)), by_columns, positive), None
         of_rows, of_columns = _summarise_both(tile)
-        return fold(by_rows, a, of_rows), fold(by_columns, b, of_columns), positive
+        return (fold(by_rows, a, of_rows), fold(by_columns, b, of_columns), positive), None
 
     def fold(summary, i, new):
         met = _join(_Summary(*(_at(x, i) for x in summary)), new)
@@ -283,14 +282,14 @@ def _sweep_backward(grid, lse, all_lse, temperature):
     # transposed [C, R].T @ [R, D] that a mirrored tile would need.
     rows, columns = (jnp.swapaxes(x, 1, 2) for x in (grid.rows, grid.columns))  # [r, D, R], [c, D, C]
 
-    def visit(carry, a, b, is_diagonal):
-        by_rows, by_columns = carry
+    def visit(carry, pair, is_diagonal):
+        (by_rows, by_columns), (a, b) = carry, pair
         tile = _negatives(_similarities(grid, a, b, temperature), grid, a, b, is_diagonal)
         weight = _weights(tile, _at(row_lse, a), _at(column_lse, b))  # [R, C]
         by_rows = add(by_rows, a, jnp.matmul(_at(columns, b), weight.T, precision='highest'))
         if not is_diagonal:
             by_columns = add(by_columns, b, jnp.matmul(_at(rows, a), weight, precision='highest'))
-        return by_rows, by_columns
+        return (by_rows, by_columns), None
 
     def add(pulls, i, new):
         return _put(pulls, i, _at(pulls, i) + new)
