@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -176,30 +176,21 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     init_state = steps.jit_seldom(init_state, out_shardings=shardings)
     encode = jax.jit(steps.make_encode(network, layer=config.eval.layer))
     encode_state = functools.partial(StepEncoder, encode, network=config.eval.encoder)
-    state, size = init_state(), config.augment.image_size
+    state = init_state()
     if config.init_from and not workdirs.has_checkpoint(workdir):
         state, start_notes = start_from(state, config)
         notes = start_notes + notes
-    shape = (1, size, size, inputs.channels)
+    shape = (1, *[config.augment.image_size] * 2, inputs.channels)
     jax.eval_shape(encode_state(state, {}), jax.ShapeDtypeStruct(shape, np.float32))   # is there such a layer?
 
     lock.acquire()
     checkpointer = checkpoint.Checkpointer(
         workdir, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best)
     state, damage = checkpointer.restore_last_whole(state)
-    start = int(state.step)
-    batches = inputs.batches(train_source, mesh, start_step=start)
+    batches = inputs.batches(train_source, mesh, start_step=int(state.step))
     workdirs.save_run(workdir, config.to_dict(), train_source)
-    named = [functools.partial(make_writer, workdir, start_step=start, config=flatten(config.to_dict()))
-             for make_writer in named]
-    writer = MetricWriter(workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
-                          is_lead=sharding.is_lead(), writers=[*named, *writers])
-    profiler = profile.StepProfiler(
-        writer, workdir, steps=config.profile_steps, breakdown=config.log.step_breakdown, start=start,
-        num_steps=num_steps, is_lead=sharding.is_lead(), waited=lambda: batches.waited)
-    log = LateLog(writer, every_steps=config.log.every_steps, num_steps=num_steps, waited=lambda: batches.waited,
-                  layers=optim.make_trust_ratios(**_optimizer_settings(config))[1](state.params),
-                  judge=CollapseWatch(), advice=checkpointer.last_good, faster_input=faster_input(run))
+    writer, log, profiler = records = _make_records(
+        run, state, batches, num_steps=num_steps, named=named, writers=writers, advice=checkpointer.last_good)
     with checkpointer, writer, batches, profiler:
         warmup = _warmup_steps(config, run.train_source.num_examples, num_steps)[1]
         writer.note(*filter(None, (*damage, *notes, *introduction(run, network, state.params, num_steps), warmup)))
@@ -211,8 +202,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
                 floors.of_init_from()
         evaluators = [Health(network, inputs.make_prepare(mesh), config.log.every_steps), *evaluators]
         state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
-                       evaluators=evaluators, writer=writer, log=log, profiler=profiler, checkpointer=checkpointer,
-                       lock=lock)
+                       evaluators=evaluators, records=records, checkpointer=checkpointer, lock=lock)
         writer.note(*skipped_files(run))
         results = floors.of_results() if floors else {}
         if floors:
@@ -221,11 +211,35 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         return results
 
 
+class _Records(NamedTuple):
+    """Where the numbers of a run go."""
+
+    writer: MetricWriter
+    log: LateLog                        # of every step
+    profiler: profile.StepProfiler      # of the steps that are traced
+
+
+def _make_records(run: Run, state: TrainState, batches: Any, *, num_steps: int, named: Sequence[Callable],
+                  writers: Sequence[Any], advice: Callable[[], str]) -> _Records:
+    config, start, is_lead = run.config, int(state.step), sharding.is_lead()
+    named = [functools.partial(make_writer, run.workdir, start_step=start, config=flatten(config.to_dict()))
+             for make_writer in named]
+    writer = MetricWriter(run.workdir, total_steps=num_steps, start_step=start, batch_size=config.batch_size,
+                          is_lead=is_lead, writers=[*named, *writers])
+    profiler = profile.StepProfiler(
+        writer, run.workdir, steps=config.profile_steps, breakdown=config.log.step_breakdown, start=start,
+        num_steps=num_steps, is_lead=is_lead, waited=lambda: batches.waited)
+    log = LateLog(writer, every_steps=config.log.every_steps, num_steps=num_steps, waited=lambda: batches.waited,
+                  layers=optim.make_trust_ratios(**_optimizer_settings(config))[1](state.params),
+                  judge=CollapseWatch(), advice=advice, faster_input=faster_input(run))
+    return _Records(writer, log, profiler)
+
+
 def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callable, encode_state: Callable,
-           num_steps: int, evaluators: Sequence[Callable], writer: MetricWriter, log: LateLog,
-           profiler: profile.StepProfiler, checkpointer: checkpoint.Checkpointer, lock: WorkdirLock) -> TrainState:
+           num_steps: int, evaluators: Sequence[Callable], records: _Records,
+           checkpointer: checkpoint.Checkpointer, lock: WorkdirLock) -> TrainState:
     """The state after the last step."""
-    config, start = run.config, int(state.step)
+    config, start, (writer, log, profiler) = run.config, int(state.step), records
     of_rows, of_epochs = split_by_schedule(evaluators, config.eval.evaluators_every_epochs)
     steps_per_epoch = run.train_source.num_examples / config.batch_size
 
