@@ -281,7 +281,7 @@ class Prefetch:
 
     def __exit__(self, *exception):
         self._thread.shutdown(wait=False, cancel_futures=True)
-        futures.wait(self._drawn, timeout=5.0)
+        futures.wait([batch for batch in self._drawn if batch.running()], timeout=5.0)
 
 
 # ---- evaluation --------------------------------------------------------------------------------------
