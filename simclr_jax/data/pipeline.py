@@ -100,7 +100,7 @@ def train_batches(source: Source, *, seed: int, batch_size: int, form: str, view
     if form != 'views':
         return batches
     finish = {'view1': host.make_finish(view1, transfer), 'view2': host.make_finish(view2, transfer)}
-    return host.finished(batches, finish, batch_size // shard_count, num_threads or num_processors())
+    return host.finished(batches, finish, batch_size // shard_count, num_threads or _num_processors())
 
 
 def check_form(form: str, *, image_size: int, transfer: str, pad_to: int) -> None:
@@ -325,7 +325,7 @@ def _filled(source: Source, batches: Iterable[list[_Row]], form: _Form, batch_si
             ) -> Iterator[Batch]:
     """Batches of `batch_size` rows, made by threads a few batches ahead; `next` raises what they raised."""
     source.check_bad_share()
-    pool = futures.ThreadPoolExecutor(num_threads or num_processors() + (
+    pool = futures.ThreadPoolExecutor(num_threads or _num_processors() + (
         _REMOTE_THREADS if source.is_remote else _MORE_THREADS))
     size = _UNIFORM_ROWS if source.uniform else 1
     in_making, memory = collections.deque(), Memory()
@@ -371,7 +371,7 @@ def _fill_rows(source: Source, rows: list[_Row], form: _Form, batch: Batch, firs
                                  f'{source.name_of(row.index)}, which is unreadable.')
 
 
-def num_processors() -> int:
+def _num_processors() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
