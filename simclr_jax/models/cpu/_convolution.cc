@@ -159,10 +159,12 @@ Phase forward_phase(ffi::Span<const int64_t> x, ffi::Span<const int64_t> y, int6
           kernel_width};
 }
 
-ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, ffi::Result<Array> y, int64_t stride, int64_t top, int64_t left) {
+ffi::Error forward(ffi::RunId run, ffi::ThreadPool pool, Array x, Array kernel, ffi::Result<Array> y, int64_t stride,
+                   int64_t top, int64_t left) {
   const auto k = kernel.dimensions();
   const int64_t c = k[2], d = k[3];
   if (!y->element_count()) return ffi::Error::Success();
+  ask_for_huge_pages(run, y->untyped_data(), y->size_bytes());
   std::vector<Product> products(1);
   products[0] = {forward_phase(x.dimensions(), y->dimensions(), k[0], k[1], stride, top, left),
                  kernel.typed_data(), k[1] * c * d, c * d, d, 1, 0, 0, 0, 0};
@@ -294,8 +296,9 @@ auto bind() {
 /* Whether this processor has one of the vector units above. */
 extern "C" int convolution_is_supported() { return loops() != nullptr; }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_forward, forward, bind().Ret<Array>().Attr<int64_t>("stride")
-                              .Attr<int64_t>("top").Attr<int64_t>("left"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_forward, forward, ffi::Ffi::Bind().Ctx<ffi::RunId>().Ctx<ffi::ThreadPool>()
+                              .Arg<Array>().Arg<Array>().Ret<Array>().Attr<int64_t>("stride").Attr<int64_t>("top")
+                              .Attr<int64_t>("left"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_input_gradient, input_gradient, bind().Ret<Array>()
                               .Attr<int64_t>("stride").Attr<int64_t>("top").Attr<int64_t>("left"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_kernel_gradient, kernel_gradient, bind()
