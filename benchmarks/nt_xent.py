@@ -28,6 +28,8 @@ import sys
 import time
 from unittest import mock
 
+from smoke import processor
+
 ROOT = pathlib.Path(__file__).parent.parent
 TEMPERATURE, WIDTH = 0.1, 128
 SIZES = {'cpu': [1024, 4096, 8192], 'gpu': [8192, 32768, 65536]}
@@ -264,7 +266,7 @@ def main():
         print(f'Lightly is left out: {options.torch_python} has no torch and lightly.')
     pythons = {'ours': sys.executable, 'dense': sys.executable, 'optax': sys.executable,
                'lightly': options.torch_python}
-    device = jax.devices()[0].device_kind if backend == 'gpu' else platform.processor() or platform.machine()
+    device = jax.devices()[0].device_kind if backend == 'gpu' else processor()
     report = {'backend': backend, 'device': device, 'threads': len(os.sched_getaffinity(0)),
               'python': platform.python_version(), 'width': WIDTH, 'temperature': TEMPERATURE, 'rows': []}
     path = ROOT / 'benchmarks' / 'nt_xent.json'

@@ -26,12 +26,15 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def processor():
-    """The name of the processor, as the system has it."""
+    """The name of the processor, as the system has it, and its widest vectors: AMD EPYC (AVX-512)."""
     try:
         lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-        return next(line.partition(': ')[2] for line in lines if line.startswith('model name'))
+        name = next(line.partition(': ')[2] for line in lines if line.startswith('model name'))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+    flags = next((line.split() for line in lines if line.startswith('flags')), [])
+    widest = next((word for flag, word in (('avx512f', 'AVX-512'), ('avx2', 'AVX2')) if flag in flags), '')
+    return f'{name} ({widest})' if widest else name
 
 
 def versions(packages=PACKAGES):

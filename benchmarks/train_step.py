@@ -41,13 +41,13 @@ import functools
 import json
 import os
 import pathlib
-import platform
 import statistics
 import sys
 import tempfile
 import time
 
 from contenders import CELLS, CONTENDERS, HERE, TORCH, contender, make_spec, present, said, title_of
+from smoke import processor
 from train_step_layers import layer_table, layers
 from turns import KEPT, Failed
 
@@ -251,21 +251,13 @@ def show(title, columns, rows):
 
 
 def keep(path, title, report):
-    """Puts a report under its title into a JSON file, whole or not at all."""
+    """Puts a report under its title into a JSON file, whole or not at all; those of AVX2 alone beside the others."""
     kept = json.loads(path.read_text()) if path.exists() else {}
+    title = f'AVX2 {title}' if '(AVX2)' in processor() else title
     kept[title] = {'machine': f'{os.cpu_count()} cores {processor()}'} | report
     temporary = path.with_suffix('.part')
     temporary.write_text(json.dumps(kept, indent=1) + '\n')
     os.replace(temporary, path)
-
-
-def processor():
-    """The processor's own name where the system tells it."""
-    try:
-        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(': ')[1] for line in lines if line.startswith('model name')), platform.machine())
 
 
 def random_images(path):

@@ -53,7 +53,7 @@ class Floors:
 
         def measure():
             count = of_large_set(source, config).num_examples
-            self._note(f'Measuring the {where} on {count:,} training images, for the floor.')
+            self._note(f'Measuring the {where} on {count:,} training images: the baseline of kNN.')
             return {_HELDOUT: heldout_accuracy(self._encoder(name), source, config, self._run.mesh)}
 
         kept = self._kept.get(name, {})

@@ -17,7 +17,7 @@ _LABELS = {
     'probe_accuracy': 'probe',
     'feature_rank': 'rank',
     'knn_accuracy': 'kNN',
-    'knn_floor': 'floor',
+    'knn_floor': 'baseline',
     'learning_rate': 'lr',
     'input_wait_share': 'input wait',
 }

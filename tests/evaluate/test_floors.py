@@ -58,4 +58,4 @@ def test_nothing_is_encoded_before_the_first_step_and_all_images_only_after_the_
         results.append(pretrain(config, str(tmp_path / workdir), evaluators=[trained]))
     assert events == ['step', 'step', 'held out', 'all', 'all'] * 2         # and kept for the third
     assert results[0] == results[1] == results[2] and list(results[0]) == ['raw pixels', 'random', 'pretrained']
-    assert capsys.readouterr().out.count('on 50 training images, for the floor') == 1
+    assert capsys.readouterr().out.count('on 50 training images: the baseline of kNN') == 1
