@@ -104,7 +104,7 @@ class CachedSource(Source):
         self.read_like(source)
         self.is_remote = False
         self.skipped = [name for _, name in content['unreadable']]
-        self.unreadable = {index: BadImage(f"'{name}' could not be read when the cache was built.")
+        self.unreadable = {index: f"'{name}' could not be read when the cache was built."
                            for index, name in content['unreadable']}
         self._source, self._path = source, os.path.join(folder, content['file'])
         is_readable = np.ones(self.num_examples, bool)
@@ -119,7 +119,7 @@ class CachedSource(Source):
             ValueError: the cache is damaged.
         """
         if index in self.unreadable:
-            raise self.unreadable[index]
+            raise BadImage(self.unreadable[index])
         number = int(self._records[index])
         try:
             record, = self._reader.read([number])

@@ -61,7 +61,7 @@ class Source:
         self.class_names = class_names      # None when unlabelled
         self.notes: list[str] = []    # What is to be said of the data when a run begins.
         self.skipped: list[str] = []  # Names of those found unreadable so far.
-        self.unreadable: dict[int, Exception] = {}      # Why, by their numbers.
+        self.unreadable: dict[int, str] = {}      # Why, by their numbers; an error itself would hold its image.
         self._skip_lock = threading.Lock()
         if self.num_examples == 0:
             raise ValueError(f"Split '{self.split}' of '{self.name}' holds no images.")
@@ -126,9 +126,9 @@ class Source:
         """Notes that an example cannot be read: in `skipped` and, once, in the log. From any thread."""
         with self._skip_lock:
             if index not in self.unreadable:
-                self.unreadable[index] = error
+                self.unreadable[index] = str(error)
                 self.skipped.append(self.name_of(index))
-                logging.warning('Skipping the unreadable image %s: %s', self.skipped[-1], error)
+                logging.warning('Skipping the unreadable image %s: %s', self.skipped[-1], self.unreadable[index])
 
     def check_bad_share(self) -> None:
         """ValueError once more than `max_bad_share` of the examples are known to be unreadable."""

@@ -1,6 +1,8 @@
 """Broken images in the batch stream: counted, named, replaced or left out, and too many of them refused."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -60,6 +62,25 @@ def test_too_many_broken_files_stop_the_run(read):
         list(itertools.islice(batches(), 6))
     with pytest.raises(ValueError, match='3 of the 40 images'):
         next(batches())
+
+
+def test_a_broken_image_holds_no_memory_of_its_batch():
+    class Held(FileNotFoundError):
+        pass
+
+    source, errors = Files([jpeg(10 * i) for i in range(6)]), []
+
+    def load(index):
+        if index != 4:
+            return jpeg(10)
+        error = Held('gone')
+        errors.append(weakref.ref(error))
+        raise error
+
+    source.load, source.max_bad_share = load, 0.2
+    train_steps(source, 1, form='crops', view=IDENTITY, pad_to=64, transfer='uint8')
+    gc.collect()
+    assert errors and source.unreadable == {4: 'gone'} and errors[0]() is None
 
 
 def test_no_black_image_stands_for_a_whole_set_of_broken_files():
