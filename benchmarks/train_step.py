@@ -251,9 +251,8 @@ def show(title, columns, rows):
 
 
 def keep(path, title, report):
-    """Puts a report under its title into a JSON file, whole or not at all; those of AVX2 alone beside the others."""
+    """Puts a report under its title into a JSON file, whole or not at all."""
     kept = json.loads(path.read_text()) if path.exists() else {}
-    title = f'AVX2 {title}' if '(AVX2)' in processor() else title
     kept[title] = {'machine': f'{os.cpu_count()} cores {processor()}'} | report
     temporary = path.with_suffix('.part')
     temporary.write_text(json.dumps(kept, indent=1) + '\n')
@@ -305,6 +304,8 @@ def read_options():
 def run_cell(name, ours, names, options):
     spec = make_spec(CELLS[name], ours['backend'], options)
     title = title_of(name, spec, ours)
+    if ours['backend'] == 'cpu' and '(AVX2)' in processor():
+        title = f'AVX2 {title}'         # beside those of AVX-512
     print(title, file=sys.stderr, flush=True)
     if options.layers:
         rows = layers(spec, names, options)

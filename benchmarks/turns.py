@@ -11,15 +11,17 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 KEPT = 'BENCHMARK_KEEPS_FREED_MEMORY'       # environment variable: set, contenders give no memory back
+LONGEST = 3600.0    # seconds that an answer may take: PyTorch's threads have been seen to wait for each other for ever
 
 
 class Failed(Exception):
-    """A contender ended without an answer; its last words."""
+    """A contender ended without an answer, or gave none in time; its last words."""
 
 
 class Contender:
@@ -69,9 +71,13 @@ class Contender:
         self._process = None
 
     def _answer(self):
+        hangs = threading.Timer(LONGEST, self._process.kill)
+        hangs.start()
         for line in self._process.stdout:                   # libraries may print, too
             if line.startswith('ANSWER '):
+                hangs.cancel()
                 return json.loads(line.removeprefix('ANSWER '))
+        hangs.cancel()
         self._process.wait()
         self._log.seek(0)
         words = [line for line in self._log.read().splitlines() if line.strip()][-3:]

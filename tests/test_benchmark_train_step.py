@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ BENCHMARKS = str(pathlib.Path(__file__).parent.parent / 'benchmarks')
 @pytest.fixture(autouse=True)
 def path_of_benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
+    # On two threads tiny convolutions have hung in PyTorch 2.14 on a processor without AVX-512, a run in three.
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
 
 @pytest.mark.parametrize('ours', [
@@ -121,6 +124,16 @@ def test_seconds_of_a_call_count_every_call(monkeypatch):
 
     assert math.isclose(turns.seconds_a_call(call, budget=1.0), 0.25)
     assert made == [1, 4]
+
+
+def test_a_contender_that_hangs_has_failed(monkeypatch):
+    import turns
+
+    monkeypatch.setattr(turns, 'LONGEST', 2.0)
+    process = turns.Contender([sys.executable, '-c', 'import time; print("ANSWER {}", flush=True); time.sleep(60)'], {})
+    assert process.start() == {}
+    with pytest.raises(turns.Failed):
+        process.ask('steps')
 
 
 def test_the_race_over_cifar_size_images_runs_from_start_to_table(tmp_path, capsys, monkeypatch):
