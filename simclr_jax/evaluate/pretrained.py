@@ -38,7 +38,7 @@ class Pretrained(NamedTuple):
 
     @property
     def initial(self) -> dict:
-        """Of the online network at step 0: the floor that results are compared with; made when it is asked for."""
+        """Of the online network at step 0: the baseline of results; made when it is asked for."""
         return self.make_initial()
 
 
