@@ -22,8 +22,6 @@ BENCHMARKS = str(pathlib.Path(__file__).parent.parent / 'benchmarks')
 @pytest.fixture(autouse=True)
 def path_of_benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    # On two threads tiny convolutions have hung in PyTorch 2.14 on a processor without AVX-512, a run in three.
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
 
 @pytest.mark.parametrize('ours', [
@@ -147,7 +145,8 @@ def test_the_race_over_cifar_size_images_runs_from_start_to_table(tmp_path, caps
     np.savez(tmp_path / 'images.npz', **arrays)
     monkeypatch.setattr('sys.argv', [
         'cifar_speed.py', f'--data={tmp_path / "images.npz"}', '--epochs=3', '--batch=16', '--every=2', '--depth=10',
-        '--width=0.0625', '--targets=0,1.1', '--only=ours,channels-last', f'--out={tmp_path / "speed.json"}'])
+        # With 4 channels PyTorch 2.14 spoils its memory: oneDNN's AVX2 gradient of a 1x1 kernel, channels last.
+        '--width=0.125', '--targets=0,1.1', '--only=ours,channels-last', f'--out={tmp_path / "speed.json"}'])
     cifar_speed.main()
     (title, report), = json.loads((tmp_path / 'speed.json').read_text()).items()
     assert '48 images of 16 px' in title
