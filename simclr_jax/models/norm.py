@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from simclr_jax.models.cpu import loops
-from simclr_jax.models.cpu.operation import Operation, call
+from simclr_jax.models.cpu.loops import Operation, call, loop
 
 _PARTS = 16     # of the rows, each summed by one thread
 
@@ -110,7 +109,7 @@ def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Arr
         y of `dtype` and of the shape of x, with the shortcut added and rectified, and the mean and biased
         variance, float32, with the axes that were summed kept at size 1.
     """
-    mean, mean_of_square = _sums(_Moments(own), own, x)
+    mean, mean_of_square = call(_Moments(own), x)
     # Rounding can leave the difference of a constant channel slightly below zero.
     var = jnp.maximum(mean_of_square - jnp.square(mean), 0.0)
     y = add_and_rectify(affine(x, mean, var, scale, bias, epsilon), shortcut, rectify)
@@ -164,7 +163,7 @@ class _Derivative(Operation):
         count = x.size // mean.size
         inverse = jax.lax.rsqrt(var + self.epsilon)
         slope = inverse * scale
-        total, product = _sums(_GradientSums(self.own, is_rectified), self.own, g, x, mean, slope, bias)
+        total, product = call(_GradientSums(self.own, is_rectified), g, x, mean, slope, bias)
 
         passed = _passed(g, x, mean, slope, bias, is_rectified)
         a = (g_mean - slope * total) / count
@@ -181,21 +180,23 @@ class _Moments(Operation):
 
     own: int
 
+    def fits(self, x, *_):
+        return x.shape[self.own] == 1       # one group
+
     def plain(self, x):
         axes = _summed(x, self.own)
         x = x.astype(jnp.float32)
         return x.mean(axes, keepdims=True), jnp.square(x).mean(axes, keepdims=True)
 
     def compiled(self, x):
-        sums = loops.loop('norm_moments', (_PARTS, 2, x.shape[-1]))(x.reshape(-1, x.shape[-1])).sum(0)
+        sums = loop('norm_moments', (_PARTS, 2, x.shape[-1]))(x.reshape(-1, x.shape[-1])).sum(0)
         return tuple((sums / (x.size // x.shape[-1])).reshape(2, *_kept_shape(x, self.own)))
 
 
 @dataclasses.dataclass(frozen=True)
-class _GradientSums(Operation):
+class _GradientSums(_Moments):
     """The sums of g and of g * (x - mean), kept as `_Moments` does; rectified: where y > 0 alone."""
 
-    own: int
     is_rectified: bool
 
     def plain(self, g, x, mean, slope, bias):
@@ -205,15 +206,10 @@ class _GradientSums(Operation):
 
     def compiled(self, g, x, mean, slope, bias):
         channels = x.shape[-1]
-        run = loops.loop('norm_gradient_sums', (_PARTS, 2, channels), is_rectified=self.is_rectified)
+        run = loop('norm_gradient_sums', (_PARTS, 2, channels), is_rectified=self.is_rectified)
         sums = run(g.reshape(-1, channels), x.reshape(-1, channels), mean.reshape(-1), slope.reshape(-1),
                    bias)
         return tuple(sums.sum(0).reshape(2, *_kept_shape(x, self.own)))
-
-
-def _sums(operation, own, *arrays):
-    is_compiled = arrays[0].shape[own] == 1 and loops.are_for(*arrays)
-    return call(operation, *arrays) if is_compiled else operation.plain(*arrays)
 
 
 def _passed(g, x, mean, slope, bias, is_rectified):

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from simclr_jax.models.cpu import loops
-from simclr_jax.models.cpu.operation import Operation, call
+from simclr_jax.models.cpu.loops import Operation, call, loop
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 _PARTS = 8     # into which the images of a kernel's gradient are split, at most
@@ -51,19 +50,12 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1,
         padding = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), padding)
     (top, bottom), (left, right) = padding
     window = _Window(stride, ((top, bottom), (left, right)))
-    if not _is_compiled(images, kernel, window):
-        return _plain(images, kernel, window)
     return call(_Convolution('output', window, images.shape[1:3], kernel.shape[:2]), images, kernel)[0]
 
 
 def _plain(images, kernel, window):
     return lax.conv_general_dilated(images, kernel, (window.stride,) * 2, window.padding,
                                     dimension_numbers=_DIMENSIONS)
-
-
-def _is_compiled(images, kernel, window):
-    return (loops.are_for(images, kernel) and min(*window.padding[0], *window.padding[1]) >= 0
-            and min(_output_size(images.shape[1:3], kernel.shape[:2], window)) > 0)
 
 
 def _output_size(image_size, kernel_size, window):
@@ -87,6 +79,10 @@ class _Convolution(Operation):
     image_size: tuple[int, ...]
     kernel_size: tuple[int, ...]
     linear = ((0,), (1,))
+
+    def fits(self, *_):
+        sizes = _output_size(self.image_size, self.kernel_size, self.window)
+        return min(*self.window.padding[0], *self.window.padding[1]) >= 0 and min(sizes) > 0
 
     def plain(self, first, second):
         if self.result == 'output':
@@ -125,5 +121,5 @@ class _Convolution(Operation):
 
 
 def _loop(name, shape, window):
-    return loops.loop(f'convolution_{name}', shape, stride=np.int64(window.stride),
-                      top=np.int64(window.padding[0][0]), left=np.int64(window.padding[1][0]))
+    return loop(f'convolution_{name}', shape, stride=np.int64(window.stride),
+                top=np.int64(window.padding[0][0]), left=np.int64(window.padding[1][0]))
