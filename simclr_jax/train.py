@@ -7,7 +7,6 @@ are functions of (seed, step), so that to resume is to restore the state and sta
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from simclr_jax.data.batches import Inputs, choose_form
 from simclr_jax.data.bucket_listing import Share
 from simclr_jax.data.pipeline import check_batch_size
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.accuracies import frozen_accuracies, is_labelled, num_labelled
+from simclr_jax.evaluate.accuracies import is_labelled
 from simclr_jax.evaluate.evaluators import (
     Health,
     HeldOutKnn,
@@ -36,7 +35,6 @@ from simclr_jax.evaluate.floors import Floors
 from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.init_from import start_from
 from simclr_jax.evaluate.introduction import faster_input, finished, introduction, skipped_files
-from simclr_jax.evaluate.results import report_results
 from simclr_jax.inspect import profile
 from simclr_jax.methods import make_method
 from simclr_jax.models.network import Network, auto_dtype, describe_encoder, make_network
@@ -204,9 +202,8 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
                        evaluators=evaluators, records=records, checkpointer=checkpointer, lock=lock)
         writer.note(*skipped_files(run))
-        results = floors.of_results() if floors else {}
-        if floors:
-            _report(run, writer, results, functools.partial(encode, state.variables(config.eval.encoder)), num_steps)
+        results = floors.beside(functools.partial(encode, state.variables(config.eval.encoder)), writer,
+                                num_steps) if floors else {}
         writer.note(finished(run, num_steps))
         return results
 
@@ -287,22 +284,6 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
         checkpointer.wait()
     at(num_steps + 1, 'the final evaluation', math.inf)
     return state
-
-
-def _report(run: Run, writer: MetricWriter, results: dict[str, dict], encode: Callable, num_steps: int) -> None:
-    """Adds the accuracies of the pretrained encoder to `results`, and writes them all down."""
-    config, train_source, test_source = run.config, run.train_source, run.test_source
-    assert test_source is not None
-    started = time.time()
-    results['pretrained'] = frozen_accuracies(encode, train_source, test_source, config, run.mesh,
-                                              linear=config.eval.linear_at_end)
-    num_test = num_labelled(test_source)
-    report_results(
-        writer, run.workdir, f'{test_source.name}, {test_source.split}: {num_test:,} images, step {num_steps:,}',
-        results, is_lead=sharding.is_lead(), evaluation='frozen', num_test=num_test,
-        num_train=num_labelled(train_source), pretrained=run.workdir, step=num_steps, network=config.eval.encoder,
-        data=test_source.name, train_split=train_source.split, split=test_source.split,
-        seconds=round(time.time() - started, 1), protocol=config.eval.to_dict())
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh, *, num_examples: int, num_classes: int,

@@ -9,7 +9,6 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from simclr_jax import train
 from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate import floors, linear as linear_module
@@ -194,8 +193,7 @@ def measured_runs(tmp_path_factory):
             return {'knn_accuracy': 0.5}
 
         with pytest.MonkeyPatch.context() as patch:
-            for module in (train, floors):
-                patch.setattr(module, 'frozen_accuracies', accuracies)
+            patch.setattr(floors, 'frozen_accuracies', accuracies)
             pretrain(small_config(**{'method.name': method, 'eval.encoder': encoder, 'log.every_steps': 1,
                                      'eval.linear_at_end': False}), str(workdir))
         runs[method] = str(workdir), seen

@@ -114,9 +114,8 @@ class Inputs:
             return InMemory(source, mesh, seed=self.seed, batch_size=self.batch_size, start_step=start_step)
         batches = pipeline.train_batches(
             source, seed=self.seed, batch_size=self.batch_size, form=self.form, view1=self.view1,
-            view2=self.view2, image_size=self.image_size, start_step=start_step,
-            shard_index=jax.process_index(), shard_count=jax.process_count(), num_threads=self.num_threads,
-            transfer=self.transfer, pad_to=self.pad_to, small=self.small)
+            view2=self.view2, image_size=self.image_size, start_step=start_step, num_threads=self.num_threads,
+            transfer=self.transfer, pad_to=self.pad_to, small=self.small, **sharding.shard())
         return Prefetch(batches, functools.partial(sharding.put_batch, mesh))
 
     def abstract_batch(self, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -287,19 +286,14 @@ class Prefetch:
 # ---- evaluation --------------------------------------------------------------------------------------
 
 
-def eval_batches(source: Source, *, batch_size: int, image_size: int, crop_proportion: float,
-                 resize: Resize = Resize(), num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(source: Source, *, batch_size: int, **crop) -> Iterator[dict[str, np.ndarray]]:
     """One pass over every example: {'image', 'label': int32 [b], 'valid': bool [b]}, this process's rows.
 
     'image' is uint8 [b, H, W, C] of a source in memory, else the central crop, float32 [b, S, S, C]:
     `centre_crops` makes the crops of both. Arguments as `data.pipeline.eval_batches`.
     """
-    shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
-    if source.uniform:
-        return eval_rows(source, batch_size=batch_size, **shard)
-    return pipeline.eval_batches(source, batch_size=batch_size, image_size=image_size,
-                                 crop_proportion=crop_proportion, resize=resize, num_threads=num_threads,
-                                 **shard)
+    options = {'batch_size': batch_size, **sharding.shard()}
+    return eval_rows(source, **options) if source.uniform else pipeline.eval_batches(source, **options, **crop)
 
 
 @functools.partial(jax.jit, static_argnames=('image_size', 'proportion', 'resize'))
@@ -312,17 +306,13 @@ def centre_crops(images: jax.Array, *, image_size: int, proportion: float,
         device.eval_crop, image_size=image_size, proportion=proportion, resize=resize))(images)
 
 
-def probe_batches(source: Source, *, seed: int, batch_size: int, image_size: int, view: View,
-                  num_threads: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def probe_batches(source: Source, *, seed: int, batch_size: int, **crop) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches for linear evaluation and fine-tuning; `crops_and_flips` makes their images.
 
     Arguments and errors as `data.pipeline.probe_batches`, the rows of this process.
     """
-    shard = {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
-    if source.uniform:
-        return train_rows(source, seed=seed, batch_size=batch_size, **shard)
-    return pipeline.probe_batches(source, seed=seed, batch_size=batch_size, image_size=image_size, view=view,
-                                  num_threads=num_threads, **shard)
+    options = {'seed': seed, 'batch_size': batch_size, **sharding.shard()}
+    return train_rows(source, **options) if source.uniform else pipeline.probe_batches(source, **options, **crop)
 
 
 def make_crops_and_flips(*, seed: int, image_size: int, view: View) -> Callable[[dict], jax.Array]:
@@ -347,10 +337,8 @@ def train_rows(source: Source, *, seed: int, batch_size: int, start_step: int = 
     Arguments, order and errors are those of `data.pipeline.train_batches`.
     """
     pipeline.check_batch_size(source, batch_size, shard_count)
-    local = batch_size // shard_count
-    for step in range(start_step, 1 << 62):
-        first = step * batch_size + shard_index * local
-        epoch, index = pipeline.epoch_and_index(seed, np.arange(first, first + local), source.num_examples)
+    for epoch, index in pipeline.order(seed, batch_size, source.num_examples, start_step, shard_index=shard_index,
+                                       shard_count=shard_count):
         yield {'image': source.images[index], 'label': source.labels[index],
                'epoch': epoch.astype(np.int32), 'index': index.astype(np.int32)}
 

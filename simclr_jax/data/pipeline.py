@@ -261,6 +261,13 @@ def epoch_and_index(seed: int, positions: np.ndarray, num_examples: int
     return epoch, index
 
 
+def order(seed: int, batch_size: int, num_examples: int, start_step: int = 0, *, shard_index: int = 0,
+          shard_count: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`epoch_and_index` of this shard's rows of one global batch after the other, without end."""
+    rows = np.arange(batch_size // shard_count) + shard_index * (batch_size // shard_count)
+    return (epoch_and_index(seed, step * batch_size + rows, num_examples) for step in itertools.count(start_step))
+
+
 @functools.lru_cache(maxsize=4)  # A batch seldom spans more than two epochs.
 def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of an epoch: the examples 0 .. N-1 as int64 [N], read-only."""
@@ -285,21 +292,15 @@ def _endless(source: Source, form: _Form, *, seed: int, batch_size: int, start_s
              shard_count: int, num_threads: int, chunk: int = 0) -> Iterator[Batch]:
     """Batches of this shard's rows, or chunks of so many rows regardless of batches."""
     check_batch_size(source, batch_size, shard_count)
-    local = batch_size // shard_count
-
-    def rows_of(step):
-        first = step * batch_size + shard_index * local
-        epochs, indices = epoch_and_index(seed, np.arange(first, first + local), source.num_examples)
-        return [_Row(epoch, index, zip(itertools.chain(range(index, source.num_examples), range(index)),
-                                       itertools.repeat(None), itertools.repeat(-1)))
-                for epoch, index in zip(epochs.tolist(), indices.tolist())]
-
+    local, shard = batch_size // shard_count, {'shard_index': shard_index, 'shard_count': shard_count}
     if isinstance(source, Streamed):
-        examples = source.stream(seed=seed, start=start_step * local, shard_index=shard_index,
-                                 shard_count=shard_count)
+        examples = source.stream(seed=seed, start=start_step * local, **shard)
         batches = _streamed_rows(examples.batch(local))
     else:
-        batches = map(rows_of, itertools.count(start_step))
+        batches = ([_Row(epoch, index, zip(itertools.chain(range(index, source.num_examples), range(index)),
+                                           itertools.repeat(None), itertools.repeat(-1)))
+                    for epoch, index in zip(epochs.tolist(), indices.tolist())]
+                   for epochs, indices in order(seed, batch_size, source.num_examples, start_step, **shard))
     if chunk:
         rows = itertools.chain.from_iterable(batches)
         batches = (list(itertools.islice(rows, chunk)) for _ in itertools.count())

@@ -72,7 +72,7 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     classifier = teacher.classifier
     assert classifier is not None
     started, results = time.time(), {}
-    with MetricWriter(f'{workdir}/distil', total_steps=len(runs) * num_steps, is_lead=sharding.is_lead(),
+    with MetricWriter(f'{workdir}/distil', total_steps=len(runs) * num_steps,
                       batch_size=settings.batch_size) as writer:
         writer.note(f'Distillation of {teacher.source} into {evaluated.pretrained.source} on '
                     f'{train_source.num_examples:,} images, {labelled.num_examples if labelled else 0:,} of them with '
@@ -90,8 +90,8 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
                           source=f'{evaluated.pretrained.source}, distilled', distil=settings.to_dict())
         report_results(
             writer, workdir, f'Distillation on {train_source.name}, {train_source.split}, tested on '
-            f'{test_source.split}: {num_test:,} images', results, is_lead=sharding.is_lead(),
-            evaluation='distil', **of_teacher.provenance(
+            f'{test_source.split}: {num_test:,} images', results, evaluation='distil',
+            **of_teacher.provenance(
                 train_source, test_source, train_source.num_examples - len(train_source.skipped), num_test),
             num_labels=labelled.num_examples if labelled else 0, num_steps=num_steps,
             seconds=round(time.time() - started, 1), protocol=settings.to_dict())

@@ -77,7 +77,7 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     inits, results, networks, num_test = _INITS[settings.init], {}, {}, 0
     started = time.time()
-    with MetricWriter(f'{workdir}/finetune', total_steps=len(inits) * num_steps, is_lead=sharding.is_lead(),
+    with MetricWriter(f'{workdir}/finetune', total_steps=len(inits) * num_steps,
                       batch_size=settings.batch_size) as writer:
         writer.note(f'Fine-tuning of {evaluated.pretrained.source} on {train_source.num_examples:,} of '
                     f'{whole_source.num_examples:,} labelled images, {num_steps:,} steps',
@@ -98,7 +98,7 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
         report_results(
             writer, workdir, f'Fine-tuning on {train_source.num_examples:,} labels of {train_source.name}, '
             f'{train_source.split}, tested on {test_source.split}: {num_test:,} images', results,
-            is_lead=sharding.is_lead(), evaluation='finetune', **evaluated.provenance(
+            evaluation='finetune', **evaluated.provenance(
                 train_source, test_source, train_source.num_examples - len(train_source.skipped), num_test),
             num_steps=num_steps, seconds=round(time.time() - started, 1), protocol=settings.to_dict())
     return results

@@ -9,7 +9,6 @@ from simclr_jax.evaluate.evaluated import load_evaluated, load_splits
 from simclr_jax.evaluate.knn import knn_accuracies
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.runlog.writer import MetricWriter
-from simclr_jax.runtime import sharding
 
 
 def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -> dict[str, dict[str, float]]:
@@ -35,7 +34,7 @@ def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -
     evaluated = load_evaluated(settings, workdir, 'knn', encoder)
     train_source, test_source = load_splits(config, evaluated, 'kNN')
     results = {}
-    with MetricWriter(f'{workdir}/knn', total_steps=1, is_lead=sharding.is_lead()) as writer:
+    with MetricWriter(f'{workdir}/knn', total_steps=1) as writer:
         writer.note(*train_source.notes, *test_source.notes)
         for name, encode in evaluated.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                              note=writer.note).items():
@@ -50,7 +49,6 @@ def knn(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None) -
         report_results(
             writer, workdir, f'kNN of {evaluated.pretrained.source} on {test_source.name}, '
             f'{test_source.split}: {len(test.labels):,} images by {len(train.labels):,}', results,
-            is_lead=sharding.is_lead(), evaluation='knn',
-            **evaluated.provenance(train_source, test_source, len(train.labels), len(test.labels)),
+            evaluation='knn', **evaluated.provenance(train_source, test_source, len(train.labels), len(test.labels)),
             seconds=round(time.time() - started, 1), protocol=settings.to_dict())
     return results

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.config import ConfigDict
-from simclr_jax.data.pipeline import check_batch_size, epoch_and_index
+from simclr_jax.data.pipeline import check_batch_size, order
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.accuracies import unchanged
 from simclr_jax.evaluate.classifier_training import (
@@ -66,8 +66,7 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
         check_batch_size(train_source, settings.batch_size, jax.process_count(), field='linear.batch_size')
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     results, details, offset = {}, {}, 0
-    with MetricWriter(f'{workdir}/linear', total_steps=2 * num_steps, batch_size=settings.batch_size,
-                      is_lead=sharding.is_lead()) as writer:
+    with MetricWriter(f'{workdir}/linear', total_steps=2 * num_steps, batch_size=settings.batch_size) as writer:
         writer.note(*train_source.notes, *test_source.notes)
         for name, encode in evaluated.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                              note=writer.note).items():
@@ -86,7 +85,7 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
         report_results(
             writer, workdir, f'Linear evaluation ({settings.solver}{pixels}) of {evaluated.pretrained.source} '
             f'on {test_source.name}, {test_source.split}: {len(labels):,} images',
-            results, is_lead=sharding.is_lead(), evaluation='linear', details=details,
+            results, evaluation='linear', details=details,
             **evaluated.provenance(train_source, test_source, num_train, len(labels)),
             seconds=round(time.time() - started, 1),
             protocol=settings.to_dict() | {'encoder': evaluated.pretrained.encoder})
@@ -135,8 +134,5 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[dict], jax.Ar
 
 def _feature_batches(train: Features, seed: int, batch_size: int) -> Iterator[dict]:
     """Shuffled batches of features, the same on every process; each takes its own rows."""
-    local = batch_size // jax.process_count()
-    for step in range(1 << 62):
-        positions = step * batch_size + jax.process_index() * local + np.arange(local)
-        index = epoch_and_index(seed, positions, len(train.labels))[1]
+    for _, index in order(seed, batch_size, len(train.labels), **sharding.shard()):
         yield {'image': train.features[index], 'label': train.labels[index]}

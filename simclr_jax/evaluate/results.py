@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from simclr_jax import storage
 from simclr_jax.evaluate.intervals import wilson_interval
 from simclr_jax.runlog.writer import MetricWriter
+from simclr_jax.runtime import sharding
 
 _METRIC = re.compile(r'(.+?)_(accuracy|top5_accuracy|per_class)(?:_k(\d+))?')
 _SHARES = {'accuracy': 'top-1', 'top5_accuracy': 'top-5', 'per_class': 'per class'}
@@ -24,19 +25,17 @@ def metric_title(name: str) -> str:
 
 
 def report_results(writer: MetricWriter, workdir: str, title: str, results: Mapping[str, Mapping], *,
-                   is_lead: bool, num_test: int, details: Mapping[str, Mapping] | None = None,
-                   **provenance) -> None:
-    """Appends a line for each encoder to workdir/results.jsonl and prints them as one table.
+                   num_test: int, details: Mapping[str, Mapping] | None = None, **provenance) -> None:
+    """Appends a line for each encoder to workdir/results.jsonl and prints them as one table: the first process does.
 
     Args:
         title: above the table.
         results: {encoder name: {metric: value in [0, 1]}}.
-        is_lead: other processes write nothing.
         num_test: examples that each value is a mean over; gives each its 95 % interval (Wilson).
         details: {encoder name: what else its line says}, such as the l2 that was chosen for it.
         **provenance: what was evaluated: written into every line (data set, splits, step, counts).
     """
-    if not is_lead:
+    if not sharding.is_lead():
         return
     intervals = {encoder: {name: wilson_interval(value, num_test) for name, value in values.items()}
                  for encoder, values in results.items()}

@@ -64,7 +64,7 @@ def transfer(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
     evaluated = load_evaluated(settings, workdir, 'transfer', encoder)
     splits = {name: load_data_set(name, config, evaluated.config) for name in _names(settings)}
     results, cells = {}, {}
-    with MetricWriter(f'{workdir}/transfer', total_steps=len(splits), is_lead=sharding.is_lead()) as writer:
+    with MetricWriter(f'{workdir}/transfer', total_steps=len(splits)) as writer:
         for name, (train_source, test_source, per_class) in splits.items():
             metric, lines = 'logistic_per_class' if per_class else 'logistic_accuracy', []
             encoders = evaluated.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,

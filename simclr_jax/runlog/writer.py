@@ -71,19 +71,19 @@ class MetricWriter:
         total_steps: the step at which training ends.
         start_step: the step resumed from; 0 starts the metrics anew.
         batch_size: global batch, to tell images per second.
-        is_lead: False on all processes but one: these write and print nothing.
+        is_lead: whether this process writes and prints; None: whether it is the first.
         stream: where the display goes; default sys.stdout.
         writers: further ones, or functions of nothing that make one, called on the lead process alone.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, total_steps: int, start_step: int = 0,
-                 batch_size: int | None = None, is_lead: bool = True,
+                 batch_size: int | None = None, is_lead: bool | None = None,
                  stream: TextIO | None = None, writers: Sequence[Writer | Callable[[], Writer]] = ()):
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._throughput = Throughput(start_step)
-        self._open = is_lead
-        if not is_lead:
+        self._open = jax.process_index() == 0 if is_lead is None else is_lead
+        if not self._open:
             return
         self._workdir = workdir
         storage.make_dirs(workdir)

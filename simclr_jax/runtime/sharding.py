@@ -98,6 +98,11 @@ def put_replicated(mesh: Mesh, tree):
             lambda array: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(array)), tree)
 
 
+def shard() -> dict[str, int]:
+    """Which rows of a batch are this process's, as keywords of `data.pipeline`."""
+    return {'shard_index': jax.process_index(), 'shard_count': jax.process_count()}
+
+
 def is_lead() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0

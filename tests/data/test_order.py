@@ -68,8 +68,8 @@ def test_training_rows_follow_the_order_of_the_stream(source):
 
 def test_shards_share_each_batch_and_a_start_skips(source):
     whole = take(train_rows(source, seed=3, batch_size=4), 5)
-    parts = [take(train_rows(source, seed=3, batch_size=4, start_step=2, shard_index=shard,
-                                       shard_count=2), 3) for shard in range(2)]
+    parts = [take(train_rows(source, seed=3, batch_size=4, start_step=2, shard_index=shard, shard_count=2), 3)
+             for shard in range(2)]
     for expected, *shares in zip(whole[2:], *parts):
         for name in expected:
             np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), expected[name])

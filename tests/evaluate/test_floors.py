@@ -56,6 +56,6 @@ def test_nothing_is_encoded_before_the_first_step_and_all_images_only_after_the_
         config.log.every_steps = 1
         config.eval.update({'pixel_floor': True, 'linear_at_end': False, 'knn_max_images': most})
         results.append(pretrain(config, str(tmp_path / workdir), evaluators=[trained]))
-    assert events == ['step', 'step', 'held out', 'all', 'all'] * 2         # and kept for the third
+    assert events == ['step', 'step', 'held out', 'all', 'all', 'all'] * 2 + ['all']         # the floors are kept
     assert results[0] == results[1] == results[2] and list(results[0]) == ['raw pixels', 'random', 'pretrained']
     assert capsys.readouterr().out.count('on 50 training images: the baseline of kNN') == 1
