@@ -26,7 +26,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import runs  # noqa: E402
 
-from simclr_jax.models.network import make_network  # noqa: E402
+from simclr_jax.models.building import make_network  # noqa: E402
 from simclr_jax.views.device import eval_crop
 from simclr_jax.weights.tree import Imported, flat  # noqa: E402
 from simclr_jax.weights.write.formats import (

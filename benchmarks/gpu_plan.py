@@ -71,8 +71,9 @@ def measure_encoder(name):
     import jax.numpy as jnp
 
     from simclr_jax.inspect import devices as targets, hlo
+    from simclr_jax.models.building import make_network
     from simclr_jax.models.folding import folded
-    from simclr_jax.models.network import init_variables, make_network
+    from simclr_jax.models.network import init_variables
     from simclr_jax.runtime import sharding
     from simclr_jax.training.steps import make_encode
     network = make_network(encoder={'depth': 50, 'dtype': 'bfloat16'}, head={})

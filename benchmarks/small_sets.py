@@ -154,7 +154,7 @@ def train_lightly(data, epochs, seed, workdir):
     from lightly.transforms import SimCLRTransform
     from lightly.transforms.utils import IMAGENET_NORMALIZE
 
-    from simclr_jax.models.network import make_network
+    from simclr_jax.models.building import make_network
     from simclr_jax.weights.tree import Imported
     from simclr_jax.weights.write import torch_model
     from simclr_jax.weights.write.torch import write_torch

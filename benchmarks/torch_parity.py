@@ -87,7 +87,7 @@ def near_batch(old, updated):
 
 
 def compare(name, fields, images, directory):
-    from simclr_jax.models.network import make_network
+    from simclr_jax.models.building import make_network
     from simclr_jax.weights.read.torch import read_torch
     from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
     from simclr_jax.weights.tree import flat

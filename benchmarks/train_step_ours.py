@@ -31,9 +31,9 @@ from simclr_jax import config as recipes, train
 from simclr_jax.data import loading  # noqa: E402
 from simclr_jax.evaluate.accuracies import frozen_accuracies  # noqa: E402
 from simclr_jax.inspect import hlo as facts
+from simclr_jax.models.building import make_network  # noqa: E402
 from simclr_jax.models.cpu import loops
 from simclr_jax.models.cpu.convolution import convolve
-from simclr_jax.models.network import make_network  # noqa: E402
 from simclr_jax.runtime import sharding
 from simclr_jax.training import steps
 

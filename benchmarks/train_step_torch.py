@@ -97,7 +97,7 @@ def make_encoder(spec):
 
 
 class Head(nn.Module):
-    """features [N, D] -> projections [N, out_dim] float32, as models/heads.py."""
+    """features [N, D] -> projections [N, out_dim] float32, as models/network.py."""
 
     def __init__(self, features, num_layers, out_dim):
         super().__init__()

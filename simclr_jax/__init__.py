@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from simclr_jax.data.loading import load_source as load_source
     from simclr_jax.encoder import Encoder as Encoder, load_encoder as load_encoder
     from simclr_jax.evaluate.arrays import knn as knn, linear_probe as linear_probe
-    from simclr_jax.models.heads import ProjectionHead as ProjectionHead
+    from simclr_jax.models.network import ProjectionHead as ProjectionHead
     from simclr_jax.models.resnet import ResNet as ResNet
     from simclr_jax.objectives.cosine_regression import cosine_regression as cosine_regression
     from simclr_jax.objectives.info_nce import info_nce as info_nce
@@ -44,7 +44,7 @@ _NAMES = {name: module for module, names in {
     'data.loading': ['load_source'],
     'encoder': ['Encoder', 'load_encoder'],
     'evaluate.arrays': ['knn', 'linear_probe'],
-    'models.heads': ['ProjectionHead'],
+    'models.network': ['ProjectionHead'],
     'models.resnet': ['ResNet'],
     'objectives.cosine_regression': ['cosine_regression'],
     'objectives.info_nce': ['info_nce'],
@@ -58,7 +58,8 @@ _NAMES = {name: module for module, names in {
     'views.pairs': ['byol_views', 'moco_views', 'simclr_views', 'two_views'],
 }.items() for name in names}
 # Modules that once stood elsewhere, and where they are now: `import simclr_jax.plan` goes on working.
-_MOVED = {'data.sources': 'data.loading', 'device_augment': 'views.device', 'plan': 'inspect.plan'}
+_MOVED = {'data.sources': 'data.loading', 'device_augment': 'views.device',
+          'models.heads': 'models.network', 'plan': 'inspect.plan'}
 
 
 if not TYPE_CHECKING:               # to a checker every name but those above is a mistake

@@ -37,7 +37,8 @@ from simclr_jax.evaluate.init_from import start_from
 from simclr_jax.evaluate.introduction import faster_input, finished, introduction, skipped_files
 from simclr_jax.inspect import profile
 from simclr_jax.methods import make_method
-from simclr_jax.models.network import Network, auto_dtype, describe_encoder, make_network
+from simclr_jax.models.building import auto_dtype, describe_encoder, make_network
+from simclr_jax.models.network import Network
 from simclr_jax.runlog.late import LateLog
 from simclr_jax.runlog.writer import MetricWriter, find_writer
 from simclr_jax.runtime import gpus, sharding

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from simclr_jax.inspect import hlo as compiled
+from simclr_jax.models.building import make_network
 from simclr_jax.models.cpu import loops
-from simclr_jax.models.network import make_network
 from simclr_jax.objectives.nt_xent import nt_xent_dense
 from tests.weights.torch_setup import torch
 

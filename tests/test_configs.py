@@ -14,7 +14,7 @@ from PIL import Image
 from simclr_jax.config import base_config, flatten, nearest_field, parse_argument, view_config
 from simclr_jax.config.recipes import METHODS
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.models.network import make_network
+from simclr_jax.models.building import make_network
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 from simclr_jax.training import checkpoint, optimizers as optim, schedules

@@ -13,7 +13,7 @@ from simclr_jax.config import base_config, smoke
 from simclr_jax.encoder import Encoder
 from simclr_jax.evaluate import pretrained
 from simclr_jax.evaluate.pretrained import Pretrained
-from simclr_jax.models.network import make_network
+from simclr_jax.models.building import make_network
 from simclr_jax.views import device as device_augment
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

@@ -22,13 +22,8 @@ from simclr_jax.evaluate.knn_task import knn
 from simclr_jax.evaluate.linear import linear
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.evaluate.search import search
-from simclr_jax.models.network import (
-    describe_encoder,
-    forward_train,
-    init_variables,
-    make_encoder,
-    make_network,
-)
+from simclr_jax.models.building import describe_encoder, make_encoder, make_network
+from simclr_jax.models.network import forward_train, init_variables
 from simclr_jax.report.report import report
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build, pretrain

@@ -16,7 +16,7 @@ MODULES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / 'simclr_j
 ALLOWED = {
     'main.py': [''],
     'train.py': ['methods', 'training', 'views', 'data', 'evaluate', 'runlog', 'runtime', 'inspect.profile',
-                 'config', 'models.network', 'storage'],
+                 'config', 'models.building', 'models.network', 'storage'],
     'encoder.py': ['evaluate', 'weights', 'views', 'models', 'training', 'runtime'],
     'methods/': ['objectives', 'models.network', 'training.schedules', 'config.names'],
     'training/': ['storage'],

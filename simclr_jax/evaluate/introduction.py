@@ -6,7 +6,8 @@ import jax
 
 from simclr_jax.evaluate.accuracies import of_large_set
 from simclr_jax.evaluate.evaluators import Run
-from simclr_jax.models.network import Network, auto_dtype, encoder_notes
+from simclr_jax.models.building import auto_dtype, encoder_notes
+from simclr_jax.models.network import Network
 from simclr_jax.runtime import gpus
 from simclr_jax.runtime.compile_cache import keeps_programs
 from simclr_jax.training import optimizers as optim

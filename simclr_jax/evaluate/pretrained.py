@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict, base_config
-from simclr_jax.models.network import Network, init_variables, make_network
+from simclr_jax.models.building import make_network
+from simclr_jax.models.network import Network, init_variables
 from simclr_jax.training import checkpoint
 from simclr_jax.training.steps import jit_seldom
 from simclr_jax.training.workdir import load_config
@@ -54,7 +55,7 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
         which: 'last', 'best' (by kNN accuracy), or the number of a step that was kept. Of a workdir.
         network: 'online', 'target' (the moving average of MoCo and BYOL), or '' for the one that the
             run itself measured, its eval.encoder. Of a workdir.
-        encoder: the module, where its config cannot name it (see `models.network.make_encoder`).
+        encoder: the module, where its config cannot name it (see `models.building.make_encoder`).
 
     Raises:
         FileNotFoundError: `path` holds no run and no weights, or no such checkpoint.

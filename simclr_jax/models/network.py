@@ -1,26 +1,88 @@
-"""The network of a run: pixel normalisation, encoder, projector, predictor, online probe."""
+"""The network of a run: pixel normalisation, encoder, heads (projector, predictor), online probe."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from simclr_jax.config.names import importable_name, resolve
 from simclr_jax.models import abilities
-from simclr_jax.models.convnext import ConvNeXt
-from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.resnet import ResNet
-from simclr_jax.models.vit import ViT
+from simclr_jax.models.norm import BatchNorm
 
-ENCODERS = {'vit': ViT, 'convnext': ConvNeXt}       # those with a name, beside resnet
-_DTYPES = ('float32', 'bfloat16')
-_RESNET_FIELDS = tuple(field.name for field in dataclasses.fields(ResNet)
-                       if field.name not in ('parent', 'name', 'depth', 'dtype', 'norm_strided'))
-_NORM_SETTINGS = ('norm_groups', 'norm_momentum', 'norm_epsilon')
+_MODES = ('none', 'linear', 'nonlinear')        # of a head
+
+
+class ProjectionHead(nn.Module):
+    """A small MLP, by default SimCLR's g (google-research/simclr tf2/model.py).
+
+    Hidden layers are Dense, BatchNorm, ReLU; the last is Dense and a BatchNorm without offset.
+    Other methods' heads are settings of the same: MoCo v2's has biases and no norms, BYOL's
+    projector and predictor have hidden biases and end in a bare Dense.
+
+    Attributes:
+        mode: 'none' (z = h), 'linear' (the last layer alone) or 'nonlinear'.
+        num_layers: Dense layers of a nonlinear head, the last included.
+        hidden_width: of the hidden layers; 0 takes the width of the features.
+        out_dim: width of the last layer.
+        norm, final_norm: a BatchNorm after the hidden, and after the last, Dense layers.
+        bias, final_bias: a bias in the hidden, and in the last, Dense layers.
+        init_stddev: of the kernels at the start; 0 takes 1 / sqrt(input width), as Haiku's BYOL.
+        norm_groups, norm_strided, norm_momentum, norm_epsilon: see `BatchNorm`.
+        dtype: of the matrix products. Parameters, norms and outputs are float32.
+
+    >>> import jax, jax.numpy as jnp, simclr_jax
+    >>> head, features = simclr_jax.ProjectionHead(num_layers=2, out_dim=8), jnp.zeros((4, 16))
+    >>> variables = head.init(jax.random.key(0), features, True)
+    >>> layers, updates = head.apply(variables, features, True, mutable=['batch_stats'])
+    >>> [layer.shape for layer in layers]               # h, the hidden layer, z
+    [(4, 16), (4, 16), (4, 8)]
+    """
+
+    mode: str = 'nonlinear'
+    num_layers: int = 3
+    hidden_width: int = 0
+    out_dim: int = 128
+    norm: bool = True
+    final_norm: bool = True
+    bias: bool = False
+    final_bias: bool = False
+    init_stddev: float = 0.01
+    norm_groups: int = 1
+    norm_strided: bool = False
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+        """Maps features [B, D] to (h, layer 1, ..., z), all float32; z is [B, out_dim].
+
+        Raises ValueError for another number of axes, an unknown mode or a nonlinear head of no layers.
+        """
+        if features.ndim != 2:
+            raise ValueError(f'ProjectionHead takes features [B, D], not {list(features.shape)}.')
+        kernel_init = (nn.initializers.normal(self.init_stddev) if self.init_stddev
+                       else nn.initializers.lecun_normal())
+        if self.mode not in _MODES:
+            raise ValueError(f'The mode of a head is {self.mode!r}: it takes {", ".join(_MODES)}.')
+        if self.mode == 'nonlinear' and self.num_layers < 1:
+            raise ValueError(f'The num_layers of a nonlinear head is {self.num_layers}: it takes 1 or more; '
+                             "mode 'none' is no head.")
+        layers, num_layers = [features], {'none': 0, 'linear': 1, 'nonlinear': self.num_layers}[self.mode]
+        for index in range(1, num_layers + 1):
+            last = index == num_layers
+            x = nn.Dense(self.out_dim if last else self.hidden_width or features.shape[-1],
+                         use_bias=self.final_bias if last else self.bias,
+                         kernel_init=kernel_init, dtype=self.dtype,
+                         name=f'dense{index}')(layers[-1]).astype(jnp.float32)
+            if self.final_norm if last else self.norm:
+                x = BatchNorm(use_running_average=not train, groups=self.norm_groups,
+                              strided=self.norm_strided, momentum=self.norm_momentum,
+                              epsilon=self.norm_epsilon, use_bias=not last, name=f'norm{index}')(x)
+            layers.append(x if last else nn.relu(x))
+        return tuple(layers)
 
 
 class Output(NamedTuple):
@@ -144,21 +206,6 @@ def _streams(key: jax.Array) -> dict[str, jax.Array]:
     return {'params': key, 'default': key}
 
 
-def auto_dtype(device: Any) -> str:
-    """'bfloat16' for activations on a jax device that computes in it, else 'float32'.
-
-    Not on a CPU (six times slower there), nor on GPUs of before Ampere, such as V100 and T4.
-    """
-    if device.platform == 'tpu':
-        return 'bfloat16'
-    if device.platform == 'cpu':
-        return 'float32'
-    try:
-        return 'bfloat16' if float(getattr(device, 'compute_capability', 8)) >= 8 else 'float32'
-    except (TypeError, ValueError):         # of AMD: gfx90a
-        return 'bfloat16'
-
-
 def forward_train(network: Network, params: Any, batch_stats: Any, images: jax.Array, *,
                   key: jax.Array | None = None, num_devices: int = 1) -> tuple[Output, Any]:
     """One pass in training mode over images [B, H, W, 3]: (output, new batch_stats).
@@ -241,100 +288,3 @@ def regrouped(network: Network, groups: int, *, strided: bool) -> Network:
     parts: Any = {name: part and abilities.with_groups(part, groups, strided=strided) for name, part in
              (('encoder', network.encoder), ('head', network.head), ('predictor', network.predictor))}
     return network.clone(norm_groups=groups, norm_strided=strided, **parts)
-
-
-def make_network(*, encoder: Mapping[str, Any], head: Mapping[str, Any],
-                 predictor: Mapping[str, Any] | None = None, module: nn.Module | None = None,
-                 num_classes: int = 0, probe_layer: int = 0, mean: Sequence[float] = (0.0, 0.0, 0.0),
-                 std: Sequence[float] = (1.0, 1.0, 1.0), encoder_chunks: int = 1) -> Network:
-    """Builds a `Network` from plain values, as they stand in a configuration.
-
-    Args:
-        encoder: see `make_encoder`.
-        head: fields of `ProjectionHead`; dtype and norm settings default to the encoder's.
-        predictor: as head; None or mode 'none' builds none.
-        module: the encoder itself; `encoder` then speaks for the heads alone, and for norm_groups.
-        num_classes, probe_layer, mean, std, encoder_chunks: see `Network`.
-
-    Raises:
-        ValueError: for an unknown dtype, or what is no encoder.
-    """
-    shared = {key: encoder[key] for key in (*_NORM_SETTINGS, 'dtype') if key in encoder}
-
-    def make_head(fields):
-        return ProjectionHead(**_with_dtype({**shared, **fields}))
-
-    has_predictor = predictor and predictor.get('mode') != 'none'
-    return Network(encoder=make_encoder(encoder) if module is None else abilities.check_encoder(module),
-                   head=make_head(head), predictor=make_head(predictor) if has_predictor else None,
-                   num_classes=num_classes, probe_layer=probe_layer, mean=tuple(mean), std=tuple(std),
-                   encoder_chunks=encoder_chunks, norm_groups=encoder.get('norm_groups', 1))
-
-
-def make_encoder(fields: Mapping[str, Any]) -> nn.Module:
-    """The encoder of a configuration's block.
-
-    Args:
-        fields: name 'resnet' (or none): fields of `ResNet`, with dtype as a string ('float32' or
-            'bfloat16'). Name 'vit', 'convnext' or 'package.module:Name', a linen or nnx module: `arguments`
-            are its keyword arguments, and dtype is one where it takes it and `arguments` do not have it.
-
-    Raises:
-        ValueError: there is no such module, it does not take these arguments, or is no encoder.
-    """
-    fields = _with_dtype(fields)
-    name, arguments = fields.pop('name', 'resnet'), dict(fields.pop('arguments', {}))
-    if name == 'resnet':
-        if arguments:
-            raise ValueError('encoder.arguments are for vit, convnext, or an encoder of your own, named by '
-                             'encoder.name; a resnet is configured by the other fields of encoder.')
-        return ResNet(**fields)
-    if not name:
-        raise ValueError('encoder.name is empty: the run was given an encoder that a config cannot name, of '
-                         '__main__ or with arguments that are not JSON values. Give it again as encoder=.')
-    kind = ENCODERS.get(name) or resolve(name, 'encoder.name', ('resnet', *ENCODERS))
-    try:
-        module = abilities.build(kind, arguments)
-    except TypeError as error:
-        raise ValueError(f'encoder.arguments do not fit {name}: {error}.') from None
-    if module is None:
-        raise ValueError(f'encoder.name is {name!r}, which is not a class of Flax modules.')
-    return abilities.check_encoder(module if 'dtype' in arguments
-                                   else abilities.with_dtype(module, fields['dtype']))
-
-
-def describe_encoder(module: nn.Module) -> dict[str, Any]:
-    """The fields of a configuration's block with which `make_encoder` builds this module again.
-
-    The name is '' where there are none: the class cannot be imported (it is of __main__, or local to a
-    function), or a field that is not at its default has no JSON value.
-    """
-    kind, values = abilities.arguments_of(abilities.check_encoder(module))
-    if kind is ResNet and values is not None:
-        defaults = {name: getattr(ResNet, name) for name in _RESNET_FIELDS}
-        return {'name': 'resnet', 'arguments': {}, **defaults, **values}
-    known = {each: name for name, each in ENCODERS.items()}
-    name = known.get(kind) or importable_name(kind) if values is not None else ''
-    return {'name': name, 'arguments': values if name else {}}
-
-
-def encoder_notes(network: Network, fields: Mapping[str, Any]) -> list[str]:
-    """What a run should say of an encoder that is not ours, and of the block that it was given for."""
-    name, notes = abilities.class_name(network.encoder), []
-    if fields.get('dtype') == 'bfloat16' and not abilities.has_dtype(network.encoder):
-        notes.append(f'encoder.dtype is bfloat16, but {name} has no field dtype: its activations keep the '
-                     'type that it gives them, and only those of the heads are bfloat16.')
-    if not fields.get('name', 'resnet'):
-        notes.append(f'{name} cannot be named in config.json (it is of __main__ or local to a function, or '
-                     'its arguments are not JSON values): load_encoder and the evaluations need it as encoder=.')
-    return notes
-
-
-def _with_dtype(fields):
-    """The fields with their dtype, a string, as a jax dtype."""
-    name = fields.get('dtype', 'float32')
-    if name == 'auto':
-        name = auto_dtype(jax.devices()[0])
-    if name not in _DTYPES:
-        raise ValueError(f'encoder.dtype is {name!r}: it takes auto, {", ".join(_DTYPES)}.')
-    return {**fields, 'dtype': jnp.dtype(name)}

@@ -2,7 +2,7 @@
 
 The header is JSON: {'format': 1, 'layout': 'flax' or 'torch', 'encoder': every field of models.resnet.ResNet, or
 name, arguments and the norms' settings of an encoder of another make, 'head': every field of
-models.heads.ProjectionHead, 'mean', 'std', 'image_size', 'crop_proportion', 'source', 'card'}, and format 2
+models.network.ProjectionHead, 'mean', 'std', 'image_size', 'crop_proportion', 'source', 'card'}, and format 2
 'resize', 'antialias' and 'resize_to': see tree.Imported. Every field is written out, so that no default can change
 what a file means.
 
@@ -27,7 +27,7 @@ import safetensors
 import safetensors.numpy
 
 from simclr_jax import storage
-from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.network import ProjectionHead
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.views.fields import METHODS
 from simclr_jax.weights.tree import Imported, all_arrays, fit, is_resnet, refuse
@@ -37,7 +37,7 @@ HEADER = 'simclr_jax'      # of the metadata
 _FORMATS = (1, 2)       # 2 has entries of _RESIZE
 _RESIZE = {'resize': 'bicubic', 'antialias': False, 'resize_to': 0}
 _MOST_LAYERS = 100     # of a head
-# A head has the encoder's where it has none of its own, as in models.network.make_network.
+# A head has the encoder's where it has none of its own, as in models.building.make_network.
 _OF_OTHERS = {'name': str, 'arguments': dict}       # of an encoder of another make
 _SHARED = ('norm_groups', 'norm_momentum', 'norm_epsilon', 'dtype')
 

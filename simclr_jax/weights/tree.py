@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.models.network import ENCODERS, init_variables, make_network, outputs
+from simclr_jax.models.building import ENCODERS, make_network
+from simclr_jax.models.network import init_variables, outputs
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 
 CLASSIFIER = ('classifier/kernel', 'classifier/bias')        # paths beside those of `expected`
@@ -26,8 +27,8 @@ class Imported:
 
     Attributes:
         encoder: fields of models.resnet.ResNet, dtype as a string; of an encoder of another make `name` and
-            `arguments`, as models.network.make_encoder takes them.
-        head: fields of models.heads.ProjectionHead; {'mode': 'none'} where the file has none.
+            `arguments`, as models.building.make_encoder takes them.
+        head: fields of models.network.ProjectionHead; {'mode': 'none'} where the file has none.
         variables: {'params', 'batch_stats'}, each {'encoder': ..., 'head': ...}: nested dicts of numpy
             float32 arrays, all of what the network needs (see `fit`).
         mean, std: of the pixels in [0, 1], per channel: what the weights were trained with.

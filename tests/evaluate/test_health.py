@@ -8,8 +8,7 @@ import pytest
 
 from simclr_jax.evaluate import health as measures
 from simclr_jax.evaluate.health import CollapseWatch, make_health
-from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.network import Network
+from simclr_jax.models.network import Network, ProjectionHead
 from simclr_jax.models.norm import BatchNorm
 
 spread, effective_rank = jax.jit(measures.spread), jax.jit(measures.effective_rank)

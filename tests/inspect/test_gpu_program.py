@@ -16,8 +16,9 @@ import pytest
 from simclr_jax.evaluate.health import effective_rank
 from simclr_jax.inspect import devices as targets, hlo, plan
 from simclr_jax.inspect.chips import GPUS
+from simclr_jax.models.building import auto_dtype, make_network
 from simclr_jax.models.folding import folded
-from simclr_jax.models.network import auto_dtype, init_variables, make_network
+from simclr_jax.models.network import init_variables
 from simclr_jax.runtime import sharding
 from simclr_jax.training.steps import make_encode
 

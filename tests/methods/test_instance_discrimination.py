@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.methods import make_method
-from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.network import Network
+from simclr_jax.models.network import Network, ProjectionHead
 from tests.methods.small_network import SIZE, Encoder, float64, make_batch
 from tests.methods.test_one_network import features, project
 

@@ -11,8 +11,7 @@ import pytest
 from simclr_jax.config import base_config, use_method
 from simclr_jax.methods import make_method
 from simclr_jax.methods.moco import enqueue
-from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.network import Network
+from simclr_jax.models.network import Network, ProjectionHead
 from simclr_jax.training.optimizers import make_optimizer
 from simclr_jax.training.steps import make_init_state, make_train_step
 from tests.methods.small_network import (

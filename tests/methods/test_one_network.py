@@ -7,8 +7,7 @@ import pytest
 
 from simclr_jax.config import base_config, use_method
 from simclr_jax.methods import make_method
-from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.network import Network
+from simclr_jax.models.network import Network, ProjectionHead
 from tests.methods.small_network import SIZE, Encoder, float64, make_batch
 from tests.methods.test_byol import normalised
 from tests.objectives.test_redundancy import numpy_barlow_twins, numpy_vicreg

@@ -14,7 +14,7 @@ from simclr_jax.methods.parts import (
     target_network,
     target_params,
 )
-from simclr_jax.models.network import make_network
+from simclr_jax.models.building import make_network
 
 COLLECTIVES = ('all-gather', 'all-to-all', 'all-reduce', 'reduce-scatter', 'collective-permute')
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from simclr_jax.methods import make_method
-from simclr_jax.models.network import forward_train, make_network
+from simclr_jax.models.building import make_network
+from simclr_jax.models.network import forward_train
 
 
 @pytest.fixture(scope='module')

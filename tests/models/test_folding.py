@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.models.building import make_network
 from simclr_jax.models.folding import fold, folded
-from simclr_jax.models.network import init_variables, make_network, outputs
+from simclr_jax.models.network import init_variables, outputs
 from tests.weights.tiny_encoders import BOTTLENECKS, depth_of_bottlenecks
 
 HEAD = {'num_layers': 2, 'out_dim': 8}

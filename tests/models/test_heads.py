@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.network import ProjectionHead
 
 # Every test here compiles far longer than it runs.
 quick_jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from simclr_jax.models import resnet
-from simclr_jax.models.network import forward_train, make_network, regrouped
+from simclr_jax.models.building import make_network
+from simclr_jax.models.network import forward_train, regrouped
 
 ENCODER = {'depth': 10, 'width': 1 / 16, 'stem': 'cifar'}
 HEAD = {'mode': 'nonlinear', 'num_layers': 2, 'out_dim': 5}

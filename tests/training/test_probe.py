@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.methods import make_method
-from simclr_jax.models.network import make_network
+from simclr_jax.models.building import make_network
 from simclr_jax.training import optimizers, steps
 
 IMAGES = np.random.default_rng(0).random((2, 32, 16, 16, 3), np.float32)

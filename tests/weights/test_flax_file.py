@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from simclr_jax.models.network import make_network
+from simclr_jax.models.building import make_network
 from simclr_jax.weights.tensors import is_flax_file, read_flax, write_flax
 from tests.weights.random_weights import assert_same_arrays, random_imported
 

@@ -8,8 +8,7 @@ import pytest
 onnx = pytest.importorskip('onnx')          # both of the extra [export]
 pytest.importorskip('onnxruntime')
 
-from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.network import Network
+from simclr_jax.models.network import Network, ProjectionHead
 from simclr_jax.weights.write.programs import load_onnx, write_onnx
 from tests.weights.tiny_encoders import (  # noqa: E402
     CASES,

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.models.building import make_network
 from simclr_jax.models.convnext import ConvNeXt
-from simclr_jax.models.network import init_variables, make_network, outputs
+from simclr_jax.models.network import init_variables, outputs
 from simclr_jax.models.vit import ViT, sincos_positions
 from simclr_jax.weights.read.torch import read_torch
 from simclr_jax.weights.torch_names import encoder_to_torch

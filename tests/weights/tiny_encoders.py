@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.models import resnet
-from simclr_jax.models.heads import ProjectionHead
-from simclr_jax.models.network import Network, make_network
+from simclr_jax.models.building import make_network
+from simclr_jax.models.network import Network, ProjectionHead
 from tests.weights.random_weights import random_variables
 
 BOTTLENECKS = 14        # a depth of one bottleneck block a stage

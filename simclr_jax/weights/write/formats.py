@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simclr_jax.models.network import Network, make_network, outputs
+from simclr_jax.models.building import make_network
+from simclr_jax.models.network import Network, outputs
 from simclr_jax.weights.read.torch import spare_triton
 from simclr_jax.weights.tensors import read_flax, to_header, write_flax
 from simclr_jax.weights.tree import Imported, is_resnet, size_step

@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 
 from simclr_jax import storage
-from simclr_jax.models.network import make_encoder
+from simclr_jax.models.building import make_encoder
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 from simclr_jax.weights.tensors import HEADER, to_header, write_tensors
 from simclr_jax.weights.torch_names import encoder_to_torch, head_places, head_to_torch, timm_class

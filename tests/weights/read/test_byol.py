@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from simclr_jax.models.network import make_network
+from simclr_jax.models.building import make_network
 from simclr_jax.weights.read.byol import read_byol
 
 # --- haiku/_src/nets/resnet.py and byol/utils/networks.py, in float64

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simclr_jax.models.network import make_network
+from simclr_jax.models.building import make_network
 from simclr_jax.weights.read.official import encoder_names, infer_encoder, is_official, read_official
 from tests.weights import official_model as official
 

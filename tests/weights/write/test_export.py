@@ -14,7 +14,8 @@ pytest.importorskip('onnxruntime')          # of the extra [export]: what is exp
 
 from simclr_jax.config import base_config, smoke
 from simclr_jax.evaluate.pretrained import load_pretrained  # noqa: E402
-from simclr_jax.models.network import init_variables, make_network
+from simclr_jax.models.building import make_network
+from simclr_jax.models.network import init_variables
 from simclr_jax.training import checkpoint, workdir as workdirs
 from simclr_jax.training.state import TrainState
 from simclr_jax.weights.tree import Imported

@@ -10,7 +10,7 @@ import pytest
 from tests.weights.torch_setup import torch  # isort: skip
 import torchvision
 
-from simclr_jax.models.network import make_network
+from simclr_jax.models.building import make_network
 from simclr_jax.weights.read.torch import read_torch
 from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
 from simclr_jax.weights.write import torch_model
