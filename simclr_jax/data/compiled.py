@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import io
 import struct
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -18,7 +19,7 @@ from PIL import Image
 from simclr_jax.views.draws import Box
 from simclr_jax.views.resize import Resize, taps
 
-_VERSION = 4    # that crop_version() of the build must give
+_VERSION = 5    # that crop_version() of the build must give
 _UNIT = np.float32(1 / 255)
 _OFFICIAL = Resize()
 _TABLE = 1024   # entries between two pixels, from which TensorFlow's kernel reads the cubic
@@ -50,12 +51,11 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
         `out`.
     """
     top, left, height, width = box
-    rows, columns = image.shape[:2]
-    if min(top, left, height - 1, width - 1) < 0 or top + height > rows or left + width > columns:
+    if min(top, left, height - 1, width - 1) < 0 or top + height > len(image) or left + width > image.shape[1]:
         raise ValueError(f'The box {box} is not inside an image of shape {image.shape}.')
-    loop = library()
+    loop, rows, columns = library(), _taps(height, image_size, resize), _taps(width, image_size, resize, is_flipped)
     if loop is None:
-        resized = _weighted(image[top:top + height, left:left + width], image_size, is_flipped, resize)
+        resized = _weighted(image[top:top + height, left:left + width], image_size, rows, columns)
         clipped = resized.clip(0, 255) if out.dtype == np.uint8 or resize.antialias else resized
         out[...] = np.rint(clipped) if out.dtype == np.uint8 else clipped * _UNIT
         return out
@@ -71,16 +71,9 @@ def crop_resize(image: np.ndarray, box: Box, image_size: int, *, is_flipped: boo
     if image.strides[1:] != (3, 1):
         image = np.ascontiguousarray(image)
     floats, data = (None, out.ctypes.data) if out.dtype == np.uint8 else (out.ctypes.data, None)
-    if resize == _OFFICIAL:
-        failed = loop.crop_resize(image.ctypes.data, image.strides[0], top, left, height, width, image_size,
-                                  is_flipped, _UNIT, floats, data)
-    else:
-        of_rows, of_columns = (taps(size, image_size, resize) for size in (height, width))
-        filters = of_rows, [np.ascontiguousarray(part[::-1 if is_flipped else 1]) for part in of_columns]
-        of_filters = [part for first, weights in filters
-                      for part in (weights.shape[1], first.ctypes.data, weights.ctypes.data)]
-        failed = loop.crop_weighted(image.ctypes.data + top * image.strides[0] + 3 * left, image.strides[0], width,
-                                    image_size, *of_filters, _UNIT, floats, data)
+    failed = loop.crop_resize(
+        image.ctypes.data + top * image.strides[0] + 3 * left, image.strides[0], width, image_size,
+        *rows.pointers, *columns.pointers, _UNIT, floats, data)
     if failed:
         raise MemoryError
     return np.clip(out, 0, 1, out=out) if floats and resize.antialias else out
@@ -104,43 +97,56 @@ def library() -> ctypes.CDLL | None:
                         'again with `pip install -e .`.', found.origin)
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int
-    loop.crop_resize.argtypes = [pointer, ctypes.c_int64, *[integer] * 6, ctypes.c_float, pointer, pointer]
-    loop.crop_weighted.argtypes = [pointer, ctypes.c_int64, integer, integer, *[integer, pointer, pointer] * 2,
-                                   ctypes.c_float, pointer, pointer]
+    loop.crop_resize.argtypes = [pointer, ctypes.c_int64, integer, integer, *[integer, pointer, pointer] * 2,
+                                 ctypes.c_float, pointer, pointer]
     loop.jpeg_box.argtypes = [pointer, ctypes.c_char_p, ctypes.c_ulong, *[ctypes.c_uint] * 3, pointer,
                               *[ctypes.c_uint] * 2, pointer, ctypes.c_int64]
     return loop
 
 
-def _weighted(image: np.ndarray, image_size: int, is_flipped: bool, resize: Resize) -> np.ndarray:
+class _Taps(NamedTuple):
+    """Which pixels count in each that they become, and how much."""
+
+    first: np.ndarray           # int32 [S]; these and the T-1 next ones
+    weights: np.ndarray         # float32 [S, T]
+    pointers: tuple[int, int, int]      # T, and where the two lie
+
+
+@functools.lru_cache(maxsize=1024)      # a few kilobytes each; the crops of a data set have some hundred sizes
+def _taps(size: int, target: int, resize: Resize, is_flipped: bool = False) -> _Taps:
+    """See `views.resize.taps`; of the official way TensorFlow's, float by float."""
+    first, weights = _official_taps(size, target) if resize == _OFFICIAL else taps(size, target, resize)
+    if is_flipped:
+        first, weights = first[::-1].copy(), weights[::-1].copy()
+    return _Taps(first, weights, (weights.shape[1], first.ctypes.data, weights.ctypes.data))
+
+
+def _weighted(image: np.ndarray, image_size: int, rows: _Taps, columns: _Taps) -> np.ndarray:
     """What the loop computes before it rounds or scales, float by float: float32 [S, S, C] in 0..255."""
     height, width, channels = image.shape
-    if resize == _OFFICIAL:
-        rows, columns = (_taps(size, image_size) for size in (height, width))
-    else:
-        rows, columns = ((first[:, None] + np.arange(weights.shape[1]), weights) for first, weights in (
-            taps(size, image_size, resize) for size in (height, width)))
     half, whole = (np.zeros((image_size, size, channels), np.float32) for size in (width, image_size))
-    for which, weights in zip(rows[0].T, rows[1].T):
-        half += weights[:, None, None] * image[which]
-    for which, weights in zip(columns[0].T, columns[1].T):
-        whole += weights[:, None] * half[:, which]
-    return whole[:, ::-1] if is_flipped else whole
+    for tap, weights in enumerate(rows.weights.T):
+        half += weights[:, None, None] * image[rows.first + tap]
+    for tap, weights in enumerate(columns.weights.T):
+        whole += weights[:, None] * half[:, columns.first + tap]
+    return whole
 
 
-def _taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Four taps, int [target, 4], and their weights, float32 [target, 4], of each target pixel."""
+def _official_taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     at = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * (np.float32(size) / np.float32(target))
     at -= np.float32(0.5)
     below = np.floor(at)
     offset = np.rint((at - below) * np.float32(_TABLE)).astype(int)
     table = np.stack([_cubic(offset, True), _cubic(offset, False), _cubic(_TABLE - offset, False),
                       _cubic(_TABLE - offset, True)], 1)
-    taps = below.astype(int)[:, None] + np.arange(-1, 3)
-    # Taps beyond the border weigh nothing, and the others are scaled to sum to one.
-    weights = np.where((taps >= 0) & (taps < size), table, np.float32(0))
-    total = weights[:, 0] + weights[:, 1] + weights[:, 2] + weights[:, 3]
-    return taps.clip(0, size - 1), weights * (np.float32(1) / total)[:, None]
+    first = below.astype(int) - 1       # of four
+    four = first[:, None] + np.arange(4)
+    # Those beyond the border weigh nothing, and the others are scaled to sum to one.
+    weights = np.where((four >= 0) & (four < size), table, np.float32(0))
+    weights *= (np.float32(1) / (weights[:, 0] + weights[:, 1] + weights[:, 2] + weights[:, 3]))[:, None]
+    inside = np.clip(first, 0, max(size - 4, 0))
+    places = (inside - first + 3)[:, None] + np.arange(min(size, 4))
+    return inside.astype(np.int32), np.take_along_axis(np.pad(weights, ((0, 0), (3, 3))), places, 1)
 
 
 def _cubic(offset: np.ndarray, is_outer: bool) -> np.ndarray:
