@@ -18,7 +18,7 @@
    around, gcc does not vectorize. */
 enum { AT_ONCE = 4 };       /* rows that are added */
 
-/* Changed with every signature and every result below and in _jpeg.c: crop.py takes no other build. */
+/* Changed with every signature and every result below and in _jpeg.c: compiled.py takes no other build. */
 int crop_version(void) { return 5; }
 
 /* Rounds to even after a clip to [0, 255], as rint does: adding 1.5 * 2^23 leaves no fraction bits. */
