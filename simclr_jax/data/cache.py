@@ -37,8 +37,8 @@ _SAMPLE = 64  # Images read to estimate the size of the cache.
 _MARGIN = 1.05  # On that estimate.
 
 
-def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, num_threads: int = 0
-           ) -> 'CachedSource':
+def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, num_threads: int = 0,
+           builds: bool = True) -> Source:
     """The images of `source` from a cache below `directory`, which is built if there is no valid one.
 
     A cache is valid for one state of the source, `fingerprint(with_times=True)`, and one set of `rules`. Any
@@ -56,6 +56,7 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
         directory: where caches lie, made when missing; one holds those of many sources.
         is_lead: shows the progress; False on all processes but one.
         num_threads: that decode; 0 takes one for each core.
+        builds: False writes nothing, and gives `source` itself where there is no valid cache.
 
     Raises:
         ValueError: an argument will not do, or too many images cannot be read (source.max_bad_share).
@@ -79,10 +80,13 @@ def cached(source: Source, kind: str, directory: str, *, is_lead: bool = True, n
         'rules': {name: value for name, value in dataclasses.asdict(source.rules).items()
                   if (name, value) != ('channels', 3)},     # caches of RGB do not name them
         'fingerprint': source.fingerprint(with_times=True)}))
-    storage.make_dirs(directory)
     names = [source.name, source.split, kind]
     folder = os.path.join(directory, re.sub(r'[^\w.]+', '_', '-'.join(names))[-80:]
                           + f'-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}')
+    if not builds:
+        content, why_not = _read(folder, expected)
+        return source if why_not else CachedSource(source, folder, content)
+    storage.make_dirs(directory)
     with _lock(f'{folder}.lock', is_lead):
         content, why_not = _read(folder, expected)
         if why_not:

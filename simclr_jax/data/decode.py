@@ -27,7 +27,7 @@ _NPY = b'\x93NUMPY'
 # What Pillow reads by the high bytes alone -> the mode and raw mode that give all bytes, or the low ones.
 _SIXTEEN = {'RGB;16B': 'RGB;16L', 'RGB;16L': 'RGB;16B', 'RGB;16N': 'RGB;16B', 'RGBA;16B': 'RGBA;16L',
             'RGBA;16L': 'RGBA;16B', 'RGBA;16N': 'RGBA;16B', 'LA;16B': 'RGBA'}
-_AT_ONCE = 1 << 18      # pixels that are laid over the background at a time
+_AT_ONCE = 1 << 18      # pixels of an image that are converted at a time
 _LARGE = 1 << 26        # pixels of an image that is decoded while no other such one is: each takes half a GB or more
 _one_large_image = threading.Lock()
 
@@ -109,8 +109,10 @@ def read_image(file: str | BinaryIO, rules: Rules = DEFAULT) -> np.ndarray:
         with _opened(file, rules.max_pixels) as image, (
                 _one_large_image if image.width * image.height > _LARGE else contextlib.nullcontext()):
             numbers = _numbers(image, file, rules)
-            return of_image(ImageOps.exif_transpose(image), rules) if numbers is None else of_array(
-                _turned(numbers, image), rules)
+            if numbers is not None:
+                return of_array(_turned(numbers, image), rules)
+            ImageOps.exif_transpose(image, in_place=True)       # otherwise it copies
+            return of_image(image, rules)
     except UnidentifiedImageError as error:
         raise BadImage('it is not an image of a known format') from error
     except Exception as error:  # Pillow meets broken files with errors of many types.
@@ -123,9 +125,16 @@ def of_image(image: Image.Image, rules: Rules = DEFAULT) -> np.ndarray:
         return of_array(np.asarray(image), rules)
     if rules.channels != 3:
         return of_array(_bands(image, rules.channels), rules)
-    if rules.background is not None and image.has_transparency_data:
-        return of_array(np.asarray(image.convert('RGBA')), rules)
-    return np.array(image.convert('RGB'))
+    is_laid_over = rules.background is not None and image.has_transparency_data
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _AT_ONCE // image.width)
+    for top in range(0, image.height, rows):        # copies of the whole would take five times the image
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if is_laid_over:
+            part, above = Image.new('RGB', part.size, rules.background), part.convert('RGBA')
+            part.paste(above, mask=above)
+        pixels[top:top + rows] = np.asarray(part.convert('RGB'))
+    return pixels
 
 
 def of_array(array: np.ndarray, rules: Rules = DEFAULT) -> np.ndarray:

@@ -36,8 +36,9 @@ _NAMED = 3
 
 def load_source(name: str, split: str, *, data_dir: str | None = None, download: bool = False,
                 image_size: int = 32, in_memory_bytes: int = _IN_MEMORY_BYTES, cache: str = '',
-                decode_once: bool = False, cache_dir: str = '', max_bad_share: float = Source.max_bad_share,
-                is_lead: bool = True, arguments: Mapping[str, Any] | None = None, rules: Rules = OF_A_SAMPLE,
+                decode_once: bool = False, cache_dir: str = '', builds_cache: bool = True,
+                max_bad_share: float = Source.max_bad_share, is_lead: bool = True,
+                arguments: Mapping[str, Any] | None = None, rules: Rules = OF_A_SAMPLE,
                 folders: str = 'auto', reading: int = READING, source: Any = None,
                 share: Share | None = None, list_folder: Callable[[str], folder.Listing] = folder.Listing) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
@@ -54,6 +55,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         decode_once: read small images of one shape that take no more into memory (see `in_memory`).
         cache: 'decoded' or 'resized:N': the images are read from a cache below `cache_dir`, which is built
             where it is missing (see `cache.cached`). What lies in memory needs none.
+        builds_cache: False: without a cache that is there and valid the images are read from the source.
         max_bad_share: of the examples, that may be unreadable before a ValueError says so.
         is_lead: whether this process shows how a cache grows.
         arguments: keywords for 'package.module:Name'.
@@ -109,7 +111,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         found = in_memory(found, in_memory_bytes, share if kind == 'folder' else None) or found
     if cache and not found.uniform:
         from simclr_jax.data.cache import cached
-        found = cached(found, cache, storage.as_path(cache_dir), is_lead=is_lead)
+        found = cached(found, cache, storage.as_path(cache_dir), is_lead=is_lead, builds=builds_cache)
     return found
 
 

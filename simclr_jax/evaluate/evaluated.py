@@ -130,7 +130,10 @@ def load_splits(config: ConfigDict, evaluated: Evaluated, what: str, *, by_name:
     """
     trained = evaluated.config
     data = {name: config.data[name] or trained.data[name] for name in ('source', 'train_split', 'test_split')}
+    is_of_run = all(trained.data[name] == value for name, value in data.items())
     where = data_options(config, trained) | ({'decode_once': False} if by_name else {})
+    if is_of_run and not config.data.cache:
+        where |= cache_of_run(trained)
     train_source, test_source = loading.load_pair(data['source'], data['train_split'], data['test_split'],
                                                   **where)
     for source, field in ((train_source, 'train_split'), (test_source, 'test_split')):
@@ -138,8 +141,7 @@ def load_splits(config: ConfigDict, evaluated: Evaluated, what: str, *, by_name:
             raise ValueError(f'{data["source"]} has no labels in data.{field} {data[field]!r}: '
                              f'{what} needs them to {"" if unlabelled else "train and to "}test on.')
     assert test_source is not None
-    is_of_run = not by_name and all(trained.data[name] == value for name, value in data.items())
-    changes = data_changes(evaluated.path, train_source) if is_of_run else ''
+    changes = data_changes(evaluated.path, train_source) if is_of_run and not by_name else ''
     if changes:
         train_source.notes.append(f'The training data of {evaluated.path} have changed since its run: '
                                   f'{changes}.')
@@ -151,3 +153,8 @@ def data_options(config: ConfigDict, trained: ConfigDict) -> dict[str, Any]:
     where = loading.options(config.data, image_size=trained.augment.image_size, is_lead=sharding.is_lead(),
                             begun_with=trained.data)
     return where | {'data_dir': where['data_dir'] or trained.data.dir}
+
+
+def cache_of_run(trained: ConfigDict) -> dict[str, Any]:
+    """The keywords by which the run's own images come from the cache of the run, while it is there."""
+    return {name: trained.data.get(name, '') for name in ('cache', 'cache_dir')} | {'builds_cache': False}

@@ -119,7 +119,7 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
         print(f"No search.html and search.png: they need {error.name}, pip install 'simclr_jax[report]'.")
         return
     data, missing, pictures = metadata['data'], '', {}
-    trained = pretrained.config
+    trained, files = pretrained.config, QueryFiles(queries)
     try:
         pictures = images.pictures(
             data['source'], data['split'], sorted({row['index'] for row in rows}),
@@ -127,11 +127,11 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
     except (ValueError, OSError) as error:
         missing = str(error)
     groups = [
-        (query, page.Cell(read_image(storage.local_copy(query)), ('query',), alt=f'query {query}'),
+        (query, page.Cell(images.picture(files, number), ('query',), alt=f'query {query}'),
          [page.Cell(pictures.get(row['index']),
                     (f'{row["rank"]}: {row["cosine"]:.3f}', row['name'], row['label']),
                     alt=f'rank {row["rank"]}: {row["name"]}') for row in rows if row['query'] == query])
-        for query in queries]
+        for number, query in enumerate(queries)]
     text = page.render(
         'Nearest images',
         f'The images of {data["source"]}, {data["split"]}, nearest to {len(queries)} '

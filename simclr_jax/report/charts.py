@@ -161,8 +161,7 @@ def thumbnail_map(points: np.ndarray, images: Sequence[np.ndarray], *, x_label: 
             taken.append(place)
             left, bottom = low + (place - half) * span
             right, top = low + (place + half) * span
-            stride = -(-max(image.shape[:2]) // 64)     # so that the longer side is 64 pixels at most
-            axes.imshow(image[::stride, ::stride], extent=(left, right, bottom, top), aspect='auto', zorder=2)
+            axes.imshow(image, extent=(left, right, bottom, top), aspect='auto', zorder=2)
     axes.set(xlabel=x_label, ylabel=y_label)
     return figure
 

@@ -11,7 +11,7 @@ from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
 from simclr_jax.data.progress_bar import progress_bar
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.evaluated import data_options, make_evaluated
+from simclr_jax.evaluate.evaluated import cache_of_run, data_options, make_evaluated
 from simclr_jax.evaluate.knn import vote
 from simclr_jax.evaluate.pretrained import Pretrained, load_of_task
 from simclr_jax.report import analysis, charts, images, page
@@ -97,8 +97,8 @@ def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, S
     """
     settings, run = config.report, pretrained.config
     data = run.data if run.data.source else config.data         # of a file: those that it is shown on
-    where = data_options(config, run) | {
-        'cache': '', 'decode_once': False, 'arguments': dict(data.get('arguments', {})),
+    where = data_options(config, run) | cache_of_run(run) | {
+        'decode_once': False, 'arguments': dict(data.get('arguments', {})),
         'max_bad_share': run.data.get('max_bad_share', config.data.max_bad_share)}
 
     evaluated = make_evaluated(pretrained, layer=settings.layer, mesh=_one_device())
@@ -259,7 +259,7 @@ def maps(figures: Figures, sample: Sample, *, seed: int, with_tsne: bool) -> Sec
 def _map_with_images(figures, sample, plan, seed) -> dict:
     name, title, points, (x_label, y_label) = plan
     few = np.random.default_rng(seed).permutation(len(points))[:_THUMBNAILS]
-    pictures = {row: images.picture(sample.source, int(sample.rows[row])) for row in few.tolist()}
+    pictures = {row: images.picture(sample.source, int(sample.rows[row]), side=64) for row in few.tolist()}
     pictures = {row: image for row, image in pictures.items() if image is not None}
     figure = charts.thumbnail_map(points[list(pictures)], list(pictures.values()), x_label=x_label,
                                   y_label=y_label, title=title)

@@ -9,14 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from simclr_jax.data import batches, loading
-from simclr_jax.data.decode import BadImage, EncodedImage
 from simclr_jax.data.pipeline import epoch_and_index
 from simclr_jax.data.source import Source, Streamed, take_rows
 from simclr_jax.models.network import Network, outputs as network_outputs
 from simclr_jax.views import device, host
 from simclr_jax.views.fields import OPS, View
+
+SIDE = 224      # pixels of a picture on a sheet of `charts`
 
 
 class _Encoded(Source):
@@ -56,18 +58,22 @@ def sample(source: Source, count: int, seed: int) -> tuple[Source, np.ndarray, s
                                                  f'random with seed {seed}')
 
 
-def picture(source: Source, index: int) -> np.ndarray | None:
-    """The pixels uint8 [H, W, 3] of an example of random access; None where it cannot be read."""
-    try:
-        image = EncodedImage(source.load(index), source.rules)
-        return image.region((0, 0, image.height, image.width))
-    except (BadImage, OSError):
-        return None
+def picture(source: Source, index: int, side: int = SIDE) -> np.ndarray | None:
+    """An example to show: uint8 [h, w, 3] of at most `side` pixels a side; None where it cannot be read.
+
+    source: of random access. A page has hundreds of them, each of which may be of 100 megapixels.
+    """
+    pixels = source.pixels(index)
+    if pixels is None or max(pixels.shape[:2]) <= side:
+        return pixels
+    small = Image.fromarray(pixels)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(small)
 
 
 def pictures(name: str, split: str, indices: Iterable[int], options: Mapping[str, Any]
              ) -> dict[int, np.ndarray | None]:
-    """{index: pixels or None} of a split by its name; `options`: of `loading.load_source`.
+    """{index: its `picture`} of a split by its name; `options`: of `loading.load_source`.
 
     Raises FileNotFoundError or ValueError where the data are no longer there.
     """
@@ -105,10 +111,12 @@ def two_views(source: Source, count: int, *, view1: View, view2: View, image_siz
 
 def squares(source: Source, rows: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Central squares [M, S, S, 3] float32 of the images that can be read, and their places in `rows`."""
-    images = [picture(source, int(row)) for row in rows]
-    kept = [place for place, image in enumerate(images) if image is not None]
-    crops = [host.eval_crop(image, image_size=image_size, proportion=1.0)
-             for image in images if image is not None]
+    crops, kept = [], []
+    for place, row in enumerate(rows):
+        image = source.pixels(int(row))
+        if image is not None:
+            crops.append(host.eval_crop(image, image_size=image_size, proportion=1.0))
+            kept.append(place)
     return np.array(crops).reshape(-1, image_size, image_size, 3), np.array(kept, int)
 
 

@@ -1,6 +1,8 @@
 """The page of a run: every part or a sentence in its place, nothing from outside, nothing left unescaped."""
 
+import base64
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -9,7 +11,9 @@ import pytest
 from PIL import Image
 
 from simclr_jax.config import ConfigDict, load_recipe
+from simclr_jax.data import loading
 from simclr_jax.data.shapes import make_shapes
+from simclr_jax.evaluate.evaluated import load_evaluated, load_splits
 from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.pretrained import as_imported, load_pretrained
 from simclr_jax.report import page, run_sections
@@ -251,3 +255,34 @@ def test_a_collapse_and_its_end_stand_beside_the_curves(tmp_path):
     notes = '\n'.join(f'2026-01-01 00:00:00  {text}' for text in [*sentences, 'Something else.'])
     curves = run_sections.curves(page.Figures(str(tmp_path)), [{'step': 1, 'loss': 1.0}], notes)
     assert curves['warnings'] == sentences
+
+
+def test_a_run_with_a_cache_is_shown_and_evaluated_by_the_pixels_of_that_cache(tmp_path, workdir):
+    """Originals are not decoded again. Without the cache none is built, and pictures are small all the same."""
+    for number in range(24):
+        path = tmp_path / f'images/{"ab"[number % 2]}/{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((600, 400 + number), 50).save(path)
+    config = small_config()
+    config.data.update({'source': f'folder:{tmp_path}/images', 'train_split': 'train', 'test_split': '25%',
+                        'cache': 'resized:16', 'cache_dir': f'{tmp_path}/cache'})
+    (tmp_path / 'run').mkdir()
+    write_run(tmp_path / 'run', config, workdir)
+
+    def sides():
+        page = make_report(tmp_path / 'run', {'source': ''}, tsne=False)
+        files = [base64.b64decode(uri.partition(',')[2]) for uri in re.findall(
+            r'<div class="cell[^>]*>\s*<img src="([^"]+)"', page.source)]
+        return {max(Image.open(io.BytesIO(file)).size) for file in files}
+
+    def evaluated(**data):
+        asked = runs.task_config('knn', str(tmp_path / 'run'))
+        asked.data.update(data)
+        return load_splits(asked, load_evaluated(asked.knn, '', 'knn'), 'kNN')
+
+    assert max(sides()) == 96 and not (tmp_path / 'cache').exists()
+    assert all(isinstance(split.load(0), bytes) for split in evaluated())
+    loading.load_source(config.data.source, 'train', cache='resized:16', cache_dir=f'{tmp_path}/cache')
+    assert max(sides()) <= 24
+    assert all(min(split.load(0).shape[:2]) == 16 for split in evaluated())
+    assert all(isinstance(split.load(0), bytes) for split in evaluated(train_split='train[:80%]'))
