@@ -15,7 +15,7 @@ def loops():
     models = 'simclr_jax/models/cpu'
     return [setuptools.Extension(
         'simclr_jax.models.cpu._loops',
-        [f'{models}/{name}.cc' for name in ('_convolution', '_norm', '_product')],
+        [f'{models}/{name}.cc' for name in ('_convolution', '_norm', '_product', '_threefry')],
         optional=True, language='c++',
         depends=[f'{models}/_loops.h', f'{models}/_tiles.h', f'{models}/_winograd.h'], include_dirs=[include_dir()],
         extra_compile_args=['-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno',

@@ -2,7 +2,8 @@
 
 To JAX an `Operation` is one primitive, whatever stands inside: it can be differentiated any number of times,
 forward and in reverse, mapped, exported and lowered for other platforms. A plain gradient of a program on one
-CPU takes the loops, of `_convolution.cc` and `_norm.cc`; what has no loop takes XLA's operations.
+CPU takes the loops, of `_convolution.cc` and `_norm.cc`; what has no loop takes XLA's operations. jax.random takes
+that of `_threefry.cc`, see `threefry.py`.
 
 `setup.py` builds the loops, and `_product.cc` for `product.py`, as an optional extension, for x86-64 with AVX2 or
 AVX-512 and for 64-bit ARM. Without it, on other processors, over several devices and on GPUs and TPUs XLA's own
@@ -21,6 +22,8 @@ from absl import logging
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from simclr_jax.models.cpu import threefry
 
 SWITCH = 'SIMCLR_JAX_LOOPS'         # environment variable: 'off' for XLA's own everywhere
 _PREFIX = 'simclr_jax_loops_v2_'    # a new number with every change of results: compiled programs are kept
@@ -68,6 +71,8 @@ def are_built() -> bool:
         for name in _NAMES:
             handler = jax.ffi.pycapsule(getattr(compiled, name))
             jax.ffi.register_ffi_target(_PREFIX + name, handler, platform='cpu')
+        if hasattr(compiled, 'threefry'):       # not in an older build
+            threefry.use(jax.ffi.pycapsule(compiled.threefry), _PREFIX + 'threefry')
     except (AttributeError, RuntimeError, ValueError) as error:     # of another version, of us or of jaxlib
         logging.warning('The compiled loops are not used: %s. Install simclr_jax again, or set %s=off for '
                         "XLA's own operations.", error, SWITCH)
