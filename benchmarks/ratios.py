@@ -34,13 +34,13 @@ def _steps():
         return {row['contender']: row['views_per_second'] for title, entry in everything.items()
                 if title.startswith(f'{cell}:') for row in entry['rows']}
 
-    kept = 'the same, freed memory kept'
-    for cell, name in (('resnet18-16', 'training step: ResNet-18, 16 channels, 32 px'), ('kept resnet18-16', kept),
-                       ('resnet18-64', 'training step: ResNet-18, 64 channels, 32 px'), ('kept resnet18-64', kept),
-                       ('resnet50', 'training step: ResNet-50, 224 px')):
-        now, before = rates(cell), rates(f'before {cell}')
-        peer, best = _best(now, peers)
-        yield name, now['ours'] / best, before.get('ours', 0) / best or None, peer
+    for cell, name in (('resnet18-16', 'ResNet-18, 16 channels, 32 px'),
+                       ('resnet18-64', 'ResNet-18, 64 channels, 32 px'),
+                       ('resnet50', 'ResNet-50, 224 px')):
+        for vectors, prefix in (('AVX-512', ''), ('AVX2', 'AVX2 ')):
+            now, before = rates(prefix + cell), rates(f'{prefix}before {cell}')
+            peer, best = _best(now, peers)
+            yield f'training step: {name}, {vectors}', now['ours'] / best, before.get('ours', 0) / best or None, peer
 
 
 def _inputs():

@@ -188,6 +188,18 @@ def train_step_50():
     return _train_step('resnet50')
 
 
+def train_step_avx2_16():
+    return _train_step('AVX2 resnet18-16')
+
+
+def train_step_avx2_64():
+    return _train_step('AVX2 resnet18-64')
+
+
+def train_step_avx2_50():
+    return _train_step('AVX2 resnet50')
+
+
 def train_step_vit():
     return _train_step('vit-small')
 

@@ -1,6 +1,7 @@
 """The parts of a report that ask the network: views, neighbours, maps, similarities, confusions."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ class Sample(NamedTuple):
     rows: np.ndarray        # [M] into `source`
     original: np.ndarray    # [M] into the split that it is a sample of
     labels: np.ndarray      # [M]; -1 for none
+    picture: Callable[[int], np.ndarray | None]     # of a row of `source`, decoded once: see `images.picture`
 
     def __str__(self) -> str:
         return f'{self.source.name}, {self.source.split} ({self.how})'
@@ -49,7 +51,7 @@ class Sample(NamedTuple):
     def cell(self, row: int, *lines: str, alt: str, is_right: bool | None = None) -> Cell:
         """An image with its class and `lines` below."""
         label = (self.class_names[self.labels[row]],) if self.is_labelled else ()
-        return Cell(images.picture(self.source, int(self.rows[row])), (*label, *lines), is_right,
+        return Cell(self.picture(int(self.rows[row])), (*label, *lines), is_right,
                     ' '.join([alt, *label]))
 
 
@@ -108,7 +110,8 @@ def _read_samples(config: ConfigDict, pretrained: Pretrained) -> tuple[Sample, S
         with progress_bar(f'report: {source.name}, {source.split}', chosen.num_examples) as advance:
             found, rows = evaluated.embed(chosen, num_threads=config.data.num_threads, advance=advance)
         share = len(original) / source.num_examples
-        return Sample(chosen, how, share, found.features, rows, original[rows], found.labels)
+        return Sample(chosen, how, share, found.features, rows, original[rows], found.labels,
+                      functools.cache(functools.partial(images.picture, chosen)))
 
     train_source, test_source = loading.load_pair(data.source, data.train_split, data.test_split, **where)
     train = read(train_source)
@@ -259,8 +262,8 @@ def maps(figures: Figures, sample: Sample, *, seed: int, with_tsne: bool) -> Sec
 def _map_with_images(figures, sample, plan, seed) -> dict:
     name, title, points, (x_label, y_label) = plan
     few = np.random.default_rng(seed).permutation(len(points))[:_THUMBNAILS]
-    pictures = {row: images.picture(sample.source, int(sample.rows[row]), side=64) for row in few.tolist()}
-    pictures = {row: image for row, image in pictures.items() if image is not None}
+    pictures = {row: sample.picture(int(sample.rows[row])) for row in few.tolist()}
+    pictures = {row: images.smaller(image, 64) for row, image in pictures.items() if image is not None}
     figure = charts.thumbnail_map(points[list(pictures)], list(pictures.values()), x_label=x_label,
                                   y_label=y_label, title=title)
     return figures.add(

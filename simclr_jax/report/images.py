@@ -58,17 +58,22 @@ def sample(source: Source, count: int, seed: int) -> tuple[Source, np.ndarray, s
                                                  f'random with seed {seed}')
 
 
-def picture(source: Source, index: int, side: int = SIDE) -> np.ndarray | None:
-    """An example to show: uint8 [h, w, 3] of at most `side` pixels a side; None where it cannot be read.
+def picture(source: Source, index: int) -> np.ndarray | None:
+    """An example to show: uint8 [h, w, 3] of at most SIDE pixels a side; None where it cannot be read.
 
     source: of random access. A page has hundreds of them, each of which may be of 100 megapixels.
     """
     pixels = source.pixels(index)
-    if pixels is None or max(pixels.shape[:2]) <= side:
+    return None if pixels is None else smaller(pixels, SIDE)
+
+
+def smaller(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Of at most `side` pixels a side: uint8 [h, w, 3], from [H, W, 3]."""
+    if max(pixels.shape[:2]) <= side:
         return pixels
-    small = Image.fromarray(pixels)
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return np.asarray(small)
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
 def pictures(name: str, split: str, indices: Iterable[int], options: Mapping[str, Any]
