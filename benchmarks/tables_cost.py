@@ -1,5 +1,6 @@
 """The published tables of memory, time and traffic, planned and measured, and of exported weights; see tables.py."""
 
+import functools
 import math
 import statistics
 
@@ -168,40 +169,15 @@ def _train_step(cell):
         ('warm s, CPU s', '{warm_seconds:.1f}, {warm_cpu_seconds:.1f}'))
 
 
-def train_step_16():
-    return _train_step('resnet18-16')
-
-
-def train_step_64():
-    return _train_step('resnet18-64')
-
-
-def train_step_kept_16():
-    return _train_step('kept resnet18-16')
-
-
-def train_step_kept_64():
-    return _train_step('kept resnet18-64')
-
-
-def train_step_50():
-    return _train_step('resnet50')
-
-
-def train_step_avx2_16():
-    return _train_step('AVX2 resnet18-16')
-
-
-def train_step_avx2_64():
-    return _train_step('AVX2 resnet18-64')
-
-
-def train_step_avx2_50():
-    return _train_step('AVX2 resnet50')
-
-
-def train_step_vit():
-    return _train_step('vit-small')
+train_step_16 = functools.partial(_train_step, 'resnet18-16')
+train_step_64 = functools.partial(_train_step, 'resnet18-64')
+train_step_kept_16 = functools.partial(_train_step, 'kept resnet18-16')
+train_step_kept_64 = functools.partial(_train_step, 'kept resnet18-64')
+train_step_50 = functools.partial(_train_step, 'resnet50')
+train_step_avx2_16 = functools.partial(_train_step, 'AVX2 resnet18-16')
+train_step_avx2_64 = functools.partial(_train_step, 'AVX2 resnet18-64')
+train_step_avx2_50 = functools.partial(_train_step, 'AVX2 resnet50')
+train_step_vit = functools.partial(_train_step, 'vit-small')
 
 
 def train_step_layers():

@@ -28,7 +28,7 @@ from simclr_jax.models.cpu import threefry
 SWITCH = 'SIMCLR_JAX_LOOPS'         # environment variable: 'off' for XLA's own everywhere
 _PREFIX = 'simclr_jax_loops_v2_'    # a new number with every change of results: compiled programs are kept
 _NAMES = ('convolution_forward', 'convolution_input_gradient', 'convolution_kernel_gradient', 'norm_moments',
-          'norm_gradient_sums')
+          'norm_gradient_sums', 'threefry')
 
 
 def are_for(*arrays: jax.Array) -> bool:
@@ -71,8 +71,7 @@ def are_built() -> bool:
         for name in _NAMES:
             handler = jax.ffi.pycapsule(getattr(compiled, name))
             jax.ffi.register_ffi_target(_PREFIX + name, handler, platform='cpu')
-        if hasattr(compiled, 'threefry'):       # not in an older build
-            threefry.use(jax.ffi.pycapsule(compiled.threefry), _PREFIX + 'threefry')
+        threefry.use(_PREFIX + 'threefry')
     except (AttributeError, RuntimeError, ValueError) as error:     # of another version, of us or of jaxlib
         logging.warning('The compiled loops are not used: %s. Install simclr_jax again, or set %s=off for '
                         "XLA's own operations.", error, SWITCH)
