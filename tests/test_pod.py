@@ -20,7 +20,7 @@ from simclr_jax.training import checkpoint
 
 STEPS = 12
 ARGUMENTS = ('--config=configs/smoke.py:smoke', f'--config.num_train_steps={STEPS}', '--config.batch_size=32',
-             '--config.augment.image_size=16', '--config.encoder.width=0.0625',
+             '--config.augment.image_size=16', '--config.encoder.name=tests.encoders:OneBlock',
              '--config.data.train_split=train[:64]', '--config.log.every_steps=1',
              '--config.checkpoint.every_epochs=1.0',                                        # every 2 steps
              '--config.optimizer.learning_rate=0.02')

@@ -17,9 +17,11 @@ from simclr_jax.training import checkpoint
 
 STEPS = 12
 METHODS = {'simclr': set(), 'moco_v2': {'target', 'queue', 'pointer'}, 'byol': {'target'}}
-# One with the data set on the device, one with crops made on the host, one with views made there.
-DATA = {'simclr': (), 'moco_v2': ('--config.data.source=folder:{folder}', '--config.method.queue_size=80'),
-        'byol': ('--config.data.source=folder:{folder}', '--config.data.augment_on=host')}
+ONE_BLOCK = '--config.encoder.name=tests.encoders:OneBlock'
+# One with the ResNet of the recipe and the data set on the device, one with crops made on the host, one with views
+# made there.
+DATA = {'simclr': (), 'moco_v2': ('--config.data.source=folder:{folder}', '--config.method.queue_size=80', ONE_BLOCK),
+        'byol': ('--config.data.source=folder:{folder}', '--config.data.augment_on=host', ONE_BLOCK)}
 SETTINGS = (f'--config.num_train_steps={STEPS}', '--config.batch_size=16', '--config.augment.image_size=16',
             '--config.encoder.width=0.0625', '--config.data.train_split=train[:128]',
             '--config.checkpoint.every_epochs=0.25',                                    # every 2 steps
