@@ -13,7 +13,7 @@ from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.models import resnet
 from simclr_jax.runtime import sharding
-from simclr_jax.train import build
+from simclr_jax.train import build, pretrain
 
 STEPS, BATCH, SIZE = 4, 32, 16
 DEPTH = 4                                       # a stem with stride and pool, and one block: quickly compiled
@@ -139,6 +139,12 @@ def test_eight_devices_make_the_run_of_one(case):
     for part in ('params', 'batch_stats', 'method_state'):
         leaves = [jax.tree.leaves(getattr(state, part)) for state in (one.start, one.state)]
         assert all((before != after).any() for before, after in zip(*leaves, strict=True))
+
+
+def test_a_batch_that_eight_devices_cannot_share_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match='batch_size 60 is not divisible by the 8 devices'):
+        pretrain(make_config('simclr', {'batch_size': 60}), str(tmp_path / 'workdir'))
+    assert not (tmp_path / 'workdir').exists()
 
 
 def test_a_queue_is_filled_in_order_and_wraps_around():

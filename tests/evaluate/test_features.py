@@ -4,8 +4,9 @@ import pytest
 
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate.features import encode_source, raw_pixels
+from simclr_jax.evaluate.linear import linear
 from simclr_jax.runtime import sharding
-from tests.evaluate.runs import small_config
+from tests.evaluate.runs import small_config, task_config
 
 
 class Pictures(Source):
@@ -34,3 +35,9 @@ def test_rows_stay_with_their_labels_whatever_is_left_out(labelled, left_out):
     np.testing.assert_allclose(found.features, pixels, atol=1e-6)
     assert len(calls) == 24
     assert found.preprocessing == '16 px, crop 1, mean (0.4, 0.5, 0.6), std (1, 1, 1)'
+
+
+def test_a_batch_that_eight_devices_cannot_share_is_refused_with_its_field(workdir, tmp_path):
+    with pytest.raises(ValueError, match='^linear.batch_size 12 is not divisible by the 8 devices'):
+        linear(task_config('linear', workdir, batch_size=12), str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()

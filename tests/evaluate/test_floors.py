@@ -1,12 +1,15 @@
 """What a run says before any training: encoded once, kept in the workdir, not held on the devices."""
 
 import jax
+import pytest
 
 from simclr_jax.data.shapes import CLASS_NAMES, make_shapes
 from simclr_jax.data.source import ArraySource
 from simclr_jax.evaluate import floors
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config
+
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 class Counted(ArraySource):

@@ -14,6 +14,8 @@ from simclr_jax.evaluate.search import search
 from simclr_jax.weights.tensors import write_flax
 from tests.evaluate.runs import task_config
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 HOSTILE = 'a<img src=x onerror=alert(1)>&"\'.png'
 
 
