@@ -7,7 +7,7 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.data import shapes
-from simclr_jax.data.decode import DEFAULT, MOST_CHANNELS, Rules, of_array, resolved, unusual
+from simclr_jax.data.decode import DEFAULT, MOST_CHANNELS, Rules, of_array, resolved
 from simclr_jax.data.labels import as_classes
 from simclr_jax.data.source import ArraySource, split_name, split_rows
 
@@ -48,7 +48,7 @@ def npz_source(name: str, split: str, path: str, *, rules: Rules = DEFAULT, as_n
     with _open(path) as arrays:
         prefix = '' if 'images' in arrays and 'train_images' not in arrays else f'{base}_'
         images = _checked_images(arrays[f'{prefix}images'], f'{prefix}images', path)
-        rules, notes = resolved(rules, [unusual(images, rules)])
+        rules, notes = resolved(rules, [images])
         source = ArraySource(name, base, of_array(images, rules), np.full(len(images), -1, np.int32), None)
         source.rules = rules
         if f'{prefix}labels' in arrays:

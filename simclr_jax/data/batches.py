@@ -261,8 +261,8 @@ class Prefetch:
 
     def __init__(self, batches: Iterator, put: Callable[[Any], Any], ahead: int = 3):
         self.waited = 0.0
-        self._thread, self._draw = futures.ThreadPoolExecutor(1), lambda: put(next(batches))
-        self._drawn = collections.deque(self._thread.submit(self._draw) for _ in range(ahead))
+        self._thread, self._batches = futures.ThreadPoolExecutor(1), map(put, batches)
+        self._drawn = collections.deque(self._thread.submit(next, self._batches) for _ in range(ahead))
 
     def __iter__(self):
         return self
@@ -272,7 +272,7 @@ class Prefetch:
         try:
             return self._drawn.popleft().result()
         finally:
-            self._drawn.append(self._thread.submit(self._draw))
+            self._drawn.append(self._thread.submit(next, self._batches))
             self.waited += time.perf_counter() - started
 
     def __enter__(self):

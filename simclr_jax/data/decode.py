@@ -159,13 +159,14 @@ def of_array(array: np.ndarray, rules: Rules = DEFAULT) -> np.ndarray:
 # ---- what a data set holds -----------------------------------------------------------------------------
 
 
-def resolved(rules: Rules, sample: Iterable[np.ndarray | None]) -> tuple[Rules, list[str]]:
+def resolved(rules: Rules, sample: Iterable[bytes | Image.Image | np.ndarray | None]) -> tuple[Rules, list[str]]:
     """Rules with a range and channels in the place of AUTO and 0, and what is to be said of them.
 
-    sample: images as `unusual` gives them. Without one of more than 8 bits the range becomes None; channels
-    are 3 unless the arrays have another number than 1, 3 or 4.
+    sample: images as they are; None, and what cannot be read, does not count. Without one of more than 8 bits
+    the range becomes None; channels are 3 unless the arrays have another number than 1, 3 or 4.
     """
-    arrays = [array for array in sample if array is not None and array.size]
+    found = (_unusual(image, rules) for image in sample if image is not None)
+    arrays = [array for array in found if array is not None and array.size]
     notes, channels = [], rules.channels
     if not channels:
         found = {array.shape[-1] for array in arrays if array.ndim > 2} - set(CHANNELS)
@@ -183,17 +184,20 @@ def resolved(rules: Rules, sample: Iterable[np.ndarray | None]) -> tuple[Rules, 
     return dataclasses.replace(rules, range=(low, high if high > low else low + 1), channels=channels), notes
 
 
-def unusual(image: bytes | Image.Image | np.ndarray, rules: Rules) -> np.ndarray | None:
+def _unusual(image: bytes | Image.Image | np.ndarray, rules: Rules) -> np.ndarray | None:
     """The numbers [H, W] or [H, W, C] of an image of more than 8 bits or unusual channels; else None."""
     if isinstance(image, bytes):
         if compiled.plain_size(image, rules.max_pixels):
             return None
         file = io.BytesIO(image)
-        array = _npy(file)
-        if array is None:
-            with _opened(file, rules.max_pixels) as opened:
-                is_plain = opened.mode[0] not in _DEEP and _raw_mode(opened) not in _SIXTEEN
-                return None if is_plain else _numbers(opened, file, rules)
+        try:
+            array = _npy(file)
+            if array is None:
+                with _opened(file, rules.max_pixels) as opened:
+                    is_plain = opened.mode[0] not in _DEEP and _raw_mode(opened) not in _SIXTEEN
+                    return None if is_plain else _numbers(opened, file, rules)
+        except Exception:       # it is skipped, and named, where it is met; Pillow's errors are many
+            return None
     elif isinstance(image, Image.Image):
         return np.asarray(image) if image.mode[0] in _DEEP else None
     else:

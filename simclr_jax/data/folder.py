@@ -16,7 +16,7 @@ from PIL import features
 
 from simclr_jax import storage
 from simclr_jax.data import bucket_listing
-from simclr_jax.data.decode import DEFAULT, Rules, num_pages, resolved, unusual
+from simclr_jax.data.decode import DEFAULT, Rules, num_pages, resolved
 from simclr_jax.data.source import Source, split_name
 
 FOLDERS = ('auto', 'classes', 'none')       # what data.folders takes
@@ -103,7 +103,7 @@ class FolderSource(Source):
         self.files = tree.files
         self.labels = _labels(tree, None if whole == 'unlabeled' else class_names, self._root)
         super().__init__(name, split, len(self.files), class_names)
-        self.rules, notes = resolved(rules, self.sampled(lambda index: unusual(self.load(index), rules)))
+        self.rules, notes = resolved(rules, self.sampled(self.load))
         self.notes = _notes(tree, self.labels, class_names, f'{name}, {whole}', folders) + listing.notes + notes
         pages = max(count or 1 for count in self.sampled(
             lambda index: num_pages(self.load(index)) if self.files[index].lower().endswith(_TIFF) else 1))

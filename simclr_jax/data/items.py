@@ -20,7 +20,6 @@ from simclr_jax.data.decode import (
     of_array,
     of_image,
     resolved,
-    unusual,
 )
 from simclr_jax.data.labels import as_classes
 from simclr_jax.data.source import RandomAccess, Source, Streamed, split_name, take_split
@@ -58,9 +57,7 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
     if isinstance(anything, Source):
         return anything
     if isinstance(anything, Mapping):
-        if whole not in anything:
-            raise ValueError(f"'{name}' has no split '{whole}'; it has {', '.join(anything)}.")
-        anything = anything[whole]
+        anything = anything[split_name(split, anything, name)]
     elif whole != 'train' and is_one_split:
         raise ValueError(f"'{name}' takes no argument `split`, so its only split is 'train': "
                          f"'{whole}' was asked for.")
@@ -80,8 +77,8 @@ class ItemSource(Source):
         class_names = getattr(items, 'class_names', getattr(items, 'classes', None))
         datasets = sys.modules.get('datasets')
         if datasets is not None and isinstance(items, datasets.Dataset):
-            self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets, name)
-        self.rules, notes = resolved(rules, self.sampled(lambda index: unusual(self._plain(index), rules)))
+            self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets)
+        self.rules, notes = resolved(rules, self.sampled(self._plain))
         self.load(0)        # say so at once, where it will not do
         labels = self._read_labels() if labels is None else labels
         if len(labels) != self.num_examples:
@@ -198,14 +195,17 @@ def _name_of(anything: Any) -> str:
         anything).__name__
 
 
-def _of_hugging_face(items: Any, datasets: Any, name: str
+def first_feature(features: Mapping[str, Any], kind: type, prefer: str) -> str | None:
+    """The key of the top-level feature of exactly this kind; of several, the preferred one."""
+    keys = [key for key, feature in features.items() if type(feature) is kind]
+    return prefer if prefer in keys else min(keys, default=None)
+
+
+def _of_hugging_face(items: Any, datasets: Any
                      ) -> tuple[Any, tuple[str, str], Sequence | None, Sequence[str] | None]:
     """(items of undecoded images, keys of image and label, labels, class names), by the features' types."""
-    def first(kind, prefer):
-        keys = [key for key, feature in items.features.items() if type(feature) is kind]
-        return prefer if prefer in keys else min(keys, default=None)
-
-    image, label = first(datasets.Image, 'image'), first(datasets.ClassLabel, 'label')
+    image = first_feature(items.features, datasets.Image, 'image')
+    label = first_feature(items.features, datasets.ClassLabel, 'label')
     if image is None:
         return items, ('image', 'label'), None, None
     items = items.cast_column(image, datasets.Image(decode=False))

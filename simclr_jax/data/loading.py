@@ -23,8 +23,6 @@ __all__ = ['fields_found', 'as_source', 'available_splits', 'resumed', 'load_pai
            'load_test_source', 'makes', 'options']
 
 READING = 2                 # of data.reading; runs begun before it was there have 1: see `options`
-_READING_FIELDS = ('reading', 'background', 'range', 'max_pixels', 'channels', 'folders',
-                   'arguments')
 _IN_MEMORY_BYTES = 1 << 30
 _SMALL_SIDE = 128
 _DECODED_AT_ONCE = 256      # files, before the bad ones among them are counted
@@ -234,7 +232,7 @@ def reading_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `data` block that say how images are read, also of one that lacks some."""
     before = {'reading': 1, 'background': '', 'range': (), 'max_pixels': Rules.max_pixels, 'channels': 3,
               'folders': 'auto', 'arguments': {}}
-    return {field: data.get(field, before[field]) for field in _READING_FIELDS}
+    return {field: data.get(field, value) for field, value in before.items()}
 
 
 def _rules(how: Mapping[str, Any]) -> Rules:

@@ -11,7 +11,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from simclr_jax import storage
-from simclr_jax.data.decode import DEFAULT, Rules, of_array, resolved, unusual
+from simclr_jax.data.decode import DEFAULT, Rules, of_array, resolved
+from simclr_jax.data.items import first_feature
 from simclr_jax.data.source import ArraySource, Source
 
 tf.config.set_visible_devices([], 'GPU')  # They are JAX's.
@@ -68,11 +69,11 @@ class StreamedSource(Source):
                  rules: Rules = DEFAULT, remote: str = ''):
         self._remote = remote       # the data directory, whose files are copied here when they are first read
         features = builder.info.features
-        image = _first(features, tfds.features.Image, prefer='image')
+        image = first_feature(features, tfds.features.Image, prefer='image')
         if image is None:
             raise ValueError(f"TFDS data set '{name}' has no image among its features: "
                              f'{", ".join(features)}.')
-        label = _first(features, tfds.features.ClassLabel, prefer='label')
+        label = first_feature(features, tfds.features.ClassLabel, prefer='label')
         super().__init__(name, split, num_examples,
                          tuple(features[label].names) if label else None)
         if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
@@ -89,8 +90,7 @@ class StreamedSource(Source):
         self._features: Any = tfds.decode.PartialDecoding(wanted).extract_features(features)
         if dtype != np.uint8:
             some = self.ordered(shard_index=0, shard_count=1, is_decoded=False).take(_SAMPLED)
-            rules, self.notes = resolved(rules, (unusual(bytes(example['image']), rules)
-                                                 for example in some.as_numpy_iterator()))
+            rules, self.notes = resolved(rules, (bytes(example['image']) for example in some.as_numpy_iterator()))
         self.rules = resolved(rules, [])[0]
 
     def stream(self, *, seed: int, start: int, shard_index: int, shard_count: int
@@ -230,9 +230,3 @@ def _builder(name: str, data_dir: str | None, download: bool) -> Any:
                 + (f'and copy it to {remote}.' if remote else 'or pass --config.data.download=true.'))
         builder.download_and_prepare()
     return builder
-
-
-def _first(features: tfds.features.FeaturesDict, kind: type, prefer: str) -> str | None:
-    """The key of the top-level feature of exactly this kind; of several, the preferred one."""
-    keys = [key for key, feature in features.items() if type(feature) is kind]
-    return prefer if prefer in keys else min(keys, default=None)

@@ -47,7 +47,7 @@ def on_mesh(function: Callable, mesh: Mesh | None, views: tuple[jax.Array, ...],
         context = contextlib.nullcontext() if typed is None else jax.sharding.use_abstract_mesh(
             jax.typeof(typed).sharding.mesh)
         with context:
-            return function(*map(_whole, views), *scalars, ())
+            return function(*whole(*views), *scalars, ())
     axes, rows = mesh.axis_names, P(mesh.axis_names)
     if any(map(_is_typed, views)) or jax.sharding.get_abstract_mesh().explicit_axes:
         explicit = tuple(axis for axis, kind in zip(axes, mesh.axis_types) if kind == AxisType.Explicit)
@@ -68,13 +68,8 @@ def check_divisible(loss: str, batch: int, mesh: Mesh | None) -> None:
 
 def whole(*arrays: jax.Array) -> list[jax.Array]:
     """The arrays without an Explicit sharding in their type, so that products of all rows are allowed."""
-    return list(map(_whole, arrays))
-
-
-def _whole(array):
-    if not _is_typed(array):
-        return array
-    return jax.sharding.reshard(array, NamedSharding(jax.typeof(array).sharding.mesh, P()))
+    return [jax.sharding.reshard(array, NamedSharding(jax.typeof(array).sharding.mesh, P()))
+            if _is_typed(array) else array for array in arrays]
 
 
 def _is_typed(array):
