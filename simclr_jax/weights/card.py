@@ -68,7 +68,9 @@ def make_card(imported: Imported, *, layer: int, normalize_inside: bool) -> dict
             'mean': fields['mean'], 'std': fields['std']},
         **imported.card,
         'exported_with': _versions(),
-        'fingerprint': _fingerprint(imported, layer, normalize_inside)}
+        'fingerprint': digest(flat(imported.variables), json.dumps([
+            {name: value for name, value in fields.items() if name not in ('card', 'source')}, layer, normalize_inside],
+            sort_keys=True))}       # of all that the features of the exported files depend on
 
 
 def describe_file(name: str, card: Mapping[str, Any], *, size: int,
@@ -113,13 +115,6 @@ def _versions():
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _fingerprint(imported, layer, normalize_inside):
-    """A hash of all that the features of the exported files depend on."""
-    fields = json.loads(to_header(imported, 'card'))
-    del fields['card'], fields['source']
-    return digest(flat(imported.variables), json.dumps([fields, layer, normalize_inside], sort_keys=True))
 
 
 class Result(NamedTuple):

@@ -31,7 +31,7 @@ import numpy as np
 
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 from simclr_jax.models.vit import SIZES, sincos_positions
-from simclr_jax.weights.tree import CLASSIFIER, expected, fit, flat, is_resnet, kind_of, resnet_depth
+from simclr_jax.weights.tree import CLASSIFIER, counted, expected, fit, flat, is_resnet, kind_of, resnet_depth
 
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
            'var': 'running_var'}
@@ -316,15 +316,12 @@ def timm_encoder(arrays: Mapping[str, np.ndarray], *, moco: bool, file: str) -> 
         ValueError: it is neither, or has parts that these do not have; names are told by `tree.fit`.
     """
     if 'stem.0.weight' in arrays:
-        counts = [1 + max((int(match[1]) for match in (
-            re.match(rf'stages\.{stage}\.blocks\.(\d+)\.', name) for name in arrays) if match), default=-1)
-            for stage in range(4)]
+        counts = [counted(arrays, rf'stages\.{stage}\.blocks\.(\d+)\.') for stage in range(4)]
         widths = [_rows(arrays, f'stages.{stage}.blocks.0.gamma', file) for stage in range(4)]
         return {'name': 'convnext', 'arguments': {
             'depths': counts, 'widths': widths, 'patch': arrays['stem.0.weight'].shape[-1]}}, 224
     width, patch = _rows(arrays, 'patch_embed.proj.weight', file), arrays['patch_embed.proj.weight'].shape[-1]
-    depth = 1 + max((int(match[1]) for match in (re.match(r'blocks\.(\d+)\.', name) for name in arrays) if match),
-                    default=-1)
+    depth = counted(arrays, r'blocks\.(\d+)\.')
     pool = 'class' if 'cls_token' in arrays else 'mean'
     tokens = arrays[_POSITIONS].shape[1] if _POSITIONS in arrays and arrays[_POSITIONS].ndim == 3 else 0
     side = math.isqrt(max(tokens - (pool == 'class'), 0))

@@ -205,6 +205,12 @@ def resnet_depth(names: Iterable[str], pattern: str, *, first: int, bottleneck: 
                      f'{", ".join(map(str, DEPTHS))}.')
 
 
+def counted(names: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that group 1 of `pattern` finds in the names, 0 where it finds none."""
+    found = (re.match(pattern, name) for name in names)
+    return max((int(match[1] or 0) + 1 for match in found if match), default=0)
+
+
 def feature_width(encoder: Mapping[str, Any], image_size: int = 32) -> int:
     """D, the number of features of an encoder with these fields."""
     size = 32 if is_resnet(encoder) else image_size

@@ -17,7 +17,7 @@ import numpy as np
 
 from simclr_jax import storage
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
-from simclr_jax.weights.tree import CLASSIFIER, Imported, feature_width, fit, refuse, resnet_depth
+from simclr_jax.weights.tree import CLASSIFIER, Imported, counted, feature_width, fit, refuse, resnet_depth
 
 _GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
 _VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
@@ -119,8 +119,8 @@ def read_official(path: str | os.PathLike) -> Imported:
                     classifier=classifier, card=card | ({'not_read': ignored} if ignored else {}))
 
 
-def _some(names, count=4):
-    return ', '.join(sorted(names)[:count]) or 'no variables'
+def _some(names):
+    return ', '.join(sorted(names)[:4]) or 'no variables'
 
 
 def _kind(key):
@@ -238,8 +238,7 @@ def _infer_head(shapes, tf1, file):
         base, norm = f'head_contrastive/{"" if linear else "n"}l_', 'batch_normalization'
     else:
         base, norm = '_projection_head/linear_layers/', 'bn_relu/bn'
-    matches = [re.match(re.escape(base) + r'(\d{1,3})/', name) for name in shapes]
-    count = max((int(match[1]) + 1 for match in matches if match), default=0)
+    count = counted(shapes, re.escape(base) + r'(\d{1,3})/')
     if not count:
         return {'mode': 'none'}, [], norm
     layers = [f'{base}{index}' for index in range(count)]
@@ -358,8 +357,7 @@ def _tf2_blocks(shapes, file):
 
 def _tf1_blocks(shapes, file):
     """(depth, selective kernels, three convolutions in the stem), by the number of convolutions."""
-    matches = [re.match(r'base_model/conv2d(?:_(\d{1,4}))?/kernel$', name) for name in shapes]
-    count = max((int(match[1] or 0) + 1 for match in matches if match), default=0)
+    count = counted(shapes, r'base_model/conv2d(?:_(\d{1,4}))?/kernel$')
     for depth in DEPTHS:
         for sk, stem in ((False, 'imagenet'), (True, 'imagenet'), (True, 'cifar')):
             if count == sum(not _is_norm(layer) for layer in encoder_layers(depth, stem, sk)):

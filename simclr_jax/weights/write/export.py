@@ -2,9 +2,7 @@
 
 import os
 import pathlib
-import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,18 +108,15 @@ def export_encoder(directory: str, imported: Imported, *, formats: Sequence[str]
     card = cards.make_card(imported, layer=layer, normalize_inside=normalize_inside)
     job = make_job(imported, layer=layer, normalize_inside=normalize_inside)
     created = not os.path.isdir(directory)
-    temporary = None
     try:
         os.makedirs(directory, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix='.export-', dir=directory)
-        outcomes = {name: _make(name, os.path.join(temporary, name), job) for name in names}
-        files = _publish(directory, temporary, outcomes, card, license, repository)
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=directory, ignore_cleanup_errors=True) as temporary:
+            outcomes = {name: _make(name, os.path.join(temporary, name), job) for name in names}
+            files = _publish(directory, temporary, outcomes, card, license, repository)
     except OSError as error:
         raise OSError(f'The export could not be written to {directory} ({error.strerror or error}): make '
                       'room there, or choose another export.dir.') from error
     finally:
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
         if created and os.path.isdir(directory) and not os.listdir(directory):
             os.rmdir(directory)
     _report(directory, imported.source, outcomes, files)
@@ -150,35 +145,30 @@ def _check(imported: Imported) -> None:
 
 
 class _Outcome(NamedTuple):
-    whole: bool                     # written, and not refused
-    difference: float | None        # of its features; None where it was not measured
-    seconds: float
-    note: str = ''                  # why it is not there, or was not measured
-    wrong: bool = False             # its features are not ours
+    whole: bool                         # written, and not refused
+    difference: float | None = None     # of its features; None where it was not measured
+    note: str = ''                      # why it is not there, or was not measured
+    wrong: bool = False                 # its features are not ours
 
 
 def _make(name: str, directory: str, job: Job) -> _Outcome:
     """Writes one format into `directory`, and checks it."""
-    kind, started = FORMATS[name], time.time()
-
-    def outcome(whole, difference=None, note='', wrong=False):
-        return _Outcome(whole, difference, time.time() - started, note, wrong)
-
+    kind = FORMATS[name]
     if unusable := why_unusable(kind.needs):
         extra = 'tfds' if 'tensorflow' in kind.needs else 'export'
-        return outcome(False, note=f"{unusable}: pip install 'simclr_jax[{extra}]'")
+        return _Outcome(False, note=f"{unusable}: pip install 'simclr_jax[{extra}]'")
     os.mkdir(directory)
     try:
         kind.write(directory, job)
         if unusable := why_unusable(kind.runtime):
-            return outcome(True, note=f'not checked: {unusable}')
+            return _Outcome(True, note=f'not checked: {unusable}')
         difference = largest_difference(kind.load(directory, job)(job.images), job.ours)
     except ValueError as error:
-        return outcome(False, note=str(error).rstrip('.'))
+        return _Outcome(False, note=str(error).rstrip('.'))
     if not difference <= TOLERANCE:     # a NaN is refused too
-        return outcome(False, difference, f'its features differ by {difference:.1e} from ours, and at most '
-                       f'{TOLERANCE:.0e} is right', wrong=True)
-    return outcome(True, difference)
+        return _Outcome(False, difference, f'its features differ by {difference:.1e} from ours, and at most '
+                        f'{TOLERANCE:.0e} is right', wrong=True)
+    return _Outcome(True, difference)
 
 
 # ---- publishing --------------------------------------------------------------------------------------
