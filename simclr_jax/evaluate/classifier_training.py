@@ -53,9 +53,9 @@ def new_classifier(seed: int, width: int, num_classes: int) -> dict[str, jax.Arr
 
 def optimizer_of(settings: ConfigDict) -> Optimizer:
     """That of a task's block. The classifier of the official code is called head_supervised, which LARS leaves out."""
-    exclude = ('(^|/)classifier/',) if settings.optimizer == 'lars' else ()
-    return make_optimizer(settings.optimizer, momentum=settings.momentum, nesterov=settings.nesterov,
-                          weight_decay=settings.weight_decay, exclude=exclude)
+    name = settings.get('optimizer', 'sgd')
+    return make_optimizer(name, momentum=settings.momentum, nesterov=settings.nesterov,
+                          weight_decay=settings.weight_decay, exclude=('(^|/)classifier/',) * (name == 'lars'))
 
 
 def share_of_labels(source: Source, share: float, seed: int) -> Source:
@@ -83,15 +83,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
 
 
 def fit(loss: Callable, state: tuple[Any, Any], batches: Iterator[dict],
-        rows_of: Callable[[dict], Any], *, settings: ConfigDict, optimizer: Optimizer, num_steps: int,
-        seed: int, mesh: jax.sharding.Mesh, log: Callable[[int, dict], None], name: str) -> tuple[Any, Any]:
+        rows_of: Callable[[dict], Any], *, settings: ConfigDict, num_steps: int, seed: int,
+        mesh: jax.sharding.Mesh, log: Callable[[int, dict], None], name: str) -> tuple[Any, Any]:
     """`state`, what is trained and what else the loss needs, after `num_steps`: a cosine, no warm-up.
 
     Args:
         loss: (trained, others, rows, labels, key) -> (value, (others, metrics)); labels of -1 do not count.
         batches: numpy, {'label': [B], ...}, the rows of this process.
         rows_of: a batch, sharded over `mesh` -> rows [B, ...], or a tree of such. No gradient ever reaches it.
-        settings: the learning rate of a batch of 256, batch_size and, unless it is linear, scaling.
+        settings: of `optimizer_of`; the learning rate of a batch of 256, batch_size and, unless it is linear, scaling.
         name: of the block whose learning rate is to be lowered where the state is not finite any more.
 
     Raises:
@@ -100,6 +100,7 @@ def fit(loss: Callable, state: tuple[Any, Any], batches: Iterator[dict],
     learning_rate = schedules.make_schedule('warmup_cosine', total_steps=num_steps, peak=(
         schedules.scaled_learning_rate(settings.learning_rate, settings.batch_size,
                                        settings.get('scaling', 'linear'))))
+    optimizer = optimizer_of(settings)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
     def fit_step(state, rows, labels, step):

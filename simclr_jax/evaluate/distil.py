@@ -13,16 +13,7 @@ from simclr_jax import storage
 from simclr_jax.config import ConfigDict, check_values
 from simclr_jax.data.pipeline import check_batch_size
 from simclr_jax.data.source import Source
-from simclr_jax.evaluate.classifier_training import (
-    Tuned,
-    cross_entropy,
-    fit,
-    labelled_crops,
-    log_to,
-    new_classifier,
-    optimizer_of,
-    share_of_labels,
-)
+from simclr_jax.evaluate import classifier_training as tuning
 from simclr_jax.evaluate.evaluated import Evaluated, load_splits, make_evaluated
 from simclr_jax.evaluate.pretrained import Pretrained, fresh, load_pretrained
 from simclr_jax.evaluate.results import report_results
@@ -60,7 +51,8 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     of_teacher = make_evaluated(teacher, layer=0, path=as_path(settings.teacher or workdir))
     evaluated = make_evaluated(_make_student(config, teacher, encoder), layer=0, mesh=of_teacher.mesh)
     train_source, test_source = load_splits(config, of_teacher, 'distillation', unlabelled=not settings.label_share)
-    labelled = share_of_labels(train_source, settings.label_share, config.seed) if settings.label_share else None
+    labelled = (tuning.share_of_labels(train_source, settings.label_share, config.seed)
+                if settings.label_share else None)
     check_batch_size(train_source, settings.batch_size, jax.process_count(), field='distil.batch_size')
     sharding.local_batch_size(settings.batch_size, evaluated.mesh, field='distil.batch_size')
     num_labelled = _num_labelled(labelled, settings, evaluated.mesh)
@@ -78,12 +70,13 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
                     f'{train_source.num_examples:,} images, {labelled.num_examples if labelled else 0:,} of them with '
                     f'labels, {num_steps:,} steps of {settings.batch_size:,} images'
                     + f' and {num_labelled:,} with labels' * bool(labelled), *train_source.notes, *test_source.notes)
-        trained = Tuned(teacher.variables, **classifier)
+        trained = tuning.Tuned(teacher.variables, **classifier)
         results['teacher'], num_test = trained.test(of_teacher, test_source, 'distil')
         for run, (name, weights) in enumerate(runs.items()):
             trained = _fit(config, evaluated, of_teacher, weights, [train_source, labelled],
                            [settings.batch_size, num_labelled], num_steps,
-                           log_to(writer, every=config.log.every_steps, offset=run * num_steps, name='distil'))
+                           tuning.log_to(writer, every=config.log.every_steps, offset=run * num_steps,
+                                         name='distil'))
             results[name], _ = trained.test(evaluated, test_source, 'distil')
         if sharding.is_lead():
             trained.write(os.path.join(workdir, 'distilled.safetensors'), evaluated, step=num_steps,
@@ -106,14 +99,14 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
 
 def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weights: tuple[float, float],
          sources: Sequence[Source | None], batch_sizes: Sequence[int], num_steps: int,
-         log: Callable[[int, dict], None]) -> Tuned:
+         log: Callable[[int, dict], None]) -> tuning.Tuned:
     """The student after its training."""
     settings, student, teacher = config.distil, evaluated.pretrained, of_teacher.pretrained
     assert teacher.classifier is not None
     of_goal, of_labels = weights
     batches, rows_of = _batches(config, evaluated, sources, batch_sizes, weights)
     trained = {'network': student.variables['params'],
-               'classifier': new_classifier(config.seed, evaluated.width, len(teacher.classifier['bias']))}
+               'classifier': tuning.new_classifier(config.seed, evaluated.width, len(teacher.classifier['bias']))}
     others = {'batch_stats': student.variables['batch_stats'], 'teacher': fold(teacher.network, teacher.variables),
               'head': teacher.classifier}
 
@@ -129,20 +122,20 @@ def _fit(config: ConfigDict, evaluated: Evaluated, of_teacher: Evaluated, weight
             metrics['agreement'] = (logits[:len(goal)].argmax(-1) == goal.argmax(-1)).mean(dtype=jnp.float32)
             total += of_goal * metrics['teacher_loss']
         if of_labels:
-            metrics['label_loss'], metrics['accuracy'] = cross_entropy(logits[-len(labels):], labels)
+            metrics['label_loss'], metrics['accuracy'] = tuning.cross_entropy(logits[-len(labels):], labels)
             total += of_labels * metrics['label_loss']
         return total, (others | {'batch_stats': batch_stats}, metrics)
 
-    trained, others = fit(loss, (trained, others), batches, rows_of, settings=settings,
-                          optimizer=optimizer_of(settings), num_steps=num_steps, seed=config.seed,
-                          mesh=evaluated.mesh, log=log, name='distil')
-    return Tuned({'params': trained['network'], 'batch_stats': others['batch_stats']}, **trained['classifier'])
+    trained, others = tuning.fit(loss, (trained, others), batches, rows_of, settings=settings, num_steps=num_steps,
+                                 seed=config.seed, mesh=evaluated.mesh, log=log, name='distil')
+    return tuning.Tuned({'params': trained['network'], 'batch_stats': others['batch_stats']},
+                        **trained['classifier'])
 
 
 def _batches(config: ConfigDict, evaluated: Evaluated, sources: Sequence[Source | None], batch_sizes: Sequence[int],
              weights: tuple[float, float]) -> tuple[Iterator[dict], Callable[[dict], tuple[jax.Array, ...]]]:
     """Batches, and their crops: of all images for the teacher's term, of the labelled ones for the other."""
-    drawn, crops = zip(*(labelled_crops(config, evaluated.config.augment, source, batch_size)
+    drawn, crops = zip(*(tuning.labelled_crops(config, evaluated.config.augment, source, batch_size)
                          for source, batch_size, weight in zip(sources, batch_sizes, weights) if source and weight))
 
     def joined():

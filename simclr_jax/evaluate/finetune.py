@@ -14,16 +14,7 @@ from simclr_jax import storage
 from simclr_jax.config import ConfigDict, check_values
 from simclr_jax.data.pipeline import check_batch_size
 from simclr_jax.data.source import Source, Streamed, take_rows
-from simclr_jax.evaluate.classifier_training import (
-    Tuned,
-    cross_entropy,
-    fit,
-    labelled_crops,
-    log_to,
-    new_classifier,
-    optimizer_of,
-    share_of_labels,
-)
+from simclr_jax.evaluate import classifier_training as tuning
 from simclr_jax.evaluate.evaluated import Evaluated, load_evaluated, load_splits
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.evaluate.subsets import rows_of_files
@@ -83,7 +74,7 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
                     f'{whole_source.num_examples:,} labelled images, {num_steps:,} steps',
                     *whole_source.notes, *test_source.notes)
         for run, init in enumerate(inits):
-            log = log_to(writer, every=config.log.every_steps, offset=run * num_steps, name=init)
+            log = tuning.log_to(writer, every=config.log.every_steps, offset=run * num_steps, name=init)
             variables = evaluated.pretrained.initial if init == 'scratch' else evaluated.pretrained.variables
             tuned = fit_network(config, evaluated, variables, train_source, num_steps, log,
                                 from_block=-1 if init == 'scratch' else settings.from_block)
@@ -105,7 +96,7 @@ def finetune(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = No
 
 
 def fit_network(config: ConfigDict, evaluated: Evaluated, variables: Any, train_source: Source, num_steps: int,
-                log: Callable[[int, dict], None], *, from_block: int) -> Tuned:
+                log: Callable[[int, dict], None], *, from_block: int) -> tuning.Tuned:
     """Trains network and classifier on `num_steps` batches of crops and flips, from `variables`.
 
     FloatingPointError if the training diverges.
@@ -114,8 +105,8 @@ def fit_network(config: ConfigDict, evaluated: Evaluated, variables: Any, train_
     num_dense = sum(name.startswith('dense') for name in variables['params'].get('head', {}))
     layer = settings.layer if settings.layer >= 0 else settings.layer + 1 + num_dense       # -1: the last of the head
     is_frozen = functools.partial(frozen_module, from_block=from_block, layer=layer, encoder=network.encoder)
-    batches, crops = labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
-    classifier = new_classifier(config.seed, evaluated.width, train_source.num_classes)
+    batches, crops = tuning.labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
+    classifier = tuning.new_classifier(config.seed, evaluated.width, train_source.num_classes)
     if settings.zero_init:
         classifier = jax.tree.map(jnp.zeros_like, classifier)
     trained = _parts(variables['params'], lambda *name: not is_frozen(*name)) | {'classifier': classifier}
@@ -129,14 +120,13 @@ def fit_network(config: ConfigDict, evaluated: Evaluated, variables: Any, train_
             network, {'params': params_of(trained, others), 'batch_stats': others['batch_stats']}, images,
             is_frozen=is_frozen, key=key)
         logits = layers[layer] @ trained['classifier']['kernel'] + trained['classifier']['bias']
-        value, accuracy = cross_entropy(logits, labels)
+        value, accuracy = tuning.cross_entropy(logits, labels)
         return value, (others | {'batch_stats': batch_stats}, {'accuracy': accuracy})
 
-    trained, others = fit(loss, (trained, others), batches, crops, settings=settings,
-                          optimizer=optimizer_of(settings), num_steps=num_steps, seed=config.seed,
-                          mesh=evaluated.mesh, log=log, name='finetune')
-    return Tuned({'params': params_of(trained, others), 'batch_stats': others['batch_stats']},
-                 **trained['classifier'])
+    trained, others = tuning.fit(loss, (trained, others), batches, crops, settings=settings, num_steps=num_steps,
+                                 seed=config.seed, mesh=evaluated.mesh, log=log, name='finetune')
+    return tuning.Tuned({'params': params_of(trained, others), 'batch_stats': others['batch_stats']},
+                        **trained['classifier'])
 
 
 def frozen_module(part: str, module: str, *, from_block: int, layer: int, encoder: Any) -> bool:
@@ -165,7 +155,7 @@ def _check(settings: ConfigDict) -> None:
                          '(the classifier alone).')
     if settings.subset_file and settings.label_share != 1:
         raise ValueError('finetune.subset_file and finetune.label_share both choose the labels: give one.')
-    optimizer_of(settings)
+    tuning.optimizer_of(settings)
 
 
 def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
@@ -175,4 +165,4 @@ def _chosen(source: Source, settings: ConfigDict, seed: int) -> Source:
         return take_rows(source, rows_of_files(names, storage.as_path(settings.subset_file)))
     if settings.label_share == 1 and isinstance(source, Streamed):
         return source
-    return share_of_labels(source, settings.label_share, seed)
+    return tuning.share_of_labels(source, settings.label_share, seed)

@@ -29,15 +29,14 @@ def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
     return float((found[counts > 0] / counts[counts > 0]).mean())
 
 
-def per_class_interval(hits: np.ndarray, labels: np.ndarray, *, seed: int = 0, draws: int = 2000
-                       ) -> tuple[float, float]:
-    """95 % percentile interval of `mean_per_class` over `draws` bootstrap samples, each class apart.
+def per_class_interval(hits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of `mean_per_class` over 2,000 bootstrap samples, each class apart.
 
     The number of hits in a class of n examples, drawn with replacement, is binomial: nothing is copied.
     A class that is all right or all wrong adds no width, so small classes make it too narrow.
     """
     counts = np.bincount(labels)
     shares = np.bincount(labels, weights=hits)[counts > 0] / counts[counts > 0]
-    drawn = np.random.default_rng(seed).binomial(counts[counts > 0], shares, size=(draws, len(shares)))
+    drawn = np.random.default_rng(seed).binomial(counts[counts > 0], shares, size=(2000, len(shares)))
     low, high = np.quantile((drawn / counts[counts > 0]).mean(1), [0.025, 0.975])
     return float(low), float(high)

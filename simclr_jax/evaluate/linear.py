@@ -11,22 +11,15 @@ import numpy as np
 from simclr_jax.config import ConfigDict
 from simclr_jax.data.pipeline import check_batch_size, order
 from simclr_jax.data.source import Source
+from simclr_jax.evaluate import classifier_training as tuning
 from simclr_jax.evaluate.accuracies import unchanged
-from simclr_jax.evaluate.classifier_training import (
-    accuracies,
-    cross_entropy,
-    fit,
-    labelled_crops,
-    log_to,
-    new_classifier,
-)
 from simclr_jax.evaluate.evaluated import Evaluated, load_evaluated, load_splits
 from simclr_jax.evaluate.features import Encode, Features
 from simclr_jax.evaluate.logistic import check_l2, fit_with_l2
 from simclr_jax.evaluate.results import report_results
 from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
-from simclr_jax.training import optimizers as optim, schedules
+from simclr_jax.training import schedules
 
 
 def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
@@ -71,7 +64,7 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
         for name, encode in evaluated.encoders(train_source, test_source, pixel_floor=settings.pixel_floor,
                                              note=writer.note).items():
             if by_sgd and name != 'raw pixels':
-                log = log_to(writer, every=config.log.every_steps, offset=offset, name=name)
+                log = tuning.log_to(writer, every=config.log.every_steps, offset=offset, name=name)
                 logits, labels = _fit_by_sgd(config, evaluated, encode, train_source, test_source, num_steps,
                                              log)
                 num_train, offset = train_source.num_examples - len(train_source.skipped), offset + num_steps
@@ -80,7 +73,7 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
                 classifier = fit_with_l2(train, train_source.num_classes, 1.0 if by_sgd else l2, config.seed)
                 logits, labels, num_train = classifier.logits(test.features), test.labels, len(train.labels)
                 details[name] = {'solver': 'lbfgs', 'l2': classifier.l2, 'heldout': classifier.heldout}
-            results[name] = accuracies(logits, labels)
+            results[name] = tuning.accuracies(logits, labels)
         pixels = '; raw pixels by lbfgs, l2 = 1' if by_sgd and 'raw pixels' in results else ''
         report_results(
             writer, workdir, f'Linear evaluation ({settings.solver}{pixels}) of {evaluated.pretrained.source} '
@@ -98,7 +91,7 @@ def _fit_by_sgd(config: ConfigDict, evaluated: Evaluated, encode: Encode, train_
     settings = config.linear
     with unchanged(encode):
         if settings.augment:
-            batches, crops = labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
+            batches, crops = tuning.labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
             features_of = lambda batch: encode(crops(batch))
         else:
             train, = evaluated.features(encode, train_source)
@@ -119,16 +112,13 @@ def fit_classifier(batches: Iterator[dict], features_of: Callable[[dict], jax.Ar
 
     `features_of` maps a batch to features [B, width]; the other arguments are those of `classifier_training.fit`.
     """
-    optimizer = optim.make_optimizer('sgd', momentum=settings.momentum, nesterov=settings.nesterov,
-                                     weight_decay=settings.weight_decay)
-
     def loss(params, others, features, labels, key):
         del key
         logits = jnp.matmul(features, params['kernel'], precision='highest') + params['bias']
-        return cross_entropy(logits, labels)[0], (others, {})
+        return tuning.cross_entropy(logits, labels)[0], (others, {})
 
-    params, _ = fit(loss, (new_classifier(seed, width, num_classes), ()), batches, features_of, settings=settings,
-                    optimizer=optimizer, num_steps=num_steps, seed=seed, mesh=mesh, log=log, name='linear')
+    params, _ = tuning.fit(loss, (tuning.new_classifier(seed, width, num_classes), ()), batches, features_of,
+                           settings=settings, num_steps=num_steps, seed=seed, mesh=mesh, log=log, name='linear')
     return np.asarray(params['kernel']), np.asarray(params['bias'])
 
 

@@ -11,16 +11,15 @@ _HELD_OUT_DRAW = 0x4E1D      # tells these draws from others of the same seed
 _SHOWN = 3
 
 
-def heldout_rows(num_examples: int, seed: int, *, share: float = 0.1, at_most: int | None = None
-                 ) -> tuple[np.ndarray, np.ndarray]:
+def heldout_rows(num_examples: int, seed: int, *, at_most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(rows to fit on, rows to choose on): a seeded split of range(num_examples), each sorted.
 
-    share: of the rows to choose on, at least one and at most `at_most`. ValueError below two examples.
+    To choose on are a tenth, at least one and at most `at_most`. ValueError below two examples.
     """
     if num_examples < 2:
         raise ValueError(f'{num_examples} labelled training image cannot be split into one part to fit and '
                          'one to choose on.')
-    count = max(1, min(round(share * num_examples), at_most or num_examples))
+    count = max(1, min(round(0.1 * num_examples), at_most or num_examples))
     order = np.random.default_rng([seed, _HELD_OUT_DRAW]).permutation(num_examples)
     return np.sort(order[count:]), np.sort(order[:count])
 

@@ -19,13 +19,13 @@ def pca(features: np.ndarray, num_components: int = 2) -> tuple[np.ndarray, np.n
     return places, np.nan_to_num(fit.explained_variance_ratio_)
 
 
-def tsne(features: np.ndarray, *, seed: int, perplexity: float = 30.0) -> np.ndarray:
+def tsne(features: np.ndarray, *, seed: int) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton 2008) of the directions of features [N, D]: places [N, 2].
 
-    From the first 50 principal components, begun at the first two. The perplexity is at most (N - 1) / 3.
+    From the first 50 principal components, begun at the first two. The perplexity is 30, at most (N - 1) / 3.
     """
     reduced = pca(normalize(features), 50)[0].astype(np.float32)
-    perplexity = min(perplexity, (len(reduced) - 1) / 3)
+    perplexity = min(30.0, (len(reduced) - 1) / 3)
     with threadpool_limits(1):      # its steps are so short that threads mostly wait for each other
         return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(reduced)
 
