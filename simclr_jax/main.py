@@ -12,18 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simclr_jax import storage
-from simclr_jax.config import (
-    ConfigDict,
-    check_values,
-    describe,
-    flatten,
-    kind_of,
-    load_recipe,
-    no_such_field,
-    recipe_name,
-    recipe_path,
-    recipes_here,
-)
+from simclr_jax.config import ConfigDict, arguments
 from simclr_jax.config.names import HOW_TO_CHANGE_METHOD
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -64,7 +53,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f'Unexpected argument {argv[1]!r}: options are written --name=value.')
         config = _CONFIG.value
-        check_values(config)
+        arguments.check_values(config)
         task = _task(config.task)
         workdir = _WORKDIR.value or ''
         writes_elsewhere = {'export': config.export.dir, 'embed': config.embed.file}.get(config.task)
@@ -89,7 +78,7 @@ def main(argv: list[str]) -> None:
             processes = Processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
                                   timeout=_TIMEOUT.value, show_traceback=_TRACEBACK.value)
         if jax.process_index() == 0:
-            print(describe(config), end='\n\n', flush=True)
+            print(arguments.describe(config), end='\n\n', flush=True)
             if warning:
                 print(f'warning: {warning}', file=sys.stderr, flush=True)
         if storage.is_remote(workdir):
@@ -141,16 +130,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
             argv[place:place + 2] = ['='.join(argv[place:place + 2])]
         for place, item in enumerate(argv):
             if item.startswith('--config='):
-                named = recipe_path(item.removeprefix('--config='))
+                named = arguments.recipe_path(item.removeprefix('--config='))
                 argv[place] = f'--config={named}'
-                config = load_recipe(named)
+                config = arguments.load_recipe(named)
                 _check_overrides(config, argv)
         if not config:
             raise ValueError('--config is missing: a recipe by its name, such as --config=smoke, or a config file; '
                              '--help lists the recipes.')
         argv = flags.FLAGS(argv)
         if 'recipe' in _CONFIG.value:
-            _CONFIG.value.recipe = recipe_name(named)
+            _CONFIG.value.recipe = arguments.recipe_name(named)
         if _WORKDIR.value is None:
             raise ValueError('--workdir is missing: where the run keeps its files, such as --workdir=runs/mine.')
         return argv
@@ -165,8 +154,8 @@ def _of_type(error: Exception, config: ConfigDict) -> str:
         return str(error)
     of_config, name, value = found.groups()
     types = {'float': 0.0, 'int': 0, 'bool': False}
-    default = flatten(config).get(name) if of_config else types.get(flags.FLAGS[name].flag_type())
-    kind = kind_of(default)
+    default = arguments.flatten(config).get(name) if of_config else types.get(flags.FLAGS[name].flag_type())
+    kind = arguments.kind_of(default)
     return f'{name if of_config else f"--{name}"} takes {kind}, not {value!r}.' if kind else str(error)
 
 
@@ -176,20 +165,20 @@ def _help() -> str:
     for flag in (_CONFIG, _WORKDIR, _MULTIHOST, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _TIMEOUT, _TRACEBACK):
         lines += textwrap.wrap(f'--{flag.name:<14}{flags.FLAGS[flag.name].help}', 79,
                                subsequent_indent=' ' * 16)
-    for title, names in (('Recipes', recipes_here()), ('Tasks, by --config.task', TASKS)):
+    for title, names in (('Recipes', arguments.recipes_here()), ('Tasks, by --config.task', TASKS)):
         lines += ['', *textwrap.wrap(f'{title}: {", ".join(names)}.', 79)]
     return '\n'.join(lines)
 
 
 def _check_overrides(config: ConfigDict, argv: list[str]) -> None:
-    fields = flatten(config)
+    fields = arguments.flatten(config)
     for item in argv:
         name = item.removeprefix('--config.').partition('=')[0]
         inside = [field for field in fields if field.startswith(f'{name}.')]
         if not item.startswith('--config.') or name in fields:
             continue
         if not inside:
-            raise ValueError(no_such_field(config, name))
+            raise ValueError(arguments.no_such_field(config, name))
         if name == 'method':
             raise ValueError(f'method is a block of fields. {HOW_TO_CHANGE_METHOD}')
         if '={' not in item:

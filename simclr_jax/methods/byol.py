@@ -3,16 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.methods import parts
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import (
-    interleave_views,
-    moving_average,
-    predict_small_views,
-    split_views,
-    target_network,
-    target_params,
-    with_probe,
-)
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.cosine_regression import cosine_regression
 from simclr_jax.training import schedules
@@ -39,7 +31,7 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
     if not 0 <= momentum <= 1:
         raise ValueError(f'method.momentum is {momentum}: it must be in [0, 1].')
     online = regrouped(network, 2, strided=True) if norm_groups(network) == 1 else network
-    target = target_network(online)
+    target = parts.target_network(online)
     num_devices = mesh.size if mesh else 1
 
     def init(key, images):
@@ -49,28 +41,28 @@ def byol(network: Network, *, num_train_steps: int, momentum: float = 0.996, mom
             'target': init_variables(target, jax.random.fold_in(key, 1), images)}
 
     def loss(params, batch_stats, method_state, batch, key):
-        images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
+        images = parts.interleave_views(batch['view1'], batch['view2'])          # [2N, H, W, 3]
         output, batch_stats = forward_train(online, params, batch_stats, images, key=key,
                                             num_devices=num_devices)
-        small, batch_stats = predict_small_views(network, params, batch_stats, batch, each_view=True, key=key,
-                                                 num_devices=num_devices)
+        small, batch_stats = parts.predict_small_views(network, params, batch_stats, batch, each_view=True, key=key,
+                                                       num_devices=num_devices)
         followed = method_state['target']
-        aimed_at = followed['params'] if stop_gradient else target_params(params)
+        aimed_at = followed['params'] if stop_gradient else parts.target_params(params)
         aim, target_stats = forward_train(target, aimed_at, followed['batch_stats'], images,
                                           key=jax.random.fold_in(key, 1), num_devices=num_devices)
         goal = jax.lax.stop_gradient(aim.projection) if stop_gradient else aim.projection
-        goals = split_views(goal)                                                # [N, D] each
-        predictions = split_views(output.prediction)
+        goals = parts.split_views(goal)                                          # [N, D] each
+        predictions = parts.split_views(output.prediction)
         pairs = [*zip(predictions, goals[::-1]), *((other, each) for other in small for each in goals)]
         with jax.named_scope('loss'):
             regression = 2 / len(pairs) * jnp.mean(sum(cosine_regression(*pair) for pair in pairs))
-            return with_probe(regression, {'regression_loss': regression}, output, batch['label'], batch_stats,
-                              carry=target_stats)
+            return parts.with_probe(regression, {'regression_loss': regression}, output, batch['label'], batch_stats,
+                                    carry=target_stats)
 
     def after_update(method_state, params, aux, step):
         rate = (schedules.rising_momentum(step, base=momentum, total_steps=num_train_steps)
                 if momentum_rises else momentum)
-        followed = moving_average(method_state['target']['params'], params, rate)
+        followed = parts.moving_average(method_state['target']['params'], params, rate)
         return {'target': {'params': followed, 'batch_stats': aux.carry}}
 
     return Method(init, loss, after_update, takes_small_views=True)

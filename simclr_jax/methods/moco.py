@@ -3,17 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.methods import parts
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import (
-    interleave_views,
-    mean_over_pairs,
-    moving_average,
-    predict_small_views,
-    split_views,
-    target_network,
-    target_params,
-    with_probe,
-)
 from simclr_jax.methods.queue import enqueue, everywhere, new_queue
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
@@ -62,7 +53,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
     original, shuffled = network, key_groups == 'shuffled' and norm_groups(network) > 1
     if symmetric and norm_groups(network) == 1:
         network = regrouped(network, 2, strided=True)           # one pass a view in the original
-    target = target_network(network)
+    target = parts.target_network(network)
     if key_groups == 'strided':
         target = regrouped(target, norm_groups(network), strided=True)
     num_devices = mesh.size if mesh else 1
@@ -72,22 +63,22 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
         params, batch_stats = variables['params'], variables['batch_stats']
         # A copy: each part of the state is donated by itself.
         state = {'target': jax.tree.map(jnp.copy, {
-            'params': target_params(params), 'batch_stats': target_params(batch_stats)})}
+            'params': parts.target_params(params), 'batch_stats': parts.target_params(batch_stats)})}
         if queue_size:
             state |= new_queue(network, variables, images, jax.random.fold_in(key, 1), queue_size)
         return params, batch_stats, state
 
     def loss(params, batch_stats, method_state, batch, key):
         views = batch['view1'], batch['view2']
-        query_images = interleave_views(*views) if symmetric else views[0]       # [M, H, W, 3]
-        key_images = interleave_views(*views) if symmetric else views[1]
+        query_images = parts.interleave_views(*views) if symmetric else views[0]     # [M, H, W, 3]
+        key_images = parts.interleave_views(*views) if symmetric else views[1]
         output, batch_stats = forward_train(network, params, batch_stats, query_images, key=key,
                                             num_devices=num_devices)
         followed = method_state['target']
         keys, target_stats = _project(target, followed, key_images, key, shuffled, num_devices)
         keys = jax.lax.stop_gradient(keys)                                       # [M, D], unit length
-        small, batch_stats = predict_small_views(original, params, batch_stats, batch, each_view=symmetric, key=key,
-                                                 num_devices=num_devices)
+        small, batch_stats = parts.predict_small_views(original, params, batch_stats, batch, each_view=symmetric,
+                                                       key=key, num_devices=num_devices)
         pairs = _pairs(l2_normalize(output.prediction), keys, symmetric, [l2_normalize(q) for q in small])
         with jax.named_scope('loss'):
             queue = method_state.get('queue')
@@ -98,17 +89,17 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
             else:
                 terms = [info_nce(q, k, queue, temperature=temperature) for q, k in pairs]
             weight = 1 if queue_size else 2 * temperature                        # moco-v3 moco/builder.py
-            contrastive, metrics = mean_over_pairs(terms)
+            contrastive, metrics = parts.mean_over_pairs(terms)
             contrastive *= weight * (1 + symmetric)
             carry = {'batch_stats': target_stats} | ({'keys': keys} if queue_size else {})
-            return with_probe(contrastive, metrics, output, batch['label'], batch_stats, carry)
+            return parts.with_probe(contrastive, metrics, output, batch['label'], batch_stats, carry)
 
     def after_update(method_state, params, aux, step):
         # The original does this at the beginning of the next step, with that step's momentum.
         rate = (schedules.rising_momentum(step + 1, base=momentum, total_steps=num_train_steps)
                 if momentum_rises else momentum)
         state = {'target': {
-            'params': moving_average(method_state['target']['params'], params, rate),
+            'params': parts.moving_average(method_state['target']['params'], params, rate),
             'batch_stats': aux.carry['batch_stats']}}
         if queue_size:
             state |= enqueue(method_state['queue'], method_state['pointer'],
@@ -131,7 +122,7 @@ def _project(target, variables, images, key, shuffled, num_devices):
 
 def _pairs(queries, keys, symmetric, small):
     """[(queries, their keys)], for a symmetric loss both ways; and those of the small views with all keys."""
-    queries, keys = (split_views(rows) if symmetric else (rows,) for rows in (queries, keys))
+    queries, keys = (parts.split_views(rows) if symmetric else (rows,) for rows in (queries, keys))
     return [*zip(queries, keys[::-1]), *((query, key) for query in small for key in keys)]
 
 

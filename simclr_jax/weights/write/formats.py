@@ -14,14 +14,7 @@ from simclr_jax.models.network import Network, outputs
 from simclr_jax.weights.read.torch import spare_triton
 from simclr_jax.weights.tensors import read_flax, to_header, write_flax
 from simclr_jax.weights.tree import Imported, is_resnet, size_step
-from simclr_jax.weights.write.programs import (
-    load_onnx,
-    load_savedmodel,
-    load_stablehlo,
-    write_onnx,
-    write_savedmodel,
-    write_stablehlo,
-)
+from simclr_jax.weights.write import programs
 from simclr_jax.weights.write.torch import write_torch
 
 _NUM_IMAGES = 3
@@ -151,15 +144,15 @@ def _write_onnx(directory, job):
     metadata = {'source': imported.source, 'step': imported.card.get('step', ''), 'layer': job.layer,
                 'image_size': imported.image_size, 'crop_proportion': imported.crop_proportion,
                 'mean': imported.mean, 'std': imported.std, 'normalize_inside': job.normalize_inside}
-    write_onnx(os.path.join(directory, 'encoder.onnx'), **_program(job),
-               image_size=0 if is_resnet(imported.encoder) else imported.image_size,
-               metadata={name: str(value) for name, value in metadata.items()})
+    programs.write_onnx(os.path.join(directory, 'encoder.onnx'), **_program(job),
+                        image_size=0 if is_resnet(imported.encoder) else imported.image_size,
+                        metadata={name: str(value) for name, value in metadata.items()})
 
 
 def _write_savedmodel(directory, job):
     size, step = job.imported.image_size, size_step(job.imported.encoder, job.imported.image_size)
-    write_savedmodel(os.path.join(directory, 'savedmodel'), **_program(job), image_size=0 if step else size,
-                     size_step=step)
+    programs.write_savedmodel(os.path.join(directory, 'savedmodel'), **_program(job),
+                              image_size=0 if step else size, size_step=step)
 
 
 def _program_loader(file, load):
@@ -176,10 +169,10 @@ FORMATS = {
                     ('torch', 'timm')),
     'flax': Format(lambda directory, job: write_flax(os.path.join(directory, 'encoder.flax.safetensors'),
                                                      job.imported), _load_flax, (), ()),
-    'onnx': Format(_write_onnx, _program_loader('encoder.onnx', load_onnx), ('onnx',), ('onnxruntime',)),
-    'savedmodel': Format(_write_savedmodel, _program_loader('savedmodel', load_savedmodel), ('tensorflow',),
+    'onnx': Format(_write_onnx, _program_loader('encoder.onnx', programs.load_onnx), ('onnx',), ('onnxruntime',)),
+    'savedmodel': Format(_write_savedmodel, _program_loader('savedmodel', programs.load_savedmodel), ('tensorflow',),
                          ()),
-    'stablehlo': Format(lambda directory, job: write_stablehlo(
+    'stablehlo': Format(lambda directory, job: programs.write_stablehlo(
         os.path.join(directory, 'encoder.stablehlo'), **_program(job), image_size=job.imported.image_size),
-        _program_loader('encoder.stablehlo', load_stablehlo), ('flatbuffers',), ()),
+        _program_loader('encoder.stablehlo', programs.load_stablehlo), ('flatbuffers',), ()),
 }

@@ -21,7 +21,7 @@ from simclr_jax.training.state import TrainState
 from simclr_jax.weights.tree import Imported
 from simclr_jax.weights.write import formats
 from simclr_jax.weights.write.export import export, export_encoder
-from simclr_jax.weights.write.programs import load_stablehlo
+from simclr_jax.weights.write.programs import load_onnx, load_stablehlo
 from tests.weights.random_weights import assert_same_arrays, random_imported, random_variables  # noqa: E402
 from tests.weights.tiny_encoders import assert_close, own_layers, random_images  # noqa: E402
 
@@ -142,7 +142,7 @@ def test_programs_may_take_normalised_images(imported, tmp_path):
     ours = own_layers(images, imported.variables, encoder=ENCODER, head=HEAD, mean=imported.mean,
                       std=imported.std)
     normalised = (images - np.float32(imported.mean)) / np.float32(imported.std)
-    assert_close(formats.load_onnx(tmp_path / 'encoder.onnx')(normalised), ours[1])
+    assert_close(load_onnx(tmp_path / 'encoder.onnx')(normalised), ours[1])
     assert 'normalised: (x - mean) / std' in files['encoder.onnx']['input']
 
 
