@@ -45,7 +45,7 @@ def crop(images, spec):
 
 
 def turn_hue(x, delta):
-    """The hue of x [N, 3, S, S] turned by delta [N, 1, 1, 1] of a circle: the formula of device_ops.py."""
+    """The hue of x [N, 3, S, S] turned by delta [N, 1, 1, 1] of a circle: the formula of views/ops.py."""
     red, green, blue = x.unbind(1)
     most, least = x.amax(1), x.amin(1)
     span = most - least

@@ -27,7 +27,7 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 _WHILE = re.compile(r'\b(condition|body)=%?([\w.\-]+)')
 _OP_NAME = re.compile(r'\bop_name="((?:[^"\\]|\\.)*)"')
-_NORM = re.compile(r'norm\d*/')        # models/resnet.py and heads.py: stem_norm, norm1; not jit(norm)
+_NORM = re.compile(r'norm\d*/')        # models/resnet.py and network.py: stem_norm, norm1; not jit(norm)
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # What runs other instructions, and what a GPU launches nothing for.
 _CONTROL = ('while', 'call', 'conditional', 'async-start')

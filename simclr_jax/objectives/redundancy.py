@@ -31,7 +31,8 @@ def barlow_twins(view1: jax.Array, view2: jax.Array, *, off_diagonal: float = 0.
     0.0
     """
     _check('barlow_twins', view1, view2)
-    z1, z2 = (_standardised(z.astype(jnp.float32)) for z in whole(view1, view2))                # [N, D]
+    views = [z.astype(jnp.float32) for z in whole(view1, view2)]                                # [N, D]
+    z1, z2 = ((z - z.mean(0)) * jax.lax.rsqrt(z.var(0) + 1e-5) for z in views)
     correlation = jnp.matmul(z1.T, z2, precision='highest') / len(z1)                           # [D, D]
     own = jnp.eye(len(correlation), dtype=bool)
     on = jnp.sum((1 - correlation) ** 2, where=own)
@@ -74,10 +75,6 @@ def vicreg(view1: jax.Array, view2: jax.Array, *, invariance: float = 25.0, vari
     loss = (invariance * terms['invariance'] + variance * terms['variance']
             + covariance * terms['covariance'])
     return loss, jax.lax.stop_gradient(terms)
-
-
-def _standardised(z):
-    return (z - z.mean(0)) * jax.lax.rsqrt(z.var(0) + 1e-5)
 
 
 def _check(loss, view1, view2):

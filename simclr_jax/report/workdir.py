@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from simclr_jax import storage
-from simclr_jax.config import flatten
 from simclr_jax.evaluate.results import metric_title
+from simclr_jax.training.workdir import compared
 
 _NOT_THE_RUN = ('task', 'recipe', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')
 _FLOORS = ('random', 'raw pixels')
@@ -97,12 +97,7 @@ def differences(run: Mapping[str, Any], *others: Mapping[str, Any], ignore: Iter
     ignore: dotted names left out with all below them, beside those that are no part of a run: where its
     data lie, what it logs.
     """
-    def fields(config):
-        plain = json.loads(json.dumps(config))          # tuples as lists, as they are read back
-        return {name: value for name, value in flatten(plain).items()
-                if not any(f'{name}.'.startswith(f'{prefix}.') for prefix in (*_NOT_THE_RUN, *ignore))}
-
-    flat = [fields(config) for config in (run, *others)]
+    flat = [compared(config, (*_NOT_THE_RUN, *ignore)) for config in (run, *others)]
     names = dict.fromkeys(name for config in flat for name in config)
     rows = [(name, *(config.get(name, 'absent') for config in flat)) for name in names]
     return [row for row in rows if any(value != row[1] for value in row[2:])]

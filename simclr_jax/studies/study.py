@@ -91,8 +91,9 @@ def run_cell(config: ConfigDict, cell: Cell, seed: int, path: str, layers: tuple
             num_test = read_rows(path, 'results.jsonl')[-1]['num_test']
             intervals = {layer: {name: wilson_interval(value, num_test) for name, value in values.items()}
                          for layer, values in measures.items()}
-            record |= {'measures': measures, 'intervals': intervals, 'random': results['random'],
-                       'last': _last_row(path)}
+            rows = [row for row in read_rows(path, 'metrics.jsonl') if 'loss' in row]
+            last = {name: rows[-1][name] for name in _OF_THE_LOSS if rows and name in rows[-1]}
+            record |= {'measures': measures, 'intervals': intervals, 'random': results['random'], 'last': last}
     except FloatingPointError as error:
         record |= {'failed': str(error)}
         if sharding.is_lead():
@@ -111,9 +112,3 @@ def _accuracies_of_layer(config: ConfigDict, path: str, layer: int) -> dict[str,
     assert test_source is not None          # or pretraining would have reported nothing
     return frozen_accuracies(evaluated.encode_with(evaluated.pretrained.variables), train_source, test_source, config,
                              evaluated.mesh, linear=config.eval.linear_at_end)
-
-
-def _last_row(path: str) -> dict[str, float]:
-    """The metrics of the last training step that was logged."""
-    rows = [row for row in read_rows(path, 'metrics.jsonl') if 'loss' in row]
-    return {name: rows[-1][name] for name in _OF_THE_LOSS if rows and name in rows[-1]}

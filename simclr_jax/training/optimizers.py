@@ -57,7 +57,7 @@ def make_optimizer(
             overrides both `weight_decay` and the exclusion from it.
         exclude: path regexes; they may match nothing.
         frozen: path regexes of parameters that stay as they are, whatever their gradient and decay.
-        leaves: how norms are taken, see norms.py.
+        leaves: how norms are taken, see leaves.py.
 
     Raises:
         ValueError: an unknown name; at `init`, a group or a frozen pattern that matches no parameter.
@@ -85,16 +85,8 @@ def make_optimizer(
                          f'takes {", ".join(optimizers)}.')
     if not frozen:
         return optimizers[name]
-    return lambda learning_rate: optax.chain(optimizers[name](learning_rate), _freeze(frozen))
-
-
-def _freeze(patterns):
-    """No update for the parameters whose path matches."""
-
-    def mask(params):
-        return _matched('optimizer.frozen', patterns, params)
-
-    return optax.masked(optax.set_to_zero(), mask)
+    freeze = optax.masked(optax.set_to_zero(), functools.partial(_matched, 'optimizer.frozen', frozen))
+    return lambda learning_rate: optax.chain(optimizers[name](learning_rate), freeze)
 
 
 def _matched(field, patterns, params):

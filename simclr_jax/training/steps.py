@@ -47,7 +47,7 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
         seed: with the state's step, it gives the key of whatever the method draws.
         prepare: (batch, step) -> the batch that the method sees, see data/batches.py.
         update_metrics: (params, gradients) -> more metrics, float32.
-        leaves: how the gradients and their norm are gone over, see norms.py.
+        leaves: how the gradients and their norm are gone over, see leaves.py.
 
     Returns:
         A function whose metrics (float32 scalars, but for those of `update_metrics`) are `loss` (what is

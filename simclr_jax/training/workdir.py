@@ -6,7 +6,7 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -109,12 +109,8 @@ def check_config(workdir: Workdir, config: Mapping[str, Any], ignore: tuple[str,
     if has(workdir, 'data.json'):
         ignore += 'data.source',
 
-    def compared(nested):
-        return {name: value for name, value in flatten(json.loads(json.dumps(nested))).items()    # as read back
-                if not any(f'{name}.'.startswith(f'{prefix}.') for prefix in ignore)}
-
-    now, then = compared(config), compared(load_config(workdir))
-    added = {name: value for name, value in compared(base_config().to_dict()).items() if name in now}
+    now, then = compared(config, ignore), compared(load_config(workdir), ignore)
+    added = {name: value for name, value in compared(base_config().to_dict(), ignore).items() if name in now}
     then = added | then
     if 'none' in (then.get('predictor.mode'), now.get('predictor.mode')):      # then nothing is built from the rest
         then, now = ({name: value for name, value in fields.items() if not name.startswith('predictor.')
@@ -124,6 +120,12 @@ def check_config(workdir: Workdir, config: Mapping[str, Any], ignore: tuple[str,
         lines = ''.join(f'\n  {line}' for line in found) + '\n' if len(found) > 1 else f' {found[0]}. '
         raise ValueError(f'{workdir} was made with another config:{lines}'
                          'Give another --workdir, or set these fields back.')
+
+
+def compared(config: Mapping[str, Any], ignore: Iterable[str]) -> dict[str, Any]:
+    """{dotted name: value} of a config as it is read back, without those of `ignore` and all below them."""
+    return {name: value for name, value in flatten(json.loads(json.dumps(config))).items()
+            if not any(f'{name}.'.startswith(f'{prefix}.') for prefix in ignore)}
 
 
 def check_data(workdir: Workdir, data: Any) -> None:
