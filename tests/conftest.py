@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, set before jax is imported; the command as users run it."""
 
+import contextlib
 import gc
 import importlib.metadata
 import os
@@ -92,16 +93,27 @@ def run_main(command):
     return run
 
 
-@pytest.fixture(scope='module')
-def one_device():
-    """What pretrain() and the tasks do in this process, they do on one device: it compiles a third faster."""
-    import jax
+@pytest.fixture(scope='session')
+def on_one_device():
+    """A context: what pretrain() and the tasks do in this process, they do on one device: in half the time."""
+    @contextlib.contextmanager
+    def context():
+        import jax
 
-    from simclr_jax.runtime import sharding
-    make_mesh = sharding.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, 'make_mesh', lambda devices=None: make_mesh(jax.devices()[:1]))
-        patch.setattr(jax, 'device_count', lambda: 1)
+        from simclr_jax.runtime import sharding
+        make_mesh = sharding.make_mesh
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sharding, 'make_mesh', lambda devices=None: make_mesh(jax.devices()[:1]))
+            patch.setattr(jax, 'device_count', lambda: 1)
+            yield
+
+    return context
+
+
+@pytest.fixture(scope='module')
+def one_device(on_one_device):
+    """All of a file `on_one_device`, what does not need several."""
+    with on_one_device():
         yield
 
 
