@@ -4,7 +4,8 @@
    padding into a buffer that fits a cache; there, what one row of the kernel sees from a pixel lies side by
    side, KW * C floats. So a convolution is KH products of a gathered matrix, without the copies of im2col.
    The gradient in the input is the same loop over the output's gradient: stride * stride of them, one for
-   each phase of the pixels. 3x3 kernels of stride 1 with many channels go by _winograd.h. Sums run in an order that depends on the shapes alone, never on the threads. */
+   each phase of the pixels. 3x3 kernels of stride 1 with many channels go by _winograd.h. Sums run in an order that
+   depends on the shapes alone, never on the threads. */
 
 #include <algorithm>
 #include <cstdint>
@@ -16,9 +17,16 @@
 namespace {
 
 constexpr int64_t kBlockPixels = 512;           // of a block of the gathered product
-constexpr int64_t kGradientFloats = 8192;       // of the output's gradient in a block: they stay in L1
+constexpr int64_t kPointPixels = 100;           // of one with a 1x1 kernel: what it writes stays in L2
 constexpr int64_t kWeightBytes = 256 << 10;     // of weights that one pass over a block's pixels uses
-constexpr int64_t kTasks = 8;                   // into which the images of a kernel's gradient are split
+// Of a kernel's gradient:
+constexpr int64_t kGradientFloats = 8192;       // of a block of features in a block of pixels: they stay in L1
+constexpr int64_t kPixels = 200;                // of such a block, at most: one map of 14x14
+constexpr int64_t kChunk = 144;                 // floats of a row that are packed together: a multiple of all tile_rows
+constexpr int64_t kLeastFeatures = 64, kMostFeatures = 256;     // that read the same packed or transformed pixels
+
+int64_t divided_up(int64_t size, int64_t by) { return (size + by - 1) / by; }
+int64_t round_up(int64_t size, int64_t to) { return divided_up(size, to) * to; }
 
 /* How `features` are cut into `count` blocks of `q` vectors; the last one may be partly empty. */
 struct Cut {
@@ -44,6 +52,10 @@ struct Product {
   int64_t first_task, bands, groups;
 };
 
+int64_t block_pixels(const Phase &p) {
+  return p.kernel_height * p.kernel_width == 1 ? kPointPixels : kBlockPixels;
+}
+
 void pack(const Product &product, const Cut &cut, int64_t block, float *to) {
   const Phase &p = product.phase;
   const int64_t used = cut.used(block);
@@ -62,7 +74,7 @@ void multiply(const Product &product, const Cut &cut, int64_t task, const float 
               float *destination) {
   const Phase &p = product.phase;
   thread_local Block block;
-  const int64_t rows = p.block_rows(kBlockPixels), images = p.block_images(kBlockPixels);
+  const int64_t rows = p.block_rows(block_pixels(p)), images = p.block_images(block_pixels(p));
   const int64_t row = task % product.bands * rows, image = task / product.bands * images;
   load_block(p, source, image, std::min(images, p.images - image), row, std::min(rows, p.rows - row), false,
              block);
@@ -103,7 +115,7 @@ void multiply_winograd(ffi::ThreadPool &pool, const Product &product, const floa
   parallel_for(pool, (tiles + kTiles - 1) / kTiles, [&](int64_t task) {
     const int64_t first = task * kTiles, count = std::min(kTiles, tiles - first);
     float *pixels = scratch(2, kProducts * kTiles * p.channels), *products = scratch(3, kProducts * kTiles * cut.lanes);
-    transform_source(p, source, first, count, pixels);
+    transform_source(p, source, first, count, 0, p.channels, pixels);
     thread_local Block block;
     use_tiles(count, p.channels, cut.lanes, block);
     for (int64_t b = 0; b < cut.count; b++) {
@@ -130,7 +142,7 @@ void multiply_all(ffi::ThreadPool &pool, std::vector<Product> &products, const f
     const Phase &p = product.phase;
     product.packed = size;
     size += cut.count * p.kernel_height * p.run() * cut.lanes;
-    const int64_t rows = p.block_rows(kBlockPixels), images = p.block_images(kBlockPixels);
+    const int64_t rows = p.block_rows(block_pixels(p)), images = p.block_images(block_pixels(p));
     product.bands = (p.rows + std::max<int64_t>(rows, 1) - 1) / std::max<int64_t>(rows, 1);
     product.groups = (p.images + images - 1) / images;
     product.first_task = tasks;
@@ -183,8 +195,8 @@ struct AxisPhase {
   }
 };
 
-ffi::Error input_gradient(ffi::ThreadPool pool, Array gradient, Array kernel, ffi::Result<Array> x, int64_t stride, int64_t top,
-                          int64_t left) {
+ffi::Error input_gradient(ffi::ThreadPool pool, Array gradient, Array kernel, ffi::Result<Array> x, int64_t stride,
+                          int64_t top, int64_t left) {
   const auto k = kernel.dimensions(), g = gradient.dimensions(), s = x->dimensions();
   if (!x->element_count()) return ffi::Error::Success();
   const int64_t c = k[2], d = k[3];
@@ -205,67 +217,114 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Array gradient, Array kernel, ff
   return ffi::Error::Success();
 }
 
-/* Adds the images [first, last) of a kernel's gradient: rows [t0, t1) of the kernel, one block of features. */
-void kernel_gradient_task(const Phase &p, const Cut &cut, int64_t block, int64_t t0, int64_t t1, int64_t first,
-                          int64_t last, const float *x, const float *gradient, float *to) {
-  const int64_t tile = loops()->tile_rows(cut.q), padded = (p.run() + tile - 1) / tile * tile;
-  const int64_t used = cut.used(block), size = (t1 - t0) * padded * cut.lanes;
-  float *sums = scratch(2, size);
-  std::fill_n(sums, size, 0.0f);
-  thread_local Block pixels;
-  const int64_t most = kGradientFloats / cut.lanes, rows = p.block_rows(most), images = p.block_images(most);
-  const bool is_dense = used == p.features && used == cut.lanes;
-  for (int64_t n = first; n < last; n += images)
-    for (int64_t row = 0; row < p.rows; row += rows) {
-      load_block(p, x, n, std::min(images, last - n), row, std::min(rows, p.rows - row),
-                 padded > p.run(), pixels);
-      const int64_t count = pixels.destination_offsets.size();
-      if (is_dense) {
-        loops()->outer(cut.q, p, pixels, t0, t1, gradient + pixels.destination_offsets[0], sums);
-        continue;
-      }
-      float *dense = scratch(3, count * cut.lanes);
-      for (int64_t i = 0; i < count; i++) {
-        std::memcpy(dense + i * cut.lanes, gradient + pixels.destination_offsets[i] + block * cut.lanes,
-                    used * sizeof(float));
-        std::fill_n(dense + i * cut.lanes + used, cut.lanes - used, 0.0f);
-      }
-      loops()->outer(cut.q, p, pixels, t0, t1, dense, sums);
+/* What one task makes of a kernel's gradient: sums over the images [first, last), of rows [t0, t1) of the kernel, of
+   floats [r0, r1) of what each row sees of a pixel, and of blocks [b0, b1) of features. */
+struct Share {
+  int64_t first, last, t0, t1, r0, r1, b0, b1;
+  int64_t rows() const { return t1 - t0; }
+  int64_t run() const { return r1 - r0; }
+  int64_t blocks() const { return b1 - b0; }
+};
+
+/* The share's features of the output's gradient at some pixels as [block][pixel][lanes]; zeros follow the last one. */
+const float *gather_gradient(const Block &pixels, const Cut &cut, const Share &share, const float *gradient) {
+  const int64_t count = pixels.destination_offsets.size(), size = count * cut.lanes;
+  float *gathered = scratch(3, share.blocks() * size);
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t b = share.b0; b < share.b1; b++) {
+      float *to = gathered + (b - share.b0) * size + i * cut.lanes;
+      std::memcpy(to, gradient + pixels.destination_offsets[i] + b * cut.lanes, cut.used(b) * sizeof(float));
+      std::fill_n(to + cut.used(b), cut.lanes - cut.used(b), 0.0f);
     }
-  for (int64_t t = t0; t < t1; t++)
-    for (int64_t r = 0; r < p.run(); r++)
-      std::memcpy(to + (t * p.run() + r) * p.features + block * cut.lanes,
-                  sums + ((t - t0) * padded + r) * cut.lanes, used * sizeof(float));
+  return gathered;
 }
 
-/* The same by Winograd's products, all rows of the kernel. */
-void winograd_gradient_task(const Phase &p, const Cut &cut, int64_t block, int64_t first, int64_t last, const float *x,
-                            const float *gradient, float *to) {
-  const int64_t tile = loops()->tile_rows(cut.q), padded = (p.channels + tile - 1) / tile * tile;
-  const int64_t size = padded * cut.lanes, used = cut.used(block);
-  float *sums = scratch(2, kProducts * size), *pixels = scratch(0, kProducts * kTiles * p.channels + kMargin),
-        *gradients = scratch(3, kProducts * kTiles * cut.lanes);
-  std::fill_n(sums, kProducts * size, 0.0f);
-  std::fill_n(gradients, kProducts * kTiles * cut.lanes, 0.0f);
-  thread_local Block rows;
-  Phase one = p;                // a product sees one pixel
-  one.kernel_width = 1;
-  for (int64_t start = first * tiles_of_image(p), end = last * tiles_of_image(p); start < end; start += kTiles) {
-    const int64_t count = std::min(kTiles, end - start);
-    transform_source(p, x, start, count, pixels);
-    for (int64_t i = 0; i < count; i++) {
-      const float *from[2][2];
-      tile_pixels_of(p, start + i, gradient + block * cut.lanes, from);
-      transform_gradient(from, used, gradients + i * cut.lanes, kTiles * cut.lanes);
+/* Of one block of features: the pixels are read where they lie. */
+void add_narrow(const Phase &p, const Cut &cut, const Share &share, Block &pixels, const float *gradient,
+                float *sums) {
+  const float *dense = p.features == cut.lanes ? gradient + pixels.destination_offsets[0]
+                                               : gather_gradient(pixels, cut, share, gradient);
+  pixels.source += share.t0 * pixels.row_stride;
+  loops()->outer(cut.q, pixels, share.rows(), share.run(), loops()->tile_rows(cut.q), dense, sums);
+}
+
+/* Of many blocks: what they all read is packed first, kChunk floats of a row at a time, to stay in L2. Where it lies,
+   pixels are a power of two apart, for the most part, and would share a few lines of L1. */
+void add_wide(const Cut &cut, const Share &share, const Block &pixels, const float *gradient, float *sums) {
+  const int64_t tile = loops()->tile_rows(cut.q), count = pixels.source_offsets.size();
+  const int64_t padded = round_up(share.run(), tile), size = share.rows() * padded * cut.lanes;
+  const float *gathered = gather_gradient(pixels, cut, share, gradient);
+  thread_local Block tiles;
+  tiles.source_offsets.resize(count);
+  for (int64_t i = 0; i < count; i++) tiles.source_offsets[i] = i * tile;
+  for (int64_t t = 0; t < share.rows(); t++)
+    for (int64_t r = 0; r < share.run(); r += kChunk) {
+      const int64_t run = std::min(kChunk, share.run() - r);
+      float *packed = scratch(1, round_up(run, tile) * count);
+      loops()->pack(cut.q, pixels, (share.t0 + t) * pixels.row_stride + share.r0 + r, run, packed);
+      tiles.source = packed;
+      for (int64_t b = 0; b < share.blocks(); b++)
+        loops()->outer(cut.q, tiles, 1, run, tile * count, gathered + b * count * cut.lanes,
+                       sums + b * size + (t * padded + r) * cut.lanes);
     }
-    use_tiles(count, p.channels, 0, rows);
+}
+
+void kernel_gradient_task(const Phase &p, const Cut &cut, const Share &share, const float *x, const float *gradient,
+                          float *to) {
+  const bool is_wide = cut.count > 1;
+  const int64_t padded = round_up(share.run(), loops()->tile_rows(cut.q)), size = share.rows() * padded * cut.lanes;
+  float *sums = scratch(2, share.blocks() * size);
+  std::fill_n(sums, share.blocks() * size, 0.0f);
+  thread_local Block pixels;
+  const int64_t fitting = kGradientFloats / cut.lanes, most = is_wide ? std::min(kPixels, fitting) : fitting;
+  const int64_t rows = p.block_rows(most), images = p.block_images(most);
+  for (int64_t n = share.first; n < share.last; n += images)
+    for (int64_t row = 0; row < p.rows; row += rows) {
+      load_block(p, x, n, std::min(images, share.last - n), row, std::min(rows, p.rows - row),
+                 !is_wide && padded > share.run(), pixels);
+      if (is_wide) add_wide(cut, share, pixels, gradient, sums);
+      else add_narrow(p, cut, share, pixels, gradient, sums);
+    }
+  for (int64_t b = 0; b < share.blocks(); b++)
+    for (int64_t t = 0; t < share.rows(); t++)
+      for (int64_t r = 0; r < share.run(); r++)
+        std::memcpy(to + ((share.t0 + t) * p.run() + share.r0 + r) * p.features + (share.b0 + b) * cut.lanes,
+                    sums + b * size + (t * padded + r) * cut.lanes, cut.used(share.b0 + b) * sizeof(float));
+}
+
+/* The same by Winograd's products, all rows of the kernel; [r0, r1) are channels. */
+void winograd_gradient_task(const Phase &p, const Cut &cut, const Share &share, const float *x, const float *gradient,
+                            float *to) {
+  const int64_t tile = loops()->tile_rows(cut.q), channels = share.run(), size = round_up(channels, tile) * cut.lanes;
+  float *sums = scratch(2, share.blocks() * kProducts * size),
+        *pixels = scratch(0, kProducts * kTiles * channels + kMargin),
+        *gradients = scratch(3, share.blocks() * kProducts * kTiles * cut.lanes);
+  std::fill_n(sums, share.blocks() * kProducts * size, 0.0f);
+  std::fill_n(gradients, share.blocks() * kProducts * kTiles * cut.lanes, 0.0f);
+  thread_local Block rows;
+  const int64_t end = share.last * tiles_of_image(p);
+  for (int64_t start = share.first * tiles_of_image(p); start < end; start += kTiles) {
+    const int64_t count = std::min(kTiles, end - start);
+    transform_source(p, x, start, count, share.r0, channels, pixels);
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t b = 0; b < share.blocks(); b++) {
+        const float *from[2][2];
+        tile_pixels_of(p, start + i, gradient + (share.b0 + b) * cut.lanes, from);
+        transform_gradient(from, cut.used(share.b0 + b), gradients + (b * kProducts * kTiles + i) * cut.lanes,
+                           kTiles * cut.lanes);
+      }
+    use_tiles(count, channels, 0, rows);
     for (int64_t k = 0; k < kProducts; k++) {
-      rows.source = pixels + k * kTiles * p.channels;
-      loops()->outer(cut.q, one, rows, 0, 1, gradients + k * kTiles * cut.lanes, sums + k * size);
+      rows.source = pixels + k * kTiles * channels;
+      for (int64_t b = 0; b < share.blocks(); b++)
+        loops()->outer(cut.q, rows, 1, channels, tile, gradients + (b * kProducts + k) * kTiles * cut.lanes,
+                       sums + (b * kProducts + k) * size);
     }
   }
-  for (int64_t c = 0; c < p.channels; c++)
-    transform_sums(sums + c * cut.lanes, size, used, to + c * p.features + block * cut.lanes, p.channels * p.features);
+  for (int64_t b = 0; b < share.blocks(); b++)
+    for (int64_t c = 0; c < channels; c++)
+      transform_sums(sums + b * kProducts * size + c * cut.lanes, size, cut.used(share.b0 + b),
+                     to + (share.r0 + c) * p.features + (share.b0 + b) * cut.lanes, p.channels * p.features);
 }
 
 /* partial [S, KH, KW, C, D]: of S parts of the images, for the caller to sum. */
@@ -275,14 +334,24 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array gradient, ffi::R
   const Phase p = forward_phase(x.dimensions(), gradient.dimensions(), k[1], k[2], stride, top, left);
   const Cut cut(k[4]);
   const bool by_winograd = is_winograd(p);
-  const int64_t parts = k[0], rows = by_winograd || cut.count * parts >= kTasks ? k[1] : 1, cuts = k[1] / rows;
-  parallel_for(pool, parts * cut.count * cuts, [&](int64_t task) {
-    const int64_t part = task / (cut.count * cuts), block = task / cuts % cut.count, t = task % cuts * rows;
-    const int64_t first = part * p.images / parts, last = (part + 1) * p.images / parts;
+  const int64_t parts = k[0], run = by_winograd ? p.channels : p.run();
+  // Tasks for all threads, if it can be cut so; the results do not depend on the cuts.
+  const int64_t tasks = pool.num_threads(), lanes = cut.lanes;
+  const int64_t features = by_winograd ? kLeastFeatures
+                                       : std::clamp(parts * cut.count * lanes / tasks, kLeastFeatures, kMostFeatures);
+  const int64_t blocks = std::max<int64_t>(features / lanes, 1), groups = divided_up(cut.count, blocks);
+  const int64_t wanted = divided_up(tasks, parts * groups), rows = by_winograd || wanted == 1 ? k[1] : 1;
+  const int64_t row_cuts = k[1] / rows, chunks = divided_up(divided_up(run, kChunk), divided_up(wanted, row_cuts));
+  const int64_t chunk = by_winograd ? kChunk : cut.count > 1 ? kChunk * chunks : run, run_cuts = divided_up(run, chunk);
+  parallel_for(pool, parts * groups * row_cuts * run_cuts, [&](int64_t task) {
+    const int64_t r = task % run_cuts, t = task / run_cuts % row_cuts, group = task / run_cuts / row_cuts % groups,
+                  part = task / run_cuts / row_cuts / groups;
+    const Share share = {part * p.images / parts, (part + 1) * p.images / parts, t * rows, (t + 1) * rows,
+                         r * chunk, std::min((r + 1) * chunk, run), group * blocks,
+                         std::min((group + 1) * blocks, cut.count)};
     float *to = partial->typed_data() + part * k[1] * k[2] * k[3] * k[4];
-    const float *images = x.typed_data(), *gradients = gradient.typed_data();
-    if (by_winograd) return winograd_gradient_task(p, cut, block, first, last, images, gradients, to);
-    kernel_gradient_task(p, cut, block, t, t + rows, first, last, images, gradients, to);
+    (by_winograd ? winograd_gradient_task : kernel_gradient_task)(p, cut, share, x.typed_data(),
+                                                                  gradient.typed_data(), to);
   });
   return ffi::Error::Success();
 }

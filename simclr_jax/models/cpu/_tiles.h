@@ -190,15 +190,32 @@ INLINE void outer_tile(const float *source, const int64_t *offsets, const float 
     for (int q = 0; q < Q; q++) *(Vec *)(sums + (r * Q + q) * V) = s[r][q];
 }
 
-/* Rows [t0, t1) of the kernel. */
+/* `rows` of the kernel, each of `run` floats; from one tile of a row to the next are `step` floats. */
 template <int V, int Q>
-INLINE void outer_block(const Phase &p, const Block &block, int64_t t0, int64_t t1, const float *gradient,
+INLINE void outer_block(const Block &block, int64_t rows, int64_t run, int64_t step, const float *gradient,
                         float *sums) {
   constexpr int R = tile_rows(V, Q);
-  for (int64_t t = t0; t < t1; t++)
-    for (int64_t r = 0; r < p.run(); r += R, sums += R * Q * V)
-      outer_tile<V, R, Q>(block.source + t * block.row_stride + r, block.source_offsets.data(), gradient,
-                          block.source_offsets.size(), sums);
+  for (int64_t t = 0; t < rows; t++) {
+    const float *from = block.source + t * block.row_stride;
+    for (int64_t r = 0; r < run; r += R, from += step, sums += R * Q * V)
+      outer_tile<V, R, Q>(from, block.source_offsets.data(), gradient, block.source_offsets.size(), sums);
+  }
+}
+
+/* What every pixel of a block sees from `start` on, a tile of all pixels after the other; zeros end the last tile. */
+template <int V, int Q>
+INLINE void pack_block(const Block &block, int64_t start, int64_t run, float *to) {
+  constexpr int R = tile_rows(V, Q);
+  const int64_t count = block.source_offsets.size();
+  for (int64_t i = 0; i < count; i++) {
+    const float *from = block.source + block.source_offsets[i] + start;
+    float *tile = to + i * R;
+    int64_t r = 0;
+    for (; r + R <= run; r += R, tile += count * R) std::memcpy(tile, from + r, R * sizeof(float));
+    if (r == run) continue;
+    std::fill_n(tile, R, 0.0f);
+    std::memcpy(tile, from + r, (run - r) * sizeof(float));
+  }
 }
 
 /* ---- the same loops for each processor --------------------------------------------------------------- */
@@ -208,7 +225,8 @@ struct Loops {
   int (*tile_rows)(int q);
   void (*multiply)(int q, const Block &, int64_t t0, int64_t rows, int64_t r0, int64_t run, const float *weights,
                    float *destination, int64_t lanes, bool is_first);
-  void (*outer)(int q, const Phase &, const Block &, int64_t t0, int64_t t1, const float *gradient, float *sums);
+  void (*outer)(int q, const Block &, int64_t rows, int64_t run, int64_t step, const float *gradient, float *sums);
+  void (*pack)(int q, const Block &, int64_t start, int64_t run, float *to);
 };
 
 #define LOOPS(NAME, TARGET, V, MOST)                                                                         \
@@ -219,16 +237,22 @@ struct Loops {
     if (q == 3 && MOST > 2) multiply_block<V, 3>(block, t0, rows, r0, run, weights, destination, lanes, is_first); \
     if (q == 4 && MOST > 2) multiply_block<V, 4>(block, t0, rows, r0, run, weights, destination, lanes, is_first); \
   }                                                                                                          \
-  TARGET void outer_##NAME(int q, const Phase &phase, const Block &block, int64_t t0, int64_t t1,            \
+  TARGET void outer_##NAME(int q, const Block &block, int64_t rows, int64_t run, int64_t step,               \
                            const float *gradient, float *sums) {                                             \
-    if (q == 1) outer_block<V, 1>(phase, block, t0, t1, gradient, sums);                                     \
-    if (q == 2) outer_block<V, 2>(phase, block, t0, t1, gradient, sums);                                     \
-    if (q == 3 && MOST > 2) outer_block<V, 3>(phase, block, t0, t1, gradient, sums);                         \
-    if (q == 4 && MOST > 2) outer_block<V, 4>(phase, block, t0, t1, gradient, sums);                         \
+    if (q == 1) outer_block<V, 1>(block, rows, run, step, gradient, sums);                                   \
+    if (q == 2) outer_block<V, 2>(block, rows, run, step, gradient, sums);                                   \
+    if (q == 3 && MOST > 2) outer_block<V, 3>(block, rows, run, step, gradient, sums);                       \
+    if (q == 4 && MOST > 2) outer_block<V, 4>(block, rows, run, step, gradient, sums);                       \
+  }                                                                                                          \
+  TARGET void pack_##NAME(int q, const Block &block, int64_t start, int64_t run, float *to) {                \
+    if (q == 1) pack_block<V, 1>(block, start, run, to);                                                     \
+    if (q == 2) pack_block<V, 2>(block, start, run, to);                                                     \
+    if (q == 3 && MOST > 2) pack_block<V, 3>(block, start, run, to);                                         \
+    if (q == 4 && MOST > 2) pack_block<V, 4>(block, start, run, to);                                         \
   }                                                                                                          \
   const Loops NAME = {V, MOST, [](int q) { return q == 1 ? tile_rows(V, 1) : q == 2 ? tile_rows(V, 2)        \
                                                 : q == 3 ? tile_rows(V, 3) : tile_rows(V, 4); },             \
-                      multiply_##NAME, outer_##NAME};
+                      multiply_##NAME, outer_##NAME, pack_##NAME};
 
 #if defined(__x86_64__)
 LOOPS(avx512, __attribute__((target("avx512f,avx512vl,avx2,fma"), flatten)), 16, 4)

@@ -117,10 +117,12 @@ VECTORIZED void transform_sums(const float *from, int64_t stride, int64_t c, flo
   }
 }
 
-/* The tiles [first, first + count) as to[16][kTiles][C]: what `transform_pixels` makes of what they see. */
-void transform_source(const Phase &p, const float *source, int64_t first, int64_t count, float *to) {
+/* The tiles [first, first + count) as to[16][kTiles][channels]: what `transform_pixels` makes of the `channels` that
+   they see from `channel` on. */
+void transform_source(const Phase &p, const float *source, int64_t first, int64_t count, int64_t channel,
+                      int64_t channels, float *to) {
   thread_local std::vector<float> zeros;
-  if ((int64_t)zeros.size() < p.channels) zeros.assign(p.channels, 0.0f);
+  if ((int64_t)zeros.size() < channels) zeros.assign(channels, 0.0f);
   for (int64_t i = 0; i < count; i++) {
     const Tile tile(p, first + i);
     const float *pixels[4][4];
@@ -128,10 +130,10 @@ void transform_source(const Phase &p, const float *source, int64_t first, int64_
       for (int64_t k = 0; k < 4; k++) {
         const int64_t y = p.shift_row + tile.row + j, x = p.shift_column + tile.column + k;
         const bool is_inside = y >= 0 && y < p.source_height && x >= 0 && x < p.source_width;
-        pixels[j][k] = is_inside ? source + ((tile.image * p.source_height + y) * p.source_width + x) * p.channels
-                                 : zeros.data();
+        const int64_t pixel = (tile.image * p.source_height + y) * p.source_width + x;
+        pixels[j][k] = is_inside ? source + pixel * p.channels + channel : zeros.data();
       }
-    transform_pixels(pixels, p.channels, to + i * p.channels, kTiles * p.channels);
+    transform_pixels(pixels, channels, to + i * channels, kTiles * channels);
   }
 }
 
