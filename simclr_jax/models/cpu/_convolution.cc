@@ -17,7 +17,6 @@
 namespace {
 
 constexpr int64_t kBlockPixels = 512;           // of a block of the gathered product
-constexpr int64_t kPointPixels = 100;           // of one with a 1x1 kernel: what it writes stays in L2
 constexpr int64_t kWeightBytes = 256 << 10;     // of weights that one pass over a block's pixels uses
 // Of a kernel's gradient:
 constexpr int64_t kGradientFloats = 8192;       // of a block of features in a block of pixels: they stay in L1
@@ -52,10 +51,6 @@ struct Product {
   int64_t first_task, bands, groups;
 };
 
-int64_t block_pixels(const Phase &p) {
-  return p.kernel_height * p.kernel_width == 1 ? kPointPixels : kBlockPixels;
-}
-
 void pack(const Product &product, const Cut &cut, int64_t block, float *to) {
   const Phase &p = product.phase;
   const int64_t used = cut.used(block);
@@ -74,7 +69,7 @@ void multiply(const Product &product, const Cut &cut, int64_t task, const float 
               float *destination) {
   const Phase &p = product.phase;
   thread_local Block block;
-  const int64_t rows = p.block_rows(block_pixels(p)), images = p.block_images(block_pixels(p));
+  const int64_t rows = p.block_rows(kBlockPixels), images = p.block_images(kBlockPixels);
   const int64_t row = task % product.bands * rows, image = task / product.bands * images;
   load_block(p, source, image, std::min(images, p.images - image), row, std::min(rows, p.rows - row), false,
              block);
@@ -142,7 +137,7 @@ void multiply_all(ffi::ThreadPool &pool, std::vector<Product> &products, const f
     const Phase &p = product.phase;
     product.packed = size;
     size += cut.count * p.kernel_height * p.run() * cut.lanes;
-    const int64_t rows = p.block_rows(block_pixels(p)), images = p.block_images(block_pixels(p));
+    const int64_t rows = p.block_rows(kBlockPixels), images = p.block_images(kBlockPixels);
     product.bands = (p.rows + std::max<int64_t>(rows, 1) - 1) / std::max<int64_t>(rows, 1);
     product.groups = (p.images + images - 1) / images;
     product.first_task = tasks;
