@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from simclr_jax.models.cpu.loops import Operation, call, loop
+from simclr_jax.models.cpu.loops import Operation, call, keep, loop
 
 _PARTS = 16     # of the rows, each summed by one thread
 
@@ -112,8 +112,8 @@ def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Arr
     mean, mean_of_square = call(_Moments(own), x)
     # Rounding can leave the difference of a constant channel slightly below zero.
     var = jnp.maximum(mean_of_square - jnp.square(mean), 0.0)
-    y = add_and_rectify(affine(x, mean, var, scale, bias, epsilon), shortcut, rectify)
-    return y.astype(dtype), mean, var
+    y = add_and_rectify(affine(x, mean, var, scale, bias, epsilon), shortcut, rectify).astype(dtype)
+    return y if shortcut is None else keep(y), mean, var
 
 
 @normalize.defjvp
@@ -158,7 +158,7 @@ class _Derivative(Operation):
         x, mean, var, scale, bias, *y = arrays[len(group):]
         g, g_mean, g_var = cotangents
         if y:
-            g = jnp.where(y[0] > 0, g, 0)
+            g = keep(jnp.where(y[0] > 0, g, 0))
         is_rectified = self.rectify and not y           # still to be done
         count = x.size // mean.size
         inverse = jax.lax.rsqrt(var + self.epsilon)

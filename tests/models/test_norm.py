@@ -8,6 +8,7 @@ import pytest
 
 from simclr_jax.models.cpu import loops
 from simclr_jax.models.norm import BatchNorm
+from simclr_jax.models.resnet import Conv
 
 
 @pytest.fixture
@@ -226,3 +227,30 @@ def test_gradients_are_those_of_the_definition_in_float64(form, rectify, has_sho
         expected, expected_y = jax.grad(theirs, used, has_aux=True)(*map(jnp.float64, arguments))
     for one, other in zip([y, *gradients], [expected_y, *expected]):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 1))
+
+
+def test_what_a_step_reads_grows_in_proportion_to_the_blocks_of_a_stage(monkeypatch):
+    """On a CPU XLA would make the output of every block, and its gradient, anew from those of all blocks before it."""
+    if not loops.are_built():
+        pytest.skip('the compiled loops were not built, or are not for this processor')
+    monkeypatch.setattr(jax, 'device_count', lambda: 1)
+
+    class Stage(nn.Module):
+        blocks: int
+
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(self.blocks):
+                y = Conv(16, 1)(x)
+                x = BatchNorm(use_running_average=False)(y, x, rectify=True)
+            return x.sum()
+
+    def bytes_read(blocks):
+        stage, x = Stage(blocks), jnp.ones((8, 16, 16, 16))
+        variables = stage.init(jax.random.key(0), x)
+        loss = lambda params: stage.apply({**variables, 'params': params}, x, mutable=['batch_stats'])[0]
+        compiled = jax.jit(jax.grad(loss)).lower(variables['params']).compile()
+        return compiled.cost_analysis()['bytes accessed']
+
+    two, four, six = map(bytes_read, (2, 4, 6))
+    assert six - four < 1.1 * (four - two)

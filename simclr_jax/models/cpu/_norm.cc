@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "_loops.h"
@@ -112,8 +113,15 @@ ffi::Error gradient_sums(ffi::ThreadPool pool, Matrix g, Matrix x, Vector mean, 
   return ffi::Error::Success();
 }
 
+/* x itself, in its own memory where XLA lets the result have it. */
+ffi::Error keep_array(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> kept) {
+  if (kept->untyped_data() != x.untyped_data()) std::memcpy(kept->untyped_data(), x.untyped_data(), x.size_bytes());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(keep, keep_array, ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(norm_moments, moments,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Ret<Parts>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(norm_gradient_sums, gradient_sums, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()

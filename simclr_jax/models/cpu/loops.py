@@ -11,6 +11,7 @@ operations do the work.
 """
 
 import ctypes
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -28,7 +29,7 @@ from simclr_jax.models.cpu import threefry
 SWITCH = 'SIMCLR_JAX_LOOPS'         # environment variable: 'off' for XLA's own everywhere
 _PREFIX = 'simclr_jax_loops_v2_'    # a new number with every change of results: compiled programs are kept
 _NAMES = ('convolution_forward', 'convolution_input_gradient', 'convolution_kernel_gradient', 'norm_moments',
-          'norm_gradient_sums', 'threefry')
+          'norm_gradient_sums', 'keep', 'threefry')
 
 
 def are_for(*arrays: jax.Array) -> bool:
@@ -43,10 +44,14 @@ def are_for(*arrays: jax.Array) -> bool:
             and jax.device_count() == 1 and are_built())
 
 
-def loop(name: str, shape: Sequence[int], **attributes) -> Callable[..., jax.Array]:
-    """arrays -> one float32 array of `shape`: a function of the compiled files, by its C name."""
+def loop(name: str, shape: Sequence[int], *, in_place: bool = False, **attributes) -> Callable[..., jax.Array]:
+    """arrays -> one float32 array of `shape`: a function of the compiled files, by its C name.
+
+    in_place: the result may have the memory of the first array.
+    """
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
-    call = jax.ffi.ffi_call(_PREFIX + name, result, vmap_method='sequential')
+    call = jax.ffi.ffi_call(_PREFIX + name, result, vmap_method='sequential',
+                            input_output_aliases={0: 0} if in_place else None)
     return functools.partial(call, **attributes)
 
 
@@ -187,3 +192,25 @@ batching.primitive_batchers[_primitive] = _batch
 mlir.register_lowering(_primitive, mlir.lower_fun(
     lambda *arrays, operation, plain: operation.plain(*arrays), multiple_results=True))
 mlir.register_lowering(_primitive, _lower_on_cpu, platform='cpu')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept(Operation):
+    linear = ((0,),)
+
+    def plain(self, x):
+        return (x,)
+
+    def compiled(self, x):
+        return (loop('keep', x.shape, in_place=True)(x),)
+
+    def transpose(self, group, cotangents, arrays):
+        return call(self, *cotangents)
+
+
+def keep(x: jax.Array) -> jax.Array:
+    """x, and its cotangent, in memory.
+
+    XLA on a CPU makes the sum that ends a block anew wherever it is read, from those of all blocks before it.
+    """
+    return call(_Kept(), x)[0]
