@@ -54,8 +54,9 @@ def new_classifier(seed: int, width: int, num_classes: int) -> dict[str, jax.Arr
 def optimizer_of(settings: ConfigDict) -> Optimizer:
     """That of a task's block. The classifier of the official code is called head_supervised, which LARS leaves out."""
     name = settings.get('optimizer', 'sgd')
+    exclude = ('(^|/)classifier/',) if name == 'lars' else ()
     return make_optimizer(name, momentum=settings.momentum, nesterov=settings.nesterov,
-                          weight_decay=settings.weight_decay, exclude=('(^|/)classifier/',) * (name == 'lars'))
+                          weight_decay=settings.weight_decay, exclude=exclude)
 
 
 def share_of_labels(source: Source, share: float, seed: int) -> Source:
