@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from simclr_jax.models.cpu.loops import keep
+
 WINDOW, STRIDE = 3, 2
 
 
@@ -25,7 +27,7 @@ def max_pool(x: jax.Array, padding: str | tuple[tuple[int, int], tuple[int, int]
     if isinstance(padding, str):
         rows, columns = lax.padtype_to_pads(x.shape[1:3], (WINDOW,) * 2, (STRIDE,) * 2, padding)
         padding = rows, columns
-    return _pool(x, tuple(map(tuple, padding)))
+    return _pool(keep(x), tuple(map(tuple, padding)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
