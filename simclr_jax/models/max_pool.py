@@ -27,6 +27,7 @@ def max_pool(x: jax.Array, padding: str | tuple[tuple[int, int], tuple[int, int]
     if isinstance(padding, str):
         rows, columns = lax.padtype_to_pads(x.shape[1:3], (WINDOW,) * 2, (STRIDE,) * 2, padding)
         padding = rows, columns
+    # Kept: on a CPU the nine gradients would be added anew for each that reads their sum.
     return _pool(keep(x), tuple(map(tuple, padding)))
 
 
