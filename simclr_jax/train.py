@@ -28,6 +28,7 @@ from simclr_jax.evaluate.evaluators import (
     HeldOutKnn,
     Run,
     StepEncoder,
+    joined,
     make_evaluators,
     split_by_schedule,
 )
@@ -36,7 +37,7 @@ from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.init_from import start_from
 from simclr_jax.evaluate.introduction import faster_input, finished, introduction, skipped_files
 from simclr_jax.inspect import profile
-from simclr_jax.methods import make_method
+from simclr_jax.methods import describe_method, make_method
 from simclr_jax.models.building import auto_dtype, describe_encoder, make_network
 from simclr_jax.models.network import Network
 from simclr_jax.runlog.late import LateLog
@@ -132,6 +133,8 @@ def load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vie
         if source is None and not config.data.source:
             config.data.source = kept['data']['source']
         config = few_images.as_begun(config, kept)
+        if method is not None and list(kept['method']) == ['name']:         # begun before its arguments were kept
+            config.method = ConfigDict({'name': config.method.name})
         notes += filter(None, [workdirs.leave_crops_as_begun(config, kept)])
     if config.encoder.dtype == 'auto':
         dtype = kept.get('encoder', {}).get('dtype', 'auto')
@@ -258,9 +261,9 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
                 at(step + 0.1, f'the breakdown of step {step:,}', _SLOW)
                 with log.pause():
                     log.add(profiler.report(lambda: train_step.lower(state, batch).compile().as_text()))
-            for evaluator, every_steps in of_rows:
-                if log.due(step) and (step % every_steps == 0 or step == num_steps):
-                    metrics |= evaluator(encode_state(state, batch), step)
+            for evaluator in of_rows:
+                if log.due(step) and (step % evaluator.every_steps < config.log.every_steps or step == num_steps):
+                    metrics = joined(metrics, evaluator, encode_state(state, batch), step)
             log(step, metrics)
             interrupted, found = interruption.arrived(step), {}
             called = [evaluator for evaluator, every_epochs in of_epochs if due(step, every_epochs) and not interrupted]
@@ -269,7 +272,7 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
                 with writer.pause(), jax.transfer_guard('allow'):
                     for evaluator in called:
                         at(step + 0.25, f'the evaluation after step {step:,}', _SLOW)
-                        found |= evaluator(encode_state(state, batch), step)
+                        found = joined(found, evaluator, encode_state(state, batch), step)
                 writer.write(step, found)
                 log.restart(step)
             if 'knn_accuracy' in found or interrupted or due(step, config.checkpoint.every_epochs):
@@ -347,7 +350,7 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
         if source is not None:
             config.data.source = names.importable_name(source) if loading.makes(source) else ''
         if method is not None:
-            config.method = ConfigDict({'name': names.importable_name(getattr(method, 'func', method))})
+            config.method = ConfigDict(describe_method(method))
         if views is not None:
             for name, view in zip(('view1', 'view2'), views):
                 config.augment[name] = ConfigDict(
@@ -364,7 +367,8 @@ def make_inputs(config: ConfigDict, source: Source | None = None, *, form: str =
                 views: tuple[View, View] | None = None) -> Inputs:
     """How the batches of a run are made: without a source those of files, with a form those of views made elsewhere."""
     view1, view2 = views or views_of(config.augment)
-    small, channels = None if form else small_views_of(config.augment), len(config.augment.mean)
+    small = None if form else small_views_of(config.augment, extra=view1.extra)
+    channels = len(config.augment.mean)
     if channels != 3:
         view1, view2 = view1.without_rgb(), view2.without_rgb()
         small = small and dataclasses.replace(small, view=small.view.without_rgb())

@@ -1,8 +1,10 @@
 """Sources that a user brings: lists, torch and Hugging Face data sets, grain's, all by length and items."""
 
+import contextlib
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -29,8 +31,8 @@ _WANTED = ("{'image': ..., 'label': int (optional)} or (image, label), the image
 _AT_ONCE = 256      # items that threads read for their labels
 
 
-def as_source(anything: Any, split: str = 'train', *, name: str = '',
-              arguments: Mapping[str, Any] | None = None, rules: Rules = DEFAULT) -> Source:
+def as_source(anything: Any, split: str = 'train', *, name: str = '', arguments: Mapping[str, Any] | None = None,
+              rules: Rules = DEFAULT, one_at_a_time: bool = False) -> Source:
     """What a user brings, as a source.
 
     Args:
@@ -45,6 +47,7 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
         split: which is asked for; 'train[:80%]' takes a part (see `source.take_split`).
         name: for messages; '' takes that of the type.
         rules: by which pixels become uint8.
+        one_at_a_time: for items that several threads must not read at once.
 
     Raises:
         ValueError: it has no items of this kind: which one, what it holds and what is wanted.
@@ -64,14 +67,15 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '',
     if isinstance(anything, Streamed | str | bytes) or not isinstance(anything, RandomAccess):
         raise ValueError(f"'{name}' is a {type(anything).__name__}, which is not a source of images: give "
                          f'something with len(source) and source[i] -> {_WANTED}.')
-    return take_split(ItemSource(anything, whole, name=name, rules=rules), split)
+    return take_split(ItemSource(anything, whole, name=name, rules=rules, one_at_a_time=one_at_a_time), split)
 
 
 class ItemSource(Source):
     """The items of a data set of the user's own, read when they are asked for."""
 
-    def __init__(self, items: RandomAccess, split: str, *, name: str, rules: Rules):
+    def __init__(self, items: RandomAccess, split: str, *, name: str, rules: Rules, one_at_a_time: bool = False):
         super().__init__(name, split, len(items), None)
+        self._turn = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self.rules, self._items, self._keys = rules, items, ('image', 'label')
         labels = getattr(items, 'labels', getattr(items, 'targets', None))          # the latter are torchvision's
         class_names = getattr(items, 'class_names', getattr(items, 'classes', None))
@@ -124,7 +128,8 @@ class ItemSource(Source):
     def _split(self, index: int) -> tuple[Any, Any]:
         """(image, label or None) of an item, as they are."""
         try:
-            item = self._items[index]
+            with self._turn:
+                item = self._items[index]
         except OSError:     # an image that cannot be read: it is skipped
             raise
         except Exception as error:

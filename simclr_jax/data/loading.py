@@ -37,7 +37,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
                 decode_once: bool = False, cache_dir: str = '', builds_cache: bool = True,
                 max_bad_share: float = Source.max_bad_share, is_lead: bool = True,
                 arguments: Mapping[str, Any] | None = None, rules: Rules = OF_A_SAMPLE,
-                folders: str = 'auto', reading: int = READING, source: Any = None,
+                folders: str = 'auto', reading: int = READING, num_threads: int = 0, source: Any = None,
                 share: Share | None = None, list_folder: Callable[[str], folder.Listing] = folder.Listing) -> Source:
     """One split of a data source, ready to be read by `pipeline`.
 
@@ -61,6 +61,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         folders: see `folder.FolderSource`.
         reading: 1 cuts slices of folders and arrays from sorted files, and takes labels of arrays as class
         numbers. source: what `as_source` takes, in the place of `name`.
+        num_threads: 1 reads the items of a user's own source one at a time.
         share: of this process, where several load the same split at the same time: each then lists and reads
             its part of a folder, and they exchange what they found.
         list_folder: a function of the path of a folder.
@@ -97,7 +98,7 @@ def load_source(name: str, split: str, *, data_dir: str | None = None, download:
         if kind == 'hf':
             source = containers.hugging_face(path, cache_dir=data_dir or None, download=download)
         source = names.resolve(name, 'data.source') if source is None else source
-        found = as_source(source, split, name=name, arguments=arguments, rules=rules)
+        found = as_source(source, split, name=name, arguments=arguments, rules=rules, one_at_a_time=num_threads == 1)
     else:
         found = _tfds(name).load(name, split, data_dir=data_dir or None, download=download,
                                  in_memory_bytes=in_memory_bytes, rules=rules)
@@ -201,7 +202,8 @@ def options(data: Mapping[str, Any], *, image_size: int, is_lead: bool,
     return {'data_dir': storage.as_path(data['dir']), 'download': data['download'], 'cache': data['cache'],
             'cache_dir': data['cache_dir'], 'max_bad_share': data['max_bad_share'], 'image_size': image_size,
             'is_lead': is_lead, 'decode_once': True, 'arguments': dict(arguments),
-            'rules': _rules(how), 'folders': how['folders'], 'reading': how['reading']}
+            'rules': _rules(how), 'folders': how['folders'], 'reading': how['reading'],
+            'num_threads': data['num_threads']}
 
 
 def resumed(data: Mapping[str, Any], begun_with: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ An evaluator is called as `evaluator(encode, step)` and returns {name: scalar, o
 after the step and the `batch` of it. Attributes that an evaluator may have:
 
     every_epochs    how often it is called (0: only at the end); else eval.evaluators_every_epochs
-    every_steps     instead: its metrics go into the log's rows; arrays of the device are read there later
+    every_steps     instead: its metrics go into a row of the log, the first after every so many steps, and the last;
+                    arrays of the device are read there later
 """
 
 import inspect
@@ -34,9 +35,13 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class EveryStepsEvaluator(Evaluator, Protocol):
-    """One whose metrics go into the rows of the log."""
+    """One whose metrics go into rows of the log."""
 
-    every_steps: int
+    every_steps: int        # 1 or more
+
+
+class EveryRun:
+    """An evaluator that every run has."""
 
 
 class StepEncoder(NamedTuple):
@@ -62,7 +67,7 @@ class Run(NamedTuple):
     is_measurable: bool         # whether both splits have labels
 
 
-class HeldOutKnn:
+class HeldOutKnn(EveryRun):
     """`knn_accuracy` on held-out training images, what checkpoints are chosen by."""
 
     def __init__(self, run: Run):
@@ -73,7 +78,7 @@ class HeldOutKnn:
         return {'knn_accuracy': accuracy}
 
 
-class Health:
+class Health(EveryRun):
     """The health of the representation on the views of the step, which `prepare` makes (evaluate/health.py)."""
 
     def __init__(self, network: Network, prepare: Callable[[dict, jax.Array], dict], every_steps: int):
@@ -114,9 +119,24 @@ def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator
 
 
 def split_by_schedule(evaluators: Sequence[Evaluator], default_every_epochs: float
-                      ) -> tuple[list[tuple[EveryStepsEvaluator, int]], list[tuple[Evaluator, float]]]:
-    """([(evaluator of rows, every so many steps)], [(evaluator, every so many epochs)])."""
-    of_rows = [(each, each.every_steps) for each in evaluators if isinstance(each, EveryStepsEvaluator)]
+                      ) -> tuple[list[EveryStepsEvaluator], list[tuple[Evaluator, float]]]:
+    """(evaluators of rows, [(evaluator, every so many epochs)])."""
+    of_rows = [each for each in evaluators if isinstance(each, EveryStepsEvaluator)]
     of_epochs = [(each, getattr(each, 'every_epochs', default_every_epochs)) for each in evaluators
                  if not isinstance(each, EveryStepsEvaluator)]
     return of_rows, of_epochs
+
+
+def joined(metrics: Metrics, evaluator: Evaluator, encode: StepEncoder, step: int) -> dict[str, Any]:
+    """`metrics` and what the evaluator measures; of a name that both have, the run's own keeps it, and neither is lost.
+
+    So the names of `EveryRun` are the same for every method: an objective's 'alignment' then is
+    'objective/alignment', and that of a user's evaluator Mine is 'Mine/alignment'.
+    """
+    measured = evaluator(encode, step)
+    if isinstance(evaluator, EveryRun):
+        first, then, taken, source = measured, metrics, measured, 'objective'
+    else:
+        first, then, taken = metrics, measured, (*metrics, 'knn_accuracy', 'knn_floor')     # measured now, or not
+        source = getattr(evaluator, '__name__', type(evaluator).__name__)
+    return {**first, **{f'{source}/{name}' if name in taken else name: value for name, value in then.items()}}

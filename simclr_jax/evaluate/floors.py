@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from simclr_jax import storage
 from simclr_jax.evaluate.accuracies import frozen_accuracies, heldout_accuracy, num_labelled, of_large_set
-from simclr_jax.evaluate.evaluators import Metrics, Run, StepEncoder
+from simclr_jax.evaluate.evaluators import EveryRun, Metrics, Run, StepEncoder
 from simclr_jax.evaluate.features import Encode, raw_pixels
 from simclr_jax.evaluate.init_from import start_from
 from simclr_jax.evaluate.results import report_results
@@ -18,10 +18,11 @@ from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
 
 _HELDOUT = 'heldout_knn_accuracy'
-_SETTINGS = ('encoder', 'layer', 'crop_proportion', 'knn_k', 'knn_temperature', 'knn_max_images', 'linear_at_end')
+_SETTINGS = ('encoder', 'layer', 'crop_proportion', 'resize', 'antialias', 'resize_to', 'knn_k', 'knn_temperature',
+             'knn_max_images', 'linear_at_end')
 
 
-class Floors:
+class Floors(EveryRun):
     """The floors of a run; as an evaluator `knn_floor`, beside the `knn_accuracy` of `HeldOutKnn`.
 
     Each is measured once. Those kept for other settings are forgotten.
@@ -41,12 +42,13 @@ class Floors:
             self._starts['init_from'] = lambda: start_from(init_state(), run.config)[0]
         assert run.test_source is not None
         self._sources = run.train_source, run.test_source
-        settings = {'eval': {name: run.config.eval[name] for name in _SETTINGS},
+        settings = {'eval': {name: run.config.eval.get(name) for name in _SETTINGS},
                     'data': [[source.name, source.split, source.fingerprint()] for source in self._sources]}
         self._settings = json.loads(json.dumps(settings))       # as it will be read back
         self._path, self._kept = os.path.join(run.workdir, 'floors.json'), {}
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):   # none, or cut short
             found = json.loads(storage.read_bytes(self._path))
+            found['settings']['eval'] = self._settings['eval'] | found['settings']['eval']      # of earlier versions
             self._kept = found['floors'] if found['settings'] == self._settings else {}
 
     def __call__(self, encode: StepEncoder | None, step: int) -> Metrics:

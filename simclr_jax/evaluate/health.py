@@ -123,11 +123,12 @@ class CollapseWatch:
         """The sentence to tell at `step`, '' for none; metrics that are missing are not judged."""
         low = [f'{part} {kind} {metrics[f"{part}_{kind}"]:.3g}' for part in ('feature', 'projection')
                for kind, limit in self._limits.items() if metrics.get(f'{part}_{kind}', limit) < limit]
+        parts = [f'{part}s' for part in ('feature', 'projection') if any(text.startswith(part) for text in low)]
         if bool(low) == self._collapsed:
             return ''
         self._collapsed = bool(low)
         if not low:
-            return f'Step {step:,}: the features vary again.'
-        return (f'Collapse at step {step:,}: the features are nearly the same for every image '
+            return f'Step {step:,}: features and projections vary again.'
+        return (f'Collapse at step {step:,}: the {" and ".join(parts)} are nearly the same for every image '
                 f'({", ".join(low)}). Lower the learning rate; with BYOL or MoCo check predictor, '
                 'momentum and BatchNorm.')

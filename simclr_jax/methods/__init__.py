@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
-from simclr_jax.config.names import HOW_TO_CHANGE_METHOD, is_path, resolve
+from simclr_jax.config.names import HOW_TO_CHANGE_METHOD, importable_name, is_path, resolve
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.byol import byol
 from simclr_jax.methods.instance_discrimination import instance_discrimination
@@ -15,6 +16,7 @@ from simclr_jax.methods.simsiam import simsiam
 
 _METHODS = {function.__name__: function for function in (
     barlow_twins, byol, instance_discrimination, moco, nnclr, simclr, simsiam, vicreg)}
+_OF_RUN = ('network', 'num_train_steps', 'num_examples', 'mesh')        # arguments that every run gives
 
 
 def make_method(name: str | Callable[..., Method], *, num_examples: int | None = None, **arguments) -> Method:
@@ -47,5 +49,17 @@ def make_method(name: str | Callable[..., Method], *, num_examples: int | None =
     return method
 
 
-__all__ = ['Aux', 'Method', 'barlow_twins', 'byol', 'instance_discrimination', 'make_method', 'moco', 'nnclr', 'simclr',
-           'simsiam', 'vicreg']
+def describe_method(build: Callable[..., Method]) -> dict[str, Any]:
+    """The config's block of a method that Python gives: its name, and its own arguments, as bound or by default.
+
+    One that is no value of JSON stands there by its name, '' where it has none.
+    """
+    own = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()
+           if parameter.default is not parameter.empty and name not in _OF_RUN}
+    return {'name': importable_name(getattr(build, 'func', build))} | {
+        name: value if isinstance(value, bool | int | float | str | tuple | list | None) else importable_name(value)
+        for name, value in own.items()}
+
+
+__all__ = ['Aux', 'Method', 'barlow_twins', 'byol', 'describe_method', 'instance_discrimination', 'make_method', 'moco',
+           'nnclr', 'simclr', 'simsiam', 'vicreg']

@@ -69,8 +69,11 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
             if of_probe:
                 updates = updates | _probe_updates(of_probe)
             params = optax.apply_updates(state.params, updates)
-            metrics = {'loss': loss, **aux.metrics, 'gradient_norm': leaves.norm(gradients), 'learning_rate': rate,
+            of_step = {'gradient_norm': leaves.norm(gradients), 'learning_rate': rate,
                        **update_metrics(state.params, gradients)}
+            for name in of_step.keys() & aux.metrics.keys():
+                raise ValueError(f"The method gives the metric '{name}', which every step has: give it another name.")
+            metrics = {'loss': loss, **aux.metrics, **of_step}
             state = TrainState(
                 step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,
                 method_state=method.after_update(state.method_state, params, aux, state.step))

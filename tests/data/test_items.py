@@ -1,11 +1,13 @@
 """The door for sources: what comes in as it is, its pixels and labels, and one sentence where it will not."""
 
 import io
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from simclr_jax.config import base_config
 from simclr_jax.data import loading, pipeline
 from simclr_jax.data.decode import EncodedImage
 from simclr_jax.data.source import RandomAccess, Source, Streamed
@@ -206,6 +208,26 @@ def test_an_item_that_raises_is_named_and_one_that_cannot_be_read_is_skipped(tmp
     next(pipeline.train_batches(source, seed=0, batch_size=6, form='crops', image_size=4, view1=VIEW,
                                 view2=VIEW))
     assert source.skipped == ['example 3']
+
+
+@pytest.mark.parametrize('num_threads', [0, 1])
+def test_with_one_thread_items_are_read_one_at_a_time(num_threads):
+    class Slow(list):
+        reading = most = 0
+
+        def __getitem__(self, index):
+            self.reading += 1
+            self.most = max(self.most, self.reading)
+            time.sleep(0.002)
+            self.reading -= 1
+            return super().__getitem__(index)
+
+    items = Slow({'image': image, 'label': 0} for image in np.tile(IMAGES, (8, 1, 1, 1)))
+    data = base_config().data
+    data.num_threads = num_threads
+    source, _ = loading.load_pair('', 'train', 'none', source=items,
+                                  **loading.options(data, image_size=4, is_lead=True))
+    assert source.uniform and (items.most == 1) == (num_threads == 1)
 
 
 def test_the_fingerprint_tells_what_is_in_it():

@@ -1,5 +1,7 @@
 """What a run says before any training: encoded once, kept in the workdir, not held on the devices."""
 
+import json
+
 import jax
 import pytest
 
@@ -62,3 +64,19 @@ def test_nothing_is_encoded_before_the_first_step_and_all_images_only_after_the_
     assert events == ['step', 'step', 'held out', 'all', 'all', 'all'] * 2 + ['all']         # the floors are kept
     assert results[0] == results[1] == results[2] and list(results[0]) == ['raw pixels', 'random', 'pretrained']
     assert capsys.readouterr().out.count('on 50 training images: the baseline of kNN') == 1
+
+
+def test_floors_measured_by_other_pixels_are_forgotten(tmp_path):
+    config, kept = small_config(), tmp_path / 'floors.json'
+    config.eval.linear_at_end = False
+    pretrain(config, str(tmp_path))
+    first = kept.read_text()
+    config.eval.update({'resize': 'bilinear', 'antialias': True})
+    pretrain(config, str(tmp_path))
+    assert kept.read_text() != first and '"bilinear"' in kept.read_text()
+    older = json.loads(kept.read_text())
+    for name in ('resize', 'antialias', 'resize_to'):           # earlier versions did not keep them
+        del older['settings']['eval'][name]
+    older['floors']['random']['knn_accuracy'] = 0.25
+    kept.write_text(json.dumps(older))
+    assert pretrain(config, str(tmp_path))['random'] == {'knn_accuracy': 0.25}
