@@ -32,6 +32,7 @@ from simclr_jax.evaluate.evaluators import (
     make_evaluators,
     split_by_schedule,
 )
+from simclr_jax.evaluate.final import final_accuracies
 from simclr_jax.evaluate.floors import Floors
 from simclr_jax.evaluate.health import CollapseWatch
 from simclr_jax.evaluate.init_from import start_from
@@ -206,8 +207,8 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
         state = _train(run, state, batches, train_step=train_step, encode_state=encode_state, num_steps=num_steps,
                        evaluators=evaluators, records=records, checkpointer=checkpointer, lock=lock)
         writer.note(*skipped_files(run))
-        results = floors.beside(functools.partial(encode, state.variables(config.eval.encoder)), writer,
-                                num_steps) if floors else {}
+        results = final_accuracies(run, functools.partial(encode, state.variables(config.eval.encoder)), floors, writer,
+                                   num_steps) if floors else {}
         writer.note(finished(run, num_steps))
         return results
 

@@ -4,17 +4,14 @@ import contextlib
 import functools
 import json
 import os
-import time
 from collections.abc import Callable
 
 from simclr_jax import storage
-from simclr_jax.evaluate.accuracies import frozen_accuracies, heldout_accuracy, num_labelled, of_large_set
+from simclr_jax.evaluate.accuracies import frozen_accuracies, heldout_accuracy, of_large_set
 from simclr_jax.evaluate.evaluators import EveryRun, Metrics, Run, StepEncoder
-from simclr_jax.evaluate.features import Encode, raw_pixels
+from simclr_jax.evaluate.features import raw_pixels
 from simclr_jax.evaluate.init_from import start_from
-from simclr_jax.evaluate.results import report_results
 from simclr_jax.runlog.progress import noting_length
-from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
 
 _HELDOUT = 'heldout_knn_accuracy'
@@ -82,21 +79,6 @@ class Floors(EveryRun):
         # Earlier versions kept the held-out accuracy here too.
         return {name: {key: value for key, value in accuracies.items() if key != _HELDOUT}
                 for name, accuracies in found.items()}
-
-    def beside(self, encode: Encode, writer: MetricWriter, num_steps: int) -> dict[str, dict[str, float]]:
-        """`of_results` and 'pretrained', those of the trained encoder, all written down."""
-        config, workdir, mesh, train_source, test_source, _ = self._run
-        assert test_source is not None
-        results, started = self.of_results(), time.time()
-        results['pretrained'] = frozen_accuracies(encode, train_source, test_source, config, mesh,
-                                                  linear=config.eval.linear_at_end)
-        num_test = num_labelled(test_source)
-        report_results(
-            writer, workdir, f'{test_source.name}, {test_source.split}: {num_test:,} images, step {num_steps:,}',
-            results, evaluation='frozen', num_test=num_test, num_train=num_labelled(train_source), pretrained=workdir,
-            step=num_steps, network=config.eval.encoder, data=test_source.name, train_split=train_source.split,
-            split=test_source.split, seconds=round(time.time() - started, 1), protocol=config.eval.to_dict())
-        return results
 
     def of_init_from(self) -> None:
         """Measures, before training, what starts from weights that may be others afterwards, or gone.

@@ -7,7 +7,7 @@ import pytest
 
 from simclr_jax.data.shapes import CLASS_NAMES, make_shapes
 from simclr_jax.data.source import ArraySource
-from simclr_jax.evaluate import floors
+from simclr_jax.evaluate import final, floors
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config
 
@@ -53,7 +53,8 @@ def test_nothing_is_encoded_before_the_first_step_and_all_images_only_after_the_
         return lambda *args, **rest: (events.append(event), function(*args, **rest))[1]
 
     monkeypatch.setattr(floors, 'heldout_accuracy', said('held out', floors.heldout_accuracy))
-    monkeypatch.setattr(floors, 'frozen_accuracies', said('all', floors.frozen_accuracies))
+    for module in (floors, final):
+        monkeypatch.setattr(module, 'frozen_accuracies', said('all', module.frozen_accuracies))
     trained = said('step', lambda encode, step: {})
     trained.every_steps = 1
     for most, workdir in ((0, 'all'), (50, 'some'), (50, 'some')):
