@@ -11,7 +11,7 @@ from PIL import Image
 
 from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.evaluate import floors, linear as linear_module
+from simclr_jax.evaluate import final, floors, linear as linear_module
 from simclr_jax.evaluate.linear import linear
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.train import pretrain
@@ -194,7 +194,8 @@ def measured_runs(tmp_path_factory):
             return {'knn_accuracy': 0.5}
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(floors, 'frozen_accuracies', accuracies)
+            for module in (floors, final):
+                patch.setattr(module, 'frozen_accuracies', accuracies)
             pretrain(small_config(**{'method.name': method, 'eval.encoder': encoder, 'log.every_steps': 1,
                                      'eval.linear_at_end': False}), str(workdir))
         runs[method] = str(workdir), seen
