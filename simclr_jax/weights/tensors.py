@@ -37,8 +37,7 @@ HEADER = 'simclr_jax'      # of the metadata
 _FORMATS = (1, 2)       # 2 has entries of _RESIZE
 _RESIZE = {'resize': 'bicubic', 'antialias': False, 'resize_to': 0}
 _MOST_LAYERS = 100     # of a head
-# A head has the encoder's where it has none of its own, as in models.building.make_network.
-_OF_OTHERS = {'name': str, 'arguments': dict}       # of an encoder of another make
+_OF_OTHERS = {'name': '', 'arguments': {}}       # of an encoder of another make
 _SHARED = ('norm_groups', 'norm_momentum', 'norm_epsilon', 'dtype')
 
 
@@ -61,12 +60,6 @@ def check_file(path: str | os.PathLike) -> pathlib.Path:
     if not status.st_size:
         raise ValueError(f'{path} is empty: name a file of weights.')
     return path
-
-
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The metadata in the header of a safetensors file; raises as `read_tensors`."""
-    with _open(check_file(path)) as file:
-        return dict(file.metadata() or {})
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -127,13 +120,16 @@ def to_header(imported: Imported, layout: str, **more: Any) -> str:
     Raises:
         ValueError: a field is unknown, of another type, or `card` is not made of JSON values.
     """
-    encoder = _checked('encoder', _whole(imported.encoder), ResNet, imported.source)
+    encoder = imported.encoder
+    if not is_resnet(encoder):      # whose other fields are a ResNet's
+        encoder = {name: encoder[name] for name in (*_OF_OTHERS, *_SHARED) if name in encoder}
+    encoder = _checked('encoder', encoder, imported.source)
+    # A head has the encoder's where it has none of its own, as in models.building.make_network.
     shared = {name: encoder[name] for name in _SHARED}
     resize = {name: getattr(imported, name) for name, default in _RESIZE.items()}
     if resize == _RESIZE:       # so that versions that know no other read it
         resize = {}
-    head = _checked('head', {**_defaults(ProjectionHead), **shared, **imported.head}, ProjectionHead,
-                    imported.source)
+    head = _checked('head', {**shared, **imported.head}, imported.source)
     try:
         return json.dumps({
             'format': 2 if resize else 1, 'layout': layout, **resize, 'encoder': encoder, 'head': head,
@@ -170,8 +166,8 @@ def from_header(text: str, file: str, *, layout: str) -> dict[str, Any]:
     for name, holds in checks.items():
         if not holds(header.get(name)):
             raise ValueError(f'{file}: its header has {name} = {header.get(name)!r}, which is not valid.')
-    for name, module in (('encoder', ResNet), ('head', ProjectionHead)):
-        _checked(name, header[name], module, file)
+    for name in ('encoder', 'head'):
+        _checked(name, header[name], file)
     num_layers = header['head'].get('num_layers', 0)
     if num_layers > _MOST_LAYERS:       # they would be built before they are compared
         raise ValueError(f'{file}: head.num_layers is {num_layers}, more than {_MOST_LAYERS}.')
@@ -184,37 +180,25 @@ def imported_fields(header: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in header.items() if name in names}
 
 
-def _defaults(module):
-    return {field.name: field.default for field in _fields(module) if field.default is not dataclasses.MISSING
-            } | {'dtype': 'float32'}
-
-
-def _whole(encoder):
-    """Every field of a ResNet; of an encoder of another make those that speak for it, and for the heads."""
-    if is_resnet(encoder):
-        return {**_defaults(ResNet), **encoder}
-    return {name: encoder.get(name, _defaults(ResNet).get(name)) for name in (*_OF_OTHERS, *_SHARED)}
-
-
-def _fields(module):
-    return [field for field in dataclasses.fields(module) if field.name not in ('parent', 'name')]
-
-
-def _checked(what: str, values: Mapping[str, Any], module: type, file: str) -> dict[str, Any]:
-    """The fields, each known and of its default's type."""
-    other = module is ResNet and not is_resnet(values)
-    known = {*_OF_OTHERS, *_SHARED} if other else {field.name for field in _fields(module)}
-    types = {'depth': int, **_OF_OTHERS}
-    types |= {name: type(default) for name, default in _defaults(module).items()}
+def _checked(what: str, values: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """All fields of the 'encoder' or the 'head': `values`, each known and of its default's type, and the defaults."""
+    module = ResNet if what == 'encoder' else ProjectionHead
+    defaults = {field.name: field.default for field in dataclasses.fields(module)
+                if field.name not in ('parent', 'name')} | {'dtype': 'float32'}
+    if module is ResNet and is_resnet(values):
+        defaults['depth'] = 0
+        if 'depth' not in values:
+            raise ValueError(f'{file}: encoder.depth is missing.')
+    elif module is ResNet:
+        defaults = _OF_OTHERS | {name: defaults[name] for name in _SHARED}
     for name, value in values.items():
-        if name not in known:
+        if name not in defaults:
             raise ValueError(f'{file}: {what}.{name} is unknown to this version of simclr_jax; it has '
-                             f'{", ".join(sorted(known))}.')
-        if not (type(value) is types[name] or types[name] is float and type(value) is int):
-            raise ValueError(f'{file}: {what}.{name} is {value!r} and should be {types[name].__name__}.')
-    if module is ResNet and not other and 'depth' not in values:
-        raise ValueError(f'{file}: encoder.depth is missing.')
-    return dict(values)
+                             f'{", ".join(sorted(defaults))}.')
+        kind = type(defaults[name])
+        if not (type(value) is kind or kind is float and type(value) is int):
+            raise ValueError(f'{file}: {what}.{name} is {value!r} and should be {kind.__name__}.')
+    return defaults | dict(values)
 
 
 def _number(value):
@@ -253,6 +237,7 @@ def read_flax(path: str | os.PathLike) -> Imported:
 def is_flax_file(path: str | os.PathLike) -> bool:
     """Whether `path` is a safetensors file that says it is of this layout."""
     try:
-        return read_json(read_metadata(path).get(HEADER, '{}'), str(path)).get('layout') == 'flax'
+        with _open(check_file(path)) as file:
+            return read_json((file.metadata() or {}).get(HEADER, '{}'), str(path)).get('layout') == 'flax'
     except (ValueError, OSError):
         return False

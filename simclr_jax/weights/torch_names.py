@@ -24,24 +24,35 @@ ViT and ConvNeXt, as in timm:
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 from simclr_jax.models.vit import SIZES, sincos_positions
-from simclr_jax.weights.tree import CLASSIFIER, counted, expected, fit, flat, is_resnet, kind_of, resnet_depth
+from simclr_jax.weights.naming import by_path, counted, resnet_fields, resnet_layers, tensor_names
+from simclr_jax.weights.tree import CLASSIFIER, expected, fit, flat, is_resnet, kind_of
 
-_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
-           'var': 'running_var'}
+_WEIGHTS = {'kernel': '.weight', 'bias': '.bias'}
+_NORMS = {'scale': '.weight', 'bias': '.bias', 'mean': '.running_mean', 'var': '.running_var'}
 _COUNTER = 'num_batches_tracked'
-_STEM = {'stem_conv': 'conv1', 'stem_norm': 'bn1', 'stem_conv1': 'conv1.0', 'stem_norm1': 'conv1.1',
-         'stem_conv2': 'conv1.3', 'stem_norm2': 'conv1.4', 'stem_conv3': 'conv1.6', 'stem_norm3': 'bn1'}
-_SELECTIVE = {'conv1': 'conv1.conv', 'norm1': 'conv1.bn', 'conv2/conv': 'conv2.paths.*.conv',
-              'conv2/norm': 'conv2.paths.*.bn', 'conv2/squeeze_conv': 'conv2.attn.fc_reduce',
+_STEM = {'stem_conv': 'conv1', 'stem_norm': 'bn1'}
+_DEEP_STEM = {'stem_conv1': 'conv1.0', 'stem_norm1': 'conv1.1', 'stem_conv2': 'conv1.3', 'stem_norm2': 'conv1.4',
+              'stem_conv3': 'conv1.6', 'stem_norm3': 'bn1'}
+_BLOCK = {'conv1': 'conv1', 'norm1': 'bn1', 'conv2': 'conv2', 'norm2': 'bn2', 'conv3': 'conv3', 'norm3': 'bn3'}
+_SELECTIVE = {'conv1': 'conv1.conv', 'norm1': 'conv1.bn', 'conv2/conv': 'conv2.paths.[01].conv',
+              'conv2/norm': 'conv2.paths.[01].bn', 'conv2/squeeze_conv': 'conv2.attn.fc_reduce',
               'conv2/squeeze_norm': 'conv2.attn.bn', 'conv2/mixing_conv': 'conv2.attn.fc_select',
-              'conv3': 'conv3.conv', 'norm3': 'conv3.bn'}     # * is 0 and 1, the two streams
+              'conv3': 'conv3.conv', 'norm3': 'conv3.bn'}     # [01] is 0 and 1, the two streams
+_SHORTCUTS = ({'shortcut_conv': 'downsample.0', 'shortcut_norm': 'downsample.1'},
+              {'shortcut_conv': 'downsample.1', 'shortcut_norm': 'downsample.2'})       # of ResNet-D
+# Of a ViT's and a ConvNeXt's layers: what is written there in place of what, one after the other.
+_TIMM = {'vit': {r'^blocks_': 'blocks.', r'\.(qkv|proj)$': r'.attn.\1', r'\.(fc[12])$': r'.mlp.\1',
+                 r'^patch_embed': 'patch_embed.proj'},
+         'convnext': {r'^stem_conv': 'stem.0', r'^stem_norm': 'stem.1', r'^norm': 'head.norm', r'^stages_': 'stages.',
+                      r'_downsample_norm': '.downsample.0', r'_downsample_conv': '.downsample.1',
+                      r'_blocks_': '.blocks.', r'\.(fc[12])$': r'.mlp.\1'}}
 _POSITIONS = 'pos_embed'
 CLASSIFIERS = {'vit': 'head', 'convnext': 'head.fc'}
 
@@ -63,7 +74,7 @@ def encoder_to_torch(encoder: Mapping[str, Any], variables: Mapping[str, Any],
     Returns:
         {name: float32 array, or the int64 zero of a num_batches_tracked}.
     """
-    arrays = _to_torch(_part(variables, 'encoder'), lambda layer: _encoder_layer(layer, encoder))
+    arrays = _to_torch(variables, 'encoder', encoder, {'mode': 'none'})
     if classifier is not None:
         weight, bias = _classifier(encoder)
         arrays |= {weight: _axes_there(classifier['kernel']), bias: np.asarray(classifier['bias'])}
@@ -81,9 +92,8 @@ def head_to_torch(head: Mapping[str, Any], variables: Mapping[str, Any]) -> dict
 
     The last norm has no offset here. Torch's has, and gets zeros.
     """
-    places = head_places(head)
-    arrays = _to_torch(_part(variables, 'head'), places.__getitem__)
-    for layer, place in places.items():
+    arrays = _to_torch(variables, 'head', {}, head)
+    for layer, place in head_places(head).items():
         if layer.startswith('norm') and f'{place}.bias' not in arrays:
             arrays[f'{place}.bias'] = np.zeros_like(arrays[f'{place}.weight'])
     return arrays
@@ -108,17 +118,14 @@ def encoder_fields(arrays: Mapping[str, np.ndarray], file: str) -> dict[str, Any
     if first is None or first.ndim != 4 or len(first) < 2 or not known:
         raise ValueError(f'{file} is not a ResNet of timm, torchvision or MoCo: it has no conv1.weight and '
                          f'layer1.0.conv1, but {_some(arrays)}.')
-    bottleneck = any(re.match(r'layer1\.0\.conv3\.', name) for name in arrays)
-    depth = resnet_depth(arrays, r'layer(\d+)\.(\d+)\.', first=1, bottleneck=bottleneck, file=file)
+    bottleneck = any(name.startswith('layer1.0.conv3.') for name in arrays)
     average = arrays.get('layer2.0.downsample.1.weight')
     averaged = average is not None and average.ndim == 4
-    stem = 'imagenet' if deep or first.shape[2:] == (7, 7) else 'cifar'
     if bottleneck and averaged != selective or deep and not averaged:
         raise ValueError(f'{file} has only a part of what SimCLR changes together: three convolutions in the '
                          f'stem: {deep}, averaging shortcuts: {averaged}, selective kernels: {selective}.')
-    return {'depth': depth, 'width': first.shape[0] / 64, 'stem': stem,
-            'sk_ratio': _ratio(arrays) if averaged else 0.0,
-            'project_first': not bottleneck and 'layer1.0.downsample.0.weight' in arrays}
+    names = _resnet_names(deep, averaged, selective)
+    return resnet_fields(by_path(_here(arrays), names), names, file, averaged=averaged)
 
 
 def encoder_from_torch(arrays: Mapping[str, np.ndarray], head_arrays: Mapping[str, np.ndarray], *,
@@ -145,23 +152,11 @@ def encoder_from_torch(arrays: Mapping[str, np.ndarray], head_arrays: Mapping[st
     offset = f'{head_prefix}{places[layers[-1]]}.bias' if layers and layers[-1].startswith('norm') else ''
     if np.any(there.pop(offset, 0)):
         raise ValueError(f'{file}: {offset} is not zero, and the last norm of a head has no offset here.')
-    found, used = {}, set()
-    names: dict[str, str] = dict(zip(CLASSIFIER, (prefix + name for name in _classifier(encoder))))  # path -> name
-    for path in expected(encoder, head, file, image_size):
-        _, part, *layer, leaf = path.split('/')
-        place = places['/'.join(layer)] if part == 'head' else _encoder_layer('/'.join(layer), encoder)
-        names[path] = (head_prefix if part == 'head' else prefix) + _name(place, leaf)
-    for path, name in names.items():
-        streams = [name.replace('*', index) for index in '01'] if '*' in name else [name]
-        used.update(streams)
-        if all(stream in there for stream in streams):
-            first, *second = [_axes_here(there[stream]) for stream in streams]
-            joins = second and second[0].shape == first.shape       # or the first alone is refused, by its shape
-            found[path] = np.concatenate([first, *second], -1) if joins else first
-    found |= {name: array for name, array in there.items()
-              if name not in used and not name.endswith(_COUNTER)}
-    return fit(found, encoder=encoder, head=head, file=file, shape_of=_shape_there, image_size=image_size,
-               name_of=lambda path: names.get(path, path).replace('*', '[01]'))
+    paths = [*expected(encoder, head, file, image_size), *CLASSIFIER]
+    names = {path: (head_prefix if path.split('/')[1] == 'head' else prefix) + name
+             for path, name in _names(paths, encoder, head).items()}
+    return fit(by_path(_here(there), names), encoder=encoder, head=head, file=file, names=names,
+               shape_of=_shape_there, image_size=image_size)
 
 
 def head_places(head: Mapping[str, Any]) -> dict[str, str]:
@@ -180,47 +175,49 @@ def head_places(head: Mapping[str, Any]) -> dict[str, str]:
     return places
 
 
-def _encoder_layer(layer: str, encoder: Mapping[str, Any]) -> str:
-    """'stage1_block2/conv1' -> 'layer1.1.conv1'."""
-    if not is_resnet(encoder):
-        return timm_layer(layer, encoder)
-    if layer in _STEM:
-        return _STEM[layer]
-    stage_block, rest = layer.split('/', 1)
-    stage, block = re.findall(r'\d+', stage_block)
-    averaged = encoder.get('sk_ratio', 0.0) > 0
-    if rest.startswith('shortcut_'):
-        rest = f'downsample.{("shortcut_conv", "shortcut_norm").index(rest) + averaged}'
-    elif averaged and DEPTHS[encoder['depth']][0] is BottleneckBlock:
-        rest = _SELECTIVE[rest]
-    else:
-        rest = rest.replace('norm', 'bn')
-    return f'layer{stage}.{int(block) - 1}.{rest}'
+def _resnet_names(deep: bool, averaged: bool, selective: bool) -> dict[str, str]:
+    """{path: name} for ResNets of any depth; `selective`: with selective kernels, the other two as ResNet-D."""
+    in_block = (_SELECTIVE if selective else _BLOCK) | _SHORTCUTS[averaged]
+    layers = resnet_layers(_DEEP_STEM if deep else _STEM, lambda stage, block: {
+        layer: f'layer{stage + 1}.{block}.{place}' for layer, place in in_block.items()})
+    return tensor_names(layers, _WEIGHTS, _NORMS)
 
 
-def _part(variables, part):
-    """{(layer, leaf): array} of the encoder or the head, layers joined by '/'."""
-    trees = {kind: tree[part] for kind, tree in variables.items() if part in tree}
-    paths = ((path.split('/')[1:], array) for path, array in flat(trees).items())
-    return {('/'.join(path[:-1]), path[-1]): array for path, array in paths}
+def _names(paths: Iterable[str], encoder: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, str]:
+    """{path: name in the state dict of the encoder, or of the head}"""
+    names = dict(zip(CLASSIFIER, _classifier(encoder)))
+    names |= tensor_names({f'head/{layer}': place for layer, place in head_places(head).items()}, _WEIGHTS, _NORMS)
+    if encoder and is_resnet(encoder):
+        averaged = encoder.get('sk_ratio', 0.0) > 0
+        names |= _resnet_names(averaged and encoder.get('stem', 'imagenet') == 'imagenet', averaged,
+                               averaged and DEPTHS[encoder['depth']][0] is BottleneckBlock)
+    return {path: names.get(path) or timm_name(path, encoder) for path in paths}
 
 
-def _name(layer, leaf):
-    """The name of a parameter; one that stands in no layer, and one that torch has not, keep theirs."""
-    return '.'.join(filter(None, (layer, _LEAVES.get(leaf, leaf))))
-
-
-def _to_torch(flat, name_of):
+def _to_torch(variables, part, encoder, head):
+    """The state dict of encoder or head."""
+    paths = flat({kind: {part: tree[part]} for kind, tree in variables.items() if part in tree})
     arrays = {}
-    for (layer, leaf), array in flat.items():
-        name, array = name_of(layer), _axes_there(array)
-        streams = {name: array} if '*' not in name else {
-            name.replace('*', index): half for index, half in zip('01', np.split(array, 2))}
-        for stream, part in streams.items():
-            arrays[_name(stream, leaf)] = part
-            if leaf == 'var':
-                arrays[f'{stream}.{_COUNTER}'] = np.array(0, np.int64)
+    for path, name in _names(paths, encoder, head).items():
+        array = _axes_there(paths[path])
+        streams = {name: array} if '[01]' not in name else {
+            name.replace('[01]', index): half for index, half in zip('01', np.split(array, 2))}
+        arrays |= streams
+        if path.endswith('/var'):
+            arrays |= {f'{stream.rpartition(".")[0]}.{_COUNTER}': np.array(0, np.int64) for stream in streams}
     return arrays
+
+
+def _here(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with our axes, both streams of selective kernels in one, without the counters."""
+    found = {name: array for name, array in arrays.items() if not name.endswith(_COUNTER)}
+    for name in [name for name in found if '.paths.0.' in name]:
+        first, second = found[name], found.get(name.replace('.paths.0.', '.paths.1.'))
+        if second is not None:
+            del found[name], found[name.replace('.paths.0.', '.paths.1.')]
+            joins = first.ndim and first.shape == second.shape      # or the first is refused, by its shape
+            found[name.replace('.paths.0.', '.paths.[01].')] = np.concatenate([first, second]) if joins else first
+    return {name: array.transpose(np.argsort(_axes(array.ndim))) for name, array in found.items()}
 
 
 def _axes(rank: int) -> tuple[int, ...]:
@@ -232,19 +229,8 @@ def _axes_there(array):
     return np.asarray(array.transpose(_axes(array.ndim)), order='C')        # contiguous, as safetensors asks of torch
 
 
-def _axes_here(array):
-    return array.transpose(np.argsort(_axes(array.ndim)))
-
-
 def _shape_there(shape: Sequence[int]) -> list[int]:
     return [shape[axis] for axis in _axes(len(shape))]
-
-
-def _ratio(arrays):
-    squeezes = [arrays.get(f'layer{stage}.0.conv2.attn.fc_reduce.weight') for stage in (1, 2, 3, 4)]
-    wider = [array.shape[0] / array.shape[1] for array in squeezes
-             if array is not None and array.ndim == 4 and array.shape[0] > 32]
-    return wider[-1] if wider else 0.0625
 
 
 def _some(arrays):
@@ -252,19 +238,15 @@ def _some(arrays):
     return f'{", ".join(names[:4])}{" ..." * (len(names) > 4)}' if names else 'nothing'
 
 
-def timm_layer(layer: str, encoder: Mapping[str, Any]) -> str:
-    """'blocks_3/qkv' -> 'blocks.3.attn.qkv': the name of a module of the encoder, or of a bare parameter."""
-    if kind_of(encoder) == 'convnext':
-        layer = {'stem_conv': 'stem.0', 'stem_norm': 'stem.1', 'norm': 'head.norm'}.get(layer, layer)
-        layer = re.sub(r'^stages_(\d)_downsample_(norm|conv)$', lambda found: (
-            f'stages.{found[1]}.downsample.{("norm", "conv").index(found[2])}'), layer)
-        layer = re.sub(r'^stages_(\d)_blocks_(\d+)', r'stages.\1.blocks.\2', layer)
-        return re.sub(r'/(?=fc[12]$)', '.mlp.', layer).replace('/', '.')
-    if layer == 'norm':
-        return 'fc_norm' if encoder['arguments'].get('pool') == 'mean' else 'norm'
-    layer = re.sub(r'^blocks_(\d+)', r'blocks.\1', layer.replace('patch_embed', 'patch_embed.proj'))
-    layer = re.sub(r'/(?=(?:qkv|proj)$)', '.attn.', re.sub(r'/(?=fc[12]$)', '.mlp.', layer))
-    return layer.replace('/', '.')
+def timm_name(path: str, encoder: Mapping[str, Any]) -> str:
+    """'params/encoder/blocks_3/qkv/kernel' -> 'blocks.3.attn.qkv.weight', of a ViT or a ConvNeXt."""
+    *layer, leaf = path.split('/')[2:]
+    layer = '.'.join(layer)
+    for pattern, there in _TIMM[kind_of(encoder)].items():
+        layer = re.sub(pattern, there, layer)
+    if layer == 'norm' and encoder['arguments'].get('pool') == 'mean':
+        layer = 'fc_norm'
+    return '.'.join(filter(None, (layer, {'kernel': 'weight', 'scale': 'weight'}.get(leaf, leaf))))
 
 
 def joined_positions(arrays: dict[str, np.ndarray], encoder: Mapping[str, Any], image_size: int

@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -15,7 +14,6 @@ import numpy as np
 
 from simclr_jax.models.building import ENCODERS, make_network
 from simclr_jax.models.network import init_variables, outputs
-from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
 
 CLASSIFIER = ('classifier/kernel', 'classifier/bias')        # paths beside those of `expected`
 _SHOWN = 4      # names of each kind in a message
@@ -149,16 +147,15 @@ def all_arrays(imported: Imported) -> dict[str, np.ndarray]:
 
 
 def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: Mapping[str, Any], file: str,
-        name_of: Callable[[str], str] = str, shape_of: Callable[[Sequence[int]], Sequence[int]] = list,
-        image_size: int = 32, channels: int = 3
-        ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+        names: Mapping[str, str] | None = None, shape_of: Callable[[Sequence[int]], Sequence[int]] = list,
+        image_size: int = 32, channels: int = 3) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     """The variables of the network, each taken from `arrays`: none missing, none left over.
 
     Args:
         arrays: {path: array}, paths as in `expected`, and maybe the two of `CLASSIFIER`; axes in this
             project's order already.
         encoder, head, file, image_size, channels: see `expected`.
-        name_of: a path -> the name that it has in the file, for messages.
+        names: {path: the name that it has in the file}, for messages; of a path that is not there its own.
         shape_of: a shape here -> the shape in the file's order of axes, for messages.
 
     Returns:
@@ -168,6 +165,7 @@ def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: M
         ValueError: names are missing, unexpected or of another shape, dtype than float32, or hold a
             value that is not finite. One sentence names them.
     """
+    name_of = lambda path: names[path] if names and path in names else path
     wanted = dict(expected(encoder, head, file, image_size, channels))
     if any(path in arrays for path in CLASSIFIER):
         classes = max(np.shape(arrays[path])[-1:] for path in CLASSIFIER if path in arrays)
@@ -185,30 +183,6 @@ def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: M
     refuse(file, {'not float32': dtypes, 'not finite': broken, 'negative variances': negative})
     tree = {'batch_stats': {}} | flax.traverse_util.unflatten_dict(both, sep='/')
     return tree, tree.pop('classifier', None)
-
-
-def resnet_depth(names: Iterable[str], pattern: str, *, first: int, bottleneck: bool, file: str) -> int:
-    """The depth of the ResNet whose blocks have these names; ValueError where there is none.
-
-    `pattern` finds the numbers of stage and block, stages from `first` on, blocks from 0.
-    """
-    counts = [0, 0, 0, 0]
-    for match in filter(None, (re.match(pattern, name) for name in names)):
-        stage, block = int(match[1]) - first, int(match[2])
-        if 0 <= stage < 4:
-            counts[stage] = max(counts[stage], block + 1)
-    for depth, (block_type, sizes) in DEPTHS.items():
-        if list(sizes) == counts and (block_type is BottleneckBlock) == bottleneck:
-            return depth
-    raise ValueError(f'{file} has stages of {", ".join(map(str, counts))} '
-                     f'{"bottleneck" if bottleneck else "basic"} blocks: no ResNet of depth '
-                     f'{", ".join(map(str, DEPTHS))}.')
-
-
-def counted(names: Iterable[str], pattern: str) -> int:
-    """One more than the largest number that group 1 of `pattern` finds in the names, 0 where it finds none."""
-    found = (re.match(pattern, name) for name in names)
-    return max((int(match[1] or 0) + 1 for match in found if match), default=0)
 
 
 def feature_width(encoder: Mapping[str, Any], image_size: int = 32) -> int:

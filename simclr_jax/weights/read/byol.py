@@ -8,17 +8,20 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from simclr_jax.weights.tree import CLASSIFIER, Imported, expected, fit, refuse, resnet_depth
+from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
+from simclr_jax.weights.naming import by_path, head_fields, resnet_fields, resnet_layers, tensor_names
+from simclr_jax.weights.tree import CLASSIFIER, Imported, fit, refuse
 
 # byol/byol_experiment.py _ByolExperimentState
 _STATE_FIELDS = ('online_params', 'target_params', 'online_state', 'target_state', 'opt_state')
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # byol/utils/dataset.py normalize_images
-_NORM = {'scale': 'scale', 'bias': 'offset', 'mean': '~/mean_ema/average', 'var': '~/var_ema/average'}
+_BLOCK = {'shortcut_conv': 'shortcut_conv', 'shortcut_norm': 'shortcut_batchnorm', 'conv1': 'conv_0',
+          'norm1': 'batchnorm_0', 'conv2': 'conv_1', 'norm2': 'batchnorm_1', 'conv3': 'conv_2', 'norm3': 'batchnorm_2'}
+_NORM = {'scale': '/scale', 'bias': '/offset', 'mean': '/~/mean_ema/average', 'var': '/~/var_ema/average'}
 
 
 def read_byol(path: str | os.PathLike) -> Imported:
@@ -39,20 +42,22 @@ def read_byol(path: str | os.PathLike) -> Imported:
     file = os.fspath(path)
     checkpoint = _load(file)
     params, state = _online(checkpoint, file)
-    records = _flat(params, file) | _flat(state, file)
-    records = {name: record for name, record in records.items()
-               if not name.startswith('predictor/') and not name.endswith(('_ema/hidden', '_ema/counter'))}
-    arrays = _arrays(records, file)
+    arrays = _arrays(params, file) | _arrays(state, file)
     root = next((name.split('/')[0] for name in arrays if re.match(r'res_net\d*/', name)), None)
     if root is None:
         raise ValueError(f'{file} holds no Haiku ResNet: none of its modules is named res_net50 or the like.')
-    encoder, head = _encoder(arrays, root, file), _projector(arrays)
-    names = {path: _name(path, root) for path in expected(encoder, head, file)}
-    names |= zip(CLASSIFIER, ('classifier/w', 'classifier/b'))
-    paths = {_plain(name): path for path, name in names.items()}
-    ours = {paths.get(name, name): array for name, array in arrays.items()}
-    variables, classifier = fit(ours, encoder=encoder, head=head, file=file,
-                                name_of=lambda path: names.get(path, path))
+    if f'{root}/final_batchnorm/scale' in arrays:
+        raise ValueError(f'{file} holds a pre-activation ResNet (resnet_v2=True), which is not supported.')
+    names = _names(root)
+    arrays = by_path(arrays, {path: _plain(name) for path, name in names.items()})
+    encoder = resnet_fields(arrays, names, file)
+    bottleneck = DEPTHS[encoder['depth']][0] is BottleneckBlock
+    encoder |= {'stem': 'imagenet', 'zero_init_last_gamma': bottleneck, 'max_pool': 'same', 'conv_padding': 'same',
+                'project_first': not bottleneck, 'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
+    # byol/utils/networks.py MLP: Linear, BatchNorm, ReLU, Linear without bias
+    head = head_fields(arrays, 2 * any(path.startswith('params/head/') for path in arrays), norm=True, final_norm=False,
+                       bias=True, final_bias=False)
+    variables, classifier = fit(arrays, encoder=encoder, head=head, file=file, names=names)
     return Imported(encoder=encoder, head=head, variables=variables, mean=_MEAN, std=_STD, image_size=224,
                     crop_proportion=0.875, classifier=classifier,
                     source=f'BYOL ResNet-{encoder["depth"]} ({encoder["width"]:g}x)',
@@ -75,76 +80,37 @@ def _online(checkpoint, file):
     return state['online_params'], state['online_state']
 
 
-def _flat(modules: Any, file: str) -> dict[str, Any]:
-    """{plain name of a module/leaf: record of an array}"""
+def _arrays(modules: Any, file: str) -> dict[str, np.ndarray]:
+    """{plain name of a module/leaf: array} of what is read"""
     if not (isinstance(modules, dict) and all(isinstance(name, str) and isinstance(leaves, dict)
                                               for name, leaves in modules.items())):
         raise ValueError(f'{file} holds parameters in an unknown form, not {{module: {{name: array}}}}.')
-    return {_plain(f'{module}/{leaf}'): value for module, leaves in modules.items()
-            for leaf, value in leaves.items()}
+    records = {_plain(f'{module}/{leaf}'): record for module, leaves in modules.items()
+               for leaf, record in leaves.items()}
+    arrays: dict[str, Any] = {
+        name: _to_array(record) for name, record in records.items()
+        if not name.startswith('predictor/') and not name.endswith(('_ema/hidden', '_ema/counter'))}
+    refuse(file, {'not complete arrays of numbers': [name for name, array in arrays.items() if array is None]})
+    # Haiku keeps the vectors of norms as [1, 1, 1, C].
+    return {name: array.reshape(-1) if name.endswith(('/scale', '/offset', '_ema/average'))
+            and array.shape[-1:] == (array.size,) else array for name, array in arrays.items()}
 
 
-def _arrays(records: Mapping[str, Any], file: str) -> dict[str, np.ndarray]:
-    arrays, broken = {}, []
-    for name, record in records.items():
-        try:
-            array = _to_array(record)
-        except ValueError:
-            broken.append(name)
-            continue
-        if name.endswith(('/scale', '/offset', '_ema/average')) and array.shape[-1:] == (array.size,):
-            array = array.reshape(-1)       # Haiku keeps [1, 1, 1, C]
-        arrays[name] = array
-    refuse(file, {'not complete arrays of numbers': broken})
-    return arrays
-
-
-def _encoder(arrays: Mapping[str, np.ndarray], root: str, file: str) -> dict[str, Any]:
-    """Fields of models.resnet.ResNet."""
-    if f'{root}/final_batchnorm/scale' in arrays:
-        raise ValueError(f'{file} holds a pre-activation ResNet (resnet_v2=True), which is not supported.')
-    bottleneck = f'{root}/block_group_0/block_0/conv_2/w' in arrays
-    depth = resnet_depth(arrays, re.escape(root) + r'/block_group_(\d)/block_(\d{1,3})/', first=0,
-                         bottleneck=bottleneck, file=file)
-    stem = arrays.get(f'{root}/initial_conv/w', np.zeros(0))
-    refuse(file, {'missing, or no convolution': [f'{root}/~/initial_conv/w'] if stem.ndim != 4 else []})
-    return {'depth': depth, 'width': stem.shape[3] / 64, 'stem': 'imagenet', 'sk_ratio': 0.0,
-            'zero_init_last_gamma': bottleneck, 'max_pool': 'same', 'conv_padding': 'same',
-            'project_first': not bottleneck, 'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
-
-
-def _projector(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of byol/utils/networks.py MLP: Linear, BatchNorm, ReLU, Linear without bias."""
-    if not any(name.startswith('projector/') for name in arrays):
-        return {'mode': 'none'}
-    hidden, out = (arrays.get(f'projector/{layer}/w', np.zeros((0, 0))) for layer in ('linear', 'linear_1'))
-    return {'mode': 'nonlinear', 'num_layers': 2, 'hidden_width': hidden.shape[-1], 'out_dim': out.shape[-1],
-            'norm': True, 'final_norm': False, 'bias': True, 'final_bias': False}
-
-
-def _name(path: str, root: str) -> str:
-    """A path of weights.tree.expected -> the name in the file."""
-    _, part, *layers, leaf = path.split('/')
-    if part == 'head':
-        layer = {'dense1': 'linear', 'dense2': 'linear_1', 'norm1': 'batch_norm'}[layers[0]]
-        leaves = {'kernel': 'w', 'bias': 'b'} if layers[0].startswith('dense') else _NORM
-        return f'projector/{layer}/{leaves[leaf]}'
-    block = re.fullmatch(r'stage(\d)_block(\d+)', layers[0])
-    where = f'{root}/~'
-    if block:
-        where += f'/block_group_{int(block[1]) - 1}/~/block_{int(block[2]) - 1}/~'
-    match = re.fullmatch(r'(?:stem_)?(?:shortcut_)?(conv|norm)(\d?)', layers[-1])
-    assert match, f'{path} is of no ResNet'
-    kind, number = {'conv': 'conv', 'norm': 'batchnorm'}[match[1]], match[2]
-    layer = f'{kind}_{int(number) - 1}' if number else f'{"shortcut" if block else "initial"}_{kind}'
-    return f'{where}/{layer}/{"w" if leaf == "kernel" else _NORM[leaf]}'
+def _names(root: str) -> dict[str, str]:
+    """{path of weights.tree.expected: name in the file}"""
+    of_resnet = resnet_layers(
+        {'stem_conv': f'{root}/~/initial_conv', 'stem_norm': f'{root}/~/initial_batchnorm'},
+        lambda group, block: {layer: f'{root}/~/block_group_{group}/~/block_{block}/~/{place}'
+                              for layer, place in _BLOCK.items()})
+    of_head = {'head/dense1': 'projector/linear', 'head/norm1': 'projector/batch_norm',
+               'head/dense2': 'projector/linear_1'}
+    return tensor_names(of_resnet | of_head, {'kernel': '/w', 'bias': '/b'}, _NORM) | dict(
+        zip(CLASSIFIER, ('classifier/w', 'classifier/b')))
 
 
 def _step(checkpoint):
-    try:
-        return int(_to_array(checkpoint.get('step')))
-    except (TypeError, ValueError):
-        return None
+    step = _to_array(checkpoint.get('step'))
+    return int(step) if step is not None and step.ndim == 0 else None
 
 
 # ---- the pickle --------------------------------------------------------------------------------------
@@ -231,8 +197,8 @@ def _load(path: str) -> Any:
                          f'something else ({type(error).__name__}: {str(error)[:200]}).') from error
 
 
-def _to_array(value: Any) -> np.ndarray:
-    """The array or number that a record is of; ValueError where it is none, or has too many or few bytes."""
+def _to_array(value: Any) -> np.ndarray | None:
+    """The array or number that a record is of; None where it is none, or has too many or few bytes."""
     if isinstance(value, (bool, int, float)):
         return np.asarray(value)
     try:
@@ -243,16 +209,15 @@ def _to_array(value: Any) -> np.ndarray:
             data, dtype, shape, order = value.args
         else:                   # dill's _create_array has the state among its arguments, and no attributes
             by_dill = value.name == 'dill._dill._create_array' and not any(value.args[3:])
-            state = value.args[2] if by_dill else value.state
-            _, shape, dtype, fortran, data = state
+            _, shape, dtype, fortran, data = value.args[2] if by_dill else value.state
             order = 'F' if fortran else 'C'
         code, byte_order = dtype.args[0], dtype.state[1] if dtype.state else '='
         if dtype.name != 'numpy.dtype' or not _DTYPE.fullmatch(code) or byte_order not in list('<>=|'):
-            raise ValueError
+            return None
         dtype = np.dtype(code).newbyteorder(byte_order)
         if not isinstance(data, (bytes, bytearray)) or math.prod(shape) * dtype.itemsize != len(data):
-            raise ValueError
+            return None
         array = np.frombuffer(data, dtype).reshape(shape, order=order)
         return array.astype(dtype.newbyteorder('='), order='C')
     except (AttributeError, IndexError, TypeError, ValueError):
-        raise ValueError('is not an array of numbers, or incomplete') from None
+        return None

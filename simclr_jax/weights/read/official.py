@@ -6,18 +6,28 @@ weights), or the file is refused. Names and order of creation are those of tf2/r
 resnet.py and model_util.py there.
 """
 
-import collections
 import contextlib
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from simclr_jax import storage
-from simclr_jax.models.resnet import DEPTHS, BottleneckBlock
-from simclr_jax.weights.tree import CLASSIFIER, Imported, counted, feature_width, fit, refuse, resnet_depth
+from simclr_jax.models.resnet import DEPTHS, BasicBlock, BottleneckBlock
+from simclr_jax.weights.naming import (
+    ANY_SIZES,
+    by_path,
+    counted,
+    head_fields,
+    is_norm,
+    resnet_fields,
+    resnet_layers,
+    tensor_names,
+)
+from simclr_jax.weights.tree import CLASSIFIER, Imported, feature_width, fit
 
 _GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
 _VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
@@ -33,12 +43,10 @@ _TF2_EXTRA = re.compile(rf'{_GRAPH}|(global_step|save_counter|optimizer)/.*|.*/\
 _TF1_EXTRA = re.compile(r'global_step|beta[12]_power|ema_model/.*'
                         r'|.*/(Momentum|Adam|Adam_1|LARSOptimizer|ExponentialMovingAverage)')
 _STEPS = ('global_step', f'global_step{_VALUE}', f'optimizer/iter{_VALUE}', f'optimizer/_iterations{_VALUE}')
-STEM = 'initial_conv_relu_max_pool'
-_SK_RATIO = 0.0625      # the one that SimCLRv2 uses
 # {layer of ours: where it stands in the TF2 model}, of the stem and of a block.
-_STEM = {'conv': '0/conv2d', 'norm': '2/bn'}
-_STEM_OF_RESNET_D = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '2/conv2d', 'norm2': '3/bn',
-                     'conv3': '4/conv2d', 'norm3': '6/bn'}
+_STEM = {'stem_conv': '0/conv2d', 'stem_norm': '2/bn'}
+_STEM_OF_RESNET_D = {'stem_conv1': '0/conv2d', 'stem_norm1': '1/bn', 'stem_conv2': '2/conv2d',
+                     'stem_norm2': '3/bn', 'stem_conv3': '4/conv2d', 'stem_norm3': '6/bn'}
 _BASIC = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '2/conv2d', 'norm2': '3/bn'}
 _BOTTLENECK = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2': '3/conv2d', 'norm2': '4/bn',
                'conv3': '6/conv2d', 'norm3': '7/bn'}
@@ -46,8 +54,7 @@ _SELECTIVE = {'conv1': '0/conv2d', 'norm1': '1/bn', 'conv2/conv': '3/conv2d_fixe
               'conv2/norm': '3/batch_norm_relu/bn', 'conv2/squeeze_conv': '3/conv2d_0',
               'conv2/squeeze_norm': '3/batch_norm_relu_1/bn', 'conv2/mixing_conv': '3/conv2d_1',
               'conv3': '5/conv2d', 'norm3': '6/bn'}
-_NORM_VARIABLES = {'params/{}/scale': 'gamma', 'params/{}/bias': 'beta',
-                   'batch_stats/{}/mean': 'moving_mean', 'batch_stats/{}/var': 'moving_variance'}
+_NORM_VARIABLES = {'scale': '/gamma', 'bias': '/beta', 'mean': '/moving_mean', 'var': '/moving_variance'}
 
 
 class _NotInstalled(ImportError, ValueError):
@@ -90,27 +97,22 @@ def read_official(path: str | os.PathLike) -> Imported:
     if not any(name.startswith(('resnet_model/', 'base_model/')) for name in ours):
         raise ValueError(f'{file} is a TensorFlow checkpoint, but not one of google-research/simclr: it has '
                          f'neither base_model/... nor a resnet_model, but {_some(ours)}.')
-    by_name = {name: tuple(shapes[key]) for name, key in ours.items()}
-    encoder = infer_encoder(by_name, tf1, file)
-    head, layers, norm = _infer_head(by_name, tf1, file)
-    names = (encoder_names(encoder['depth'], encoder['stem'], encoder['sk_ratio'] > 0, tf1)
-             | head_names(layers, norm))
+    arrays = {name: np.asarray(_read(reader, key, file)) for name, key in ours.items()}
+    encoder, names = infer_encoder(arrays, tf1, file)
+    of_head, num_layers = _head_names(arrays, tf1)
     supervised = 'head_supervised' if tf1 else 'supervised_head'
-    names |= {path: f'{supervised}/linear_layer/dense/{path.split("/")[1]}' for path in CLASSIFIER}
-    small = encoder['stem'] == 'cifar'
+    names |= of_head | {path: f'{supervised}/linear_layer/dense/{path.split("/")[1]}' for path in CLASSIFIER}
     card = {'layout': 'TF1 names' if tf1 else 'TF2 objects', 'step': _step(reader, shapes, file)}
-    width = by_name.get(names[CLASSIFIER[0]], ())[:1]
+    arrays = by_path(arrays, names)
+    width = arrays[CLASSIFIER[0]].shape[:1] if CLASSIFIER[0] in arrays else ()
     if width and width != (feature_width(encoder),):        # fine-tuned with ft_proj_selector
         card['supervised_head'] = (f'reads {width[0]} values, not the {feature_width(encoder)} features: '
                                    'not imported')
-        for path in CLASSIFIER:
-            ours.pop(names[path], None)
-    arrays = {path: _read(reader, ours[name], file) for path, name in names.items() if name in ours}
-    known = set(names.values())
-    arrays |= {name: np.zeros(0, np.float32) for name in ours if name not in known}       # for fit to refuse
-    variables, classifier = fit(arrays, encoder=encoder, head=head, file=file,
-                                name_of=lambda path: names.get(path, path))
+        arrays = {path: array for path, array in arrays.items() if path not in CLASSIFIER}
+    head = head_fields(arrays, num_layers, norm=True, final_norm=True, bias=False, final_bias=False)
+    variables, classifier = fit(arrays, encoder=encoder, head=head, file=file, names=names)
     ignored = sorted({_kind(key) for key in shapes if extra.fullmatch(key)} - {''})
+    small = encoder['stem'] == 'cifar'
     return Imported(encoder=encoder, head=head, variables=variables,
                     mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), image_size=32 if small else 224,
                     crop_proportion=1.0 if small else 0.875,
@@ -231,84 +233,33 @@ def _object_keys(graph: bytes, shapes: Mapping[str, Any], file: str) -> dict[str
     return named | {key.removesuffix(_VALUE): key for key in rest}
 
 
-def _infer_head(shapes, tf1, file):
-    """(fields of ProjectionHead, names of its layers, name of the BatchNorm in each)."""
-    if tf1:
-        linear = any(name.startswith('head_contrastive/l_0/') for name in shapes)
-        base, norm = f'head_contrastive/{"" if linear else "n"}l_', 'batch_normalization'
-    else:
-        base, norm = '_projection_head/linear_layers/', 'bn_relu/bn'
-    count = counted(shapes, re.escape(base) + r'(\d{1,3})/')
-    if not count:
-        return {'mode': 'none'}, [], norm
-    layers = [f'{base}{index}' for index in range(count)]
-    first, last = (shapes.get(f'{layer}/dense/kernel', ()) for layer in (layers[0], layers[-1]))
-    missing = [f'{layer}/dense/kernel' for layer, shape in ((layers[0], first), (layers[-1], last))
-               if len(shape) != 2]
-    refuse(file, {'missing, or no matrix': sorted(set(missing))})
-    head = {'mode': 'linear' if count == 1 else 'nonlinear', 'num_layers': count, 'hidden_width': 0,
-            'out_dim': last[1], 'norm': True, 'final_norm': True, 'bias': False, 'final_bias': False}
-    return head | ({'hidden_width': first[1]} if count > 1 and first[0] != first[1] else {}), layers, norm
+def encoder_names(block_type: type, sizes: Sequence[int], stem: str, sk: bool, tf1: bool) -> dict[str, str]:
+    """{path of weights.tree.expected: name of the variable in the file} of an encoder; see `DEPTHS`."""
+    bottleneck = block_type is BottleneckBlock
+    path, shortcut = (('conv_relu_dropblock_layers', 'projection_layers') if bottleneck else
+                      ('conv2d_bn_layers', 'shortcut_layers'))
+    of_block = (_SELECTIVE if sk else _BOTTLENECK) if bottleneck else _BASIC
 
-
-def encoder_layers(depth: int, stem: str, sk: bool) -> dict[str, str]:
-    """{layer here: layer in the TF2 model}, in the order in which the TF1 code creates and numbers them."""
-    of_stem = _STEM_OF_RESNET_D if sk and stem == 'imagenet' else _STEM
-    layers = {f'stem_{layer}': f'{STEM}/{place}' for layer, place in of_stem.items()}
-    block_type, stage_sizes = DEPTHS[depth]
-    if block_type is BottleneckBlock:
-        shortcut, path, of_block = ('projection_layers', 'conv_relu_dropblock_layers',
-                                    _SELECTIVE if sk else _BOTTLENECK)
-    else:
-        shortcut, path, of_block = 'shortcut_layers', 'conv2d_bn_layers', _BASIC
-    for stage, num_blocks in enumerate(stage_sizes):
+    def block(stage, index):
         first = (2 if stage else 1) if sk else 0        # of a shortcut, after padding and pooling
-        for block in range(num_blocks):
-            ours, official = f'stage{stage + 1}_block{block + 1}', f'block_groups/{stage}/layers/{block}'
-            if block == 0:
-                layers[f'{ours}/shortcut_conv'] = f'{official}/{shortcut}/{first}/conv2d'
-                layers[f'{ours}/shortcut_norm'] = f'{official}/{shortcut}/{first + 1}/bn'
-            layers |= {f'{ours}/{layer}': f'{official}/{path}/{place}' for layer, place in of_block.items()}
-    return layers
+        places = {} if index else {'shortcut_conv': f'{shortcut}/{first}/conv2d',
+                                   'shortcut_norm': f'{shortcut}/{first + 1}/bn'}
+        places |= {layer: f'{path}/{place}' for layer, place in of_block.items()}
+        return {layer: f'resnet_model/block_groups/{stage}/layers/{index}/{place}' for layer, place in places.items()}
+
+    of_stem = _STEM_OF_RESNET_D if sk and stem == 'imagenet' else _STEM
+    layers = resnet_layers({layer: f'resnet_model/initial_conv_relu_max_pool/{place}'
+                            for layer, place in of_stem.items()}, block, sizes)
+    if tf1:         # numbered as they are made, in this order
+        numbers = {'conv2d': itertools.count(), 'batch_normalization': itertools.count()}
+        for layer in layers:
+            kind = 'batch_normalization' if is_norm(layer) else 'conv2d'
+            layers[layer] = f'base_model/{kind}_{next(numbers[kind])}'.removesuffix('_0')
+    return tensor_names(layers, {'kernel': '/kernel'}, _NORM_VARIABLES)
 
 
-def encoder_names(depth: int, stem: str, sk: bool, tf1: bool) -> dict[str, str]:
-    """{path of weights.tree.expected: name of the variable in the file} of an encoder."""
-    names, counts = {}, collections.Counter()
-    for ours, official in encoder_layers(depth, stem, sk).items():
-        name = f'resnet_model/{official}'
-        if tf1:
-            kind = 'batch_normalization' if _is_norm(ours) else 'conv2d'
-            name = f'base_model/{kind}' + f'_{counts[kind]}' * (counts[kind] > 0)
-            counts[kind] += 1
-        names |= _variables(f'encoder/{ours}', name)
-    return names
-
-
-def head_names(layers: list[str], norm: str) -> dict[str, str]:
-    """The same of a projection head, from the names of its layers and of the BatchNorm in each.
-
-    The last BatchNorm is given a name for the offset that it does not have.
-    """
-    names = {}
-    for index, layer in enumerate(layers, start=1):
-        names |= _variables(f'head/dense{index}', f'{layer}/dense')
-        names |= _variables(f'head/norm{index}', f'{layer}/{norm}')
-    return names
-
-
-def _is_norm(layer):
-    return 'norm' in layer.rsplit('/', 1)[-1]
-
-
-def _variables(ours, official):
-    if not _is_norm(ours):
-        return {f'params/{ours}/kernel': f'{official}/kernel'}
-    return {path.format(ours): f'{official}/{name}' for path, name in _NORM_VARIABLES.items()}
-
-
-def infer_encoder(shapes: Mapping[str, tuple[int, ...]], tf1: bool, file: str) -> dict[str, Any]:
-    """The fields of models.resnet.ResNet for a file with variables of these shapes.
+def infer_encoder(arrays: Mapping[str, np.ndarray], tf1: bool, file: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields of models.resnet.ResNet for a file with these variables, and its names as `encoder_names`.
 
     Under TF1 names a ResNet-18 or 34 with the CIFAR stem has the same variables with and without SK: it is
     taken to be without.
@@ -316,67 +267,51 @@ def infer_encoder(shapes: Mapping[str, tuple[int, ...]], tf1: bool, file: str) -
     Raises:
         ValueError: it is none of the networks that there are, or one that this package does not have.
     """
-    excited = [name for name in shapes if '/se_' in name or re.match(r'base_model/conv2d.*/bias', name)]
+    excited = [name for name in arrays if '/se_' in name or re.match(r'base_model/conv2d.*/bias', name)]
     if excited:
         raise ValueError(f'{file} has squeeze-and-excitation layers ({excited[0]}): '
                          'networks trained with se_ratio > 0 are not supported.')
-    depth, sk, three_convs = _tf1_blocks(shapes, file) if tf1 else _tf2_blocks(shapes, file)
-    first = 'base_model/conv2d/kernel' if tf1 else f'resnet_model/{STEM}/0/conv2d/kernel'
-    last = first
-    if three_convs:
-        last = 'base_model/conv2d_2/kernel' if tf1 else f'resnet_model/{STEM}/4/conv2d/kernel'
-    stem = 'imagenet' if three_convs or _shape(shapes, first, file)[0] != 3 else 'cifar'
-    channels = _shape(shapes, last, file)[3]
-    basic = DEPTHS[depth][0] is not BottleneckBlock
-    if basic and sk and tf1:
-        raise ValueError(f'{file} holds a ResNet-{depth} with selective kernels of the TF1 code, which feeds '
-                         'the pooled map to its blocks too: only those of depth 50 and more are supported.')
-    return {'depth': depth, 'width': channels / 64, 'stem': stem,
-            'sk_ratio': _sk_ratio(shapes, depth, stem, tf1, channels, file) if sk else 0.0,
-            'zero_init_last_gamma': True, 'max_pool': 'same', 'conv_padding': 'symmetric',
-            'project_first': basic, 'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
+    names, sk = _tf1_names(arrays, file) if tf1 else _tf2_names(arrays)
+    fields = resnet_fields(by_path(arrays, names), names, file, averaged=sk)
+    return fields | {'zero_init_last_gamma': True, 'max_pool': 'same', 'conv_padding': 'symmetric',
+                     'project_first': DEPTHS[fields['depth']][0] is not BottleneckBlock, 'norm_momentum': 0.9,
+                     'norm_epsilon': 1e-5, 'dtype': 'float32'}, names
 
 
-def _shape(shapes, name, file):
-    if name not in shapes or len(shapes[name]) != 4:
-        raise ValueError(f'{file} does not fit the network: {name} is missing, or is not a convolution. '
-                         'Nothing was loaded.')
-    return shapes[name]
+def _tf2_names(arrays):
+    """(names, selective kernels)"""
+    bottleneck = any('/conv_relu_dropblock_layers/' in name for name in arrays)
+    three_convs = any('/initial_conv_relu_max_pool/4/' in name for name in arrays)
+    pooled = any(re.match(r'resnet_model/block_groups/0/layers/0/\w+_layers/1/conv2d/kernel', name) for name in arrays)
+    sk = three_convs or pooled
+    return encoder_names(BottleneckBlock if bottleneck else BasicBlock, ANY_SIZES,
+                         'imagenet' if three_convs else 'cifar', sk, tf1=False), sk
 
 
-def _tf2_blocks(shapes, file):
-    """(depth, selective kernels, three convolutions in the stem)"""
-    bottleneck = any('/conv_relu_dropblock_layers/' in name for name in shapes)
-    depth = resnet_depth(shapes, r'resnet_model/block_groups/(\d)/layers/(\d{1,3})/', first=0,
-                         bottleneck=bottleneck, file=file)
-    shortcut = 'projection_layers' if bottleneck else 'shortcut_layers'
-    three_convs = f'resnet_model/{STEM}/4/conv2d/kernel' in shapes
-    pooled = f'resnet_model/block_groups/0/layers/0/{shortcut}/1/conv2d/kernel' in shapes
-    return depth, three_convs or pooled, three_convs
-
-
-def _tf1_blocks(shapes, file):
-    """(depth, selective kernels, three convolutions in the stem), by the number of convolutions."""
-    count = counted(shapes, r'base_model/conv2d(?:_(\d{1,4}))?/kernel$')
-    for depth in DEPTHS:
+def _tf1_names(arrays, file):
+    """(names, selective kernels), by the number of convolutions."""
+    count = counted(arrays, r'base_model/conv2d(?:_(\d{1,4}))?/kernel$')
+    for depth, (block_type, sizes) in DEPTHS.items():
         for sk, stem in ((False, 'imagenet'), (True, 'imagenet'), (True, 'cifar')):
-            if count == sum(not _is_norm(layer) for layer in encoder_layers(depth, stem, sk)):
-                return depth, sk, sk and stem == 'imagenet'
+            names = encoder_names(block_type, sizes, stem, sk, tf1=True)
+            if count != sum(path.endswith('/kernel') for path in names):
+                continue
+            if sk and block_type is not BottleneckBlock:
+                raise ValueError(f'{file} holds a ResNet-{depth} with selective kernels of the TF1 code, which feeds '
+                                 'the pooled map to its blocks too: only those of depth 50 and more are supported.')
+            return names, sk
     raise ValueError(f'{file} holds {count} convolutions under base_model, which is not a ResNet of depth '
                      f'{", ".join(map(str, DEPTHS))}, with or without selective kernels.')
 
 
-def _sk_ratio(shapes, depth, stem, tf1, channels, file):
-    """A ratio that gives every squeeze its width, max(int(features * ratio), 32); SimCLRv2's if it does."""
-    names = encoder_names(depth, stem, True, tf1)
-    widths = {}     # features of a stage -> width of its squeeze
-    for path, name in names.items():
-        match = re.fullmatch(r'params/encoder/stage(\d)_block1/conv2/squeeze_conv/kernel', path)
-        if match:
-            widths[channels * 2 ** (int(match[1]) - 1)] = _shape(shapes, name, file)[3]
-    for ratio in (_SK_RATIO, *((width + half) / features for features, width in widths.items()
-                               for half in (0, 0.5))):
-        if all(width == max(int(features * ratio), 32) for features, width in widths.items()):
-            return ratio
-    raise ValueError(f'{file} squeezes {list(widths)} channels to {list(widths.values())}, '
-                     'which no sk_ratio gives.')
+def _head_names(arrays, tf1):
+    """(names, number of layers) of a projection head. Its last norm has a name for the offset that it has not."""
+    if tf1:
+        linear = any(name.startswith('head_contrastive/l_0/') for name in arrays)
+        base, norm = f'head_contrastive/{"" if linear else "n"}l_', 'batch_normalization'
+    else:
+        base, norm = '_projection_head/linear_layers/', 'bn_relu/bn'
+    count = counted(arrays, re.escape(base) + r'(\d{1,3})/')
+    layers = {f'head/{kind}{index + 1}': f'{base}{index}/{place}'
+              for index in range(count) for kind, place in (('dense', 'dense'), ('norm', norm))}
+    return tensor_names(layers, {'kernel': '/kernel'}, _NORM_VARIABLES), count

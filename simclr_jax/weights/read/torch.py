@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from simclr_jax.weights.naming import head_fields
 from simclr_jax.weights.tensors import HEADER, check_file, from_header, imported_fields, read_tensors
 from simclr_jax.weights.torch_names import encoder_fields, encoder_from_torch, timm_encoder
 from simclr_jax.weights.tree import Imported, refuse
@@ -26,7 +27,7 @@ _TORCHVISION = {'max_pool': 'torch', 'conv_padding': 'symmetric', 'norm_epsilon'
                 'dtype': 'float32'}
 # torchvision's transforms for evaluation at 224 pixels, which timm and MoCo share.
 _RESIZE = {'resize': 'bilinear', 'antialias': True, 'resize_to': 256}
-_ASSUMED = (*_TORCHVISION, *_RESIZE, 'mean', 'std', 'image_size', 'crop_proportion')
+_ASSUMED = (*_RESIZE, 'mean', 'std', 'image_size', 'crop_proportion')
 _COUNTERS = ('num_batches_tracked', 'queue_ptr')      # int64
 # Where the ResNet stands in files of other programs, and the head that it was trained with.
 _HEADS = {
@@ -109,113 +110,92 @@ def _widened(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], l
 
 def _from_others(file, arrays, halves):
     """A file that says nothing of its conventions."""
-    if any(map(_FIRST_OF_TIMM.fullmatch, arrays)):
-        return _from_timm(file, arrays, halves)
-    found = _unwrap(file, arrays)
-    arrays = found.encoder
+    of_timm = any(map(_FIRST_OF_TIMM.fullmatch, arrays))
+    outer = 'module.' if all(name.startswith('module.') for name in arrays) else ''
+    arrays = {name.removeprefix(outer): array for name, array in arrays.items()}
+    found = filter(None, map((_FIRST_OF_TIMM if of_timm else _FIRST_BLOCK).fullmatch, arrays))
+    prefixes = sorted({match[1] for match in found if match[1].split('.')[0] not in _BESIDE})
+    if len(prefixes) > 1:
+        raise ValueError(f'{file} holds several {"encoders" if of_timm else "ResNets"}, under '
+                         f'{" and ".join(map(repr, prefixes))}: save the one that is meant by itself.')
+    prefix = prefixes[0] if prefixes else ''
+    if not of_timm and prefix not in _HEADS:
+        raise ValueError(f'{file} has its ResNet under {outer + prefix}, a name that is not known here: '
+                         'rename it to the names of torchvision (conv1.weight, ...) first.')
+    arrays, beside = _parted(arrays, prefix)
+    refuse(file, {'unexpected': [outer + name for name in beside if name.split('.')[0] not in _BESIDE]})
+    left = {name.split('.')[0]: '.' in name for name in beside}     # -> whether more follows
+    statistics: dict[str, Any] = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
+    for name in statistics:
+        array = beside.get(f'data_preprocessor.{name}', np.zeros(0))        # mmpretrain: of pixels up to 255
+        statistics[name] = tuple((array.ravel() / 255).tolist()) if array.size == 3 else statistics[name]
+    parts = (_timm_parts if of_timm else _resnet_parts)(file, arrays, beside, prefix, left)
+    variables, classifier = encoder_from_torch(
+        parts.arrays, parts.head_arrays, encoder=parts.encoder, head=parts.head, file=file, prefix=outer + prefix,
+        head_prefix=outer + parts.head_prefix, image_size=parts.size)
+    small = parts.encoder.get('stem') == 'cifar'
+    resize: dict[str, Any] = {} if small else _RESIZE | {'resize_to': round(parts.size / 0.875)}
+    card = {'file': os.path.basename(file),
+            'ignored': sorted(outer + part + '.*' * dotted for part, dotted in left.items()),
+            'assumed': [name for name in (*(('heads',) if of_timm else _TORCHVISION), *_ASSUMED)
+                        if name not in statistics or 'data_preprocessor' not in left]}
+    return Imported(encoder=parts.encoder, head=parts.head, variables=variables, classifier=classifier,
+                    mean=statistics['mean'], std=statistics['std'], image_size=parts.size,
+                    crop_proportion=1.0 if small else 0.875, source=parts.source,
+                    card=card | ({'stored_as': halves} if halves else {}), **resize)
+
+
+class _Parts(NamedTuple):
+    """What a state dict holds."""
+
+    arrays: dict[str, np.ndarray]           # of the encoder, with the names of torchvision or timm
+    encoder: dict[str, Any]
+    size: int                               # of the images
+    source: str
+    head_arrays: dict[str, np.ndarray] = {}     # names within its nn.Sequential
+    head: dict[str, Any] = {'mode': 'none'}
+    head_prefix: str = ''
+
+
+def _resnet_parts(file, arrays, beside, prefix, left):
+    """The ResNet and its head, whose names are taken out of `left`; of another form it is added there."""
+    head_prefix = f'{prefix}fc.' if 'fc.0.weight' in arrays else _HEADS[prefix]     # sthalles/SimCLR
+    head_arrays = {}
+    if prefix and head_prefix.startswith(prefix):
+        head_arrays, arrays = _parted(arrays, head_prefix.removeprefix(prefix))
+    elif prefix:
+        head_arrays, _ = _parted(beside, head_prefix)
+    if '4.0.conv1.weight' in arrays:
+        arrays = {re.sub(r'^\d+', lambda child: _CHILDREN.get(child[0], child[0]), name): array
+                  for name, array in arrays.items()}
     encoder = {**encoder_fields(arrays, file), **_TORCHVISION}
     if encoder['sk_ratio'] > 0:
         raise ValueError(f'{file} is a ResNet-D and does not say whose: timm\'s shortcuts average other '
                          'pixels than SimCLR\'s. Save an export of this project by torch_model.save, which '
                          'keeps its header.')
     small = encoder['stem'] == 'cifar'
-    if small and 'classifier' in found.beside and found.prefix:
+    if small and 'classifier' in left and prefix:
         raise ValueError(f'{file} is of solo-learn, whose first convolution of 3x3 pixels pads by two of '
                          'them; here it is padded by one: the features would differ.')
-    head = _projector(found, file)
-    head_arrays = {} if head['mode'] == 'none' else found.head
-    variables, classifier = encoder_from_torch(
-        arrays, head_arrays, encoder=encoder, head=head, file=file, prefix=found.outer + found.prefix,
-        head_prefix=found.head_prefix)
+    head, head_kept = _projector(head_arrays, prefix == 'encoder_q.')
+    if head['mode'] != 'none':
+        left.pop('projector', None)
+    elif head_arrays:
+        left[head_prefix.rstrip('.')] = True
+    version = {'encoder_q.': 1 + (head['mode'] == 'nonlinear'), 'base_encoder.': 3}.get(prefix)
     name = f'ResNet-{encoder["depth"]}' + f' {encoder["width"]:g}x' * (encoder['width'] != 1)
-    version = {'encoder_q.': 1 + (head['mode'] == 'nonlinear'), 'base_encoder.': 3}.get(found.prefix)
-    assumed = [name for name in _ASSUMED
-               if name not in ('mean', 'std') or 'data_preprocessor' not in found.beside]
-    ignored = sorted(found.outer + part + '.*' * dotted for part, dotted in found.beside.items())
-    return _imported(
-        file, halves, 32 if small else 224, is_small=small, encoder=encoder, head=head, variables=variables,
-        classifier=classifier, mean=found.mean, std=found.std, assumed=assumed, ignored=ignored,
-        source=f'MoCo v{version} {name}' if version else f'torch {name}')
+    return _Parts(arrays, encoder, 32 if small else 224, f'MoCo v{version} {name}' if version else f'torch {name}',
+                  head_kept, head, head_prefix)
 
 
-def _from_timm(file, arrays, halves):
-    """A ViT or ConvNeXt with timm's names, as timm, MoCo v3, DINO and others save them."""
-    outer, arrays, prefix = _prefix(file, arrays, _FIRST_OF_TIMM, 'encoders')
-    arrays, beside = _parted(arrays, prefix)
-    refuse(file, {'unexpected': [outer + name for name in beside if name.split('.')[0] not in _BESIDE]})
-    heads = [name for name in arrays if re.match(r'head\.(\d+|mlp|last_layer)\.', name)]       # of the pretraining
-    kept = {name: array for name, array in arrays.items() if name not in heads}
+def _timm_parts(file, arrays, beside, prefix, left):
+    """A ViT or ConvNeXt, as timm, MoCo v3, DINO and others save them; the head of the pretraining is left."""
+    kept = {name: array for name, array in arrays.items() if not re.match(r'head\.(\d+|mlp|last_layer)\.', name)}
+    if len(kept) < len(arrays):
+        left[f'{prefix}head'] = True
     fields, size = timm_encoder(kept, moco=prefix == 'base_encoder.', file=file)
     encoder = {**fields, 'norm_groups': 1, 'norm_momentum': 0.9, 'norm_epsilon': 1e-5, 'dtype': 'float32'}
-    variables, classifier = encoder_from_torch(kept, {}, encoder=encoder, head={'mode': 'none'}, file=file,
-                                               prefix=outer + prefix, image_size=size)
-    ignored = {outer + name.split('.')[0] + '.*' * ('.' in name) for name in beside}
-    ignored |= {f'{outer}{prefix}head.*' for _ in heads[:1]}
-    return _imported(
-        file, halves, size, encoder=encoder, head={'mode': 'none'}, variables=variables, classifier=classifier,
-        mean=IMAGENET_MEAN, std=IMAGENET_STD, source=f'torch {fields["name"]}', ignored=sorted(ignored),
-        assumed=[*_RESIZE, 'heads', 'mean', 'std', 'image_size', 'crop_proportion'])
-
-
-def _imported(file: str, halves: list[str], size: int, *, assumed: list[str], ignored: list[str],
-              is_small: bool = False, **fields: Any) -> Imported:
-    resize = {} if is_small else _RESIZE | {'resize_to': round(size / 0.875)}
-    card = {'file': os.path.basename(file), 'assumed': assumed, 'ignored': ignored}
-    return Imported(image_size=size, crop_proportion=1.0 if is_small else 0.875,
-                    card=card | ({'stored_as': halves} if halves else {}), **resize, **fields)
-
-
-class _Found(NamedTuple):
-    """The parts of a state dict."""
-
-    encoder: dict[str, np.ndarray]          # names of torchvision
-    head: dict[str, np.ndarray]             # names within its nn.Sequential
-    outer: str                              # 'module.' or '', in front of all names
-    prefix: str                             # of the encoder, a key of _HEADS
-    head_prefix: str
-    beside: dict[str, bool]                 # what is left: first part of a name -> whether more follows
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-def _unwrap(file: str, arrays: Mapping[str, np.ndarray]) -> _Found:
-    """The one ResNet in a state dict, without prefixes, and its head; ValueError where there are several."""
-    outer, arrays, prefix = _prefix(file, arrays, _FIRST_BLOCK, 'ResNets')
-    if prefix not in _HEADS:
-        raise ValueError(f'{file} has its ResNet under {outer + prefix}, a name that is not known here: '
-                         'rename it to the names of torchvision (conv1.weight, ...) first.')
-    encoder, beside = _parted(arrays, prefix)
-    head_prefix = f'{prefix}fc.' if 'fc.0.weight' in encoder else _HEADS[prefix]     # sthalles/SimCLR
-    inner = head_prefix.removeprefix(prefix)
-    if not prefix:
-        head, beside = {}, {}
-    elif head_prefix.startswith(prefix):
-        head, encoder = _parted(encoder, inner)
-    else:
-        head, _ = _parted(beside, head_prefix)
-    if '4.0.conv1.weight' in encoder:
-        parts = {name: name.split('.', 1) for name in encoder}
-        encoder = {'.'.join([_CHILDREN.get(first, first), *rest]): encoder[name]
-                   for name, (first, *rest) in parts.items()}
-    refuse(file, {'unexpected': [outer + name for name in beside if name.split('.')[0] not in _BESIDE]})
-    statistics = []
-    for what, default in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
-        array = beside.get(f'data_preprocessor.{what}', np.zeros(0))        # mmpretrain: of pixels up to 255
-        statistics.append(tuple((array.ravel() / 255).tolist()) if array.size == 3 else default)
-    parts = {name.split('.')[0]: '.' in name for name in beside}
-    return _Found(encoder, head, outer, prefix, outer + head_prefix, parts, *statistics)
-
-
-def _prefix(file, arrays, first, kind):
-    """('module.' or '', the names without it, what stands before those that `first` finds)."""
-    outer = 'module.' if all(name.startswith('module.') for name in arrays) else ''
-    arrays = {name.removeprefix(outer): array for name, array in arrays.items()}
-    prefixes = {match[1] for match in map(first.fullmatch, arrays) if match}
-    prefixes = sorted(prefix for prefix in prefixes if prefix.split('.')[0] not in _BESIDE)
-    if len(prefixes) > 1:
-        raise ValueError(f'{file} holds several {kind}, under {" and ".join(map(repr, prefixes))}: save the '
-                         'one that is meant by itself.')
-    return outer, arrays, prefixes[0] if prefixes else ''
+    return _Parts(kept, encoder, size, f'torch {fields["name"]}')
 
 
 def _parted(arrays, prefix):
@@ -224,33 +204,20 @@ def _parted(arrays, prefix):
             {name: array for name, array in arrays.items() if not name.startswith(prefix)})
 
 
-def _projector(found: _Found, file: str) -> dict[str, Any]:
-    """Fields of a head without norms: one layer, or two with a ReLU between; mode 'none' for any other.
+def _projector(arrays: dict[str, np.ndarray], moco: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(fields, arrays) of a head without norms: one layer, or two with a ReLU between; mode 'none' for any other.
 
-    It is taken out of what is left; MoCo's is always such.
+    MoCo's is always such.
     """
-    arrays = found.head
     if set(arrays) == {'weight', 'bias'}:       # MoCo v1: one layer, no Sequential
-        arrays.update({f'0.{name}': arrays.pop(name) for name in ('weight', 'bias')})
+        arrays = {f'0.{name}': array for name, array in arrays.items()}
     layers = ('0', '2') if '2.weight' in arrays else ('0',)
-    moco = found.prefix == 'encoder_q.'
     biased = moco or '0.bias' in arrays
-    places = {f'{layer}.{leaf}' for layer in layers for leaf in ('weight', 'bias')[:1 + biased]}
-    if not moco and set(arrays) != places:
-        if arrays:
-            found.beside[found.head_prefix.removeprefix(found.outer).rstrip('.')] = True
-        return {'mode': 'none'}
-    found.beside.pop('projector', None)
-    names = {name: found.head_prefix + name for name in sorted(places | set(arrays))}
-    refuse(file, {'missing': [names[name] for name in names if name not in arrays],
-                  'unexpected': [names[name] for name in names if name not in places],
-                  'of another shape': [f'{names[name]} {list(arrays[name].shape)}' for name in names
-                                       if name in arrays and arrays[name].ndim != 2 - name.endswith('bias')]})
-    plain = {'norm': False, 'final_norm': False, 'bias': biased, 'final_bias': biased}
-    if len(layers) == 1:
-        return {'mode': 'linear', 'out_dim': len(arrays['0.weight']), **plain}
-    return {'mode': 'nonlinear', 'num_layers': 2, 'hidden_width': len(arrays['0.weight']),
-            'out_dim': len(arrays['2.weight']), **plain}
+    if not moco and set(arrays) != {f'{layer}.{leaf}' for layer in layers for leaf in ('weight', 'bias')[:1 + biased]}:
+        return {'mode': 'none'}, {}
+    kernels = {f'params/head/dense{index}/kernel': arrays[f'{layer}.weight'].T
+               for index, layer in enumerate(layers, 1) if f'{layer}.weight' in arrays}
+    return head_fields(kernels, len(layers), norm=False, final_norm=False, bias=biased, final_bias=biased), arrays
 
 
 def spare_triton() -> None:

@@ -1,6 +1,8 @@
 """A program that JAX traced, operation by operation, as nodes of an ONNX graph.
 
-jax2onnx (0.13 and 0.14) is not used: its max-pool loses the padding, and positional arguments end it.
+No converter is used. jax2onnx 0.17.1 asks for an older orbax-checkpoint than this package does; beside it (JAX 0.10.2
+and 0.12.0), positional arguments of max_pool and a ViT with a free batch end it. tf2onnx 1.17 does not know
+XlaCallModule, which is all that jax2tf writes.
 """
 
 import functools

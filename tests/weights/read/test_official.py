@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from simclr_jax.models.building import make_network
+from simclr_jax.models.resnet import DEPTHS
 from simclr_jax.weights.read.official import encoder_names, infer_encoder, is_official, read_official
 from tests.weights import official_model as official
 
@@ -93,8 +94,9 @@ def test_the_network_is_told_from_its_variables(depth, width, sk_ratio, tf1):
         features = 64 * width * 2 ** (int(stage[1]) - 1) if stage else 64 * width
         return (7, 7, 3, max(int(features * sk_ratio), 32) if 'squeeze_conv' in path else features)
 
-    names = encoder_names(depth, 'imagenet', sk_ratio > 0, tf1)
-    inferred = infer_encoder({name: shape(path) for path, name in names.items()}, tf1, 'a file')
+    names = encoder_names(*DEPTHS[depth], 'imagenet', sk_ratio > 0, tf1)
+    arrays = {name: np.broadcast_to(np.float32(0), shape(path)) for path, name in names.items()}
+    inferred, _ = infer_encoder(arrays, tf1, 'a file')
     assert (inferred['depth'], inferred['width'], inferred['stem']) == (depth, width, 'imagenet')
     assert inferred['sk_ratio'] == pytest.approx(sk_ratio, rel=0.02)
     assert inferred['project_first'] == (depth < 50)
