@@ -1,25 +1,9 @@
-"""Our variables under the state-dict names of timm's and torchvision's classes, both ways.
-
-    stem_conv                 conv1              with ResNet-D: conv1.0, conv1.3, conv1.6
-    stem_norm                 bn1                               conv1.1, conv1.4, bn1
-    stage2_block1/conv1       layer2.0.conv1     with selective kernels: layer2.0.conv1.conv
-    stage2_block1/norm1       layer2.0.bn1                               layer2.0.conv1.bn
-    .../conv2/conv            -                  layer2.0.conv2.paths.{0,1}.conv, the two halves of ours
-    .../conv2/squeeze_conv    -                  layer2.0.conv2.attn.fc_reduce, attn.bn, attn.fc_select
-    .../shortcut_conv, _norm  downsample.0, .1   with ResNet-D: downsample.1, .2
+"""Our variables under the state-dict names of timm's and torchvision's classes, both ways: the tables below.
 
 A head is an nn.Sequential of Linear, BatchNorm1d and ReLU: its layers have their places there as names.
-Kernels HWIO <-> OIHW and [D, C] <-> [C, D]; scale, bias, mean, var <-> weight, bias, running_mean,
-running_var, beside which torch keeps num_batches_tracked, int64.
-
-ViT and ConvNeXt, as in timm:
-
-    patch_embed               patch_embed.proj       stem_conv, stem_norm              stem.0, stem.1
-    cls_token                 cls_token              stages_1_downsample_norm, _conv   stages.1.downsample.0, .1
-    cls_position, positions   pos_embed, in one      stages_1_blocks_2/conv_dw         stages.1.blocks.2.conv_dw
-    blocks_3/qkv, proj        blocks.3.attn.qkv ...  .../fc1, fc2                      stages.1.blocks.2.mlp.fc1 ...
-    blocks_3/fc1, fc2         blocks.3.mlp.fc1 ...   .../gamma                         stages.1.blocks.2.gamma
-    norm                      norm, or fc_norm       norm                              head.norm
+Kernels are HWIO <-> OIHW and [D, C] <-> [C, D]; the two streams of a selective kernel are halves of ours. Beside
+running_mean and running_var torch keeps num_batches_tracked, int64. cls_position and positions of a ViT are in one
+pos_embed.
 """
 
 import math
@@ -54,7 +38,7 @@ _TIMM = {'vit': {r'^blocks_': 'blocks.', r'\.(qkv|proj)$': r'.attn.\1', r'\.(fc[
                       r'_downsample_norm': '.downsample.0', r'_downsample_conv': '.downsample.1',
                       r'_blocks_': '.blocks.', r'\.(fc[12])$': r'.mlp.\1'}}
 _POSITIONS = 'pos_embed'
-CLASSIFIERS = {'vit': 'head', 'convnext': 'head.fc'}
+_CLASSIFIERS = {'resnet': 'fc', 'vit': 'head', 'convnext': 'head.fc'}
 
 
 def encoder_to_torch(encoder: Mapping[str, Any], variables: Mapping[str, Any],
@@ -74,17 +58,8 @@ def encoder_to_torch(encoder: Mapping[str, Any], variables: Mapping[str, Any],
     Returns:
         {name: float32 array, or the int64 zero of a num_batches_tracked}.
     """
-    arrays = _to_torch(variables, 'encoder', encoder, {'mode': 'none'})
-    if classifier is not None:
-        weight, bias = _classifier(encoder)
-        arrays |= {weight: _axes_there(classifier['kernel']), bias: np.asarray(classifier['bias'])}
+    arrays = _to_torch({**_part(variables, 'encoder'), 'classifier': classifier or {}}, encoder, {'mode': 'none'})
     return joined_positions(arrays, encoder, image_size)
-
-
-def _classifier(encoder):
-    """The names of a classifier's weight and bias."""
-    layer = CLASSIFIERS.get(kind_of(encoder), 'fc')
-    return f'{layer}.weight', f'{layer}.bias'
 
 
 def head_to_torch(head: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -92,7 +67,7 @@ def head_to_torch(head: Mapping[str, Any], variables: Mapping[str, Any]) -> dict
 
     The last norm has no offset here. Torch's has, and gets zeros.
     """
-    arrays = _to_torch(variables, 'head', {}, head)
+    arrays = _to_torch(_part(variables, 'head'), {}, head)
     for layer, place in head_places(head).items():
         if layer.startswith('norm') and f'{place}.bias' not in arrays:
             arrays[f'{place}.bias'] = np.zeros_like(arrays[f'{place}.weight'])
@@ -185,7 +160,8 @@ def _resnet_names(deep: bool, averaged: bool, selective: bool) -> dict[str, str]
 
 def _names(paths: Iterable[str], encoder: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, str]:
     """{path: name in the state dict of the encoder, or of the head}"""
-    names = dict(zip(CLASSIFIER, _classifier(encoder)))
+    classifier = _CLASSIFIERS[kind_of(encoder)]
+    names = dict(zip(CLASSIFIER, (f'{classifier}.weight', f'{classifier}.bias')))
     names |= tensor_names({f'head/{layer}': place for layer, place in head_places(head).items()}, _WEIGHTS, _NORMS)
     if encoder and is_resnet(encoder):
         averaged = encoder.get('sk_ratio', 0.0) > 0
@@ -194,10 +170,13 @@ def _names(paths: Iterable[str], encoder: Mapping[str, Any], head: Mapping[str, 
     return {path: names.get(path) or timm_name(path, encoder) for path in paths}
 
 
-def _to_torch(variables, part, encoder, head):
+def _part(variables, part):
+    return {kind: {part: tree[part]} for kind, tree in variables.items() if part in tree}
+
+
+def _to_torch(tree, encoder, head):
     """The state dict of encoder or head."""
-    paths = flat({kind: {part: tree[part]} for kind, tree in variables.items() if part in tree})
-    arrays = {}
+    paths, arrays = flat(tree), {}
     for path, name in _names(paths, encoder, head).items():
         array = _axes_there(paths[path])
         streams = {name: array} if '[01]' not in name else {
