@@ -1,4 +1,4 @@
-/* A box of a JPEG, by the libjpeg-turbo that Pillow brings: it is called through pointers that jpeg.py finds in it.
+/* A box of a JPEG, by the libjpeg-turbo that Pillow brings: it is called through pointers that compiled.py finds in it.
 
    Declared here is only what is used of jpeglib.h (API 6b, whose layout has not changed since 1998). The library
    itself refuses another layout: jpeg_CreateDecompress compares the version and the size of the structure. */
