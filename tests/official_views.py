@@ -54,7 +54,8 @@ def assert_same_distribution(ours, theirs):
 
 
 def statistics(views):
-    half = views[:, :, :16].mean((1, 2, 3)) - views[:, :, 16:].mean((1, 2, 3))
+    middle = views.shape[2] // 2
+    half = views[:, :, :middle].mean((1, 2, 3)) - views[:, :, middle:].mean((1, 2, 3))
     return [views.mean((1, 2, 3)), views.std((1, 2, 3)), views.max(-1).mean((1, 2)), half,
             np.ptp(views, axis=-1).mean((1, 2)), views[..., 0].mean((1, 2)),
             np.abs(np.diff(views, axis=2)).mean((1, 2, 3)), (views > 1.0 - 1e-6).mean((1, 2, 3))]

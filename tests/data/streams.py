@@ -60,7 +60,12 @@ class Files(Source):
         return self.files[index]
 
 
-def jpeg(value=128):
+def encoded(image, kind='PNG', **options):
+    """The bytes of a file of an image, an array or Pillow's."""
     buffer = io.BytesIO()
-    Image.new('RGB', (30, 20), (value, value, value)).save(buffer, 'JPEG', quality=95)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def jpeg(value=128):
+    return encoded(Image.new('RGB', (30, 20), (value, value, value)), 'JPEG', quality=95)

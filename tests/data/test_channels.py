@@ -136,10 +136,11 @@ def satellite(tmp_path_factory):
     return path
 
 
-def run_config(satellite, augment_on):
+def run_config(satellite, augment_on, **encoder):
     config = smoke(base_config())
     config.update({'num_train_steps': 3, 'batch_size': 16})
-    config.encoder.width, config.augment.image_size = 0.0625, 16
+    config.encoder.update({'width': 0.0625, **encoder})
+    config.augment.image_size = 16
     config.data.update({'source': f'arrays:{satellite}/a.npz', 'augment_on': augment_on, 'test_split': '30%'})
     return config
 
@@ -173,7 +174,8 @@ def test_six_bands_train_and_the_encoder_is_measured_and_used(satellite, capsys)
 
 
 def test_six_bands_train_with_views_of_the_host(satellite, tmp_path):
-    assert 'pretrained' in simclr_jax.pretrain(run_config(satellite, 'host'), str(tmp_path))
+    assert 'pretrained' in simclr_jax.pretrain(
+        run_config(satellite, 'host', name='tests.encoders:OneBlock'), str(tmp_path))
     check_run(tmp_path)
 
 

@@ -8,20 +8,13 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from simclr_jax import storage
 from simclr_jax.data import pipeline
 from simclr_jax.data.loading import available_splits, in_memory, load_pair, load_source
-from tests.data.streams import VIEW, assert_equal_batches
+from tests.data.streams import VIEW, assert_equal_batches, encoded
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 6, 7, 3), np.uint8)
-
-
-def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, 'PNG')
-    return buffer.getvalue()
 
 
 def tar(files):
@@ -41,7 +34,7 @@ def shards(root, split='train', rows=range(12), label='cls'):
     for number in range(3):
         files = {}
         for row in rows[number::3]:
-            files[f'./{row:05}.png'] = png(IMAGES[row])
+            files[f'./{row:05}.png'] = encoded(IMAGES[row])
             files[f'./{row:05}.{label}'] = str(row % 2).encode() if label == 'cls' else json.dumps(
                 {'label': 'ab'[row % 2]}).encode()
         files[f'./{number}x.txt'] = b'no image'
@@ -88,7 +81,7 @@ def test_shards_resume_where_they_stopped(tmp_path):
 
 def test_second_images_of_an_example_are_counted(tmp_path):
     names = ('1.png', '1.mask.png', '2.png')
-    (tmp_path / 'a.tar').write_bytes(tar({name: png(image) for name, image in zip(names, IMAGES)}))
+    (tmp_path / 'a.tar').write_bytes(tar({name: encoded(image) for name, image in zip(names, IMAGES)}))
     source = load_source(f'wds:{tmp_path}/a.tar', 'train')
     assert source.num_examples == 2
     assert source.notes[-1].endswith('1 images that are not the first of their example are left out.')
@@ -110,7 +103,7 @@ def hub_files(path, datasets):
     features = datasets.Features({'img': datasets.Image(), 'kind': datasets.ClassLabel(names=['x', 'y'])})
     for split, rows in (('train', range(8)), ('test', range(8, 12))):
         datasets.Dataset.from_dict(
-            {'img': [{'bytes': png(IMAGES[row]), 'path': None} for row in rows],
+            {'img': [{'bytes': encoded(IMAGES[row]), 'path': None} for row in rows],
              'kind': [row % 2 for row in rows]}, features=features
         ).to_parquet(str(path / f'{split}-00000-of-00001.parquet'))
 

@@ -13,6 +13,7 @@ from PIL import Image
 from simclr_jax.config import base_config
 from simclr_jax.data import loading
 from simclr_jax.data.decode import AUTO, EncodedImage, Rules, of_array, read_image
+from tests.data.streams import encoded
 
 RNG = np.random.default_rng(0)
 
@@ -28,12 +29,6 @@ def png16(array):
     header = struct.pack('>IIBBBBB', width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     chunks = chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
     return b'\x89PNG\r\n\x1a\n' + chunks
-
-
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def twelve_bits(channels):

@@ -158,8 +158,9 @@ def test_linked_class_folders_are_classes_also_where_they_lead_to_one_another(tm
     write(tmp_path, 'store/cats/1.png', 'data/dog/1.png')
     os.symlink(tmp_path / 'store/cats', tmp_path / 'data/cat')
     os.symlink(tmp_path / 'store/cats', tmp_path / 'data/kitten')
+    os.symlink(tmp_path / 'data', tmp_path / 'data/dog/back')
     source = load_source(f'folder:{tmp_path}/data', 'train')
-    assert source.class_names == ('cat', 'dog', 'kitten') and source.files[2] == 'kitten/1.png'
+    assert source.class_names == ('cat', 'dog', 'kitten') and len(source) == 3 and source.files[2] == 'kitten/1.png'
 
 
 def test_a_folder_that_cannot_be_listed_is_named():

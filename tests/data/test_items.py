@@ -1,6 +1,5 @@
 """The door for sources: what comes in as it is, its pixels and labels, and one sentence where it will not."""
 
-import io
 import time
 
 import numpy as np
@@ -11,16 +10,10 @@ from simclr_jax.config import base_config
 from simclr_jax.data import loading, pipeline
 from simclr_jax.data.decode import EncodedImage
 from simclr_jax.data.source import RandomAccess, Source, Streamed
-from tests.data.streams import VIEW
+from tests.data.streams import VIEW, encoded
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 9, 12, 3), np.uint8)
-
-
-def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, 'PNG')
-    return buffer.getvalue()
 
 
 def assert_holds(source, labels=None, class_names=None, images=IMAGES):
@@ -36,9 +29,9 @@ def assert_holds(source, labels=None, class_names=None, images=IMAGES):
 
 def test_a_list_of_dicts_in_every_form_of_image(tmp_path):
     Image.fromarray(IMAGES[4]).save(tmp_path / 'a.png')
-    items = [{'image': IMAGES[0], 'label': 0}, {'image': png(IMAGES[1]), 'label': np.int64(1)},
+    items = [{'image': IMAGES[0], 'label': 0}, {'image': encoded(IMAGES[1]), 'label': np.int64(1)},
              {'image': Image.fromarray(IMAGES[2]), 'label': None}, {'image': IMAGES[3].tolist(), 'label': 2},
-             {'image': str(tmp_path / 'a.png')}, {'image': memoryview(png(IMAGES[5])), 'label': 1}]
+             {'image': str(tmp_path / 'a.png')}, {'image': memoryview(encoded(IMAGES[5])), 'label': 1}]
     items[3]['image'] = IMAGES[3].astype(np.int32) * 257        # as 16 bits hold it
     assert_holds(loading.as_source(items), [0, 1, -1, 2, -1, 1], ('0', '1', '2'))
 
@@ -113,7 +106,7 @@ def test_array_records_through_grain(tmp_path):
     path = str(tmp_path / 'a.array_record')
     writer = array_record_module.ArrayRecordWriter(path, 'group_size:1')
     for image in IMAGES:
-        writer.write(png(image))
+        writer.write(encoded(image))
     writer.close()
     records = grain.sources.ArrayRecordDataSource(path)
     assert_holds(loading.as_source(records))

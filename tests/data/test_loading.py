@@ -37,17 +37,17 @@ def test_shapes_have_names_sizes_and_splits():
 
 
 def test_slices_take_rows_of_a_split():
-    whole = load_source('shapes', 'test')
+    whole = load_source('shapes', 'test', image_size=8)
     for split, rows in (('test[:64]', slice(64)), ('test[10%:20%]', slice(200, 400)),
                         ('test[-5:]', slice(-5, None))):
-        part = load_source('shapes', split)
+        part = load_source('shapes', split, image_size=8)
         np.testing.assert_array_equal(part.images, whole.images[rows])
         np.testing.assert_array_equal(part.labels, whole.labels[rows])
 
 
 def test_the_split_to_measure_on_is_found_or_named():
-    assert load_test_source('shapes', '').split == 'test'
-    assert load_test_source('shapes', 'train[9000:]').num_examples == 1000
+    assert load_test_source('shapes:300', '').split == 'test'
+    assert load_test_source('shapes:300', 'train[200:]').num_examples == 100
     assert load_test_source('shapes', 'none') is None
     with pytest.raises(ValueError, match="no split 'validation'; it has train, test"):
         load_test_source('shapes', 'validation')
@@ -192,14 +192,6 @@ def test_split_folders_share_the_classes_of_training(tmp_path):
     _write(tmp_path / 'val/d/1.png')
     with pytest.raises(ValueError, match="class folder 'd'"):
         load_source(name, 'val')
-
-
-def test_links_are_followed_and_circles_end(tmp_path):
-    _write(tmp_path / 'store/x/1.png')
-    (tmp_path / 'data' / 'b').mkdir(parents=True)
-    os.symlink(tmp_path / 'store' / 'x', tmp_path / 'data' / 'a')
-    os.symlink(tmp_path / 'data', tmp_path / 'data' / 'b' / 'back')
-    assert load_source(f'folder:{tmp_path}/data', 'train').files == ['a/1.png']
 
 
 def test_unreadable_files_are_named_once_by_their_path(tmp_path, caplog):

@@ -72,15 +72,6 @@ def test_fixture_covers_both_ways_of_reading(sources):
     assert [isinstance(sources[kind], ArraySource) for kind in KINDS] == [True, False, True, False]
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_shapes_types_and_ranges(sources, kind):
-    batch, = train_steps(sources[kind], 1, image_size=10)
-    for view in ('view1', 'view2'):
-        assert batch[view].shape == (6, 10, 10, 3) and batch[view].dtype == np.float32
-        assert 0 <= batch[view].min() < batch[view].max() <= 1
-    assert batch['label'].shape == (6,) and batch['label'].dtype == np.int32
-
-
 @pytest.mark.parametrize('kind', RANDOM_ACCESS)
 def test_row_r_of_step_s_is_the_example_at_position_s_times_batch_plus_r(sources, kind):
     """Across an epoch boundary; where no operation runs, a view is the image itself."""
@@ -93,10 +84,9 @@ def test_row_r_of_step_s_is_the_example_at_position_s_times_batch_plus_r(sources
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('start', [1, 9])
-def test_starting_at_a_step_equals_the_straight_run_bit_for_bit(sources, kind, start):
-    straight = train_steps(sources[kind], start + 3)
-    assert_equal_batches(train_steps(sources[kind], 3, start_step=start), straight[start:])
+def test_starting_at_a_step_equals_the_straight_run_bit_for_bit(sources, kind):
+    straight = train_steps(sources[kind], 12)
+    assert_equal_batches(train_steps(sources[kind], 3, start_step=9), straight[9:])
 
 
 @pytest.mark.parametrize('kind', RANDOM_ACCESS)
@@ -113,8 +103,12 @@ def test_batch_size_and_threads_do_not_change_the_stream(sources, kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_views_differ_from_each_other_between_epochs_and_by_seed(sources, kind):
-    batch = joined(train_steps(sources[kind], 22))  # Six epochs.
+def test_views_are_floats_of_their_size_and_differ_from_each_other_between_epochs_and_by_seed(sources, kind):
+    batch = joined(train_steps(sources[kind], 22, image_size=10))  # Six epochs.
+    assert batch['label'].shape == (132,) and batch['label'].dtype == np.int32
+    for view in (batch['view1'], batch['view2']):
+        assert view.shape == (132, 10, 10, 3) and view.dtype == np.float32
+        assert 0 <= view.min() < view.max() <= 1
     of_one_image = np.concatenate([batch[view][batch['label'] == 5] for view in ('view1', 'view2')])
     assert len(of_one_image) == 12
     assert len(np.unique(of_one_image.reshape(12, -1), axis=0)) == 12
@@ -122,9 +116,8 @@ def test_views_differ_from_each_other_between_epochs_and_by_seed(sources, kind):
     assert (batch['label'] != other['label']).any()
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_every_epoch_shows_every_image_once_in_a_new_order(sources, kind):
-    labels = joined(train_steps(sources[kind], 6, view=IDENTITY, batch_size=11))['label']
+def test_every_epoch_of_a_stream_shows_every_image_once_in_a_new_order(sources):
+    labels = joined(train_steps(sources['streamed'], 6, view=IDENTITY, batch_size=11))['label']
     epochs = labels.reshape(3, COUNT)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(COUNT), (3, 1)))
     assert len(np.unique(epochs, axis=0)) == 3
@@ -172,26 +165,6 @@ def test_more_shards_than_images_leave_some_with_padding_alone(sources):
     batch, = pipeline.eval_batches(sources['streamed'], batch_size=4, image_size=SIZE,
                                    crop_proportion=1.0, shard_index=29, shard_count=30)
     assert batch['image'].shape == (4, SIZE, SIZE, 3) and not batch['valid'].any()
-
-
-def test_unreadable_images_are_replaced_in_training_and_dropped_in_evaluation(tmp_path):
-    for i in range(6):
-        Image.new('RGB', (20 + i, 30 - i), (40 * i, 0, 0)).save(tmp_path / f'{i}.png')
-    for i in (2, 5):
-        (tmp_path / f'{i}.png').write_bytes(b'broken')
-    source = load_source(f'folder:{tmp_path}', 'train')
-    source.max_bad_share = 0.5
-    batch, = train_steps(source, 1, view=IDENTITY)
-    index = epoch_and_index(3, np.arange(6), 6)[1]
-    stand_in = {0: 0, 1: 1, 2: 3, 3: 3, 4: 4, 5: 0}
-    np.testing.assert_array_equal(np.rint(batch['view1'][:, 0, 0, 0] * 255 / 40),
-                                  [stand_in[i] for i in index])
-    assert sorted(source.skipped) == ['2.png', '5.png']
-    assert batch['label'].tolist() == [-1] * 6  # No folders, no labels.
-
-    evaluated = joined(evaluate(source, 1)[0])
-    values = np.rint(evaluated['image'][evaluated['valid']][:, 0, 0, 0] * 255 / 40)
-    np.testing.assert_array_equal(values, [0, 1, 3, 4])
 
 
 def test_images_of_any_size_and_shape_fit(tmp_path):

@@ -20,11 +20,6 @@ def test_classes_are_balanced():
                                   np.full(len(CLASS_NAMES), 50))
 
 
-def test_drawing_again_gives_the_same_images():
-    once, again = (make_shapes('train', 32, 300)[0] for _ in range(2))
-    np.testing.assert_array_equal(once, again)
-
-
 @pytest.mark.parametrize('count', [1, 37, 200, 201])
 def test_first_images_do_not_depend_on_how_many_are_drawn(count):
     more = make_shapes('train', 16, 450)

@@ -7,8 +7,7 @@ import pytest
 
 from simclr_jax.methods import make_method
 from simclr_jax.models.network import Network, ProjectionHead
-from tests.methods.small_network import SIZE, Encoder, float64, make_batch
-from tests.methods.test_one_network import features, project
+from tests.methods.small_network import SIZE, Encoder, float64, make_batch, project, unit
 
 N, EXAMPLES, NEGATIVES, TEMPERATURE = 6, 11, 5, 0.2
 
@@ -19,13 +18,9 @@ def make(**settings):
                        **{'negatives': NEGATIVES, 'temperature': TEMPERATURE, **settings})
 
 
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
 def paper(params, images, index, drawn, memory, z):
     """(loss, features, Z), image by image."""
-    v = unit(project(params['head'], features(params, images)))
+    v = unit(project(params, images))
     own = np.exp((v * memory[index]).sum(1) / TEMPERATURE)
     noise = np.exp(np.einsum('nd,nkd->nk', v, memory[drawn]) / TEMPERATURE)
     z = z or np.concatenate([own[:, None], noise], axis=1).mean() * EXAMPLES
@@ -67,6 +62,3 @@ def test_what_it_cannot_do_is_refused():
         make(negatives=0)
     with pytest.raises(ValueError, match='method.memory_momentum 1.5'):
         make(memory_momentum=1.5)
-    with pytest.raises(ValueError, match="'instance_discrimination' has no predictor"):
-        make_method('instance_discrimination', num_train_steps=3, num_examples=EXAMPLES,
-                    network=Network(encoder=Encoder(), head=ProjectionHead(), predictor=ProjectionHead()))

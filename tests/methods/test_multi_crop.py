@@ -11,25 +11,20 @@ from simclr_jax.data.batches import Inputs
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build, make_inputs
 from simclr_jax.views.fields import SmallViews, View
-from tests.methods.small_network import SIZE, float64, make_batch
-from tests.methods.test_one_network import cosine, features, predict, project, start
+from tests.methods.small_network import SIZE, cosine, float64, make_batch, predict, project, start, unit
 from tests.objectives.test_info_nce import over_the_batch
 from tests.objectives.test_nt_xent import paper as numpy_nt_xent
 
 N, COUNT = 6, 3
 
 
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def expected(name, params, target, views, small):
     if name == 'simclr':        # one pass for the two views, one for the small ones
-        z, others = (np.split(project(params['head'], features(params, np.concatenate(images))), len(images))
+        z, others = (np.split(project(params, np.concatenate(images)), len(images))
                      for images in (views, small))
         return np.mean([numpy_nt_xent(*pair, 0.1)[0] for pair in [tuple(z), *itertools.product(z, others)]])
     queries, others = ([predict(params, images) for images in each] for each in (views, small))
-    keys = [project(target['head'], features(target, view)) for view in views]
+    keys = [project(target, view) for view in views]
     pairs = [(queries[0], keys[1]), (queries[1], keys[0]), *itertools.product(others, keys)]
     if name == 'byol':
         return 2 * np.mean([2 - 2 * cosine(*pair).mean() for pair in pairs])
@@ -56,7 +51,7 @@ def test_the_momentum_memory_of_simclr_v2_has_negatives_in_the_batch_and_in_the_
     method_state, batch = {**method_state, 'queue': method_state['queue'][:9]}, make_batch(0, N)
     value, aux = jax.jit(method.loss)(params, stats, method_state, batch, jax.random.key(0))
     exact, losses = float64(params), []
-    z1, z2 = (unit(project(exact['head'], features(exact, batch[view]))) for view in ('view1', 'view2'))
+    z1, z2 = (unit(project(exact, batch[view])) for view in ('view1', 'view2'))
     for queries, keys in ((z1, z2), (z2, z1)):              # the memory network starts as the online one
         logits = queries @ np.concatenate([keys, float64(method_state['queue'])]).T / 0.1
         losses.append(np.mean([np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(logits)]))

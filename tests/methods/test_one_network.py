@@ -1,15 +1,14 @@
-"""SimSiam, Barlow Twins, VICReg and SupCon: their losses of the network's own outputs, in float64 numpy."""
+"""Each method's loss of the network's own outputs, in float64 numpy; where no gradient flows; what is refused."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.config import base_config, use_method
 from simclr_jax.methods import make_method
 from simclr_jax.models.network import Network, ProjectionHead
-from tests.methods.small_network import SIZE, Encoder, float64, make_batch
-from tests.methods.test_byol import normalised
+from tests.methods.small_network import Encoder, cosine, float64, make_batch, predict, project, start, unit
+from tests.objectives.test_nt_xent import paper as numpy_nt_xent
 from tests.objectives.test_redundancy import numpy_barlow_twins, numpy_vicreg
 from tests.objectives.test_sup_con import paper as numpy_sup_con
 
@@ -17,57 +16,57 @@ N = 6
 LABELS = np.array([0, 1, 0, -1, 1, 1], np.int32)
 
 
-def start(name):
-    config = base_config()
-    use_method(config, name, hidden_width=24, out_dim=3)      # no row is without a positive unit
-    head, predictor = (ProjectionHead(**fields.to_dict()) for fields in (config.head, config.predictor))
-    network = Network(encoder=Encoder(), head=head, predictor=None if predictor.mode == 'none' else predictor)
-    method = make_method(network=network, num_train_steps=5, **config.method)
-    return method, *jax.jit(method.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
-
-
-def features(params, images):
-    x = np.float64(images).reshape(len(images), -1) @ params['encoder']['dense']['kernel']
-    return np.tanh(normalised(x, params['encoder']['norm'], (slice(None),)))
-
-
-def project(params, x):
-    """A head of any of these methods: dense, norm and ReLU for each of its layers that has them."""
-    count = sum(name.startswith('dense') for name in params)
-    for layer in range(1, count + 1):
-        x = x @ params[f'dense{layer}']['kernel'] + params[f'dense{layer}'].get('bias', 0)
-        if norm := params.get(f'norm{layer}'):
-            x = normalised(x, {'bias': 0, **norm}, (slice(None),))
-        x = x if layer == count else np.maximum(x, 0)
-    return x
-
-
-def predict(params, images):
-    return project(params['predictor'], project(params['head'], features(params, images)))
-
-
-def cosine(a, b):
-    return ((a / np.linalg.norm(a, axis=1, keepdims=True)) * (b / np.linalg.norm(b, axis=1, keepdims=True))).sum(1)
-
-
 def expected(name, params, batch):
-    if name == 'sup_con':       # both views in one batch, as SimCLR
-        z = project(params['head'], features(params, np.concatenate([batch['view1'], batch['view2']])))
-        return numpy_sup_con(*np.split(z, 2), LABELS, 0.1)
-    z1, z2 = (project(params['head'], features(params, batch[view])) for view in ('view1', 'view2'))
+    if name in ('simclr', 'sup_con'):       # both views in one batch
+        views = np.split(project(params, np.concatenate([batch['view1'], batch['view2']])), 2)
+        return numpy_nt_xent(*views, 0.1)[0] if name == 'simclr' else numpy_sup_con(*views, LABELS, 0.1)
+    z1, z2 = (project(params, batch[view]) for view in ('view1', 'view2'))
     if name == 'simsiam':       # builder.py and main_simsiam.py
-        p1, p2 = (project(params['predictor'], z) for z in (z1, z2))
+        p1, p2 = (predict(params, batch[view]) for view in ('view1', 'view2'))
         return -(cosine(p1, z2).mean() + cosine(p2, z1).mean()) * 0.5
     return {'barlow_twins': numpy_barlow_twins, 'vicreg': numpy_vicreg}[name](z1, z2)
 
 
-@pytest.mark.parametrize('name', ['simsiam', 'barlow_twins', 'vicreg', 'sup_con'])
+@pytest.mark.parametrize('name', ['simclr', 'simsiam', 'barlow_twins', 'vicreg', 'sup_con'])
 def test_the_loss_is_the_originals(name):
     method, params, stats, method_state = start(name)
     batch = {**make_batch(0, N), 'label': LABELS}
     value, aux = jax.jit(method.loss)(params, stats, method_state, batch, jax.random.key(0))
     np.testing.assert_allclose(value, expected(name, float64(params), batch), rtol=1e-4)
     assert aux.metrics['loss'] == value
+
+
+def test_loss_weight_scales_simclrs_loss_and_not_the_probes():
+    method, params, stats, method_state = start('simclr', num_classes=3, loss_weight=2.0)
+    assert method_state == () == method.after_update(method_state, params, None, 0)      # it keeps nothing
+    batch = {**make_batch(0, N), 'label': LABELS}
+    value, aux = jax.jit(method.loss)(params, stats, method_state, batch, jax.random.key(0))
+    loss = expected('simclr', float64(params), batch)
+    np.testing.assert_allclose(aux.metrics['contrastive_loss'], loss, rtol=1e-5)
+    np.testing.assert_allclose(value, 2 * loss + aux.metrics['probe_loss'], rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['simclr', 'moco_v2', 'byol'])
+def test_no_gradient_reaches_the_target_or_by_labels_the_encoder(name):
+    fields = {'queue_size': 8} if name == 'moco_v2' else {}
+    method, params, stats, method_state = start(name, num_classes=3, **fields)
+    followed = method_state['target'] if method_state else {}
+    assert not followed or set(followed['params']) == {'encoder', 'head'}
+
+    @jax.jit
+    def gradients(label):
+        def loss(params, followed):
+            state = {**method_state, 'target': followed} if method_state else method_state
+            return method.loss(params, stats, state, {**make_batch(0, N), 'label': label}, jax.random.key(0))[0]
+        return jax.grad(loss, argnums=(0, 1))(params, followed)
+
+    some, target = gradients(jnp.array([0, 1, 2, 0, 1, 2]))
+    others, _ = gradients(jnp.array([2, 2, 1, 1, 0, 0]))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(target))
+    for part in set(params) - {'probe'}:
+        assert any(leaf.any() for leaf in jax.tree.leaves(some[part]))
+        jax.tree.map(np.testing.assert_array_equal, some[part], others[part])
+    assert not np.array_equal(some['probe']['kernel'], others['probe']['kernel'])
 
 
 def test_no_gradient_of_simsiam_flows_through_the_projection_that_is_regressed():
@@ -77,7 +76,7 @@ def test_no_gradient_of_simsiam_flows_through_the_projection_that_is_regressed()
     gradient = jax.jit(jax.grad(lambda params: method.loss(params, stats, method_state, batch, jax.random.key(0))[0]))(
         params)
     params, kernel, step = float64(params), ('head', 'dense3', 'kernel'), 1e-6
-    goals = [project(params['head'], features(params, batch[view])) for view in ('view2', 'view1')]
+    goals = [project(params, batch[view]) for view in ('view2', 'view1')]
 
     def loss():
         predictions = [predict(params, batch[view]) for view in ('view1', 'view2')]
@@ -97,9 +96,11 @@ def test_a_predictor_is_needed_or_refused():
     network = Network(encoder=Encoder(), head=ProjectionHead())
     with pytest.raises(ValueError, match="'simsiam' needs a predictor"):
         make_method('simsiam', network=network, num_train_steps=1)
-    for name in ('barlow_twins', 'vicreg'):
-        with pytest.raises(ValueError, match=f"'{name}' has no predictor"):
-            make_method(name, network=network.clone(predictor=ProjectionHead()), num_train_steps=1)
+    for name in ('simclr', 'barlow_twins', 'vicreg', 'instance_discrimination'):
+        with pytest.raises(ValueError, match=f"'{name}' has no predictor: set predictor.mode to 'none'"):
+            start(name, network.clone(predictor=ProjectionHead()), num_examples=9)
+    with pytest.raises(ValueError, match="'simlcr'.*simclr"):
+        make_method('simlcr')
 
 
 # NNCLR
@@ -110,12 +111,10 @@ def test_nnclr_is_algorithm_1_of_its_paper_for_three_steps():
     method, params, stats, method_state = start('nnclr')
     size = 9                                # no multiple of the batch: it wraps around
     method_state = {**method_state, 'queue': method_state['queue'][:size]}
-    queue, unit = float64(method_state['queue']), lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    place = 0
+    queue, place = float64(method_state['queue']), 0
     for step in range(3):
         batch = {**make_batch(step, N), 'label': LABELS}
-        z1, z2 = (unit(project(float64(params)['head'], features(float64(params), batch[view])))
-                  for view in ('view1', 'view2'))
+        z1, z2 = (unit(project(float64(params), batch[view])) for view in ('view1', 'view2'))
         p1, p2 = (unit(predict(float64(params), batch[view])) for view in ('view1', 'view2'))
 
         def cross_entropy(z, p):

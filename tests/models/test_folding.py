@@ -9,6 +9,7 @@ import pytest
 from simclr_jax.models.building import make_network
 from simclr_jax.models.folding import fold, folded
 from simclr_jax.models.network import init_variables, outputs
+from tests.weights.random_weights import random_variables
 from tests.weights.tiny_encoders import BOTTLENECKS, depth_of_bottlenecks
 
 HEAD = {'num_layers': 2, 'out_dim': 8}
@@ -25,15 +26,8 @@ def few_bottlenecks():
 
 def make(fields):
     """A network with norms as after training: any scale, offset and statistics."""
-    network = make_network(encoder={'width': 1 / 16, **fields}, head=HEAD, mean=(0.5,) * 3, std=(0.2,) * 3)
-    variables = jax.jit(lambda: init_variables(network, jax.random.key(0), jnp.zeros((1, 32, 32, 3))))()
-    rng = np.random.default_rng(0)
-
-    def drawn(path, leaf):
-        low, high = {'scale': (0.5, 1.5), 'var': (0.5, 2), 'mean': (-1, 1), 'bias': (-1, 1)}.get(path[-1].key, (0, 0))
-        return rng.uniform(low, high, leaf.shape).astype(np.float32) if high else np.asarray(leaf)
-
-    return network, jax.tree.map_with_path(drawn, variables)
+    fields = {'width': 1 / 16, **fields}
+    return (make_network(encoder=fields, head=HEAD, mean=(0.5,) * 3, std=(0.2,) * 3), random_variables(fields, HEAD))
 
 
 def run(network, variables, images):

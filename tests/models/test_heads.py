@@ -49,52 +49,38 @@ def assert_layers(layers, expected):
         np.testing.assert_allclose(layer, value, rtol=1e-4, atol=1e-5)
 
 
-def test_nonlinear_head_is_dense_norm_relu_then_dense_norm(features):
-    layers, params = run(ProjectionHead(num_layers=3, out_dim=4), features)
-    first = features @ params['dense1']['kernel']
-    first = np.maximum(normalised(first, params['norm1']), 0)
-    second = np.maximum(normalised(first @ params['dense2']['kernel'], params['norm2']), 0)
-    last = normalised(second @ params['dense3']['kernel'], params['norm3'])
-    assert_layers(layers, [features, first, second, last])
-    assert [layer.shape[1] for layer in layers] == [6, 6, 6, 4]
-    assert all(set(params[f'dense{i}']) == {'kernel'} for i in (1, 2, 3))
-    assert set(params['norm2']) == {'scale', 'bias'}
-    assert set(params['norm3']) == {'scale'}
+FULL, NO_BIAS = {'scale', 'bias'}, {'scale'}
+HEADS = {       # settings, and the parameters that they make
+    'nonlinear': ({'num_layers': 3, 'out_dim': 4}, {
+        'dense1': {'kernel'}, 'norm1': FULL, 'dense2': {'kernel'}, 'norm2': FULL, 'dense3': {'kernel'},
+        'norm3': NO_BIAS}),
+    'linear': ({'mode': 'linear', 'out_dim': 4}, {'dense1': {'kernel'}, 'norm1': NO_BIAS}),
+    "MoCo's": ({'num_layers': 2, 'out_dim': 4, 'norm': False, 'final_norm': False, 'bias': True, 'final_bias': True},
+               {'dense1': {'kernel', 'bias'}, 'dense2': {'kernel', 'bias'}}),
+    "BYOL's": ({'num_layers': 2, 'hidden_width': 10, 'out_dim': 4, 'bias': True, 'final_norm': False},
+               {'dense1': {'kernel', 'bias'}, 'norm1': FULL, 'dense2': {'kernel'}})}
 
 
-def test_linear_head_is_the_last_layer_alone(features):
-    layers, params = run(ProjectionHead(mode='linear', out_dim=4), features)
-    assert {name: set(leaves) for name, leaves in params.items()} == {
-        'dense1': {'kernel'}, 'norm1': {'scale'}}
-    assert_layers(layers, [features, normalised(features @ params['dense1']['kernel'],
-                                                params['norm1'])])
+@pytest.mark.parametrize('name', HEADS)
+def test_each_layer_is_dense_norm_and_relu_of_the_one_before(name, features):
+    settings, names = HEADS[name]
+    layers, params = run(ProjectionHead(**settings), features)
+    assert {part: set(leaves) for part, leaves in params.items()} == names
+    expected, count = [features], len(layers) - 1
+    for layer in range(1, count + 1):
+        dense = params[f'dense{layer}']
+        x = expected[-1] @ dense['kernel'] + dense.get('bias', 0)
+        x = normalised(x, params[f'norm{layer}']) if f'norm{layer}' in params else x
+        expected.append(x if layer == count else np.maximum(x, 0))
+    assert_layers(layers, expected)
+    hidden = settings.get('hidden_width', 6)
+    assert [layer.shape[1] for layer in layers] == [6, *[hidden] * (count - 1), 4]
 
 
 def test_no_head_returns_the_features_alone(features):
     head = ProjectionHead(mode='none')
     assert not init(head, features)
     assert_layers(head.apply({}, features, train=True), [features])
-
-
-def test_moco_head_has_biases_and_no_norms(features):
-    head = ProjectionHead(num_layers=2, out_dim=4, norm=False, final_norm=False, bias=True,
-                          final_bias=True)
-    layers, params = run(head, features)
-    hidden = np.maximum(features @ params['dense1']['kernel'] + params['dense1']['bias'], 0)
-    last = hidden @ params['dense2']['kernel'] + params['dense2']['bias']
-    assert_layers(layers, [features, hidden, last])
-    assert set(params) == {'dense1', 'dense2'}
-
-
-def test_byol_head_ends_in_a_bare_dense(features):
-    head = ProjectionHead(num_layers=2, hidden_width=10, out_dim=4, bias=True, final_norm=False)
-    layers, params = run(head, features)
-    hidden = features @ params['dense1']['kernel'] + params['dense1']['bias']
-    hidden = np.maximum(normalised(hidden, params['norm1']), 0)
-    assert_layers(layers, [features, hidden, hidden @ params['dense2']['kernel']])
-    assert {name: set(leaves) for name, leaves in params.items()} == {
-        'dense1': {'kernel', 'bias'}, 'norm1': {'scale', 'bias'}, 'dense2': {'kernel'}}
-    assert hidden.shape[1] == 10
 
 
 def test_norm_settings_reach_every_norm(features):

@@ -50,67 +50,18 @@ def test_one_group_equals_flax(images, variables, evaluate, use_bias):
     assert_trees_close(ours, flax, rtol=1e-5)
 
 
-@pytest.mark.parametrize('groups', [2, 4])
-def test_groups_are_contiguous_and_normalised_apart(images, variables, groups):
-    y, stats = apply(BatchNorm(use_running_average=False, groups=groups), variables, images)
-
+@pytest.mark.parametrize('groups, strided', [(1, True), (2, False), (4, False), (2, True), (4, True)])
+def test_groups_are_contiguous_or_every_gth_row_and_normalised_apart(images, variables, groups, strided):
+    y, stats = apply(BatchNorm(use_running_average=False, groups=groups, strided=strided), variables, images)
     scale, bias = (np.float64(variables['params'][name]) for name in ('scale', 'bias'))
-    expected, means, variances = [], [], []
-    for rows in np.split(np.float64(images), groups):
-        means.append(rows.mean((0, 1, 2)))
-        variances.append(rows.var((0, 1, 2)))
-        expected.append((rows - means[-1]) / np.sqrt(variances[-1] + 1e-5) * scale + bias)
-    np.testing.assert_allclose(y, np.concatenate(expected), rtol=1e-4, atol=1e-5)
-    for name, batch in (('mean', means), ('var', variances)):
-        running = 0.9 * np.float64(variables['batch_stats'][name]) + 0.1 * np.mean(batch, 0)
-        np.testing.assert_allclose(stats[name], running, rtol=1e-5)
-
-
-@pytest.mark.parametrize('groups', [2, 4])
-def test_strided_groups_are_every_gth_row_and_normalised_apart(images, variables, groups):
-    module = BatchNorm(use_running_average=False, groups=groups, strided=True)
-    y, stats = apply(module, variables, images)
-    scale, bias = (np.float64(variables['params'][name]) for name in ('scale', 'bias'))
-    dealt = [np.float64(images)[group::groups] for group in range(groups)]
-    for group, rows in enumerate(dealt):
+    split = lambda rows: [rows[g::groups] for g in range(groups)] if strided else np.split(rows, groups)
+    for ours, rows in zip(split(y), split(np.float64(images))):
         expected = (rows - rows.mean((0, 1, 2))) / np.sqrt(rows.var((0, 1, 2)) + 1e-5) * scale + bias
-        np.testing.assert_allclose(y[group::groups], expected, rtol=1e-4, atol=1e-5)
-    for name, batch in (('mean', [rows.mean((0, 1, 2)) for rows in dealt]),
-                        ('var', [rows.var((0, 1, 2)) for rows in dealt])):
-        running = 0.9 * np.float64(variables['batch_stats'][name]) + 0.1 * np.mean(batch, 0)
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    for name in ('mean', 'var'):
+        batch = np.mean([getattr(rows, name)((0, 1, 2)) for rows in split(np.float64(images))], 0)
+        running = 0.9 * np.float64(variables['batch_stats'][name]) + 0.1 * batch
         np.testing.assert_allclose(stats[name], running, rtol=1e-5)
-
-
-def value_and_gradient(module, variables, images):
-    """A loss that weighs every output differently, its gradient by variables and rows, the statistics."""
-    weights = np.random.default_rng(2).normal(size=images.shape).astype(np.float32)
-
-    def value(params, x):
-        y, stats = apply(module, {**variables, 'params': params}, x)
-        return jnp.sum(jnp.sin(y) * weights), stats
-
-    return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(variables['params'], images)
-
-
-def test_one_strided_group_is_the_whole_batch(images, variables):
-    plain, strided = (value_and_gradient(BatchNorm(use_running_average=False, strided=strided), variables,
-                                         images) for strided in (False, True))
-    assert_trees_close(plain, strided, rtol=1e-6)
-
-
-@pytest.mark.parametrize('groups', [2, 4])
-def test_the_gradient_of_strided_groups_is_that_of_separate_batches(images, variables, groups):
-    weights = np.random.default_rng(2).normal(size=images.shape).astype(np.float32)
-    one = BatchNorm(use_running_average=False)
-
-    def value(params, x):
-        return sum(jnp.sum(jnp.sin(apply(one, {**variables, 'params': params}, x[group::groups])[0])
-                           * weights[group::groups]) for group in range(groups))
-
-    expected = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(variables['params'], images)
-    strided = BatchNorm(use_running_average=False, groups=groups, strided=True)
-    (total, _), gradient = value_and_gradient(strided, variables, images)
-    assert_trees_close((total, gradient), expected, rtol=1e-5)
 
 
 def test_evaluation_ignores_groups_and_keeps_the_statistics(images, variables):
@@ -122,7 +73,7 @@ def test_evaluation_ignores_groups_and_keeps_the_statistics(images, variables):
     assert_trees_close(stats, running, rtol=0)
 
 
-@pytest.mark.parametrize('groups', [1, 2, 8])
+@pytest.mark.parametrize('groups', [1, 2])
 def test_a_sharded_batch_gives_the_numbers_of_one_device(images, variables, groups):
     mesh = jax.make_mesh((8,), ('rows',), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('rows'))
@@ -132,7 +83,7 @@ def test_a_sharded_batch_gives_the_numbers_of_one_device(images, variables, grou
     assert_trees_close(one, eight, rtol=1e-5)
 
 
-@pytest.mark.parametrize('groups', [1, 2, 8])
+@pytest.mark.parametrize('groups', [2, 8])
 def test_strided_groups_of_a_sharded_batch_keep_their_numbers_and_move_no_row(variables, groups):
     images = np.random.default_rng(0).normal(2.0, 3.0, (16, 3, 3, 4)).astype(np.float32)
     mesh = jax.make_mesh((8,), ('rows',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -191,15 +142,14 @@ def reference(x, scale, bias, shortcut, groups, strided, rectify):
     return jnp.concatenate(ys)[order], jnp.stack(means), jnp.stack(variances)
 
 
-@pytest.mark.parametrize('form', ['xla', 'loops'])
-@pytest.mark.parametrize('rectify', [False, True])
-@pytest.mark.parametrize('has_shortcut', [False, True])
-@pytest.mark.parametrize('groups, strided', [(1, False), (2, False), (2, True)])
-def test_gradients_are_those_of_the_definition_in_float64(form, rectify, has_shortcut, groups, strided,
-                                                          monkeypatch):
+@pytest.mark.parametrize('form, groups, strided, has_shortcut, rectify', [
+    *((form, 1, False, has_shortcut, rectify)
+      for form in ('xla', 'loops') for has_shortcut in (False, True) for rectify in (False, True)),
+    ('xla', 2, False, True, True), ('xla', 2, True, True, True)])
+def test_gradients_are_those_of_the_definition_in_float64(form, groups, strided, has_shortcut, rectify, monkeypatch):
     if form == 'loops':
-        if groups > 1 or not loops.are_built():
-            pytest.skip('loops are for one group, and where they were built')
+        if not loops.are_built():
+            pytest.skip('the compiled loops were not built, or are not for this processor')
         monkeypatch.setattr(jax, 'device_count', lambda: 1)
     rng = np.random.default_rng(0)
     x, shortcut, weights = (rng.normal(1.0, 2.0, (6, 5, 7, 24)) for _ in range(3))

@@ -146,27 +146,8 @@ def test_forward_equals_a_transcription(monkeypatch, depth, stem, max_pool, sk_r
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('depth, width, dim', [
-    (10, 0.25, 128), (18, 1.0, 512), (34, 2.0, 1024), (50, 1.0, 2048), (50, 4.0, 8192)])
-def test_feature_width(depth, width, dim):
-    module = ResNet(depth, width=width, dtype=jnp.bfloat16)
-    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    features, _ = jax.eval_shape(partial(module.init_with_output, train=False),
-                                 jax.random.key(0), images)
-    assert (features.shape, features.dtype) == ((2, dim), jnp.float32)
-
-
-@pytest.mark.parametrize('depth, count', [
-    (18, 11_176_512), (34, 21_284_672), (50, 23_508_032)])
-def test_parameter_count_is_torchvisions_without_its_classifier(depth, count):
-    assert total(shapes(ResNet(depth))['params']) == count
-
-
 @pytest.mark.parametrize('depth, width, sk, millions', [
-    (50, 1, False, 24), (50, 1, True, 35), (50, 2, False, 94), (50, 2, True, 140),
-    (101, 1, False, 43), (101, 1, True, 65), (101, 2, False, 170), (101, 2, True, 257),
-    (152, 1, False, 58), (152, 1, True, 89), (152, 2, False, 233), (152, 2, True, 354),
-    (152, 3, True, 795)])
+    (50, 1, False, 24), (50, 1, True, 35), (101, 2, False, 170), (152, 1, True, 89), (152, 3, True, 795)])
 def test_variable_count_is_that_of_simclr_v2(depth, width, sk, millions):
     """SimCLRv2 (arXiv:2006.10029), Table 1: the encoder, running statistics included."""
     variables = shapes(ResNet(depth, width=width, sk_ratio=0.0625 if sk else 0.0))

@@ -139,19 +139,13 @@ FAR_FROM_ZERO[:, :, 0] = 100
     (half(13, 5), {'tile': 1}), (half(13, 5), {'tile': 4, 'temperature': 0.1, 'decoupled': True}),
     (half(12, 8), {'tile': 5, 'temperature': 0.05}), (half(12, 8), {'tile': 5, 'normalize': False}),
     (half(10, 3), {'tile': 3, 'normalize': False, 'decoupled': True}),
-    (half(7, 3), {'tile': 7, 'temperature': 1.0, 'decoupled': True}),
-    (half(9, 130), {'tile': 100, 'temperature': 0.2}),
-    (views(520, 4), {'temperature': 0.1}), (views(1100, 4), {'temperature': 0.1}),        # tiles are chosen
+    (half(9, 130), {'tile': 100, 'temperature': 0.2}), (views(520, 4), {'temperature': 0.1}),       # two are chosen
     # Devices, and tiles on them.
-    (half(16, 8), {'mesh': (1,), 'temperature': 0.1}), (half(16, 8), {'mesh': (8,), 'temperature': 0.1}),
-    (half(16, 8), {'mesh': (2, 4), 'temperature': 0.1}), (half(16, 8), {'mesh': (8,), 'normalize': False}),
     (half(11, 6), {'mesh': (1,), 'tile': 3, 'temperature': 0.1}),
     (half(14, 6), {'mesh': (2,), 'tile': 3, 'temperature': 0.1, 'decoupled': True}),
-    (half(14, 6), {'mesh': (2,), 'tile': 3, 'normalize': False}),
+    (half(16, 8), {'mesh': (8,), 'temperature': 0.1}), (half(16, 8), {'mesh': (2, 4), 'normalize': False}),
     (half(24, 6), {'mesh': (8,), 'tile': 2, 'temperature': 0.1}),
-    (half(24, 6), {'mesh': (8,), 'tile': 5, 'temperature': 0.1, 'decoupled': True}),
     (half(24, 6), {'mesh': (8,), 'tile': 5, 'normalize': False, 'decoupled': True}),
-    (half(8, 6), {'mesh': (8,), 'tile': 100, 'temperature': 0.1}),
     # Digits.
     (FAR_APART, {'temperature': 0.125, 'normalize': False, 'tile': 2}),
     (FAR_FROM_ZERO, {'temperature': 1.0, 'normalize': False, 'tile': 2}),
@@ -162,7 +156,7 @@ def test_loss_metrics_and_gradients_are_the_oracles_in_any_tiles_on_any_devices(
     check(pair, **settings)
 
 
-@pytest.mark.parametrize('n', [1, 2, 7])
+@pytest.mark.parametrize('n', [2, 7])
 def test_equal_embeddings_cost_the_log_of_the_number_of_candidates(n):
     loss, metrics = compiled(jnp.ones((n, 3)), jnp.ones((n, 3)), temperature=0.1)
     for value in (loss, metrics['contrastive_entropy']):
@@ -190,29 +184,23 @@ def test_order_of_images_and_of_views_does_not_matter():
         assert metrics['contrastive_accuracy'] == expected_metrics['contrastive_accuracy']
 
 
-STEP = {'temperature': 0.1, 'tile': 8}
-
-
 def compiled_step(n, d, f=nt_xent, **settings):
     """The program of loss and gradients, compiled and not run."""
-    return jax.jit(step_of(f, **settings)).lower(*[jax.ShapeDtypeStruct((n, d), jnp.float32)] * 2).compile()
+    return jax.jit(step_of(f, temperature=0.1, **settings)).lower(
+        *[jax.ShapeDtypeStruct((n, d), jnp.float32)] * 2).compile()
 
 
-@pytest.mark.parametrize('devices', [1, 8])
-def test_no_device_holds_the_similarities_of_its_rows(devices):
+def test_no_device_holds_the_similarities_of_its_rows_and_eight_gather_projections_and_log_sum_exps_once():
     n, d = 192, 4
 
     def largest_array(program):
-        shapes = re.findall(r'\b[a-z]+[0-9]+\[([0-9,]+)\]', program.as_text())
+        shapes = re.findall(r'\b[a-z]+[0-9]+\[([0-9,]+)\]', program)
         return max(np.prod([int(side) for side in shape.split(',')]) for shape in shapes)
 
-    whole = 2 * n // devices * 2 * n  # [2n, 2N]
-    assert largest_array(compiled_step(n, d, mesh=mesh_of(devices), **STEP)) <= whole / 4
-    assert largest_array(compiled_step(n, d, nt_xent_dense, temperature=0.1)) >= (2 * n) ** 2  # it can tell
-
-
-def test_eight_devices_gather_projections_and_log_sum_exps_once():
-    program = compiled_step(192, 4, mesh=mesh_of(8), **STEP).as_text()
+    for devices in (1, 8):
+        program = compiled_step(n, d, mesh=mesh_of(devices), tile=8).as_text()
+        assert largest_array(program) <= 2 * n // devices * 2 * n / 4      # of [2n, 2N]
+    assert largest_array(compiled_step(n, d, nt_xent_dense).as_text()) >= (2 * n) ** 2  # it can tell
     names = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast'
     found = re.findall(rf'= (\S+) ({names})(?:-start)?\(', program)
     assert collections.Counter(name for _, name in found) == {'all-gather': 2, 'all-reduce': 1}
@@ -221,7 +209,7 @@ def test_eight_devices_gather_projections_and_log_sum_exps_once():
 
 
 def test_memory_is_far_below_that_of_the_dense_form():
-    ours, dense = (compiled_step(4096, 128, f, temperature=0.1).memory_analysis().temp_size_in_bytes
+    ours, dense = (compiled_step(4096, 128, f).memory_analysis().temp_size_in_bytes
                    for f in (nt_xent, nt_xent_dense))
     assert 15 * ours < dense
 
@@ -277,19 +265,20 @@ def test_a_nearly_solved_task_keeps_its_digits_at_any_temperature(f):
 
 
 @DECOUPLED
-@pytest.mark.parametrize('scale', [0.0, 1e-30, 1e-5, 1e15, 1e25])
-def test_the_length_of_a_projection_does_not_count(scale, decoupled):
-    view1, view2 = views()
-    view1[0] *= np.float32(scale)
-    (value, _), gradients = jax.jit(step_of(temperature=0.2, decoupled=decoupled))(view1, view2)
-    assert np.isfinite(gradients).all()
-    if scale < 1e-6:            # below the least length: the gradient is finite, and not that of a unit row
-        return
-    (expected, *_), (expected1, expected2, _) = oracle(view1, view2, 0.2, decoupled=decoupled)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    for gradient, wanted in ((gradients[0][0], expected1[0]), (gradients[0][1:], expected1[1:]),
-                             (gradients[1], expected2)):
-        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+def test_the_length_of_a_projection_does_not_count(decoupled):
+    step = jax.jit(step_of(temperature=0.2, decoupled=decoupled))
+    for scale in (0.0, 1e-30, 1e-5, 1e15, 1e25):
+        view1, view2 = views()
+        view1[0] *= np.float32(scale)
+        (value, _), gradients = step(view1, view2)
+        assert np.isfinite(gradients).all()
+        if scale < 1e-6:            # below the least length: the gradient is finite, and not that of a unit row
+            continue
+        (expected, *_), (expected1, expected2, _) = oracle(view1, view2, 0.2, decoupled=decoupled)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        for gradient, wanted in ((gradients[0][0], expected1[0]), (gradients[0][1:], expected1[1:]),
+                                 (gradients[1], expected2)):
+            np.testing.assert_allclose(gradient, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
 
 
 def test_a_projection_that_is_not_a_number_shows_in_the_loss():
@@ -298,11 +287,11 @@ def test_a_projection_that_is_not_a_number_shows_in_the_loss():
     assert np.isnan(compiled(view1, view2, temperature=0.1, tile=2)[0])
 
 
-@pytest.mark.parametrize('mesh', [(), (8,)])
-def test_a_tie_is_a_miss(mesh):
+def test_a_tie_is_a_miss():
     # A collapsed encoder must not look perfect, whatever the last bit of a product.
     same = np.tile(views(1, 37)[0], (16, 1))
-    assert compiled(same, same, temperature=0.1, tile=3, mesh=mesh_of(*mesh))[1]['contrastive_accuracy'] == 0
+    for mesh in ((), (8,)):
+        assert compiled(same, same, temperature=0.1, tile=3, mesh=mesh_of(*mesh))[1]['contrastive_accuracy'] == 0
     assert jax.jit(nt_xent_dense)(same, same, temperature=0.1)[1]['contrastive_accuracy'] == 0
 
 
@@ -319,10 +308,9 @@ def test_metrics_carry_no_gradient(f):
     np.testing.assert_array_equal(jax.jit(jax.grad(entropy))(*views()), 0)
 
 
-@pytest.mark.parametrize('mesh', [(), (2,)])
-def test_a_batch_of_losses(mesh):
+def test_a_batch_of_losses_on_two_devices():
     pairs = [views(n=4, seed=seed) for seed in range(3)]
-    step = step_of(temperature=0.2, tile=1, mesh=mesh_of(*mesh))
+    step = step_of(temperature=0.2, tile=1, mesh=mesh_of(2))
     (losses, _), gradients = jax.jit(jax.vmap(step))(*map(np.stack, zip(*pairs)))
     step = jax.jit(step)
     for i, pair in enumerate(pairs):
@@ -331,7 +319,7 @@ def test_a_batch_of_losses(mesh):
         np.testing.assert_allclose(gradients[0][i], expected[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('settings', [{'decoupled': True}, {'tile': 2}, {'normalize': False, 'mesh': 2}])
+@pytest.mark.parametrize('settings', [{'decoupled': True, 'tile': 2}, {'normalize': False, 'mesh': 2}])
 def test_derivatives_forward_and_of_second_order_are_those_of_the_dense_form(settings):
     pair, (tangent1, tangent2) = views(), views(seed=1)
     dense = {name: value for name, value in settings.items() if name not in ('tile', 'mesh')}
@@ -343,7 +331,8 @@ def test_derivatives_forward_and_of_second_order_are_those_of_the_dense_form(set
         along = lambda of: lambda *pair: jax.jvp(of, pair, (tangent1, tangent2))[1]
         back = lambda *pair: jax.grad(lambda *pair: sum(
             jnp.vdot(g, t) for g, t in zip(gradient(*pair), (tangent1, tangent2))), argnums=(0, 1))(*pair)
-        return [jax.jit(of)(*pair) for of in (along(loss), along(gradient), back, along(along(loss)))]
+        return jax.jit(lambda *pair: [of(*pair) for of in (along(loss), along(gradient), back, along(along(loss)))])(
+            *pair)
 
     for got, wanted in zip(derivatives(nt_xent, settings), derivatives(nt_xent_dense, dense)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, wanted)
@@ -368,14 +357,14 @@ def test_a_mesh_of_any_axes_with_arrays_split_or_not(types, split):
     spec = jax.sharding.PartitionSpec(*[mesh.axis_names] * (split == 'rows'))
     pair = host if split == 'host' else jax.device_put(host, jax.sharding.NamedSharding(mesh, spec))
     step = lambda mesh: jax.value_and_grad(loss_of(temperature=0.1, mesh=mesh), argnums=(0, 1))
-    expected, expected_gradients = jax.jit(step(None))(*host)
+    (expected, *_), expected_gradients = oracle(*host, 0.1)
     for given in (mesh,) if split == 'host' else (mesh, None):
         loss, gradients = jax.jit(step(given))(*pair)
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
-        np.testing.assert_allclose(gradients, expected_gradients, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(loss_of(temperature=0.1, mesh=given)(*pair), expected, rtol=1e-6)
-        with jax.set_mesh(mesh):                        # without it jax itself refuses jax.grad of typed arrays
-            np.testing.assert_allclose(step(given)(*pair)[0], expected, rtol=1e-6)
+        np.testing.assert_allclose(gradients, expected_gradients[:2], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loss_of(temperature=0.1, mesh=given)(*pair), expected, rtol=1e-6)
+    with jax.set_mesh(mesh):                            # without it jax itself refuses jax.grad of typed arrays
+        np.testing.assert_allclose(step(mesh)(*pair)[0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize('pair, settings, message', [

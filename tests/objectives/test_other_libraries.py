@@ -25,8 +25,6 @@ NT_XENT = [
     ((2, 4, 64), 0.5, 1.8083645105361938, 1.8083645105361938, 1.8083643913269043, 1.6271584033966064),
     ((2, 4, 64), 1.0, 1.8680278062820435, 1.868027925491333, 1.868027925491333, 1.6997554302215576),
     ((2, 4, 64), 10.0, 1.9373165369033813, 1.9373164176940918, 1.937316656112671, 1.7817213535308838),
-    ((3, 8, 16), 0.1, 5.406906604766846, 5.4069061279296875, 5.4069061279296875, 5.390138626098633),
-    ((3, 8, 16), 0.5, 2.899463415145874, 2.899463415145874, 2.899463176727295, 2.8391921520233154),
     ((4, 32, 8), 0.07, 9.582991600036621, 9.582991600036621, 9.582991600036621, 9.573387145996094),
     ((4, 32, 8), 0.1, 7.198517799377441, 7.198517799377441, 7.198517799377441, 7.184338569641113),
     ((4, 32, 8), 1.0, 4.089329719543457, 4.089329719543457, 4.089329719543457, 4.0715227127075195),
@@ -47,30 +45,6 @@ def test_nt_xent(case, temperature, lightly, metric_learning, optax, lightly_dec
         if lightly_decoupled is not None:
             decoupled = loss(*pair, temperature=temperature, decoupled=True)[0]
             np.testing.assert_allclose(decoupled, lightly_decoupled, rtol=2e-6)
-
-
-# The case of optax's own test, and of pytorch-metric-learning's: angles, two views of two images.
-@pytest.mark.parametrize('view1, view2, temperature, expected', [
-    ([[-1.9540, 1.0780], [1.8745, -0.0195]], [[0.2380, -0.5703], [-0.6719, -1.9210]], 0.07, 14.01032),
-    (*np.stack([np.cos(np.radians([[0, 50], [10, 60]])), np.sin(np.radians([[0, 50], [10, 60]]))], -1), 0.1, None)])
-def test_cases_of_their_own_tests(view1, view2, temperature, expected):
-    if expected is None:
-        near, far = np.cos(np.radians(10)), np.cos(np.radians([40, 50, 60]))
-        exp = lambda cosine: np.exp(cosine / temperature)
-        outer = np.log(1 + (exp(far[1]) + exp(far[2])) / exp(near))     # 0 sees 50 and 60, and 60 sees 10 and 0
-        inner = np.log(1 + (exp(far[0]) + exp(far[1])) / exp(near))     # 10 sees 50 and 60, and 50 sees 0 and 10
-        expected = (outer + inner) / 2
-    for loss in LOSSES:
-        np.testing.assert_allclose(loss(np.float32(view1), np.float32(view2), temperature=temperature)[0], expected,
-                                   rtol=1e-5)
-
-
-@pytest.mark.parametrize('n', [1, 2, 8, 16])
-@pytest.mark.parametrize('temperature', [0.1, 1.0, 7.0])
-def test_lightlys_own_case_of_projections_along_one_line(n, temperature):
-    rng = np.random.default_rng(0)
-    view1, view2 = (np.float32(rng.random((n, 1)) * [1, 2]) for _ in range(2))
-    np.testing.assert_allclose(LOSSES[0](view1, view2, temperature=temperature)[0], np.log(2 * n - 1), atol=1e-5)
 
 
 @pytest.mark.parametrize('case, lightly', [((5, 6, 4), -0.05794255807995796), ((6, 3, 32), 0.07183853536844254)])

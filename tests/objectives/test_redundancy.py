@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.objectives import redundancy
+from simclr_jax.objectives import redundancy, sup_con
 from simclr_jax.objectives.redundancy import barlow_twins, vicreg
 from simclr_jax.runtime import sharding
 
@@ -68,7 +68,7 @@ def test_loss_and_gradient_are_those_of_the_original(loss, oracle, devices):
 def test_a_feature_that_is_the_same_in_all_images_has_a_finite_gradient(loss):
     views = make_views(1)
     views[:, :, 0] = 2.0
-    value, gradient = jax.value_and_grad(lambda views: loss(*views)[0])(views)
+    value, gradient = jax.jit(jax.value_and_grad(lambda views: loss(*views)[0]))(views)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -80,5 +80,7 @@ def test_other_shapes_are_refused(loss):
             loss(*pair)
 
 
-def test_the_examples_of_the_docstrings():
-    assert doctest.testmod(redundancy).attempted and not doctest.testmod(redundancy).failed
+@pytest.mark.parametrize('module', [redundancy, sup_con])
+def test_the_examples_of_the_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed

@@ -1,4 +1,4 @@
-"""Random views on the accelerator: their law, their reproducibility, and what they refuse."""
+"""Random views on the accelerator: their law, beside the host's, their reproducibility, and what they refuse."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from simclr_jax.views import device as device_augment
+from simclr_jax.views import device as device_augment, host
 from simclr_jax.views.draws import Draws
 from simclr_jax.views.fields import View
 from tests import augment_oracles as oracles
@@ -35,16 +35,20 @@ def draw_many(image, count, view, image_size):
 # ---- the law of a view -------------------------------------------------------------------------
 
 
-def test_views_have_the_official_distribution():
+def of_the_host(image, count, view, image_size):
+    return host_views(image, [Draws(0, 0, index, 0) for index in range(count)], view_of(view), image_size=image_size)
+
+
+def test_views_of_both_forms_have_the_official_distribution():
     image = smooth_image()
-    assert_same_distribution(draw_many(image, 1500, SIMCLR, 32), official_views(image, 1500))
+    official = official_views(image, 1500)
+    for many in (draw_many, of_the_host):
+        assert_same_distribution(many(image, 1500, SIMCLR, 32), official)
 
 
 def test_views_have_the_distribution_of_the_host_with_every_operation_at_work():
     image = smooth_image()
-    draws = [Draws(0, 0, index, 0) for index in range(1500)]
-    assert_same_distribution(draw_many(image, 1500, HALF_ON, 32),
-                             host_views(image, draws, view_of(HALF_ON), image_size=32))
+    assert_same_distribution(*(many(image, 1500, HALF_ON, 16) for many in (draw_many, of_the_host)))
 
 
 def test_each_probability_is_honoured_whatever_else_happens():
@@ -220,16 +224,18 @@ def test_device_augmentation_needs_no_tensorflow_and_its_fields_neither():
 ])
 def test_evaluation_crop(height, width, proportion, box):
     y, x, side = box
-    image = oracles.random_image(height, width)
-    view = jax.jit(functools.partial(device_augment.eval_crop, image_size=24, proportion=proportion))(image)
-    expected = tf.image.resize(image[y:y + side, x:x + side], [24, 24], 'bicubic')
-    np.testing.assert_allclose(view, np.clip(expected, 0.0, 1.0), atol=2e-6)
+    image = (256 * oracles.random_image(height, width)).astype(np.uint8)
+    expected = tf.image.resize(image[y:y + side, x:x + side], [24, 24], 'bicubic').numpy() / 255
+    on_device = jax.jit(device_augment.eval_crop, static_argnames=('image_size', 'proportion'))
+    for crop, tolerance in ((on_device, 2e-6), (host.eval_crop, 1e-6)):
+        view = crop(image, image_size=24, proportion=proportion)
+        np.testing.assert_allclose(view, expected.clip(0, 1), atol=tolerance)
 
 
 def test_evaluation_leaves_an_image_of_the_right_size_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    view = device_augment.eval_crop(image, image_size=32, proportion=1.0)
-    np.testing.assert_allclose(view, image / 255.0, atol=1e-7)
+    for crop in (device_augment.eval_crop, host.eval_crop):
+        np.testing.assert_allclose(crop(image, image_size=32, proportion=1.0), image / 255.0, atol=1e-7)
 
 
 # ---- functions of the user's -----------------------------------------------------------------------
@@ -245,7 +251,7 @@ def halve(image, key):
 
 def test_further_functions_run_last_in_their_order_and_from_keys_of_their_own():
     image, key = jnp.asarray(oracles.random_image(9, 9)), jax.random.key(4)
-    plain = view_of(SIMCLR)
+    plain = view_of({'flip': HALF_ON['flip'], 'grey': HALF_ON['grey']})
     alone = device_augment.augment(image, key, plain, image_size=9)
     dark = device_augment.augment(image, key, dataclasses.replace(plain, extra=(darken,)), image_size=9)
     factors = np.asarray(dark) / np.asarray(alone)
@@ -279,5 +285,6 @@ def test_operations_by_keyword_are_checked():
 def test_wrong_dtypes_and_proportions_are_named():
     with pytest.raises(ValueError, match='must be uint8, or float32.*got int32'):
         device_augment.augment_crop(jnp.zeros([4, 4, 3], jnp.int32), jax.random.key(0), View())
-    with pytest.raises(ValueError, match='proportion must be in'):
-        device_augment.eval_crop(jnp.zeros([4, 4, 3]), image_size=4, proportion=87.5)
+    for crop in (device_augment.eval_crop, host.eval_crop):
+        with pytest.raises(ValueError, match='proportion must be in'):
+            crop(np.zeros([4, 4, 3], np.float32), image_size=4, proportion=87.5)

@@ -13,7 +13,7 @@ from simclr_jax.models.network import init_variables, outputs
 from simclr_jax.models.vit import ViT, sincos_positions
 from simclr_jax.weights.read.torch import read_torch
 from simclr_jax.weights.torch_names import encoder_to_torch
-from simclr_jax.weights.tree import Imported, expected
+from simclr_jax.weights.tree import expected
 
 torch = pytest.importorskip('torch', reason="the extra 'export' is not installed")
 timm = pytest.importorskip('timm', reason="the extra 'export' is not installed")
@@ -38,7 +38,6 @@ MODELS = {
     'class token': lambda: VisionTransformer(**SHAPE, num_classes=0),
     'mean of the patches': lambda: VisionTransformer(**SHAPE, num_classes=0, class_token=False, global_pool='avg'),
     'classifier': lambda: VisionTransformer(**SHAPE, num_classes=3),
-    'convnext': lambda: TimmConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=0),
     'convnext of convolutions': lambda: TimmConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=0,
                                                      conv_mlp=True),
     'convnext, patches of 2': with_patches_of_2,
@@ -76,7 +75,7 @@ def assert_close(got, expected):
     assert np.abs(got - expected).max() < 1e-4 * np.sqrt(np.mean(expected ** 2))
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', sorted(MODELS.keys() - {'class token'}))
 def test_a_model_of_timm_comes_in_and_goes_out_with_the_same_features(name, tmp_path):
     model = with_random_weights(MODELS[name]())
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'model.pth')
@@ -132,7 +131,6 @@ def test_moco_v3s_positions_are_rows_then_columns():
 
 
 @pytest.mark.parametrize('timm_name, fields', [
-    ('vit_tiny_patch16_224', {'name': 'vit', 'arguments': {'size': 'tiny', 'positions': 'learned'}}),
     ('vit_small_patch32_224', {'name': 'vit', 'arguments': {'size': 'small', 'patch': 32, 'positions': 'learned'}}),
     ('vit_base_patch8_224', {'name': 'vit', 'arguments': {'size': 'base', 'patch': 8, 'positions': 'learned'}}),
     ('convnext_tiny', {'name': 'convnext', 'arguments': {'size': 'tiny'}}),
@@ -155,10 +153,11 @@ def test_every_name_and_shape_of_timms_models(timm_name, fields):
     assert {name: value.shape for name, value in encoder_to_torch(fields, tree).items()} == there
 
 
-def test_the_large_vit_is_timms():
+@pytest.mark.parametrize('size, name', [('tiny', 'vit_tiny_patch16_224'), ('large', 'vit_large_patch14_224')])
+def test_the_size_of_a_vit_is_timms(size, name):
     with torch.device('meta'):
-        model = timm.create_model('vit_large_patch14_224', num_classes=0)
-    assert ViT(size='large').shape() == (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads)
+        model = timm.create_model(name, num_classes=0)
+    assert ViT(size=size).shape() == (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads)
 
 
 @pytest.mark.parametrize('change, problem', [
@@ -197,15 +196,3 @@ def test_the_start_of_moco_v3s_vit_is_that_of_its_code():
     for name, squared in bounds.items():
         kernel = params.get(name, params['blocks_0'].get(name))['kernel']
         assert 0.95 * squared ** 0.5 < np.abs(kernel).max() <= squared ** 0.5
-
-
-def test_an_imported_vit_is_written_and_read_as_our_own_file(tmp_path):
-    from simclr_jax.weights.tensors import read_flax, write_flax
-
-    model = with_random_weights(MODELS['mean of the patches']())
-    torch.save(model.state_dict(), tmp_path / 'model.pth')
-    imported = read_torch(tmp_path / 'model.pth')
-    write_flax(tmp_path / 'encoder.flax.safetensors', imported)
-    back = read_flax(tmp_path / 'encoder.flax.safetensors')
-    assert isinstance(back, Imported) and back.encoder['arguments'] == imported.encoder['arguments']
-    jax.tree.map(np.testing.assert_array_equal, back.variables, imported.variables)

@@ -71,9 +71,9 @@ def network_of_others(name):
 
 
 @contextlib.contextmanager
-def depth_of_bottlenecks():
-    """While it lasts there is the depth BOTTLENECKS."""
-    resnet.DEPTHS[BOTTLENECKS] = (resnet.BottleneckBlock, (1, 1, 1, 1))
+def depth_of_bottlenecks(blocks=(1, 1, 1, 1)):
+    """While it lasts there is the depth BOTTLENECKS, of so many blocks a stage."""
+    resnet.DEPTHS[BOTTLENECKS] = (resnet.BottleneckBlock, blocks)
     try:
         yield
     finally:

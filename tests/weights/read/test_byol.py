@@ -14,10 +14,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from simclr_jax.models.building import make_network
 from simclr_jax.weights.read.byol import read_byol
+from tests.weights.tiny_encoders import BOTTLENECKS, depth_of_bottlenecks
 
 # --- haiku/_src/nets/resnet.py and byol/utils/networks.py, in float64
 
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+BLOCKS = {18: (2, 2, 2, 2), BOTTLENECKS: (2, 1, 1, 1)}
 
 
 def windows(x, size, stride, fill):
@@ -39,7 +40,7 @@ def norm(x, name, params, state):
 
 
 def block(x, path, stride, depth, params, state):
-    strides = (1, stride, 1) if depth >= 50 else (stride, 1)
+    strides = (1, stride, 1) if depth == BOTTLENECKS else (stride, 1)
     y = x
     for index, step in enumerate(strides):
         y = norm(conv(y, params[f'{path}/conv_{index}'], step), f'{path}/batchnorm_{index}', params, state)
@@ -97,8 +98,8 @@ def byol_variables(depth, channels=4, seed=0):
     inputs = channels
     for group, count in enumerate(BLOCKS[depth]):
         width = channels * 2 ** group
-        outputs = 4 * width if depth >= 50 else width
-        sizes = [(1, width), (3, width), (1, outputs)] if depth >= 50 else [(3, width), (3, width)]
+        outputs = 4 * width if depth == BOTTLENECKS else width
+        sizes = [(1, width), (3, width), (1, outputs)] if depth == BOTTLENECKS else [(3, width), (3, width)]
         for index in range(count):
             path = f'{root}/block_group_{group}/~/block_{index}/~'
             if index == 0:
@@ -154,11 +155,15 @@ def small():
     return byol_variables(18)
 
 
-@pytest.mark.parametrize('depth, shape', [(18, (46, 33)), (50, (33, 46))])
+@pytest.mark.parametrize('depth, shape', [(18, (46, 33)), (BOTTLENECKS, (33, 46))])
 def test_every_layer_equals_haikus(tmp_path, foreign, depth, shape):
     params, state = byol_variables(depth)
     write(tmp_path / 'byol.pkl', foreign, params, state)
-    imported = read_byol(tmp_path / 'byol.pkl')
+    with depth_of_bottlenecks(BLOCKS[BOTTLENECKS]):
+        check_layers(read_byol(tmp_path / 'byol.pkl'), depth, shape, params, state)
+
+
+def check_layers(imported, depth, shape, params, state):
     images = np.random.default_rng(1).uniform(size=(2, *shape, 3)).astype(np.float32)
     expected = haiku_forward(images, depth, params, state)
     network = make_network(encoder=imported.encoder, head=imported.head, mean=imported.mean, std=imported.std)

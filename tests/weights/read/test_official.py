@@ -14,15 +14,22 @@ from simclr_jax.models.building import make_network
 from simclr_jax.models.resnet import DEPTHS
 from simclr_jax.weights.read.official import encoder_names, infer_encoder, is_official, read_official
 from tests.weights import official_model as official
+from tests.weights.tiny_encoders import BOTTLENECKS, depth_of_bottlenecks
 
 MODELS = {      # SimCLR's two generations, both stems, both blocks, with and without SK
     'v1': dict(depth=18, channels=4, num_proj_layers=2, num_classes=3),
-    'v2 SK': dict(depth=50, channels=4, sk_ratio=0.0625, num_proj_layers=3),
-    'CIFAR': dict(depth=50, channels=4, cifar_stem=True, num_proj_layers=1),
+    'v2 SK': dict(depth=BOTTLENECKS, channels=4, sk_ratio=0.0625, num_proj_layers=3),
+    'CIFAR': dict(depth=BOTTLENECKS, channels=4, cifar_stem=True, num_proj_layers=1),
     'CIFAR SK': dict(depth=10, channels=8, cifar_stem=True, sk_ratio=0.0625, num_classes=3),
 }
 # Odd heights and even widths in most stages: strides and pools pad them differently.
 IMAGES = np.random.default_rng(1).uniform(size=(2, 39, 58, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_bottlenecks():
+    with depth_of_bottlenecks(official.SIZES[BOTTLENECKS]):
+        yield
 
 
 @functools.cache
