@@ -3,12 +3,15 @@
 import contextlib
 import gc
 import importlib.metadata
+import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 
 import pytest
 
@@ -78,7 +81,34 @@ def command(startup):
 
 
 @pytest.fixture(scope='session')
-def run_main(command):
+def forked(startup):
+    """forked(arguments, env=environment) -> the completed process of python with them, see tests/forking.py."""
+    ours, theirs = socket.socketpair()
+    server = subprocess.Popen([sys.executable, '-m', 'tests.forking', str(theirs.fileno())], cwd=ROOT,
+                              pass_fds=[theirs.fileno()], env={**os.environ, 'PYTHONPATH': str(startup)})
+    theirs.close()
+    one_at_a_time = threading.Lock()
+
+    def call(arguments, *, env, cwd=ROOT):
+        with tempfile.TemporaryFile('w+') as output, tempfile.TemporaryFile('w+') as error:
+            end, status = os.pipe()
+            with one_at_a_time:
+                socket.send_fds(ours, [json.dumps([list(map(str, arguments)), env, str(cwd)]).encode()],
+                                [output.fileno(), error.fileno(), status])
+                assert ours.recv(1), 'tests/forking.py has ended'
+            os.close(status)
+            with open(end) as file:
+                status = int(file.read())
+            texts = [file.seek(0) or file.read() for file in (output, error)]
+            return subprocess.CompletedProcess(arguments, status, *texts)
+
+    yield call
+    ours.close()
+    server.wait()
+
+
+@pytest.fixture(scope='session')
+def run_main(command, forked):
     """run_main(*arguments, devices=1, signalled='') -> the completed process of the program, see `command`.
 
     `signalled` is what tests/signals.py sends it, as in '9 5': SIGKILL once it has logged step 5.
@@ -86,9 +116,8 @@ def run_main(command):
     def run(*arguments, signalled='', **options):
         if signalled:
             arguments = *arguments, "--config.log.writers=('tests.signals:Send',)"
-        argv, keywords = command(*arguments, **options)
-        keywords['env']['SIGNAL'] = signalled
-        return subprocess.run(argv, timeout=300, **keywords)
+        (_, *arguments), keywords = command(*arguments, **options)
+        return forked(arguments, env={**keywords['env'], 'SIGNAL': signalled})
 
     return run
 

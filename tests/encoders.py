@@ -65,13 +65,16 @@ class NnxCNN(nnx.Module):
 class OneBlock(nn.Module):
     """A ResNet of one block: the same operations as in ours, compiled in much less time."""
 
-    width: int = 8
+    width: int = 16
 
     @nn.compact
     def __call__(self, images, train: bool):
         norm = functools.partial(BatchNorm, use_running_average=not train)
         x = norm(name='stem_norm')(Conv(self.width, 3, name='stem_conv')(images), rectify=True)
         return BasicBlock(2 * self.width, 2, 0.0, Conv, norm, norm, name='block')(x).mean((1, 2))
+
+    def stage_of(self, module):
+        return int(module.startswith('block'))
 
 
 class Huge(nn.Module):

@@ -346,7 +346,7 @@ def test_a_run_whose_store_goes_away_names_its_last_good_checkpoint(stores, monk
 
 def test_a_run_killed_in_a_bucket_ends_as_the_unbroken_one(run_main, stores, tmp_path):
     arguments = ('--config=configs/smoke.py:smoke', '--config.num_train_steps=10', '--config.batch_size=16',
-                 '--config.augment.image_size=16', '--config.encoder.width=0.0625',
+                 '--config.augment.image_size=16', '--config.encoder.name=tests.encoders:OneBlock',
                  '--config.data.train_split=train[:64]', '--config.checkpoint.every_epochs=0.5',       # every 2 steps
                  '--config.log.every_steps=1', '--config.data.test_split=none')
     workdir = f'gs://{BUCKET}/killed'

@@ -7,7 +7,6 @@ import shutil
 import flax.linen as nn
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from flax.nnx import bridge
@@ -31,8 +30,8 @@ from simclr_jax.weights.write.export import export
 from simclr_jax.weights.write.programs import load_stablehlo
 from tests.encoders import CNN, ENCODERS, NnxCNN, ViT
 from tests.evaluate.runs import task_config
+from tests.stores import last_state
 
-METHODS = ('simclr', 'moco_v2', 'moco_v3', 'byol')
 BATCH, SIZE, STEPS = 32, 8, 2
 # What goes through the tasks: with flax's BatchNorm and a target; without any statistics; bridged, with nnx's
 # BatchNorm.
@@ -46,6 +45,8 @@ def make_config(method, **overrides):
         config.method.queue_size = 64 if config.method.queue_size else 0
     config.encoder.norm_groups = 4 if method == 'moco_v2' else 1
     config.batch_size, config.augment.image_size = BATCH, SIZE
+    for operation in ('jitter', 'grey', 'blur'):         # seconds of compilation
+        config.augment[operation].probability = 0.0
     config.optimizer.update({'learning_rate': 0.2, 'scaling': 'none'})
     config.schedule.warmup_epochs = 0.0
     config.update_from_flattened_dict(overrides)
@@ -88,7 +89,7 @@ def train(encoder, method, num_devices, **overrides):
     return losses, start, jax.device_get(state)
 
 
-@pytest.mark.parametrize('method, shard_state', [('byol', True), ('moco_v2', True), ('moco_v2', False)])
+@pytest.mark.parametrize('method, shard_state', [('byol', True), ('moco_v2', False)])
 def test_eight_devices_make_the_run_of_one(method, shard_state):
     one, eight = train('cnn', method, 1), train('cnn', method, 8, shard_state=shard_state)
     jax.tree.map_with_path(
@@ -97,9 +98,8 @@ def test_eight_devices_make_the_run_of_one(method, shard_state):
 
 
 @pytest.mark.parametrize('encoder, method', [
-    ('cnn', 'simclr'), ('cnn', 'moco_v3'),
-    *((encoder, method) for encoder in ('vit', 'nnx') for method in METHODS if RUNS[encoder] != method)])
-def test_every_encoder_trains_with_every_method_in_chunks_and_with_a_split_state(encoder, method):
+    *(('vit', method) for method in ('simclr', 'moco_v3', 'byol')), ('nnx', 'moco_v2'), ('nnx', 'byol')])
+def test_an_encoder_trains_with_other_methods_in_chunks_and_with_a_split_state(encoder, method):
     losses, start, end = train(encoder, method, 8, encoder_chunks=2, shard_state=True)
     assert np.isfinite(losses).all()
     before, after = (jax.tree.leaves(state.params['encoder']) for state in (start, end))
@@ -263,10 +263,6 @@ def run_config(name):
     return config
 
 
-def last_state(workdir):
-    return ocp.PyTreeCheckpointer().restore(f'{workdir}/checkpoints/4/state')
-
-
 def test_a_run_that_goes_on_ends_as_the_straight_one(run, tmp_path):
     name, workdir = run
     shutil.copytree(workdir, tmp_path / 'run')
@@ -322,6 +318,7 @@ def test_fine_tuning_freezes_what_it_can_and_its_file_is_an_encoder(run, tmp_pat
                             if from_block == 4 or from_block == 0 and module.endswith('0')}
 
 
+@pytest.mark.parametrize('run', ['nnx'], indirect=True)
 def test_features_go_to_a_file_and_are_searched(run, tmp_path):
     _, workdir = run
     config = task_config('embed', workdir, file='features.npz')
@@ -333,7 +330,7 @@ def test_features_go_to_a_file_and_are_searched(run, tmp_path):
     assert rows[0]['index'] == 3
 
 
-@pytest.mark.parametrize('run', ['vit', 'nnx'], indirect=True)
+@pytest.mark.parametrize('run', ['vit'], indirect=True)
 def test_it_has_a_report(run, tmp_path):
     _, workdir = run
     config = task_config('report', workdir, max_images=40, tsne=False)

@@ -6,24 +6,17 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from simclr_jax.config import base_config, smoke
 from simclr_jax.methods import barlow_twins, simclr
 from simclr_jax.train import pretrain
 from simclr_jax.views.fields import View
 from simclr_jax.views.presets import views_of
+from tests.runs import small_config
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
 
 def tiny_config():
-    config = smoke(base_config())
-    config.update({'batch_size': 16, 'num_train_steps': 2})
-    config.encoder.width = 0.0625
-    config.augment.image_size = 16
-    config.schedule.warmup_epochs = 0.0
-    config.data.update({'train_split': 'train[:64]', 'test_split': 'none'})
-    config.log.every_steps = 1
-    return config
+    return small_config(**{'data.test_split': 'none', 'log.every_steps': 1})
 
 
 def rows(workdir):

@@ -4,27 +4,22 @@ import json
 import os
 import shutil
 
+import jax
+import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.config import base_config, smoke
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.runtime.lock import WorkdirLock
 from simclr_jax.train import pretrain
+from tests.runs import small_config
+from tests.stores import last_state
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
 
 def config(**overrides):
-    fields = smoke(base_config())
-    fields.update({'batch_size': 16, 'num_train_steps': 4})
-    fields.data.update({'train_split': 'train[:64]', 'test_split': 'test[:40]'})
-    fields.encoder.width, fields.augment.image_size = 0.0625, 16
-    fields.schedule.warmup_epochs = 0.0
-    fields.checkpoint.every_epochs = 0.25
-    fields.eval.linear_at_end = False
-    fields.update_from_flattened_dict(overrides)
-    return fields
+    return small_config(**{'num_train_steps': 4, 'checkpoint.every_epochs': 0.25, **overrides})
 
 
 @pytest.fixture(scope='module')
@@ -70,13 +65,20 @@ def test_without_a_whole_checkpoint_nothing_is_overwritten(workdir):
     assert sorted(os.listdir(workdir / 'checkpoints')) == before
 
 
-def test_an_empty_config_is_named(workdir):
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match=r'at step \d.*The last good checkpoint is that of step') as error:
+        pretrain(config(**{'optimizer.learning_rate': 1e30, 'optimizer.name': 'sgd', 'log.every_steps': 1,
+                           'schedule.warmup_epochs': 0.25}), str(tmp_path))
+    # The first step of the warm-up has a rate of 0: after it, all is as it was initialised.
+    step, state = last_state(tmp_path)
+    assert f'that of step {step};' in str(error.value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state['params'], state['batch_stats'])))
+
+
+def test_an_empty_config_is_named_and_so_are_checkpoints_without_one(workdir):
     (workdir / 'config.json').write_text('')
     with pytest.raises(ValueError, match='config.json is damaged'):
         pretrain(config(), str(workdir))
-
-
-def test_checkpoints_without_a_config_are_named(workdir):
     (workdir / 'config.json').unlink()
     with pytest.raises(ValueError, match='has checkpoints but no config.json: restore it'):
         pretrain(config(), str(workdir))
@@ -134,20 +136,15 @@ def test_a_moved_folder_resumes_and_a_grown_one_is_refused(tmp_path):
         pretrain(settings(tmp_path / 'b'), str(tmp_path / 'w'))
 
 
-def test_a_warm_up_longer_than_the_run_is_shortened_and_said(tmp_path, capsys):
-    pretrain(config(**{'schedule.warmup_epochs': 90.0, 'num_train_steps': 20, 'checkpoint.every_epochs': 5.0,
-                       'data.test_split': 'none'}), str(tmp_path / 'w'))
-    shown = capsys.readouterr().out
-    assert ('schedule.warmup_epochs 90 are 360 steps, and the run has 20: the warm-up is shortened to 2.'
-            in shown)
-
-
-def test_activations_are_float32_on_a_cpu_and_that_is_said(tmp_path, capsys):
-    auto = config(**{'encoder.dtype': 'auto', 'data.test_split': 'none', 'num_train_steps': 1})
+def test_a_shortened_warm_up_and_activations_of_float32_on_a_cpu_are_said(tmp_path, capsys):
+    auto = config(**{'schedule.warmup_epochs': 90.0, 'num_train_steps': 20, 'checkpoint.every_epochs': 5.0,
+                     'encoder.dtype': 'auto', 'data.test_split': 'none'})
     pretrain(auto, str(tmp_path / 'w'))
-    assert 'encoder.dtype is auto: activations are float32 here.' in capsys.readouterr().out
-    assert json.loads((tmp_path / 'w' / 'config.json').read_text())['encoder']['dtype'] == 'float32'
+    shown = capsys.readouterr().out
+    assert 'schedule.warmup_epochs 90 are 360 steps, and the run has 20: the warm-up is shortened to 2.' in shown
+    assert 'encoder.dtype is auto: activations are float32 here.' in shown
     kept = json.loads((tmp_path / 'w' / 'config.json').read_text())
+    assert kept['encoder']['dtype'] == 'float32'
     kept['encoder']['dtype'] = 'bfloat16'               # a run that was begun elsewhere stays as it is
     (tmp_path / 'w' / 'config.json').write_text(json.dumps(kept))
     pretrain(auto, str(tmp_path / 'w'))

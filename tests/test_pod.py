@@ -4,26 +4,23 @@ They train as one process does, go on after one of them was killed or told to st
 """
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from simclr_jax.training import checkpoint
+from tests.stores import last_state
 
 STEPS = 12
 ARGUMENTS = ('--config=configs/smoke.py:smoke', f'--config.num_train_steps={STEPS}', '--config.batch_size=32',
              '--config.augment.image_size=16', '--config.encoder.name=tests.encoders:OneBlock',
              '--config.data.train_split=train[:64]', '--config.log.every_steps=1',
              '--config.checkpoint.every_epochs=1.0',                                        # every 2 steps
-             '--config.optimizer.learning_rate=0.02')
+             '--config.optimizer.learning_rate=0.02', '--config.augment.jitter.probability=0',
+             '--config.augment.grey.probability=0', '--config.augment.blur.probability=0')      # quickly compiled
 MEASURED = ('--config.data.test_split=test[:100]', '--config.eval.knn_every_epochs=6.0',    # at 12 only
             '--config.eval.linear_at_end=false', '--config.eval.pixel_floor=false')
 NOT_MEASURED = ('--config.data.test_split=none',)       # it changes no parameter, and takes as long again
@@ -31,13 +28,18 @@ NOT_MEASURED = ('--config.data.test_split=none',)       # it changes no paramete
 
 @pytest.fixture(scope='module')
 def start_pod(command):
-    """start_pod(workdir, *arguments, restarts=0) -> the launcher of 2 processes with 2 devices, running."""
-    def start(workdir, *arguments, restarts=0):
+    """start_pod(workdir, *arguments, signalled='') -> the launcher of 2 processes with 2 devices, running.
+
+    `signalled` as in tests/signals.py; then they start again up to 3 times.
+    """
+    def start(workdir, *arguments, signalled=''):
         _, keywords = command()
-        keywords['env'] |= {'PYTHON': sys.executable}
+        keywords['env'] |= {'PYTHON': sys.executable, 'SIGNAL': signalled}
+        if signalled:
+            arguments = *arguments, "--config.log.writers=('tests.signals:Send',)"
         return subprocess.Popen(
             ['bash', 'launch/gpu.sh', '--no-install', '--processes', '2', '--cpu-devices', '2',
-             f'--restarts={restarts}', *ARGUMENTS, *arguments, f'--workdir={workdir}'], **keywords)
+             f'--restarts={3 if signalled else 0}', *ARGUMENTS, *arguments, f'--workdir={workdir}'], **keywords)
 
     return start
 
@@ -50,17 +52,6 @@ def unbroken(start_pod, tmp_path_factory):
     assert launcher.returncode == 0, error
     assert output.count(f'step {STEPS}/{STEPS}  loss') == 1         # the lead alone speaks
     return workdir
-
-
-def last_state(workdir):
-    """The last step, and every leaf of the state saved there, the optimiser's among them."""
-    with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
-        step = checkpointer.latest_step()
-    path, checkpointer = workdir / 'checkpoints' / str(step) / 'state', ocp.PyTreeCheckpointer()
-    # As numpy arrays: the devices that saved it are not those of this process.
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                            checkpointer.metadata(path).item_metadata.tree)
-    return step, checkpointer.restore(path, restore_args=as_numpy)
 
 
 def rows(workdir):
@@ -79,21 +70,6 @@ def assert_close(workdir, unbroken):
                      expected[name], state[name])
 
 
-def signal_process(launcher, workdir, process, number, after_step):
-    """Sends the signal to one process once the run has logged `after_step`."""
-    deadline = time.time() + 400
-    while time.time() < deadline and launcher.poll() is None:
-        path = workdir / 'metrics.jsonl'
-        if path.exists() and f'"step": {after_step},' in path.read_text():
-            break
-        time.sleep(0.01)
-    listing = subprocess.run(['ps', '-Aww', '-o', 'pid=', '-o', 'ppid=', '-o', 'args='], text=True,
-                             stdout=subprocess.PIPE).stdout
-    pids = [int(line.split()[0]) for line in listing.splitlines()
-            if line.split()[1] == str(launcher.pid) and f'--process_id={process}' in line]
-    os.kill(*pids, number)
-
-
 def test_two_processes_equal_one(unbroken, run_main, tmp_path):
     done = run_main(*ARGUMENTS, *MEASURED, f'--workdir={tmp_path}', devices=1)
     assert done.returncode == 0, done.stderr
@@ -104,8 +80,7 @@ def test_two_processes_equal_one(unbroken, run_main, tmp_path):
 
 def test_one_of_two_processes_is_killed_and_the_launcher_ends_as_if_nothing_had_been(
         unbroken, start_pod, tmp_path):
-    launcher = start_pod(tmp_path, *NOT_MEASURED, restarts=3)
-    signal_process(launcher, tmp_path, 1, signal.SIGKILL, after_step=5)
+    launcher = start_pod(tmp_path, *NOT_MEASURED, signalled='9 5 1')
     output, error = launcher.communicate(timeout=500)
     assert launcher.returncode == 0, error
     assert 'status 137; all start again' in error
@@ -117,8 +92,7 @@ def test_one_of_two_processes_is_killed_and_the_launcher_ends_as_if_nothing_had_
 
 def test_sigterm_to_one_process_saves_on_all_and_another_device_count_goes_on(
         unbroken, start_pod, run_main, tmp_path):
-    launcher = start_pod(tmp_path, *NOT_MEASURED, restarts=3)
-    signal_process(launcher, tmp_path, 1, signal.SIGTERM, after_step=2)
+    launcher = start_pod(tmp_path, *NOT_MEASURED, signalled='15 2 1')
     output, error = launcher.communicate(timeout=500)
     assert launcher.returncode == 143, error
     assert 'Traceback' not in error

@@ -3,8 +3,6 @@
 import ast
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -141,13 +139,6 @@ def test_only_sharding_names_the_mesh_axis():
     holders = [name for name, path in MODULES.items()
                if re.search(r"""(PartitionSpec|\bP)\(\s*['"]|_AXIS = """, path.read_text())]
     assert holders == ['simclr_jax/runtime/sharding.py']
-
-
-def test_the_light_modules_load_without_tensorflow():
-    code = ('import sys, simclr_jax.methods, simclr_jax.training.optimizers, simclr_jax.training.checkpoint, '
-            'simclr_jax.runlog.writer, simclr_jax.data.loading, simclr_jax.data.pipeline; '
-            'sys.exit("tensorflow" in sys.modules)')
-    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
 def test_every_odd_kind_of_data_has_a_test_that_exists():

@@ -9,30 +9,16 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from simclr_jax.config import base_config, smoke, use_method
 from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate import final, floors, linear as linear_module
 from simclr_jax.evaluate.linear import linear
 from simclr_jax.evaluate.pretrained import load_pretrained
 from simclr_jax.train import pretrain
 from simclr_jax.training.steps import make_encode
+from tests.runs import small_config
 
 pytestmark = pytest.mark.usefixtures('one_device')
-
-
-def small_config(source='shapes', train_split='train[:64]', test_split='test[:40]', **overrides):
-    config = smoke(base_config())
-    config.update({'batch_size': 16, 'num_train_steps': 2})
-    config.data.update({'source': source, 'train_split': train_split, 'test_split': test_split})
-    config.encoder.width = 0.0625
-    config.augment.image_size = 16
-    config.schedule.warmup_epochs = 0.0
-    config.optimizer.learning_rate = 0.1
-    config.linear.update({'batch_size': 16, 'num_epochs': 1.0, 'pixel_floor': False})
-    if 'method.name' in overrides and overrides['method.name'] in ('byol', 'moco_v2'):
-        use_method(config, overrides.pop('method.name'), num_layers=2, hidden_width=16, out_dim=8)
-    config.update_from_flattened_dict(overrides)
-    return config
+SPLITS = {'data.train_split': 'train', 'data.test_split': ''}
 
 
 @pytest.mark.parametrize('overrides, sentence', [
@@ -60,7 +46,6 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
     ({'eval.layer': 9, 'eval.online_probe': False}, 'layer is 9: the head has layers 0'),
     ({'data.train_split': 'training'}, "no split 'training'"),
     ({'data.test_split': 'testing'}, "no split 'testing'"),
-    ({'data.source': 'cifar1'}, "There is no data source 'cifar1'"),
     ({'augment.jitter.probability': 2.0}, 'probability'),
     ({'data.augment_on': 'gpu'}, "data.augment_on is 'gpu': it takes 'host' or 'device'"),
     ({'data.transfer': 'float16'}, "data.transfer is 'float16'; it takes 'uint8'"),
@@ -69,7 +54,7 @@ def small_config(source='shapes', train_split='train[:64]', test_split='test[:40
 ], ids=lambda value: ' '.join(value) if isinstance(value, dict) else '')
 def test_what_cannot_train_is_named_before_anything_is_written(overrides, sentence, tmp_path):
     view2 = overrides.pop('augment.view2', {})
-    config = small_config()
+    config = small_config(**{'encoder.name': 'resnet'})
     with config.unlocked():
         for name, value in overrides.items():
             block, _, field = name.rpartition('.')
@@ -94,7 +79,7 @@ def save_npz(path, *, labels=None, test_labels=None, size=16):
 
 def test_labels_of_any_integer_type_are_measured_and_probed(tmp_path):
     source = save_npz(tmp_path / 'set.npz', labels=np.uint8, test_labels=np.uint8)
-    config = small_config(source, 'train', '')
+    config = small_config(**SPLITS, **{'data.source': source})
     results = pretrain(config, str(tmp_path / 'w'))
     assert set(results) == {'random', 'pretrained'}
     assert all(0 <= value <= 1 for row in results.values() for value in row.values())
@@ -110,7 +95,7 @@ def test_labels_of_any_integer_type_are_measured_and_probed(tmp_path):
 ], ids=['no labels', 'no test labels'])
 def test_what_cannot_be_measured_is_said_and_training_goes_on(labels, sentence, tmp_path, capsys):
     source = save_npz(tmp_path / 'set.npz', labels=labels)
-    assert pretrain(small_config(source, 'train', ''), str(tmp_path / 'w')) == {}
+    assert pretrain(small_config(**SPLITS, **{'data.source': source}), str(tmp_path / 'w')) == {}
     said = capsys.readouterr().out
     assert sentence in said
     assert not (tmp_path / 'w' / 'results.jsonl').exists()
@@ -138,27 +123,27 @@ def test_a_folder_with_broken_files_trains_is_measured_and_counts_them(tmp_path,
     (tmp_path / 'images' / 'train' / 'class0' / 'broken.jpg').write_bytes(b'no image')
     (tmp_path / 'images' / 'test' / 'class1' / 'empty.png').write_bytes(b'')
     monkeypatch.chdir(tmp_path)
-    results = pretrain(small_config('folder:images', 'train', ''), str(tmp_path / 'w'))
+    results = pretrain(small_config(**SPLITS, **{'data.source': 'folder:images'}), str(tmp_path / 'w'))
     assert set(results) == {'random', 'pretrained'}
     kept = json.loads((tmp_path / 'w' / 'config.json').read_text())
     assert kept['data']['source'] == f'folder:{tmp_path}/images'
     monkeypatch.chdir('/')              # where the run, and what evaluates it, still finds its images
-    assert pretrain(small_config('', 'train', ''), str(tmp_path / 'w')) == results
-    assert set(linear(small_config('', 'train', ''), str(tmp_path / 'w'))) == {'random', 'pretrained'}
+    assert pretrain(small_config(**SPLITS, **{'data.source': ''}), str(tmp_path / 'w')) == results
+    assert set(linear(small_config(**SPLITS, **{'data.source': ''}), str(tmp_path / 'w'))) == {'random', 'pretrained'}
     said = capsys.readouterr().out
     assert '2 files could not be read and were skipped: class0/broken.jpg, class1/empty.png' in said
 
 
 def test_the_raw_pixels_stand_beside_the_encoders_if_asked_for(tmp_path):
-    config = small_config(**{'eval.pixel_floor': True, 'eval.linear_at_end': False})
+    config = small_config(**{'eval.pixel_floor': True})
     results = pretrain(config, str(tmp_path))
     assert list(results) == ['raw pixels', 'random', 'pretrained']
     assert all(set(row) == {'knn_accuracy'} for row in results.values())
 
 
 def test_what_a_reader_would_not_expect_of_the_config_is_noted_once(tmp_path, capsys):
-    pretrain(small_config(**{
-        'method.name': 'moco_v2', 'method.queue_size': 128, 'eval.knn_k': 200, 'eval.linear_at_end': False,
+    pretrain(small_config('moco_v2', **{
+        'method.queue_size': 128, 'eval.knn_k': 200,
         'optimizer.weight_decay_groups': (('^probe', 0.1),), 'optimizer.exclude': ('probe/kernel',)}),
         str(tmp_path / 'w'))
     shown = capsys.readouterr().out
@@ -196,8 +181,7 @@ def measured_runs(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             for module in (floors, final):
                 patch.setattr(module, 'frozen_accuracies', accuracies)
-            pretrain(small_config(**{'method.name': method, 'eval.encoder': encoder, 'log.every_steps': 1,
-                                     'eval.linear_at_end': False}), str(workdir))
+            pretrain(small_config(method, **{'eval.encoder': encoder, 'log.every_steps': 1}), str(workdir))
         runs[method] = str(workdir), seen
     return runs
 
@@ -302,12 +286,34 @@ def test_a_workdir_from_before_there_were_targets_still_loads(measured_runs, tmp
     assert_same((then.variables, then.initial), (now.variables, now.initial))
 
 
-@pytest.mark.parametrize('augment_on', ['device', 'host'])
-def test_every_row_of_the_log_tells_how_long_the_devices_waited_for_their_input(augment_on, tmp_path):
-    config = small_config(test_split='none', **{'data.augment_on': augment_on, 'log.every_steps': 1})
-    pretrain(config, str(tmp_path))
-    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    assert len(rows) == 2
-    for row in rows:
-        assert row['input_wait_ms'] >= 0 and 0 <= row['input_wait_share'] <= 1
-        assert (row['input_wait_ms'] == 0) == (augment_on == 'device')          # in memory nothing is read
+# --- images as users have them
+
+
+def test_a_folder_without_a_test_split_is_measured_on_a_tenth_that_is_kept(tmp_path, capsys):
+    """Twelve-bit drawings in two class folders of 20, and one file that is no image."""
+    root, rng = tmp_path / 'images', np.random.default_rng(0)
+    for number in range(40):
+        folder = root / f'kind{number % 2}'
+        folder.mkdir(parents=True, exist_ok=True)
+        array = rng.integers(0, 4096, (16, 16)).astype(np.uint16)
+        array[0, :2] = 0, 4095
+        Image.fromarray(array).save(folder / f'{number:02}.png')
+    (root / 'kind0/notes.txt').write_text('words')
+    config, workdir = small_config(**SPLITS, **{'data.source': f'folder:{root}'}), tmp_path / 'w'
+    results = pretrain(config, str(workdir))
+    printed = capsys.readouterr().out
+    assert set(results) == {'random', 'pretrained'} and 'train: 36 images, 2 classes' in printed
+    for note in ('1 files are not images of a known format and are left out: 1 .txt.',
+                 'uint16 images: 0 to 4095, the extremes of 40 of them, become 0 to 255 (data.range).',
+                 '4 images, 10 % of each class, are held out of training (data.test_split='):
+        assert note in printed
+    kept = json.loads((workdir / 'config.json').read_text())['data']
+    assert kept['test_split'] == '10%' and kept['range'] == [0, 4095]
+
+    again = pretrain(config, str(workdir))       # a finished run, measured again
+    assert again['pretrained'] == results['pretrained']
+    for change, sentence in (({'test_split': 'none'}, "data.test_split is 'none', but the run began with "),
+                             ({'range': (0, 255)}, r'data.range is \(0, 255\), but the run began with')):
+        config.data.update({'test_split': '', **change})
+        with pytest.raises(ValueError, match=sentence):
+            pretrain(config, str(workdir))

@@ -18,6 +18,7 @@ import simclr_jax
 from simclr_jax.models.cpu import loops
 from simclr_jax.objectives.margin import margin_triplet
 from simclr_jax.objectives.nt_logistic import nt_logistic
+from tests.encoders import OneBlock
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / 'docs' / 'transformations.md'
 HEADER = """# JAX transformations of the public functions
@@ -45,7 +46,7 @@ def unit(x):
 
 @functools.cache
 def network():
-    encoder = simclr_jax.ResNet(depth=10, width=1 / 16, stem='cifar')
+    encoder = OneBlock(width=4)
     init = jax.jit(encoder.init, static_argnums=2)
     with jax.ensure_compile_time_eval():                            # the same arrays within any trace
         return encoder, init(jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32), True)

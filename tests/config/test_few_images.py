@@ -12,7 +12,8 @@ from simclr_jax.train import pretrain
 
 pytestmark = pytest.mark.usefixtures('one_device')
 FOLDER = pathlib.Path(__file__).parents[2] / 'configs' / 'folder.py'
-SHORT = {'num_train_steps': 1, 'encoder.width': 0.0625, 'augment.image_size': 16, 'data.test_split': 'none'}
+SHORT = {'num_train_steps': 1, 'encoder.name': 'tests.encoders:OneBlock', 'augment.image_size': 16,
+         'data.test_split': 'none', **{f'augment.{name}.probability': 0.0 for name in ('jitter', 'grey', 'blur')}}
 
 
 def folder_config(argument: str = '', **overrides) -> ConfigDict:

@@ -17,6 +17,8 @@ from simclr_jax.training.steps import make_encode
 from simclr_jax.views.device import eval_crop
 from tests.evaluate.runs import overflowing, task_config
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

@@ -38,19 +38,6 @@ def test_weights_decide_against_the_majority():
     assert knn_accuracy(train, test, num_classes=2, k=3, temperature=0.7) == 0
 
 
-def test_k_beyond_the_training_set_means_all_of_it():
-    train, test = clusters(0, 20), clusters(1, 30)
-    assert (knn_accuracy(train, test, num_classes=5, k=500, temperature=0.1)
-            == knn_accuracy(train, test, num_classes=5, k=20, temperature=0.1))
-
-
-def test_length_of_the_features_does_not_matter():
-    train, test = clusters(0, 60), clusters(1, 60)
-    stretched = Features(test.features * np.linspace(0.01, 100, 60, dtype=np.float32)[:, None], test.labels)
-    assert (knn_accuracy(train, test, num_classes=5, k=9, temperature=0.1)
-            == knn_accuracy(train, stretched, num_classes=5, k=9, temperature=0.1))
-
-
 def test_several_k_are_what_each_gives_alone():
     train, test = clusters(0, 300), clusters(1, 200)
     settings = {'num_classes': 5, 'temperature': 0.07}

@@ -14,6 +14,8 @@ from simclr_jax.evaluate.knn_task import knn
 from simclr_jax.train import pretrain
 from tests.evaluate.runs import small_config, task_config
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def test_knn_of_a_workdir_stands_beside_its_floors_with_all_that_it_is_a_number_of(workdir, tmp_path, capsys):
     results = knn(task_config('knn', workdir, k=(20, 1)), str(tmp_path))

@@ -9,6 +9,8 @@ from simclr_jax.data.shapes import make_shapes
 from simclr_jax.evaluate.transfer import DATA_SETS, DataSet, transfer
 from tests.evaluate.runs import task_config
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def save_set(path, *, labels=True, test=True, classes=10):
     arrays = {}

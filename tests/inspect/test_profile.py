@@ -9,32 +9,25 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from simclr_jax.config import base_config, check_profile_steps, smoke
+from simclr_jax.config import check_profile_steps
 from simclr_jax.inspect.profile import StepProfiler
 from simclr_jax.train import MAY_DIFFER, pretrain
+from tests.runs import small_config
+
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
-def small_config(num_steps=14, **overrides):
-    config = smoke(base_config())
-    config.update({'batch_size': 16, 'num_train_steps': num_steps})
-    config.data.update({'train_split': 'train[:64]', 'test_split': 'none'})
-    config.encoder.width = 0.0625
-    config.augment.image_size = 16
-    config.schedule.warmup_epochs = 0.0
-    config.checkpoint.every_epochs = 0.0
-    config.optimizer.name = 'sgd'                               # and few operations, which compile fast
-    for name in ('jitter', 'grey', 'blur'):
-        config.augment[name].probability = 0.0
-    config.update_from_flattened_dict({'log.every_steps': 1, **overrides})
-    return config
+def short_config(num_steps=14, **overrides):
+    return small_config(**{'num_train_steps': num_steps, 'data.test_split': 'none', 'checkpoint.every_epochs': 0.0,
+                           'log.every_steps': 1, **overrides})
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     """The workdirs of one run without traces and of one with both kinds."""
     plain, traced = tmp_path_factory.mktemp('plain'), tmp_path_factory.mktemp('traced')
-    pretrain(small_config(), str(plain))        # the breakdown's steps would be 11 to 13
-    pretrain(small_config(**{'profile_steps': (10, 12), 'log.step_breakdown': True}), str(traced))
+    pretrain(short_config(), str(plain))        # the breakdown's steps would be 11 to 13
+    pretrain(short_config(**{'profile_steps': (10, 12), 'log.step_breakdown': True}), str(traced))
     return plain, traced
 
 
@@ -101,7 +94,7 @@ def test_a_window_lies_within_the_run(tmp_path):
     for steps in ((), (1, 2), (12, 13)):
         check_profile_steps(steps, 12)
     with pytest.raises(ValueError, match='profile_steps is 12,14: the run has 12 steps.* 13 at most'):
-        pretrain(small_config(12, profile_steps=(12, 14)), str(tmp_path / 'w'))
+        pretrain(short_config(12, profile_steps=(12, 14)), str(tmp_path / 'w'))
     assert not (tmp_path / 'w').exists()
 
 

@@ -59,13 +59,6 @@ def test_what_has_no_name_counts_with_what_uses_it_or_made_it_or_called_it():
     assert {name: told[name] for name in PARTS} == PARTS
 
 
-def test_every_instant_counts_once_and_with_what_began_last():
-    # A loop from 0 to 10, its body from 2 to 5; beside its end, one from 8 to 12; after a pause, one more.
-    spans = [(0, 10, 'loop'), (2, 5, 'body'), (8, 12, 'beside'), (20, 21, 'body')]
-    assert own_times(spans) == {'loop': 2 + 3, 'body': 3 + 1, 'beside': 4}
-    assert own_times([]) == {}
-
-
 def test_own_times_equal_a_count_of_every_instant():
     generator = np.random.default_rng(0)
     starts = generator.permutation(400)[:60]            # distinct: no ties

@@ -40,18 +40,6 @@ def test_series_of_a_group_share_a_colour_and_ticks_stand_at_the_points():
     assert figure.legends[0].get_title().get_text() == 'l2'
 
 
-def test_points_stand_over_their_words_with_their_errors():
-    series = {'here': (['a', 'b'], [52.0, 62.0]), 'paper': (['a', 'b'], [55.0, np.nan])}
-    figure = charts.lines(series, joined=False, errors={'here': [[2.0, 1.0], [1.0, 3.0]]}, x_label='loss',
-                          y_label='top-1 (%)')
-    axes = figure.axes[0]
-    spans = [bar[:, 1] for bar in axes.collections[0].get_segments()]
-    np.testing.assert_allclose(spans, [[50.0, 53.0], [61.0, 65.0]])
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ['a', 'b']
-    assert {bars.lines[0].get_linestyle() for bars in axes.containers} == {'None'}
-    assert charts.as_png(figure).startswith(PNG)
-
-
 def test_a_heatmap_writes_its_numbers_beside_the_papers():
     ours, paper = np.array([[1.25, np.nan], [3.0, 4.0]]), np.array([[9.0, 8.0], [7.0, 6.0]])
     figure = charts.heatmaps({'ours': ours, 'paper': paper}, ['crop', 'colour'], ['crop', 'colour'],

@@ -23,13 +23,12 @@ from simclr_jax.report.workdir import evaluation_rows
 from simclr_jax.weights.tensors import write_flax
 from tests.evaluate import runs
 
+pytestmark = pytest.mark.usefixtures('one_device')
 HOSTILE = '<script>alert(1)</script><img src="http://example.com/x.png">'
 
 
 def small_config():
     config = runs.small_config()
-    for name in ('jitter', 'grey', 'blur'):         # seconds of compilation
-        config.augment[name].probability = 0.0
     config.augment.view2 = {'solarize': {'probability': 0.5}}
     config.data.update({'train_split': 'train[:60]', 'test_split': 'test[:30]'})
     return config

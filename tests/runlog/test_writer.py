@@ -195,6 +195,7 @@ def test_a_process_that_does_not_lead_writes_nothing(tmp_path):
 
 def test_a_whole_workdir_is_written_without_importing_tensorflow(tmp_path):
     script = ('import sys\n'
+              'import simclr_jax.data.pipeline, simclr_jax.methods, simclr_jax.training.optimizers\n'
               'from simclr_jax.data.loading import load_source\n'
               'from simclr_jax.runlog.writer import MetricWriter\n'
               'from simclr_jax.training.workdir import save_run\n'

@@ -5,10 +5,7 @@ import functools
 import json
 import pathlib
 import runpy
-import signal
-import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -231,24 +228,17 @@ def test_without_matplotlib_the_table_is_written_and_says_so(monkeypatch, tmp_pa
 # --- the command
 
 
-def test_a_killed_study_goes_on_where_it_was(command, run_main, tmp_path):
+def test_a_killed_study_goes_on_where_it_was(run_main, tmp_path):
     arguments = ('--config=configs/studies/losses.py:smoke', '--config.study.only=margin',
                  '--config.num_train_steps=40', '--config.checkpoint.every_epochs=1.0',       # every 4 steps
-                 '--config.encoder.width=0.0625', '--config.augment.image_size=16', '--config.batch_size=16',
+                 '--config.encoder.name=tests.encoders:OneBlock', '--config.augment.image_size=16',
+                 '--config.batch_size=16',
                  '--config.data.train_split=train[:64]', '--config.data.test_split=test[:64]',
                  '--config.log.every_steps=20', '--config.eval.linear_at_end=false', f'--workdir={tmp_path}')
-    argv, options = command(*arguments)
-    process = subprocess.Popen(argv, **options)
-    cell, deadline = tmp_path / 'cells' / 'margin', time.time() + 250
-    while time.time() < deadline and process.poll() is None:
-        if (cell / 'checkpoints' / '4').exists():
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    _, error = process.communicate(timeout=100)
-    assert process.returncode == -signal.SIGKILL, error
-    assert not (cell / 'cell.json').exists()
-    done = run_main(*arguments)
+    killed, cell = run_main(*arguments, signalled='9 20'), tmp_path / 'cells' / 'margin'
+    assert killed.returncode == -9, killed.stderr
+    assert (cell / 'checkpoints').exists() and not (cell / 'cell.json').exists()
+    done = run_main(*arguments, signalled='9 20')       # in a run from its beginning alone
     assert done.returncode == 0, done.stderr
     assert 'Cell 1 of 1: margin' in done.stdout and 'resumed at step' in done.stdout
     rows = {row['loss']: row for row in csv.DictReader(open(tmp_path / 'study.csv'))}

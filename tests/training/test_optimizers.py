@@ -124,14 +124,6 @@ def test_lars_with_the_rate_outside_equals_byols_update_written_out(nesterov):
     assert_close(train(ours), by_hand(update))
 
 
-def test_where_the_rate_stands_matters_as_soon_as_it_changes():
-    inside, outside = (train(make_optimizer('lars', rate_in_momentum=where)) for where in (True, False))
-    kernels = [[tree['probe']['kernel'] for tree in history] for history in (inside, outside)]
-    # The first rate is 0, so that only the buffer outside holds the first gradient.
-    for step, (x, y) in enumerate(zip(*kernels)):
-        assert np.allclose(x, y, rtol=1e-4) == (step == 0)
-
-
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_sgd_equals_its_update_written_out(nesterov):
     def update(w, v, g, lr, regular):

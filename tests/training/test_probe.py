@@ -8,6 +8,7 @@ import pytest
 from simclr_jax.methods import make_method
 from simclr_jax.models.building import make_network
 from simclr_jax.training import optimizers, steps
+from tests.encoders import OneBlock
 
 IMAGES = np.random.default_rng(0).random((2, 32, 16, 16, 3), np.float32)
 LABELS = np.arange(32, dtype=np.int32) % 4
@@ -15,7 +16,7 @@ LABELS = np.arange(32, dtype=np.int32) % 4
 
 def train(num_steps, optimizer='lars', rate=1.0, labels=LABELS, std=1.0, **settings):
     """Metrics of each step, and the last state; a small `std` of the pixels makes large features."""
-    network = make_network(encoder={'depth': 10, 'width': 0.0625, 'stem': 'cifar'},
+    network = make_network(encoder={}, module=OneBlock(width=8),
                            head={'mode': 'linear', 'out_dim': 8}, num_classes=4, std=(std,) * 3)
     method = make_method('simclr', network=network, num_train_steps=9, temperature=0.5)
     optimizer = optimizers.make_optimizer(optimizer, **settings)
@@ -29,12 +30,12 @@ def train(num_steps, optimizer='lars', rate=1.0, labels=LABELS, std=1.0, **setti
 
 
 @pytest.mark.parametrize('optimizer, settings', [
-    ('lars', {'momentum': 0.9}), ('lars', {'momentum': 0.9, 'exclude': ()}), ('sgd', {'momentum': 0.9}),
-    ('adamw', {'weight_decay': 10.0})], ids=['lars', 'lars of all', 'sgd', 'adamw'])
-@pytest.mark.parametrize('std', [1.0, 1e-3])
-def test_its_loss_never_rises_while_the_encoder_stands_still(optimizer, settings, std):
+    ('lars', {'momentum': 0.9}), ('lars', {'momentum': 0.9, 'exclude': (), 'std': 1e-3}),
+    ('sgd', {'momentum': 0.9, 'std': 1e-3}), ('adamw', {'weight_decay': 10.0})],
+    ids=['lars', 'lars of all', 'sgd', 'adamw'])
+def test_its_loss_never_rises_while_the_encoder_stands_still(optimizer, settings):
     """A rate of 0 for the encoder: were it the probe's, the probe would stand still too."""
-    rows, _ = train(30, optimizer, rate=0.0, std=std, **settings)
+    rows, _ = train(30, optimizer, rate=0.0, **settings)
     losses = [row['probe_loss'] for row in rows]
     assert all(after <= before + 1e-5 for before, after in zip(losses, losses[1:]))
     assert losses[-1] < 0.9 * losses[0]
