@@ -50,8 +50,9 @@ class _WithoutLateWrites:
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-    # asyncio tells of orbax's writing tasks in its own name: the file is then in the message.
-    return f'{os.sep}orbax{os.sep}' not in record.pathname + record.getMessage()
+    # asyncio tells of orbax's writing tasks in its own name: orbax's file, or the one written, is then in the message.
+    text = record.pathname + record.getMessage()
+    return f'{os.sep}orbax{os.sep}' not in text and '.orbax-checkpoint-tmp' not in text
 
 
 class DoesNotFit(ValueError):
