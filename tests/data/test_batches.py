@@ -282,6 +282,7 @@ from tests.evaluate.runs import small_config, task_config
 file, workdir = sys.argv[1:]
 config = small_config(source=f'arrays:{file}', train_split='train', test_split='test')
 config.update({'num_train_steps': 1, 'batch_size': 32})
+config.encoder.name = 'tests.encoders:OneBlock'
 pretrain(config, workdir)
 linear(task_config('linear', workdir, batch_size=32, num_epochs=1.0), workdir)
 """

@@ -12,7 +12,7 @@ def test_default_sizes_and_types():
     images, labels = make_shapes('test')
     assert images.shape == (2000, 32, 32, 3) and images.dtype == np.uint8
     assert labels.shape == (2000,) and labels.dtype == np.int32
-    assert len(make_shapes('train')[0]) == 10_000
+    assert len(make_shapes('train', 8)[0]) == 10_000
 
 
 def test_classes_are_balanced():
@@ -57,15 +57,14 @@ def test_unknown_split_is_named():
         make_shapes('validation')
 
 
-@pytest.mark.parametrize('classifier', [
-    LogisticRegression(max_iter=300, C=0.1), KNeighborsClassifier(15)], ids=['logistic', 'knn'])
-def test_colour_histograms_say_next_to_nothing_about_the_class(classifier):
+def test_colour_histograms_say_next_to_nothing_about_the_class():
     def histograms(split, count):
         images, labels = make_shapes(split, 32, count)
         channels = images.reshape(count, -1, 3).transpose(0, 2, 1)
         return np.array([[np.histogram(channel, 16, (0, 256))[0] for channel in image]
                          for image in channels]).reshape(count, -1) / 1024, labels
 
-    classifier.fit(*histograms('train', 4000))
-    accuracy = classifier.score(*histograms('test', 1000))
-    assert accuracy < 0.15  # Measured 0.085 and 0.106; chance is 0.10.
+    train, test = histograms('train', 4000), histograms('test', 1000)
+    for classifier in (LogisticRegression(max_iter=300, C=0.1), KNeighborsClassifier(15)):
+        accuracy = classifier.fit(*train).score(*test)
+        assert accuracy < 0.15  # Measured 0.085 and 0.106; chance is 0.10.
