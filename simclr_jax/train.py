@@ -64,8 +64,9 @@ MAY_DIFFER = ('task', 'recipe', 'keep_freed_memory', 'log', 'profile_steps', 'co
               'eval.knn_k', 'eval.knn_temperature', 'eval.knn_max_images', 'eval.linear_at_end', 'eval.pixel_floor',
               'eval.encoder', 'eval.evaluators', 'eval.evaluators_every_epochs', 'shard_state')
 
-# The first number of at(), which is compared with the other processes': how far this one has come, in steps.
-_SLOW = 10      # times longer than a step may what is not one take, before the others count it as stuck
+# How many times longer than a step what is not one may take, before the other processes count it as stuck: the
+# patience of at(), whose first number is how far this process has come, in steps.
+_SLOW = 10
 
 
 def pretrain(config: ConfigDict, workdir: str, *, encoder: Any = None, source: Any = None,

@@ -1,7 +1,7 @@
 """Every field of a config with its default and source.
 
 The defaults are those of the official TF2 code (google-research/simclr, tf2/run.py), so that a recipe
-in configs/ lists only what it changes. Only main, train, views/presets.py and the tasks read a config.
+in configs/ lists only what it changes. Who reads a config: docs/architecture.md.
 """
 
 from simclr_jax.config import few_images

@@ -116,8 +116,8 @@ def augment_config(*, image_size: int, strength: float, blur: bool = True) -> Co
     """The augmentation of the official code, `View.simclr`: crop, flip, jitter of `strength`, grey, blur.
 
     `view1` and `view2` override single values for one view, for example
-    `config.augment.view2 = {'blur': {'probability': 0.1}}`. The last five operations are the ones
-    that the paper studied in its Fig. 5 (and BYOL's solarize); they are off at probability 0.
+    `config.augment.view2 = {'blur': {'probability': 0.1}}`. Rotate, Sobel, noise and cutout,
+    which the paper studied in its Fig. 5, and BYOL's solarize are off, at probability 0.
     """
     return ConfigDict({
         'image_size': image_size,

@@ -171,6 +171,9 @@ class ResNet(nn.Module):
         remat: compute each block's activations again in the backward pass instead of keeping them.
         dtype: of the activations. Parameters, statistics and features are float32.
 
+    On one CPU its first call has the bits of `jax.random`, the same bits, made by a compiled loop in all that the
+    process compiles from then on (docs/performance.md, On one CPU).
+
     >>> import jax, jax.numpy as jnp, simclr_jax
     >>> resnet, images = simclr_jax.ResNet(depth=10, width=1 / 32, stem='cifar'), jnp.zeros((2, 8, 8, 3))
     >>> variables = jax.jit(resnet.init, static_argnums=2)(jax.random.key(0), images, True)

@@ -1,4 +1,4 @@
-"""The two functions that run on the accelerator: one training step, and images to features."""
+"""What runs on the accelerator: the state at step 0, one training step, and images to features."""
 
 from collections.abc import Callable
 

@@ -103,7 +103,7 @@ class Draws:
     Args:
         seed: in [0, 2**63).
         epoch, index: of the example.
-        view: 0 or 1.
+        view: its number: 0, 1, and from 2 on the small ones.
     """
 
     def __init__(self, seed: int, epoch: int, index: int, view: int):

@@ -367,7 +367,9 @@ class SmallViews:
                              '1 or more, and small_views=0 is for none.')
 
 
-# {name: class}, in the order in which they run.
+# {name: class}, in the order in which they run. The place is also the number that random choices are drawn by
+# (device.py, draws.py): an operation that is put in or appended moves those of others, of `extra` and of the host's
+# crops, and old runs would not go on as they began. It needs numbers of its own there.
 OPS: dict[str, type[Operation]] = {field.name: type(field.default) for field in dataclasses.fields(View)
                                    if isinstance(field.default, Operation)}
 

@@ -206,7 +206,7 @@ def resize_box(image: jax.Array, box: jax.Array, image_size: int, flip: bool | j
 
 
 def unit_range(image: jax.Array) -> jax.Array:
-    """uint8 or float32 [3, H, W] to float32 in [0, 1]; ValueError for another dtype."""
+    """uint8 or float32 of any shape to float32 in [0, 1]; ValueError for another dtype."""
     image, scale = _as_float(image)
     return image * scale
 

@@ -18,9 +18,9 @@ KINDS = ('a workdir of simclr_jax, an exported directory, a .safetensors file, a
 def read_weights(path: str | os.PathLike) -> Imported:
     """Reads an encoder from a file or directory that is not a workdir; nothing in it is executed.
 
-    Known: `task=export`'s directory and its .flax.safetensors; ResNets of timm and torchvision and MoCo's
-    checkpoints (.pth, .pt, .tar, .safetensors); official SimCLR v1 and v2 checkpoints and SavedModels of
-    TensorFlow; BYOL's released pickles (.pkl).
+    Known: `task=export`'s directory and its .flax.safetensors; files of PyTorch (.pth, .pt, .tar, .bin, .ckpt,
+    .safetensors), see `read_torch`; official SimCLR v1 and v2 checkpoints and SavedModels of TensorFlow; BYOL's
+    released pickles (.pkl).
 
     Raises:
         FileNotFoundError: there is nothing at `path`.

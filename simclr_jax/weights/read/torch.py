@@ -1,4 +1,4 @@
-"""Files of PyTorch: this project's exports, and ResNets as torchvision, timm and other programs save them.
+"""Files of PyTorch: this project's exports, and ResNets, ViTs and ConvNeXts of others.
 
 An export says in its header what it takes to run it (tensors.py), and `torch_model.save` keeps that, so that
 an encoder trained on in PyTorch comes back. A file of another program does not say. torchvision's conventions are
