@@ -22,8 +22,8 @@ ALLOWED = {
     'evaluate/': ['data', 'models', 'training', 'views', 'weights', 'config', 'runtime', 'runlog', 'storage'],
     'weights/': ['models', 'views.fields', 'views.resize', 'storage'],
     'inspect/': ['train', 'data', 'views', 'training', 'config', 'runtime', 'runlog', 'storage'],
-    'report/': ['evaluate', 'data', 'views', 'training', 'config', 'runtime', 'storage'],
-    'studies/': ['train', 'report', 'evaluate', 'data', 'training', 'config', 'runtime', 'storage'],
+    'report/': ['evaluate', 'data', 'views', 'training', 'config', 'runlog', 'runtime', 'storage'],
+    'studies/': ['train', 'report', 'evaluate', 'data', 'training', 'config', 'runlog', 'runtime', 'storage'],
     'data/': ['views', 'storage', 'config.names'],
     'views/': [], 'objectives/': [], 'runlog/': ['storage'], 'runtime/': ['storage', 'buckets'],
     'config/': [], 'storage.py': ['buckets'], 'buckets.py': ['storage'],
@@ -36,8 +36,7 @@ EXCEPTIONS = {
     'data/batches.py': ['runtime.sharding'],        # the seam from the host to the devices
     'evaluate/search.py': ['report'],               # its answer is a page of pictures
     'report/images.py': ['models.network'],         # the crops as the network sees them
-    'weights/write/export.py': ['evaluate.pretrained', 'evaluate.results', 'report.workdir', 'config', 'runtime',
-                                'runlog'],          # a task
+    'weights/write/export.py': ['evaluate.pretrained', 'evaluate.results', 'config', 'runtime', 'runlog'],      # a task
     'weights/write/programs.py': ['training.steps'],       # the very function that evaluations call
 }
 # Parts of a folder that can be read and used alone -> all that they may import.

@@ -10,7 +10,7 @@ import simclr_jax
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.pretrained import load_of_task, path_of
-from simclr_jax.report import workdir as records
+from simclr_jax.runlog import jsonl
 from simclr_jax.training.workdir import load_config
 
 
@@ -42,8 +42,8 @@ def report(config: ConfigDict, workdir: str, *, encoder: Any = None) -> str:
     if is_run:
         run = load_config(path)
         pretrained = None if encoder is None else load_of_task(settings, path, 'report', encoder)
-        name, notes = (run.get('method') or {}).get('name', 'A run'), records.read_text(path, 'log.txt')
-        rows = records.read_rows(path, 'metrics.jsonl')
+        name, notes = (run.get('method') or {}).get('name', 'A run'), jsonl.read_text(path, 'log.txt')
+        rows = jsonl.read_rows(path, 'metrics.jsonl')
         sections = {'The run': run_sections.run(path, run, rows),
                     'Curves': run_sections.curves(figures, rows, notes)}
     else:

@@ -15,6 +15,7 @@ from simclr_jax.config import ConfigDict, base_config, flatten, load_recipe
 from simclr_jax.config.tasks import task_configs
 from simclr_jax.report import charts, page, workdir as records
 from simclr_jax.report.page import Figures, Section
+from simclr_jax.runlog.jsonl import read_rows, read_versions
 
 # Title, metrics, y label: what is drawn together. What is left is drawn alone, on request.
 _CURVES = (
@@ -55,7 +56,7 @@ def file_of_weights(path: str, run: Mapping[str, Any]) -> Section:
 
 def run(workdir: str, run: Mapping[str, Any], rows: list[dict]) -> Section:
     """What the run trained on and with, and how far it is."""
-    data, versions = run.get('data', {}), records.read_versions(workdir)
+    data, versions = run.get('data', {}), read_versions(workdir)
     steps = max((row['step'] for row in rows if 'step' in row), default=None)
     pairs = {
         'encoder': _encoder_words(run.get('encoder', {})),
@@ -129,7 +130,7 @@ def _long_table(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[list
 def evaluation(figures: Figures, directories: Iterable[str]) -> Section:
     """The results of all evaluations in the directories."""
     rows = records.evaluation_rows([row for directory in directories
-                                    for row in records.read_rows(directory, 'results.jsonl')])
+                                    for row in read_rows(directory, 'results.jsonl')])
     if not rows:
         return page.absent('results.jsonl', 'nothing was evaluated. The data may have no labels, or the run '
                            'has not ended.')

@@ -1,43 +1,16 @@
-"""What a workdir tells of its run: metrics, results, versions, notes, and its config beside others."""
+"""What a report takes from the rows of a workdir, and its config beside others."""
 
 import datetime
-import json
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from simclr_jax import storage
 from simclr_jax.evaluate.results import metric_title
 from simclr_jax.training.workdir import compared
 
 _NOT_THE_RUN = ('task', 'recipe', 'data.dir', 'data.download', 'data.cache_dir', 'data.num_threads', 'log')
 _FLOORS = ('random', 'raw pixels')
-
-
-def read_rows(workdir: str, file: str) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file that are whole; [] where there is none."""
-    rows = map(_parse, read_text(workdir, file).splitlines())
-    return [row for row in rows if isinstance(row, dict)]
-
-
-def read_versions(workdir: str) -> dict[str, Any]:
-    """versions.json; {} where there is none."""
-    return _parse(read_text(workdir, 'versions.json')) or {}
-
-
-def read_text(workdir: str, file: str) -> str:
-    """'' where there is no such file."""
-    path = os.path.join(workdir, file)
-    return storage.read_bytes(path).decode(errors='replace') if storage.exists(path) else ''
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:        # cut short by a kill
-        return None
 
 
 def column(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

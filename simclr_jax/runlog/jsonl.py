@@ -1,4 +1,4 @@
-"""metrics.jsonl, a row a line, and log.txt, what was said and when."""
+"""metrics.jsonl, a row a line, and log.txt, what was said and when: written, and read again as versions.json is."""
 
 import contextlib
 import errno
@@ -8,9 +8,33 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from simclr_jax import storage
+
+
+def read_rows(workdir: str, file: str) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that are whole; [] where there is none."""
+    rows = map(_parse, read_text(workdir, file).splitlines())
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def read_versions(workdir: str) -> dict[str, Any]:
+    """versions.json; {} where there is none."""
+    return _parse(read_text(workdir, 'versions.json')) or {}
+
+
+def read_text(workdir: str, file: str) -> str:
+    """'' where there is no such file."""
+    path = os.path.join(workdir, file)
+    return storage.read_bytes(path).decode(errors='replace') if storage.exists(path) else ''
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:        # cut short by a kill
+        return None
 
 
 class JsonLines:

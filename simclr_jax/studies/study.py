@@ -18,7 +18,7 @@ from simclr_jax.evaluate.accuracies import frozen_accuracies
 from simclr_jax.evaluate.evaluated import make_evaluated
 from simclr_jax.evaluate.intervals import wilson_interval
 from simclr_jax.evaluate.pretrained import load_pretrained
-from simclr_jax.report.workdir import read_rows
+from simclr_jax.runlog.jsonl import read_rows
 from simclr_jax.runtime import sharding
 from simclr_jax.studies.grid import Cell, Grid, cell_config
 from simclr_jax.studies.render import render

@@ -12,7 +12,7 @@ from simclr_jax import storage
 from simclr_jax.config import ConfigDict
 from simclr_jax.evaluate.pretrained import Pretrained, as_imported, load_of_task, path_of
 from simclr_jax.evaluate.results import metric_title
-from simclr_jax.report.workdir import read_rows, read_versions
+from simclr_jax.runlog.jsonl import read_rows, read_versions
 from simclr_jax.runlog.writer import plain_table
 from simclr_jax.runtime import sharding
 from simclr_jax.weights import card as cards, hub
