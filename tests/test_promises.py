@@ -20,7 +20,7 @@ ALLOWED = {
     'training/': ['storage'],
     'models/': ['config.names'],
     'evaluate/': ['data', 'models', 'training', 'views', 'weights', 'config', 'runtime', 'runlog', 'storage'],
-    'weights/': ['models', 'views.fields', 'views.resize', 'storage'],
+    'weights/': ['models', 'views.resize', 'storage'],
     'inspect/': ['train', 'data', 'views', 'training', 'config', 'runtime', 'runlog', 'storage'],
     'report/': ['evaluate', 'data', 'views', 'training', 'config', 'runlog', 'runtime', 'storage'],
     'studies/': ['train', 'report', 'evaluate', 'data', 'training', 'config', 'runlog', 'runtime', 'storage'],
@@ -42,7 +42,7 @@ EXCEPTIONS = {
 # Parts of a folder that can be read and used alone -> all that they may import.
 ALONE = {
     'models/norm.py': ['models.cpu'], 'models/cpu/': ['models.cpu'],
-    'views/fields.py': [], 'views/resize.py': ['views.fields'], 'views/ops.py': ['views.fields'],
+    'views/resize.py': [], 'views/fields.py': ['views.resize'], 'views/ops.py': ['views.resize'],
     'views/draws.py': ['views.fields'],
     'training/steps.py': ['training.state', 'training.leaves'], 'training/leaves.py': [],
     'training/checkpoint.py': ['training.state', 'training.workdir', 'training.orbax_buckets', 'storage'],

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.views.fields import Resize
+from simclr_jax.views.resize import Resize
 
 # Products in full float32: at an accelerator's default (bfloat16 or TF32) the weights of a resize or a
 # blur lose 13 to 16 bits, which moves values by up to 2.2/255.

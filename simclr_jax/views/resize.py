@@ -1,8 +1,41 @@
-"""The weights by which images are resized: Google's way, or torchvision's. numpy only, for host and device."""
+"""How images are resized, Google's way or torchvision's, and by which weights. numpy only, for host and device."""
+
+import dataclasses
 
 import numpy as np
 
-from simclr_jax.views.fields import Resize
+METHODS = ('bicubic', 'bilinear')
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """How an image becomes image_size pixels on each side. The defaults are those of google-research/simclr.
+
+    Attributes:
+        method: 'bicubic' (a = -0.5) or 'bilinear', half-pixel centres.
+        antialias: whether the filter is as wide as a pixel of the result, where that is the wider one.
+        resize_to: for evaluation. 0: the central crop, a share of the shorter side, is resized. Else the
+            shorter side is resized to this many pixels (the longer in proportion, rounded down), and the
+            central square of image_size is cut out of that, as torchvision's Resize and CenterCrop do.
+
+    Raises:
+        ValueError: another method, or a negative resize_to.
+    """
+
+    method: str = 'bicubic'
+    antialias: bool = False
+    resize_to: int = 0
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f'eval.resize is {self.method!r}: it takes {" or ".join(METHODS)}.')
+        if self.resize_to < 0:
+            raise ValueError(f'eval.resize_to is {self.resize_to}: it must be 0 or more.')
+
+    def __str__(self) -> str:
+        before = f'shorter side to {self.resize_to}, then the central crop, ' * bool(self.resize_to)
+        a = ', a = -0.5' * (self.method == 'bicubic')
+        return f'{before}{self.method}{a}, half-pixel centres, {"" if self.antialias else "no "}antialiasing'
 
 
 def resize_weights(height: int, width: int, image_size: int, proportion: float,

@@ -29,7 +29,7 @@ import safetensors.numpy
 from simclr_jax import storage
 from simclr_jax.models.network import ProjectionHead
 from simclr_jax.models.resnet import ResNet
-from simclr_jax.views.fields import METHODS
+from simclr_jax.views.resize import METHODS
 from simclr_jax.weights.tree import Imported, all_arrays, fit, is_resnet, refuse
 
 _COUNTERS = 'num_batches_tracked'       # torch's int64 counts of batches, of no use to the network
