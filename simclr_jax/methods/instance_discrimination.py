@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import check_no_predictor, with_probe
-from simclr_jax.methods.queue import everywhere, new_queue
+from simclr_jax.methods.parts import check_no_predictor, everywhere, with_probe
+from simclr_jax.methods.queue import random_rows
 from simclr_jax.models.network import Network, forward_train, init_variables
 from simclr_jax.objectives.parts import checked_temperature, l2_normalize
 
@@ -39,7 +39,7 @@ def instance_discrimination(network: Network, *, num_train_steps: int, num_examp
 
     def init(key, images):
         variables = init_variables(network, key, images)
-        bank = new_queue(network, variables, images, jax.random.fold_in(key, 1), num_examples)['queue']
+        bank = random_rows(network, variables, images, jax.random.fold_in(key, 1), num_examples)
         return variables['params'], variables['batch_stats'], {'memory': bank, 'z': jnp.zeros(())}
 
     def loss(params, batch_stats, method_state, batch, key):

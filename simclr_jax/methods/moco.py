@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from simclr_jax.methods import parts
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.queue import enqueue, everywhere, new_queue
+from simclr_jax.methods.queue import enqueue, new_queue
 from simclr_jax.models.network import Network, forward_train, init_variables, norm_groups, regrouped
 from simclr_jax.objectives.info_nce import info_nce, info_nce_in_batch
 from simclr_jax.objectives.parts import l2_normalize
@@ -84,7 +84,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
             queue = method_state.get('queue')
             if queue is None or batch_negatives:
                 # Every query meets the keys of the global batch.
-                terms = [info_nce_in_batch(q, everywhere(k, mesh), queue, temperature=temperature)
+                terms = [info_nce_in_batch(q, parts.everywhere(k, mesh), queue, temperature=temperature)
                          for q, k in pairs]
             else:
                 terms = [info_nce(q, k, queue, temperature=temperature) for q, k in pairs]
@@ -103,7 +103,7 @@ def moco(network: Network, *, num_train_steps: int, temperature: float = 0.2, mo
             'batch_stats': aux.carry['batch_stats']}}
         if queue_size:
             state |= enqueue(method_state['queue'], method_state['pointer'],
-                             everywhere(aux.carry['keys'], mesh))
+                             parts.everywhere(aux.carry['keys'], mesh))
         return state
 
     return Method(init, loss, after_update, takes_small_views=True)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.methods.base import Method
-from simclr_jax.methods.parts import mean_over_pairs, one_network, split_views
-from simclr_jax.methods.queue import enqueue, everywhere, new_queue
+from simclr_jax.methods.parts import everywhere, mean_over_pairs, one_network, split_views
+from simclr_jax.methods.queue import enqueue, new_queue
 from simclr_jax.models.network import Network
 from simclr_jax.objectives.info_nce import info_nce_in_batch
 from simclr_jax.objectives.parts import l2_normalize

@@ -27,6 +27,14 @@ def split_views(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pairs[:, 0], pairs[:, 1]
 
 
+def everywhere(rows, mesh):
+    """The rows of all devices on each of them: one all-gather."""
+    if mesh is None:
+        return rows
+    return jax.lax.with_sharding_constraint(
+        rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
 def predict_small_views(network: Network, params: Any, batch_stats: Any, batch: dict[str, jax.Array], *,
                         each_view: bool, key: jax.Array, num_devices: int) -> tuple[list[jax.Array], Any]:
     """(prediction [N, D] of each small view, batch_stats after them); ([], batch_stats) where there are none.
@@ -70,12 +78,13 @@ def one_network(network: Network, compare: Callable, *, each_view: bool, mesh: j
         images = interleave_views(batch['view1'], batch['view2'])                # [2N, H, W, 3]
         output, batch_stats = forward_train(network, params, batch_stats, images, key=key,
                                             num_devices=num_devices)
-        small = ()
+        arguments = output, batch['label'], method_state
         if takes_small_views:
-            *small, batch_stats = predict_small_views(each, params, batch_stats, batch, each_view=each_view, key=key,
-                                                      num_devices=num_devices)
+            small, batch_stats = predict_small_views(each, params, batch_stats, batch, each_view=each_view, key=key,
+                                                     num_devices=num_devices)
+            arguments = *arguments, small
         with jax.named_scope('loss'):
-            value, metrics, carry = compare(output, batch['label'], method_state, *small)
+            value, metrics, carry = compare(*arguments)
             return with_probe(value, metrics, output, batch['label'], batch_stats, carry)
 
     def after_update(method_state, params, aux, step):

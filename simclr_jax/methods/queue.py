@@ -11,9 +11,14 @@ from simclr_jax.objectives.parts import l2_normalize
 
 def new_queue(network: Network, variables: Any, images: jax.Array, key: jax.Array, size: int
               ) -> dict[str, jax.Array]:
-    """{'queue': [size, D] random rows of unit length, 'pointer': 0}, D the width of the projections."""
+    """{'queue': `random_rows`, 'pointer': 0}."""
+    return {'queue': random_rows(network, variables, images, key, size), 'pointer': jnp.zeros((), jnp.int32)}
+
+
+def random_rows(network: Network, variables: Any, images: jax.Array, key: jax.Array, size: int) -> jax.Array:
+    """[size, D] random rows of unit length, D the width of the projections."""
     width = jax.eval_shape(lambda: outputs(network, variables, images).projection).shape[-1]
-    return {'queue': l2_normalize(jax.random.normal(key, (size, width))), 'pointer': jnp.zeros((), jnp.int32)}
+    return l2_normalize(jax.random.normal(key, (size, width)))
 
 
 def enqueue(queue: jax.Array, pointer: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
@@ -32,11 +37,3 @@ def enqueue(queue: jax.Array, pointer: jax.Array, keys: jax.Array) -> dict[str, 
                          'make it larger, or 0 for no queue.')
     rows = (pointer + jnp.arange(count)) % size
     return {'queue': queue.at[rows].set(keys), 'pointer': (pointer + count) % size}
-
-
-def everywhere(rows, mesh):
-    """The rows of all devices on each of them: one all-gather."""
-    if mesh is None:
-        return rows
-    return jax.lax.with_sharding_constraint(
-        rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
