@@ -40,7 +40,7 @@ from simclr_jax.config import base_config
 from simclr_jax.data import bucket_listing, pipeline
 from simclr_jax.data.loading import load_source
 from simclr_jax.data.shapes import make_shapes
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.from_config import views_of
 from tests import stores
 
 

@@ -28,7 +28,7 @@ from smoke import processor, versions
 from simclr_jax.config import augment_config
 from simclr_jax.data import compiled
 from simclr_jax.views.draws import Draws, union
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.from_config import views_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ('pillow', 'tensorflow-cpu', 'opencv-python-headless', 'simplejpeg')

@@ -152,7 +152,7 @@ def our_device_batches(folder):
 def our_views(setting):
     """{'view1', 'view2'}: of SimCLR's recipe."""
     from simclr_jax.config import augment_config
-    from simclr_jax.views.presets import views_of
+    from simclr_jax.views.from_config import views_of
 
     augment = augment_config(image_size=32 if setting == '32' else 224, strength=strength_of(setting),
                              blur=setting == 'blur')

@@ -40,7 +40,7 @@ from PIL import Image
 
 from simclr_jax import two_views
 from simclr_jax.data.pipeline import epoch_and_index
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.from_config import views_of
 from simclr_jax.weights.torch_names import encoder_to_torch, head_to_torch
 from simclr_jax.weights.tree import Imported
 from simclr_jax.weights.write import torch_model

@@ -59,7 +59,7 @@ _NAMES = {name: module for module, names in {
 }.items() for name in names}
 # Modules that once stood elsewhere, and where they are now: `import simclr_jax.plan` goes on working.
 _MOVED = {'data.sources': 'data.loading', 'device_augment': 'views.device',
-          'models.heads': 'models.network', 'plan': 'inspect.plan'}
+          'models.heads': 'models.network', 'plan': 'inspect.plan', 'views.presets': 'views.from_config'}
 
 
 if not TYPE_CHECKING:               # to a checker every name but those above is a mistake

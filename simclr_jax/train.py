@@ -53,7 +53,7 @@ from simclr_jax.training import checkpoint, optimizers as optim, schedules, step
 from simclr_jax.training.leaves import leaves_for
 from simclr_jax.training.state import TrainState
 from simclr_jax.views.fields import View
-from simclr_jax.views.presets import small_views_of, views_of
+from simclr_jax.views.from_config import small_views_of, views_of
 
 # What two runs of one workdir may differ in: nothing that changes a parameter; those of data that would are
 # held to what the workdir has by loading.resumed.

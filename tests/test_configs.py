@@ -18,7 +18,7 @@ from simclr_jax.models.building import make_network
 from simclr_jax.runtime import sharding
 from simclr_jax.train import build
 from simclr_jax.training import checkpoint, optimizers as optim, schedules
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.from_config import views_of
 
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.joinpath('configs').glob('*.py'))
 EVALUATION = {'linear': {'random', 'pretrained'}, 'finetune': {'scratch', 'pretrained'},

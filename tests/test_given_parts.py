@@ -9,7 +9,7 @@ import pytest
 from simclr_jax.methods import barlow_twins, simclr
 from simclr_jax.train import pretrain
 from simclr_jax.views.fields import View
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.from_config import views_of
 from tests.runs import small_config
 
 pytestmark = pytest.mark.usefixtures('one_device')

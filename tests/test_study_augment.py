@@ -10,7 +10,7 @@ from simclr_jax.config import augment_config
 from simclr_jax.data.batches import Inputs
 from simclr_jax.runtime import sharding
 from simclr_jax.views.device import augment, augment_in_sequence
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.from_config import views_of
 
 SIZE = 16
 IMAGE = np.random.default_rng(0).random((SIZE, SIZE, 3)).astype(np.float32)

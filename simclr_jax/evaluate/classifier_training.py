@@ -19,7 +19,7 @@ from simclr_jax.runlog.writer import MetricWriter
 from simclr_jax.runtime import sharding
 from simclr_jax.training import schedules
 from simclr_jax.training.optimizers import Optimizer, make_optimizer
-from simclr_jax.views.presets import crop_and_flip_of
+from simclr_jax.views.from_config import crop_and_flip_of
 from simclr_jax.weights.tensors import write_flax
 
 

@@ -19,7 +19,7 @@ from simclr_jax.report import analysis, charts, images, page
 from simclr_jax.report.page import Cell, Figures, Section
 from simclr_jax.runtime import sharding
 from simclr_jax.views.fields import OPS, View
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.from_config import views_of
 
 _NUM_SHOWN, _NEAREST, _THUMBNAILS = 6, 8, 400
 

@@ -19,7 +19,7 @@ from simclr_jax.data.source import ArraySource
 from simclr_jax.runtime import sharding
 from simclr_jax.views import device as device_augment
 from simclr_jax.views.fields import Blur, Crop, SmallViews, Solarize, View
-from simclr_jax.views.presets import views_of
+from simclr_jax.views.from_config import views_of
 
 SIZE, N, SEED = 8, 22, 5
 VIEW = views_of(augment_config(image_size=SIZE, strength=0.5))[0]

@@ -316,7 +316,7 @@ def test_a_streamed_source_gets_random_access(tmp_path, pixels):
 
 
 def test_what_is_trained_on_is_the_same_with_and_without_a_cache(tmp_path, pixels):
-    from simclr_jax.views.presets import views_of  # imports jax, which a build must not
+    from simclr_jax.views.from_config import views_of  # imports jax, which a build must not
 
     view = views_of(augment_config(image_size=16, strength=1.0))[0]
     for number in range(8, 40):
