@@ -146,7 +146,7 @@ def load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vie
     workdirs.check_config(workdir, config.to_dict(), ignore=MAY_DIFFER)
     if workdirs.has_checkpoint(workdir):
         config.data.update(loading.resumed(config.data, kept['data']))
-    sharding.local_batch_size(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh)
     train_source, test_source = load_sources(config, source, test_source)
     config.data.update(loading.fields_found(train_source, test_source) | {'source': loading.rooted(config.data.source)})
     set_channels(config, train_source.channels)

@@ -54,7 +54,7 @@ def distil(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     labelled = (tuning.share_of_labels(train_source, settings.label_share, config.seed)
                 if settings.label_share else None)
     check_batch_size(train_source, settings.batch_size, jax.process_count(), field='distil.batch_size')
-    sharding.local_batch_size(settings.batch_size, evaluated.mesh, field='distil.batch_size')
+    sharding.check_batch(settings.batch_size, evaluated.mesh, field='distil.batch_size')
     num_labelled = _num_labelled(labelled, settings, evaluated.mesh)
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     alpha = settings.alpha if labelled else 1.0

@@ -55,7 +55,7 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
     evaluated = load_evaluated(settings, workdir, 'linear', encoder)
     train_source, test_source = load_splits(config, evaluated, 'a linear evaluation')
     if by_sgd:
-        sharding.local_batch_size(settings.batch_size, evaluated.mesh, field='linear.batch_size')
+        sharding.check_batch(settings.batch_size, evaluated.mesh, field='linear.batch_size')
         check_batch_size(train_source, settings.batch_size, jax.process_count(), field='linear.batch_size')
     num_steps = schedules.num_train_steps(train_source.num_examples, settings.num_epochs, settings.batch_size)
     results, details, offset = {}, {}, 0

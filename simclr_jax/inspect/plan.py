@@ -58,7 +58,7 @@ def plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     started = time.monotonic()
     devices = slice_devices(config.plan.topology) if config.plan.topology else jax.devices()
     mesh, chip = sharding.make_mesh(devices), chip_of(devices[0], config.plan.memory_gib)
-    sharding.local_batch_size(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh)
     where = f'{mesh.size} x {devices[0].device_kind}'
     _say(f'Compiling the training step of {config.method.name}, global batch {config.batch_size:,}, '
          f'for {where}: minutes for a large network.')

@@ -69,13 +69,12 @@ def state_shardings(mesh: Mesh, state, *, split: bool):
     return jax.tree.map(one, state)
 
 
-def local_batch_size(batch_size: int, mesh: Mesh, *, field: str = 'batch_size') -> int:
-    """Rows of a global batch that this process loads; ValueError, with `field`, if they do not divide."""
+def check_batch(batch_size: int, mesh: Mesh, *, field: str = 'batch_size') -> None:
+    """ValueError, with `field`, for a global batch that the devices cannot share."""
     if batch_size % mesh.size:
         raise ValueError(
             f'{field} {batch_size} is not divisible by the {mesh.size} devices: '
             f'choose a multiple of {mesh.size}.')
-    return batch_size // jax.process_count()
 
 
 def put_batch(mesh: Mesh, batch):
@@ -85,7 +84,7 @@ def put_batch(mesh: Mesh, batch):
         ValueError: the global batch is not divisible by the number of devices.
     """
     for rows in jax.tree.leaves(batch):
-        local_batch_size(rows.shape[0] * jax.process_count(), mesh)
+        check_batch(rows.shape[0] * jax.process_count(), mesh)
     # This is the one transfer a training loop wants, so it passes a guard set around the loop.
     with jax.transfer_guard_host_to_device('allow'):
         return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
