@@ -221,7 +221,7 @@ def test_an_encoder_loads_from_its_workdir_online_or_target(measured_runs):
              'target': state['method_state']['target']}
     for asked, encoder in (('online', 'online'), ('', 'target')):           # '': the run's eval.encoder
         pretrained = load_pretrained(workdir, network=asked)
-        assert pretrained.encoder == encoder and pretrained.network.predictor is None
+        assert pretrained.whose == encoder and pretrained.network.predictor is None
         for kind in ('params', 'batch_stats'):
             assert set(pretrained.variables[kind]) == {'encoder', 'head'}
             assert_same(pretrained.variables[kind],
@@ -282,7 +282,7 @@ def test_a_workdir_from_before_there_were_targets_still_loads(measured_runs, tmp
         config['head'].pop(name, None)
     (old / 'config.json').write_text(json.dumps(config))
     now, then = load_pretrained(workdir), load_pretrained(str(old))
-    assert then.encoder == 'online' and then.network == now.network
+    assert then.whose == 'online' and then.network == now.network
     assert_same((then.variables, then.initial), (now.variables, now.initial))
 
 

@@ -85,7 +85,7 @@ def identity(pretrained: Pretrained, layer: int) -> dict[str, Any]:
     """What decides which features an image has, as JSON values, and what the encoder is."""
     trained = pretrained.config
     return {
-        'encoder': {'source': pretrained.source, 'step': pretrained.step, 'network': pretrained.encoder,
+        'encoder': {'source': pretrained.source, 'step': pretrained.step, 'network': pretrained.whose,
                     'layer': layer, 'weights': fingerprint(pretrained.variables),
                     'fields': json.loads(json.dumps(encoder_fields(trained)))},
         'preprocessing': {

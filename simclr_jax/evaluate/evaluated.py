@@ -86,7 +86,7 @@ class Evaluated(NamedTuple):
     def provenance(self, train_source: Source, test_source: Source, num_train: int, num_test: int
                    ) -> dict[str, Any]:
         """What every line of results says of the encoder and of the data."""
-        return {'pretrained': self.path, 'step': self.pretrained.step, 'network': self.pretrained.encoder,
+        return {'pretrained': self.path, 'step': self.pretrained.step, 'network': self.pretrained.whose,
                 'data': test_source.name, 'train_split': train_source.split, 'split': test_source.split,
                 'num_train': num_train, 'num_test': num_test}
 

@@ -81,7 +81,7 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
             results, evaluation='linear', details=details,
             **evaluated.provenance(train_source, test_source, num_train, len(labels)),
             seconds=round(time.time() - started, 1),
-            protocol=settings.to_dict() | {'encoder': evaluated.pretrained.encoder})
+            protocol=settings.to_dict() | {'encoder': evaluated.pretrained.whose})
     return results
 
 

@@ -32,7 +32,7 @@ class Pretrained(NamedTuple):
     variables: dict         # {'params', 'batch_stats'} of the checkpoint, numpy
     make_initial: Callable[[], dict]        # of `initial`
     step: int               # 0 where a file does not say
-    encoder: str            # whose they are: 'online' or 'target'
+    whose: str              # they are, 'online' or 'target'
     source: str             # what it is, in words: 'simclr, step 500' or 'torchvision ResNet-50'
     card: dict              # what a file says of itself; {} of a workdir
     classifier: dict | None = None      # {'kernel' [D, C], 'bias' [C]} of h, of a file that has one

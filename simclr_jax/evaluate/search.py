@@ -139,7 +139,7 @@ def _write_sheet(workdir: str, rows: list[dict], queries: list[str], metadata: d
         'label.',
         {'Nearest': {'kind': 'search', 'missing': missing, 'groups': groups},
          'Encoder and preprocessing': {'kind': 'pairs', 'pairs': {
-             'encoder': f'{pretrained.source}, {pretrained.encoder} network, '
+             'encoder': f'{pretrained.source}, {pretrained.whose} network, '
                         f'layer {metadata["encoder"]["layer"]}',
              'preprocessing': preprocessing_of(trained),
              'features': f'{data["num_examples"]:,} images, {len(data["skipped"]):,} of them unreadable'}}},

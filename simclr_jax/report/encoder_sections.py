@@ -80,7 +80,7 @@ def sections(figures: Figures, config: ConfigDict, path: str, pretrained: Pretra
         ('Nearest neighbours', 'Confusion'): lambda: nearest_and_confusion(
             figures, train, test, temperature=run.eval.knn_temperature, num_queries=settings.num_queries,
             k=max(5, round(run.eval.knn_k * train.share)), seed=seed,       # the same share of the images
-            encoder=f'{pretrained.source}, {pretrained.encoder} network, layer {settings.layer}'),
+            encoder=f'{pretrained.source}, {pretrained.whose} network, layer {settings.layer}'),
         ('Map of the features',): lambda: [maps(figures, test, seed=seed, with_tsne=settings.tsne)]}
     made = {}
     for headings, make in makers.items():

@@ -76,7 +76,7 @@ def with_card(pretrained: Pretrained, path: str) -> Imported:
     if pretrained.card:         # of a file
         return as_imported(pretrained)
     return as_imported(pretrained, card={
-        'step': pretrained.step, 'network': pretrained.encoder,
+        'step': pretrained.step, 'network': pretrained.whose,
         'evaluation': [line for line in read_rows(path, 'results.jsonl') if line.get('step') == pretrained.step],
         'recipe': pretrained.config.to_dict(), 'trained_with': read_versions(path)})
 
