@@ -144,16 +144,10 @@ def eval_crop(image: np.ndarray | jax.Array, *, image_size: int, proportion: flo
     side = crop_side(min(height, width), proportion)
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     crop = image[top:top + side, left:left + side]
-    resized = ops.unit_range(crop) if side == image_size else resize_box(crop, _whole(crop), image_size)
-    return jnp.clip(resized, 0.0, 1.0)
-
-
-def resize_box(image: jax.Array, box: jax.Array, image_size: int) -> jax.Array:
-    """Bicubic resize (a = -0.5, half-pixel centres, not antialiased) of a box of the image to a square.
-
-    image: uint8 or float32 [H, W, 3]. Box and result are those of `ops.resize_box`, pixels instead of planes.
-    """
-    return jnp.moveaxis(ops.resize_box(jnp.moveaxis(image, -1, 0), box, image_size), 0, -1)
+    if side == image_size:
+        return jnp.clip(ops.unit_range(crop), 0.0, 1.0)
+    resized = ops.resize_box(jnp.moveaxis(crop, -1, 0), _whole(crop), image_size)
+    return jnp.clip(jnp.moveaxis(resized, 0, -1), 0.0, 1.0)
 
 
 def over_batch(function: Callable[..., jax.Array], *, lone_cpu: bool = False) -> Callable[..., jax.Array]:

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from simclr_jax.views import device as device_augment, host
+from simclr_jax.views import device as device_augment, host, ops
 from simclr_jax.views.draws import Draws
 from simclr_jax.views.fields import View
 from tests import augment_oracles as oracles
@@ -140,7 +140,7 @@ def test_a_crop_made_elsewhere_goes_on_as_the_same_view():
     rest = view_of({op: HALF_ON[op] for op in ('flip', 'rotate', 'noise', 'cutout')})
 
     def views(image, box, key):
-        crop = device_augment.resize_box(image, box, 24)
+        crop = jnp.moveaxis(ops.resize_box(jnp.moveaxis(image, -1, 0), box, 24), 0, -1)
         return (device_augment.augment(image, key, rest, image_size=24),
                 device_augment.augment_crop(crop, key, rest),
                 device_augment.augment_box(image, box, key, rest, image_size=24))
