@@ -31,9 +31,9 @@ class StoreError(Exception):
     """
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException, at_most: int = 200) -> str:
     """What another library's error says, as a part of one of our sentences."""
-    return (str(error).strip().partition('\n')[0] or type(error).__name__)[:200].rstrip('.')
+    return (str(error).strip().partition('\n')[0] or type(error).__name__)[:at_most].rstrip('.')
 
 
 def patience() -> float:

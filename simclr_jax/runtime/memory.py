@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from simclr_jax.storage import first_line
+
 if TYPE_CHECKING:           # what keeps memory comes before jax
     import jax
 
@@ -54,12 +56,8 @@ def naming_needs(compiled: 'Callable[[], jax.stages.Compiled]') -> Iterator[None
                    - needs.alias_size_in_bytes) / 2**30
         except Exception:           # whatever it is: the first error is the one to tell of
             raise error from None
-        raise MemoryError(f'{_first_line(error)}; a step needs {gib:,.1f} GiB of a device, by its '
+        raise MemoryError(f'{first_line(error)}; a step needs {gib:,.1f} GiB of a device, by its '
                           'program') from error
-
-
-def _first_line(error: BaseException, at_most: int = 200) -> str:
-    return str(error).strip().partition('\n')[0][:at_most]
 
 
 def out_of_memory(error: BaseException, *, batch_size: int, task: str) -> str:
@@ -70,4 +68,4 @@ def out_of_memory(error: BaseException, *, batch_size: int, task: str) -> str:
                   'without a run')
     else:
         fields = 'eval.batch_size and the batch_size of the task'
-    return f'Out of memory with batch_size {batch_size} ({_first_line(error, 400) or "MemoryError"}). Lower {fields}.'
+    return f'Out of memory with batch_size {batch_size} ({first_line(error, 400)}). Lower {fields}.'
