@@ -115,7 +115,7 @@ _NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epoch
 _RATES = ('learning_rate', 'weight_decay', 'trust_coefficient', 'norm_epsilon')
 _SHARES = ('momentum', 'norm_momentum', 'memory_momentum', 'b1', 'b2', 'label_share', 'alpha', 'max_bad_share')
 # Blocks with fields of any name; those of a part of the user's own are not checked either.
-_OPEN = re.compile(r'(method|study|encoder\.arguments|data\.arguments|augment\.(view1|view2|small_view))(\.|$)')
+OPEN = re.compile(r'(method|study|encoder\.arguments|data\.arguments|augment\.(view1|view2|small_view))(\.|$)')
 
 
 def check_values(config: ConfigDict) -> None:
@@ -132,7 +132,7 @@ def check_values(config: ConfigDict) -> None:
     known = flatten(base)
     for name in fields:
         block, _, inner = name.partition('.')
-        if name not in known and not _OPEN.match(name) and (
+        if name not in known and not OPEN.match(name) and (
                 block in base if inner else difflib.get_close_matches(name, known, cutoff=0.8)):
             raise ValueError(no_such_field(base, name))
     is_own = not config.method.name or ':' in config.method.name

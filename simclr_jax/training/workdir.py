@@ -14,15 +14,15 @@ import jax
 import simclr_jax
 from simclr_jax import storage
 from simclr_jax.config import ConfigDict, base_config, flatten
+from simclr_jax.config.arguments import OPEN
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml-collections', 'numpy',
              'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets',
              'libtpu', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'nvidia-cudnn-cu12', 'nvidia-cudnn-cu13',
              'nvidia-nccl-cu12', 'nvidia-nccl-cu13')
 _DRIVER = '/proc/driver/nvidia/version'     # on Linux, with NVIDIA's driver
-# Fields of any name; and those of a user's recipe that nothing is built from.
-_OPEN = r'method\.|study\.|(encoder|data)\.arguments\.|augment\.(view[12]|small_view)\.'
-_MAY_BE_UNKNOWN = rf'{_OPEN}|(?!(encoder|head|predictor)\.)'
+# Fields of any name, and those of a user's recipe that nothing is built from.
+_MAY_BE_UNKNOWN = rf'{OPEN.pattern}|(?!(encoder|head|predictor)\.)'
 
 Workdir = str | os.PathLike
 
@@ -66,7 +66,7 @@ def load_config(workdir: Workdir) -> dict[str, Any]:
     if config is None:
         raise FileNotFoundError(f'There is no config.json in {workdir}: give the workdir of a run with --workdir.')
     wrote, here = (_read_json(workdir, 'versions.json') or {}).get('simclr_jax', ''), simclr_jax.__version__
-    known, may_be_unknown = flatten(base_config()), _OPEN if _number(wrote) > _number(here) else _MAY_BE_UNKNOWN
+    known, may_be_unknown = flatten(base_config()), OPEN.pattern if _number(wrote) > _number(here) else _MAY_BE_UNKNOWN
     unknown = [name for name in flatten(config) if name not in known and not re.match(may_be_unknown, name)]
     if unknown:
         raise ValueError(f'{workdir}/config.json has {", ".join(unknown)}, which simclr_jax {here} does not know: use '
