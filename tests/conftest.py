@@ -41,10 +41,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).parent.parent
-# A minute or more each, of compilations and of starts of processes: begun first, so that none runs alone at the end.
-SLOW = ('test_pod.py', 'test_resume.py', 'test_configs.py', 'test_buckets.py', 'test_devices.py', 'test_encoders.py',
-        'test_examples.py', 'test_train.py', 'test_nt_xent.py', 'test_transformations.py', 'test_notebooks.py',
-        'test_init_from.py', 'test_go_on.py')
+# Half a minute or more each, of compilations and starts of processes: begun first, so that none runs alone at the end.
+SLOW = ('test_buckets.py', 'test_configs.py', 'test_pod.py', 'test_encoders.py', 'test_examples.py', 'test_resume.py',
+        'test_transformations.py', 'test_train.py', 'test_nt_xent.py', 'test_notebooks.py', 'test_devices.py',
+        'test_benchmark_train_step.py', 'test_report.py')
 
 
 def pytest_collection_modifyitems(items):

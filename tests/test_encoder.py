@@ -15,6 +15,7 @@ from simclr_jax.evaluate import pretrained
 from simclr_jax.evaluate.pretrained import Pretrained
 from simclr_jax.models.building import make_network
 from simclr_jax.views import device as device_augment
+from tests.runs import small_config
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
@@ -117,11 +118,7 @@ def test_another_layer_is_refused_with_the_ones_there_are(encoder, layer):
 
 
 def test_no_weights_are_drawn_to_load_those_of_a_run(tmp_path, monkeypatch):
-    config = smoke(base_config())
-    config.update({'batch_size': 8, 'num_train_steps': 1})
-    config.encoder.width, config.augment.image_size = 1 / 32, 8
-    config.data.update({'train_split': 'train[:16]', 'test_split': 'none'})
-    simclr_jax.pretrain(config, str(tmp_path))
+    simclr_jax.pretrain(small_config(**{'data.test_split': 'none'}), str(tmp_path))
     monkeypatch.setattr(pretrained, 'init_variables', None)         # it compiles for seconds
     assert simclr_jax.load_encoder(tmp_path)(np.zeros((1, 8, 8, 3), np.uint8)).shape[0] == 1
 

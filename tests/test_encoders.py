@@ -226,14 +226,15 @@ def test_a_name_or_arguments_that_will_not_do_are_told_in_a_sentence(fields, sen
         make_encoder(fields)
 
 
-def test_a_run_notes_what_its_encoder_does_not_take(tmp_path):
+def test_a_run_notes_what_its_encoder_does_not_take(on_one_device, tmp_path):
     class Local(ViT):
         pass
 
     config = make_config('simclr')
     config.num_train_steps, config.encoder.dtype = 1, 'bfloat16'
     config.data.update({'train_split': 'train[:64]', 'test_split': 'none'})
-    pretrain(config, str(tmp_path), encoder=Local())
+    with on_one_device():
+        pretrain(config, str(tmp_path), encoder=Local())
     notes = (tmp_path / 'log.txt').read_text()
     assert 'encoder.dtype is bfloat16, but Local has no field dtype' in notes
     assert 'Local cannot be named in config.json' in notes
