@@ -38,9 +38,9 @@ def _steps():
                        ('resnet18-64', 'ResNet-18, 64 channels, 32 px'),
                        ('resnet50', 'ResNet-50, 224 px')):
         for vectors, prefix in (('AVX-512', ''), ('AVX2', 'AVX2 ')):
-            now, before = rates(prefix + cell), rates(f'{prefix}before {cell}')
+            now = rates(prefix + cell)
             peer, best = _best(now, peers)
-            yield f'training step: {name}, {vectors}', now['ours'] / best, before.get('ours', 0) / best or None, peer
+            yield f'training step: {name}, {vectors}', now['ours'] / best, None, peer
 
 
 def _inputs():

@@ -304,7 +304,7 @@ def _tf_sizes(key: jax.Array, size: jax.Array, area: tuple[float, float],
     areas = heights * widths(heights)
     sizes = jnp.stack([heights, widths(heights)], 1)
     fits = ((areas >= least) & (areas <= most) & (sizes <= size).all(1) & (sizes > 0.0).all(1)
-            & (areas / (width * height) >= 0.1))
+            & (10.0 * areas >= width * height))     # a quotient of exactly a tenth may be rounded below it
     return sizes, fits, size, 0.0
 
 
