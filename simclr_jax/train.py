@@ -26,9 +26,9 @@ from simclr_jax.evaluate.accuracies import is_labelled
 from simclr_jax.evaluate.evaluators import (
     Health,
     HeldOutKnn,
+    Joined,
     Run,
     StepEncoder,
-    joined,
     make_evaluators,
     split_by_schedule,
 )
@@ -42,7 +42,7 @@ from simclr_jax.methods import describe_method, make_method
 from simclr_jax.models.building import auto_dtype, describe_encoder, make_network
 from simclr_jax.models.network import Network
 from simclr_jax.runlog.late import LateLog
-from simclr_jax.runlog.writer import MetricWriter, find_writer
+from simclr_jax.runlog.writer import MetricWriter, check_writers, find_writer
 from simclr_jax.runtime import gpus, sharding
 from simclr_jax.runtime.exchange import gather
 from simclr_jax.runtime.interruption import Interruption
@@ -125,7 +125,11 @@ def load(config: ConfigDict, workdir: str, *, source: Any, test_source: Any, vie
          method: Callable | None) -> tuple[Run, Inputs, list[str]]:
     """The run with its data, as the workdir holds it to; how its batches are made; and notes."""
     mesh, notes = sharding.make_mesh(), []
-    views = (views, views) if isinstance(views, View) else views and tuple(views)
+    views = (views, views) if isinstance(views, View) else views
+    if views is not None:
+        if not (isinstance(views, list | tuple) and len(views) == 2 and all(isinstance(view, View) for view in views)):
+            raise ValueError(f'views is {views!r}: it takes a simclr_jax.View for both views, or two.')
+        views = views[0], views[1]
     config = _with_names(config, encoder=encoder, source=source, method=method, views=views)
     check_values(config)
     kept = workdirs.load_config(workdir) if workdirs.has(workdir, 'config.json') else {}
@@ -172,6 +176,7 @@ def _run(run: Run, inputs: Inputs, notes: list[str], lock: WorkdirLock, *, encod
     num_steps = config.num_train_steps or schedules.num_train_steps(
         train_source.num_examples, config.num_epochs, config.batch_size)
     check_profile_steps(config.profile_steps, num_steps)
+    check_writers(writers)
     evaluators = make_evaluators(run, evaluators)
     named = [find_writer(name, names.resolve) for name in config.log.writers]
     network, init_state, train_step, shardings = build(
@@ -249,6 +254,7 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
     def due(step: int, every_epochs: float) -> bool:        # 0: only at the end
         return step == num_steps or every_epochs > 0 and step % max(1, round(every_epochs * steps_per_epoch)) == 0
 
+    joined = Joined()
     log.restart(start)
     with (Interruption(run.mesh, every_steps=5) as interruption, jax.transfer_guard('disallow'),
           naming_needs(lambda: train_step.lower(state, batch).compile())):
@@ -274,7 +280,7 @@ def _train(run: Run, state: TrainState, batches: Iterator, *, train_step: Callab
                 with writer.pause(), jax.transfer_guard('allow'):
                     for evaluator in called:
                         at(step + 0.25, f'the evaluation after step {step:,}', _SLOW)
-                        found = joined(found, evaluator, encode_state(state, batch), step)
+                        found = joined(found, evaluator, encode_state(state, batch), step, beside=metrics)
                 writer.write(step, found)
                 log.restart(step)
             if 'knn_accuracy' in found or interrupted or due(step, config.checkpoint.every_epochs):
@@ -348,7 +354,9 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
     config = config.copy_and_resolve_references()
     with config.unlocked():
         if encoder is not None:
-            config.encoder.update(describe_encoder(encoder))
+            described = describe_encoder(encoder)
+            config.encoder.arguments = ConfigDict(described.pop('arguments'))       # in the place of the config's
+            config.encoder.update(described)
         if source is not None:
             config.data.source = names.importable_name(source) if loading.makes(source) else ''
         if method is not None:
@@ -357,7 +365,9 @@ def _with_names(config: ConfigDict, *, encoder: Any, source: Any, method: Any, v
             for name, view in zip(('view1', 'view2'), views):
                 config.augment[name] = ConfigDict(
                     {op: dataclasses.asdict(fields) for op, fields in view.operations().items()})
-            config.augment.extra = tuple(names.importable_name(function) for function in views[0].extra)
+            extra, other = (tuple(map(names.importable_name, view.extra)) for view in views)
+            # No config has two: '' lies between them, which nothing takes for the functions of both.
+            config.augment.extra = extra if views[0].extra == views[1].extra else (*extra, '', *other)
     return config
 
 

@@ -50,15 +50,15 @@ class CNN(nn.Module):
 
 
 class NnxCNN(nnx.Module):
-    """A convolution with nnx's BatchNorm and dropout, which keep their state in the module."""
+    """A list of layers, nnx's BatchNorm and dropout, which keep their state in the module."""
 
     def __init__(self, width: int = 8, dropout: float = 0.0, *, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(3, width, (3, 3), strides=2, rngs=rngs)
+        self.layers = nnx.Sequential(nnx.Conv(3, width, (3, 3), strides=2, rngs=rngs), nnx.relu)
         self.norm = nnx.BatchNorm(width, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
     def __call__(self, x, train: bool):
-        x = nnx.relu(self.norm(self.conv(x), use_running_average=not train))
+        x = nnx.relu(self.norm(self.layers(x), use_running_average=not train))
         return self.dropout(x.mean((1, 2)), deterministic=not train)
 
 

@@ -1,11 +1,15 @@
 """Views, methods and evaluators given to pretrain() as they are."""
 
+import dataclasses
 import functools
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import linen as nn
 
+from simclr_jax.encoder import load_encoder
 from simclr_jax.methods import barlow_twins, simclr
 from simclr_jax.train import pretrain
 from simclr_jax.views.fields import View
@@ -97,9 +101,111 @@ def test_no_metric_hides_another_of_its_name(tmp_path):
     assert [row['step'] for row in of_epochs if 'knn_accuracy' in row] == [8]
 
 
-def test_a_metric_that_every_step_has_is_refused(tmp_path):
+@pytest.mark.parametrize('metrics, message', [
+    ({'learning_rate': 1.0}, "gives the metric 'learning_rate', which every step has"),
+    ({'step': 1.0}, "gives the metric 'step', which every step has"),
+    ({'rows': jnp.zeros(3)}, r"metric 'rows' is float32\[3\]: a metric is a real scalar")])
+def test_a_metric_of_a_method_that_will_not_do_is_refused(metrics, message, tmp_path):
     def loss(z1, z2):
-        return jnp.square(z1 - z2).mean(), {'learning_rate': 1.0}
+        return jnp.square(z1 - z2).mean(), metrics
 
-    with pytest.raises(ValueError, match="gives the metric 'learning_rate', which every step has"):
+    with pytest.raises(ValueError, match=message):
         pretrain(tiny_config(), str(tmp_path), method=functools.partial(simclr, temperature=0.5, loss=loss))
+
+
+def scheduled(**attributes):
+    def evaluator(encode, step):
+        return {}
+
+    evaluator.__dict__.update(attributes)
+    return evaluator
+
+
+@pytest.mark.parametrize('given, message', [
+    ({'evaluators': scheduled()}, 'it takes a list of functions'),
+    ({'evaluators': [scheduled(every_steps=0)]}, 'has every_steps 0: it takes a whole number, 1 or more'),
+    ({'evaluators': [scheduled(every_epochs=float('nan'))]}, 'has every_epochs nan: it takes a number, 0 or more'),
+    ({'evaluators': [lambda encode, step: None]}, 'The evaluator <lambda> gives NoneType: it takes'),
+    ({'evaluators': [lambda encode, step: {'v': 'high'}]}, "gives 'v' as <U4 .*a real scalar"),
+    ({'writers': ['wandb']}, "writers has 'wandb': a writer has write"),
+    ({'writers': [scheduled]}, 'writers has <function scheduled'),
+    ({'views': (View(),)}, 'views is .*: it takes a simclr_jax.View for both views, or two'),
+    ({'method': 'byol'}, "method is 'byol': it takes a function")])
+def test_parts_that_will_not_do_are_named(given, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pretrain(tiny_config(), str(tmp_path), **given)
+
+
+def test_what_evaluators_give_is_all_there_by_its_name(tmp_path):
+    class Each:
+        def __init__(self, value, every_steps=None):
+            self.value = value
+            if every_steps:
+                self.every_steps = every_steps
+
+        def __call__(self, encode, step):
+            return {'x': self.value, 'mean': encode(jnp.zeros((1, 16, 16, 3)) + step).mean()}
+
+    pretrain(tiny_config(), str(tmp_path), evaluators=[*map(Each, (1.0, 2.0, 3.0)), Each(4.0, every_steps=1)])
+    row = {name: value for row in rows(tmp_path) if row['step'] == 2 for name, value in row.items()}
+    assert [row[name] for name in ('Each/x', 'Each_2/x', 'Each_3/x', 'x')] == [1, 2, 3, 4]
+    assert row['mean'] == pytest.approx(row['Each/mean'], rel=1e-5)
+
+
+def test_a_writer_changes_nothing_for_others_and_one_that_fails_alone_is_dropped(tmp_path):
+    @dataclasses.dataclass
+    class Keeps:
+        rows: list
+        fails: bool = dataclasses.field(default=False, compare=False)
+
+        def write(self, step, metrics):
+            assert not self.fails
+            self.rows.append((step, metrics.pop('loss')))
+
+        def note(self, text):
+            pass
+
+        image = note
+
+    first, failing, last = Keeps([]), Keeps([], fails=True), Keeps([])
+    pretrain(tiny_config(), str(tmp_path), writers=[first, failing, last])
+    assert [step for step, _ in last.rows] == [1, 2] and first.rows == last.rows and not failing.rows
+
+
+class Signed(nn.Module):
+    sign: float = 1.0
+
+    @nn.compact
+    def __call__(self, images, train):
+        return self.sign * nn.Dense(4)(images.mean((1, 2)))
+
+
+def test_a_given_encoder_takes_the_place_of_the_configs_arguments_too(tmp_path):
+    config = tiny_config()
+    config.encoder.arguments = {'sign': -1.0}
+    pretrain(config, str(tmp_path / 'plain'), encoder=Signed())
+    pretrain(config, str(tmp_path / 'scaled'), encoder=Signed(np.float32(2)))
+    images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    for name, module in (('plain', Signed()), ('scaled', Signed(2.0))):
+        np.testing.assert_array_equal(load_encoder(str(tmp_path / name))(images),
+                                      load_encoder(str(tmp_path / name), encoder=module)(images))
+
+
+def test_features_that_are_no_floats_are_refused(tmp_path):
+    class Counts(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return (10 * nn.Dense(4)(images.mean((1, 2)))).astype(jnp.int32)
+
+    with pytest.raises(ValueError, match='The encoder Counts returns int32: features are floats'):
+        pretrain(tiny_config(), str(tmp_path), encoder=Counts())
+
+
+def inverted(image, key):
+    return 1 - image
+
+
+def test_another_function_in_the_second_view_alone_is_another_run(tmp_path):
+    pretrain(tiny_config(), str(tmp_path), views=(View(), View(extra=(inverted,))))
+    with pytest.raises(ValueError, match='augment.extra'):
+        pretrain(tiny_config(), str(tmp_path), views=View())

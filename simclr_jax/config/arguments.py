@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import pathlib
 import re
 import runpy
@@ -108,7 +109,8 @@ _POSITIVE = ('batch_size', 'encoder_chunks', 'method.temperature', 'encoder.dept
              'checkpoint.keep_last', 'log.every_steps', 'plan.chunks', 'plan.num_classes', 'plan.num_images',
              'bench_input.num_images')
 _NOT_NEGATIVE = ('seed', 'num_epochs', 'num_train_steps', 'schedule.warmup_epochs', 'encoder.sk_ratio',
-                 'eval.knn_every_epochs', 'eval.resize_to', 'checkpoint.every_epochs', 'checkpoint.keep_best',
+                 'eval.knn_every_epochs', 'eval.evaluators_every_epochs',
+                 'eval.resize_to', 'checkpoint.every_epochs', 'checkpoint.keep_best',
                  'plan.memory_gib', 'plan.max_batch', 'data.pad_to', 'method.queue_size',
                  'bench_input.images_per_second')
 # Fields of these names, in every block.
@@ -158,7 +160,7 @@ def set_channels(config: ConfigDict, channels: int) -> None:
         config.augment[field] = values if len(values) == channels else values[:1] * channels
 
 
-_FITS = {'more than 0': lambda value: value > 0, '0 or more': lambda value: value >= 0,
+_FITS = {'more than 0': lambda value: 0 < value < math.inf, '0 or more': lambda value: 0 <= value < math.inf,
          'from 0 to 1': lambda value: 0 <= value <= 1, '': lambda value: True}
 
 

@@ -3,8 +3,10 @@
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 HOW_TO_CHANGE_METHOD = (
     'A method has its own settings and heads, so that method.name alone does not change it: take its recipe '
@@ -37,8 +39,9 @@ def resolve(name: str, field: str, known: Sequence[str] = ()) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f'{field} is {name!r}: {module_name} cannot be imported ({error}). Run the command '
+    except Exception as error:      # of the module itself, too
+        kind = '' if isinstance(error, ImportError) else f'{type(error).__name__}: '
+        raise ValueError(f'{field} is {name!r}: {module_name} cannot be imported ({kind}{error}). Run the command '
                          'from the directory that holds it, or install it.') from error
     for attribute in attributes.split('.'):
         if not hasattr(found, attribute):
@@ -54,3 +57,14 @@ def importable_name(thing: Any) -> str:
     for part in name.split('.'):
         known = getattr(known, part, None)
     return f'{module}:{name}' if module != '__main__' and known is thing and thing is not None else ''
+
+
+def plain(value: Any) -> Any:
+    """A value as one of JSON, for config.json: arrays as lists, a class or function by its name, '' if it has none."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, np.generic | np.ndarray) or hasattr(value, 'addressable_shards'):
+        return np.asarray(value).tolist()
+    return value if value is None or isinstance(value, bool | int | float | str) else importable_name(value)

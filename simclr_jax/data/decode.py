@@ -148,6 +148,8 @@ def of_array(array: np.ndarray, rules: Rules = DEFAULT) -> np.ndarray:
         wanted = '1, 3 or 4 channels' if rules.channels == 3 else f'{rules.channels} channels (data.channels)'
         raise ValueError(f'{array.dtype} {list(array.shape)}: an image is [H, W] or [H, W, C] of C = {wanted}'
                          ', of integers or floats')
+    if not math.prod(array.shape[-3:]):
+        raise BadImage(f'{array.dtype} {list(array.shape)}: an image without pixels')
     if rules.channels != 3:
         return np.ascontiguousarray(_eight_bits(array, rules.range))
     colour, alpha = _eight_bits(array[..., :3], rules.range), array[..., 3:]

@@ -57,6 +57,8 @@ def as_source(anything: Any, split: str = 'train', *, name: str = '', arguments:
     is_one_split = makes(anything) and not _takes_split(anything)
     if makes(anything):
         anything = _called(anything, whole, arguments or {}, name)
+    elif arguments:
+        raise ValueError(f"data.arguments are for a class or function that makes a source: '{name}' is one already.")
     if isinstance(anything, Source):
         return anything
     if isinstance(anything, Mapping):
@@ -83,7 +85,7 @@ class ItemSource(Source):
         if datasets is not None and isinstance(items, datasets.Dataset):
             self._items, self._keys, labels, class_names = _of_hugging_face(items, datasets)
         self.rules, notes = resolved(rules, self.sampled(self._plain))
-        self.load(0)        # say so at once, where it will not do
+        self._check_first()
         labels = self._read_labels() if labels is None else labels
         if len(labels) != self.num_examples:
             raise ValueError(f"'{name}' has {self.num_examples} items but {len(labels)} labels.")
@@ -101,6 +103,8 @@ class ItemSource(Source):
         try:
             return image if isinstance(image, bytes) else of_image(image, self.rules) if isinstance(
                 image, Image.Image) else of_array(image, self.rules)
+        except BadImage:
+            raise
         except ValueError as error:
             held = type(self._split(index)[0]).__name__
             raise ValueError(f"Item {index} of '{self.name}' holds the image {held} {error}.") from error
@@ -116,6 +120,8 @@ class ItemSource(Source):
             return storage.read_bytes(storage.as_path(image))
         if isinstance(image, Image.Image):
             return image
+        if image is None:
+            raise BadImage('it has no image')
         array = np.asarray(image)
         if array.ndim < 2 and array.dtype.kind in 'biuf':
             raise ValueError(f"Item {index} of '{self.name}' is a {type(image).__name__}: expected {_WANTED}.")
@@ -150,9 +156,20 @@ class ItemSource(Source):
             return item[0], item[1] if len(item) == 2 else None
         return item, None
 
+    def _check_first(self) -> None:
+        """ValueError, at once, where the first item that can be read will not do, or none can be."""
+        for index in range(self.num_examples):
+            try:
+                self.load(index)
+                return
+            except (BadImage, OSError) as error:
+                self.skip(index, error)
+        raise ValueError(f"No item of '{self.name}' can be read; item 0: {self.unreadable[0]}.")
+
     def _read_labels(self) -> list:
         """The labels of all items; that images are read for them costs a pass, and is said."""
-        if self._split(0)[1] is None and not isinstance(self._items, list | tuple):
+        if not isinstance(self._items, list | tuple) and all(
+                label is None for label in self.sampled(lambda index: self._split(index)[1])):
             return [None] * self.num_examples
         with futures.ThreadPoolExecutor() as pool:
             return list(pool.map(self._label, range(self.num_examples), chunksize=_AT_ONCE))
@@ -216,6 +233,8 @@ def _of_hugging_face(items: Any, datasets: Any
     items = items.cast_column(image, datasets.Image(decode=False))
     label = label or ('label' if 'label' in items.features else None)
     labels = None if label is None else items.with_format('numpy')[label][:]
+    if labels is not None and labels.dtype.kind not in 'iubU':      # numpy has no null
+        labels = list(items.with_format(None)[label])
     if label is not None and type(items.features[label]) is datasets.ClassLabel:
         return items, (image, label), labels, items.features[label].names
     return items, (image, label or 'label'), labels if label else [None] * len(items), None

@@ -37,6 +37,9 @@ def as_classes(labels: Any, class_names: Sequence[str] | None = None, where: str
         raise ValueError(f'{where} has the label {classes[0]}: labels are 0, 1, 2, ..., and -1 is no label.')
     if not classes.size:
         return np.full(len(values), _NONE, np.int32), None, notes
+    if class_names is not None and is_text and set(classes) <= set(map(str, class_names)):
+        number = {str(name): label for label, name in enumerate(class_names)} | {none: _NONE}
+        return np.array([number[value] for value in values], np.int32), tuple(map(str, class_names)), notes
     if class_names is not None and not is_text:
         if classes[-1] >= len(class_names):
             raise ValueError(f'{where} has the label {classes[-1]}, but names {len(class_names)} classes: '

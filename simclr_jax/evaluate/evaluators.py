@@ -10,7 +10,8 @@ after the step and the `batch` of it. Attributes that an evaluator may have:
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -22,9 +23,10 @@ from simclr_jax.evaluate.accuracies import heldout_accuracy
 from simclr_jax.evaluate.health import make_health
 from simclr_jax.models.network import Network
 from simclr_jax.training.state import TrainState
-from simclr_jax.training.steps import jit_seldom
+from simclr_jax.training.steps import OF_ROWS, jit_seldom
 
 Metrics = Mapping[str, float | jax.Array | np.ndarray]
+_RESERVED = (*OF_ROWS, 'knn_accuracy', 'knn_floor')     # of the run, measured at a step or not
 
 
 class Evaluator(Protocol):
@@ -107,14 +109,23 @@ def make_evaluators(run: Run, given: Sequence[Evaluator] = ()) -> list[Evaluator
     for name in run.config.eval.evaluators:
         evaluator = names.resolve(name, 'eval.evaluators')
         if inspect.isclass(evaluator):
-            arguments = (run,) if inspect.signature(evaluator).parameters else ()
+            arguments = (run,) if any(parameter.default is parameter.empty for parameter in
+                                      inspect.signature(evaluator).parameters.values()) else ()
             evaluator = evaluator(*arguments)
         found.append(evaluator)
+    if not isinstance(given, list | tuple):
+        raise ValueError(f'evaluators is {given!r}: it takes a list of functions (encode, step) -> metrics.')
     found += given
     for evaluator in found:
-        if not callable(evaluator):
+        if isinstance(evaluator, type) or not callable(evaluator):
             raise ValueError(f'The evaluator {evaluator!r} cannot be called: it is a function (encode, step) '
                              '-> metrics.')
+        for name, least in (('every_steps', 1), ('every_epochs', 0)):
+            value = getattr(evaluator, name, least)
+            if not (isinstance(value, int | float) and least <= value < math.inf
+                    and (least == 0 or isinstance(value, int))):
+                raise ValueError(f'The evaluator {_name_of(evaluator)} has {name} {value!r}: it takes a '
+                                 f'{"whole " * least}number, {least} or more.')
     return found
 
 
@@ -127,16 +138,58 @@ def split_by_schedule(evaluators: Sequence[Evaluator], default_every_epochs: flo
     return of_rows, of_epochs
 
 
-def joined(metrics: Metrics, evaluator: Evaluator, encode: StepEncoder, step: int) -> dict[str, Any]:
-    """`metrics` and what the evaluator measures; of a name that both have, the run's own keeps it, and neither is lost.
+class Joined:
+    """Joins what the evaluators of a run measure to its metrics, each under a name of its own: none is lost.
 
-    So the names of `EveryRun` are the same for every method: an objective's 'alignment' then is
-    'objective/alignment', and that of a user's evaluator Mine is 'Mine/alignment'.
+    The names of `EveryRun` are the same for every method: an objective's 'alignment' then is 'objective/alignment',
+    and that of a user's evaluator Mine, or a name that another evaluator gave first, 'Mine/alignment'.
     """
-    measured = evaluator(encode, step)
-    if isinstance(evaluator, EveryRun):
-        first, then, taken, source = measured, metrics, measured, 'objective'
-    else:
-        first, then, taken = metrics, measured, (*metrics, 'knn_accuracy', 'knn_floor')     # measured now, or not
-        source = getattr(evaluator, '__name__', type(evaluator).__name__)
-    return {**first, **{f'{source}/{name}' if name in taken else name: value for name, value in then.items()}}
+
+    def __init__(self):
+        self._first: dict[str, Any] = {}        # that gave a name
+        self._named: list[Any] = []             # evaluators that stand before a name
+
+    def __call__(self, metrics: Metrics, evaluator: Evaluator, encode: StepEncoder, step: int, *,
+                 beside: Collection[str] = ()) -> dict[str, Any]:
+        """`metrics` and those of evaluator(encode, step). `beside`: further names that the step has.
+
+        ValueError: it gives something else than {name: real scalar, or image uint8 [H, W, 3]}.
+        """
+        if isinstance(evaluator, EveryRun):
+            measured = evaluator(encode, step)
+            self._first |= dict.fromkeys(measured, evaluator)
+            return {**measured, **{f'objective/{name}' if name in measured else name: value
+                                   for name, value in metrics.items()}}
+        with jax.transfer_guard('allow'):       # it may bring images of its own
+            measured, found = evaluator(encode, step), dict(metrics)
+        for name, value in _checked(measured, evaluator).items():
+            taken = name in _RESERVED or name in beside or name in metrics
+            if taken or self._first.setdefault(name, evaluator) is not evaluator:
+                name = f'{self._label(evaluator)}/{name}'
+            found[name] = value
+        return found
+
+    def _label(self, evaluator: Evaluator) -> str:
+        """Its name, and a number from the second of a name on."""
+        if not any(each is evaluator for each in self._named):
+            self._named.append(evaluator)
+        alike = [each for each in self._named if _name_of(each) == _name_of(evaluator)]
+        number = next(number for number, each in enumerate(alike, 1) if each is evaluator)
+        return _name_of(evaluator) + (f'_{number}' if number > 1 else '')
+
+
+def _name_of(evaluator: Any) -> str:
+    return getattr(evaluator, '__name__', type(evaluator).__name__)
+
+
+def _checked(measured: Any, evaluator: Evaluator) -> Metrics:
+    what = f'The evaluator {_name_of(evaluator)} gives'
+    if not isinstance(measured, Mapping):
+        raise ValueError(f'{what} {type(measured).__name__}: it takes {{name: scalar, or an image uint8 [H, W, 3]}}.')
+    for name, value in measured.items():
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+        is_image = array.ndim == 3 and array.dtype == np.uint8 and array.shape[2] == 3
+        if not isinstance(name, str) or not is_image and (array.ndim or array.dtype.kind not in 'biufV'):
+            raise ValueError(f'{what} {name!r} as {array.dtype} {list(array.shape)}: it takes a name, and a real '
+                             'scalar or an image uint8 [H, W, 3].')
+    return measured

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -75,7 +75,7 @@ def load_pretrained(path: str | os.PathLike, which: str = 'last', network: str =
         raise ValueError(f'{name} is {value!r}: {path} is a file of weights, with one network and no steps. Leave '
                          f'{name} as it is.')
     config = file_config(imported)
-    module, make_initial = _network(config, encoder)
+    module, _, make_initial = _network(config, encoder)
     return Pretrained(config, module, imported.variables, make_initial, int(imported.card.get('step') or 0),
                       'online', imported.source, imported.card, imported.classifier)
 
@@ -109,7 +109,7 @@ def path_of(settings: ConfigDict, workdir: str) -> str:
 
 def fresh(config: ConfigDict, encoder: nn.Module | None = None) -> Pretrained:
     """An encoder and head that nothing has trained: those of a config at step 0."""
-    network, make_initial = _network(config, encoder)
+    network, _, make_initial = _network(config, encoder)
     return Pretrained(config, network, make_initial(), make_initial, 0, 'online', 'random weights', {})
 
 
@@ -151,7 +151,7 @@ def as_imported(pretrained: Pretrained, **changes: Any) -> Imported:
 def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Module | None) -> Pretrained:
     config = ConfigDict(load_config(workdir))
     which_network = which_network or config.eval.get('encoder', 'online')       # older runs do not say
-    network, make_initial = _network(config, encoder)
+    network, init, make_initial = _network(config, encoder)
     with checkpoint.Checkpointer(workdir, read_only=True) as checkpointer:
         step = _find_step(checkpointer, which, workdir)
         variables = checkpointer.restore_encoder(step, network=which_network)
@@ -159,21 +159,33 @@ def _from_workdir(workdir: str, which: str, which_network: str, encoder: nn.Modu
     for part in variables.values():                     # batch_stats has those of the predictor
         for name in ('predictor', 'probe'):
             part.pop(name, None)
-    return Pretrained(config, network, variables, make_initial, step, which_network,
+    return Pretrained(config, network, _with_own_keys(variables, init), make_initial, step, which_network,
                       f'{config.method.name}, step {step:,}', {})
 
 
-def _network(config: ConfigDict, encoder: nn.Module | None) -> tuple[Network, Callable[[], dict]]:
-    """Encoder and head of a config, and () -> their variables at step 0."""
+def _with_own_keys(variables: Any, init: Callable[[], dict]) -> Any:
+    """The variables under the keys of the module: layers that nnx counts by integers are strings on a disk."""
+    def keyed(like, tree):
+        if not isinstance(like, Mapping) or not isinstance(tree, Mapping):
+            return tree
+        keys = {str(key): key for key in like}
+        return {keys.get(name, name): keyed(like.get(keys.get(name, name)), each) for name, each in tree.items()}
+
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(variables))
+    return keyed(jax.eval_shape(init), variables) if any(str(key.key).isdigit() for path in paths for key in path
+                                                         ) else variables
+
+
+def _network(config: ConfigDict, encoder: nn.Module | None) -> tuple[Network, Callable[[], dict], Callable[[], dict]]:
+    """Encoder and head of a config, and () -> their variables at step 0: to be traced, and computed once."""
     network = make_network(encoder=config.encoder.to_dict(), head=config.head.to_dict(), module=encoder,
                            mean=config.augment.mean, std=config.augment.std)
 
-    @functools.cache
-    def make_initial():
+    def init():
         images = jnp.zeros((1, config.augment.image_size, config.augment.image_size, len(config.augment.mean)))
-        return jax.device_get(jit_seldom(lambda: init_variables(network, jax.random.key(config.seed), images))())
+        return init_variables(network, jax.random.key(config.seed), images)
 
-    return network, make_initial
+    return network, init, functools.cache(lambda: jax.device_get(jit_seldom(init)()))
 
 
 def _find_step(checkpointer: checkpoint.Checkpointer, which: str, workdir: str) -> int | None:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from simclr_jax.config.names import HOW_TO_CHANGE_METHOD, importable_name, is_path, resolve
+from simclr_jax.config.names import HOW_TO_CHANGE_METHOD, importable_name, is_path, plain, resolve
 from simclr_jax.methods.base import Aux, Method
 from simclr_jax.methods.byol import byol
 from simclr_jax.methods.instance_discrimination import instance_discrimination
@@ -34,6 +34,8 @@ def make_method(name: str | Callable[..., Method], *, num_examples: int | None =
         raise ValueError(f'method.name is {name!r}; the methods are {", ".join(sorted(_METHODS))}, or '
                          "'package.module:Name'.")
     build = name if callable(name) else _METHODS.get(name) or resolve(name, 'method.name')
+    if not callable(build):
+        raise ValueError(f'method.name is {name!r}, which is a {type(build).__name__}: it takes a function.')
     signature = inspect.signature(build)
     if 'num_examples' in signature.parameters and num_examples is not None:
         arguments['num_examples'] = num_examples
@@ -52,13 +54,15 @@ def make_method(name: str | Callable[..., Method], *, num_examples: int | None =
 def describe_method(build: Callable[..., Method]) -> dict[str, Any]:
     """The config's block of a method that Python gives: its name, and its own arguments, as bound or by default.
 
-    One that is no value of JSON stands there by its name, '' where it has none.
+    A function among them stands there by its name, '' where it has none. ValueError: it is no function.
     """
+    if not callable(build):
+        raise ValueError(f'method is {build!r}: it takes a function (network, *, num_train_steps, mesh) -> Method; '
+                         'names stand in config.method.')
     own = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()
-           if parameter.default is not parameter.empty and name not in _OF_RUN}
-    return {'name': importable_name(getattr(build, 'func', build))} | {
-        name: value if isinstance(value, bool | int | float | str | tuple | list | None) else importable_name(value)
-        for name, value in own.items()}
+           if parameter.default is not parameter.empty} | getattr(build, 'keywords', {})
+    return {'name': importable_name(getattr(build, 'func', build))} | plain(
+        {name: value for name, value in own.items() if name not in _OF_RUN})
 
 
 __all__ = ['Aux', 'Method', 'barlow_twins', 'byol', 'describe_method', 'instance_discrimination', 'make_method', 'moco',

@@ -62,6 +62,8 @@ def _choose_loss(loss: str | Callable, *, mesh: jax.sharding.Mesh | None, **opti
         raise ValueError(f"method.loss is {loss!r}; the losses are {', '.join(losses)}, or "
                          "'package.module:Name'.")
     function = loss if callable(loss) else losses.get(loss) or resolve(loss, 'method.loss')
+    if not callable(function):
+        raise ValueError(f'method.loss is {loss!r}, which is a {type(function).__name__}: it takes a function.')
     taken = inspect.signature(function).parameters
     if options['decoupled'] and 'decoupled' not in taken:
         raise ValueError(f'method.decoupled applies to nt_xent alone: {loss} has no denominator.')

@@ -154,14 +154,17 @@ def arguments_of(module: nn.Module) -> tuple[type, dict[str, Any] | None]:
 
 
 def _plain(value: Any) -> Any:
-    """A field's value as JSON; TypeError where there is none."""
-    if isinstance(value, Mapping):
+    """A field's value as JSON, a dtype by its name; TypeError where there is none."""
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    dtype = np.dtype(value)
-    if dtype.hasobject:
-        raise TypeError(f'{value!r} is not a JSON value')
-    return dtype.name
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.dtype | type):
+        dtype = np.dtype(value)
+        if not dtype.hasobject:
+            return dtype.name
+    raise TypeError(f'{value!r} is not a JSON value')

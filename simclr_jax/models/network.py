@@ -160,6 +160,9 @@ class Network(nn.Module):
             raise ValueError(f'The encoder {abilities.class_name(self.encoder)} returns {found} for {images.shape[0]} '
                              'images: features [B, D] are needed, one vector an image. Take the mean over the '
                              'pixels of a map, or one of several outputs, in a module around it.')
+        if not jnp.issubdtype(features.dtype, jnp.floating):
+            raise ValueError(f'The encoder {abilities.class_name(self.encoder)} returns {features.dtype}: features are '
+                             'floats, or no gradient passes through them.')
         return jnp.asarray(features, jnp.float32)
 
     def project(self, features: jax.Array, train: bool) -> Output:

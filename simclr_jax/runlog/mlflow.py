@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import time
 from typing import Any
 
@@ -41,13 +42,15 @@ class MLflow:
                 Param(name, str(value)[:500]) for name, value in (config or {}).items()])
 
     def _earlier_run(self, experiment_id: str, workdir: str) -> str:
-        runs = self._client.search_runs([experiment_id], f"tags.workdir = '{workdir}'", max_results=1)
+        quote = '"' if "'" in workdir else "'"
+        runs = self._client.search_runs([experiment_id], f'tags.workdir = {quote}{workdir}{quote}', max_results=1)
         return runs[0].info.run_id if runs else ''
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._step, now = step, int(1000 * time.time())
         self._client.log_batch(self._run_id, metrics=[
-            self._metric(name, value, now, step) for name, value in metrics.items()])
+            # What mlflow takes in a name; in a path of parameters, as a regex has it, there is more.
+            self._metric(re.sub(r'[^\w\-. :/]', '_', name), value, now, step) for name, value in metrics.items()])
 
     def note(self, text: str) -> None:
         """Notes are for log.txt."""

@@ -5,6 +5,7 @@ display are always there; `log.writers` and `pretrain(writers=...)` add others.
 """
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import os
@@ -57,6 +58,26 @@ def find_writer(name: str, resolve: Callable[[str, str, Sequence[str]], Any]) ->
     return getattr(importlib.import_module(f'simclr_jax.runlog.{name}'), class_name)
 
 
+def check_writers(writers: Any) -> None:
+    """ValueError unless these, given by Python, are writers."""
+    if not isinstance(writers, list | tuple):
+        raise ValueError(f'writers is {writers!r}: it takes a list of writers.')
+    for writer in writers:
+        has = (callable(getattr(writer, name, None)) for name in ('write', 'note', 'image'))
+        if isinstance(writer, type) or not all(has):
+            raise ValueError(f'writers has {writer!r}: a writer has write(step, metrics), note(text) and '
+                             "image(name, array); a class is called first, or named in the config's log.writers.")
+
+
+def _made(make: Callable[[], Writer]) -> Writer:
+    try:
+        return make()
+    except Exception as error:
+        name = getattr(getattr(make, 'func', make), '__name__', repr(make))
+        raise ValueError(f'The writer {name} of log.writers cannot be made: {type(error).__name__}: '
+                         f'{storage.first_line(error)}.') from error
+
+
 class MetricWriter:
     """The only output of a training loop: it hands all on to the writers of a run.
 
@@ -87,7 +108,8 @@ class MetricWriter:
             return
         self._workdir = workdir
         storage.make_dirs(workdir)
-        self._given = [writer() if callable(writer) and not hasattr(writer, 'write') else writer for writer in writers]
+        self._given = [_made(writer) if callable(writer) and not hasattr(writer, 'write') else writer
+                       for writer in writers]
         self._files = JsonLines(workdir, start_step=start_step)
         if importlib.util.find_spec('tensorboardX'):
             from simclr_jax.runlog.tensorboard import TensorBoard
@@ -109,6 +131,10 @@ class MetricWriter:
         # device_get rather than float(): it is allowed under jax.transfer_guard('disallow').
         values = jax.device_get(metrics)
         images = {name: value for name, value in values.items() if np.ndim(value) == 3}
+        for name, value in values.items():
+            if np.ndim(value) and name not in images or np.iscomplexobj(value):
+                raise ValueError(f"The metric '{name}' is {np.asarray(value).dtype} {list(np.shape(value))}: it takes "
+                                 'a real scalar, or an image uint8 [H, W, 3].')
         row = {name: float(value) for name, value in values.items() if name not in images}
         steps_per_second = self._throughput(step)
         if steps_per_second and self._batch_size:
@@ -168,10 +194,10 @@ class MetricWriter:
             self.close()
 
     def _hand_on(self, method: str, *arguments: Any) -> None:
-        for writer in list(self._given):
-            try:
-                getattr(writer, method, lambda *arguments: None)(*arguments)
+        for writer in self._given:
+            try:        # a copy of a row: a writer may take something out of it
+                getattr(writer, method, lambda *arguments: None)(*map(copy.copy, arguments))
             except Exception as error:      # whatever it is: a run of days does not end for a log
-                self._given.remove(writer)
+                self._given = [each for each in self._given if each is not writer]
                 self.note(f'{type(writer).__name__}.{method} failed and is not called again; the run '
                           f'continues: {type(error).__name__}: {error}')

@@ -9,6 +9,8 @@ import optax
 from simclr_jax.training.leaves import Leaves, OneByOne
 from simclr_jax.training.state import TrainState
 
+OF_ROWS = ('step', 'time', 'images_per_second', 'input_wait_ms', 'input_wait_share')    # what the log adds to a row
+
 
 def jit_seldom(function: Callable, **options) -> Callable:
     """`jax.jit` for what runs once or seldom: on a CPU it compiles up to six times faster.
@@ -71,8 +73,12 @@ def make_train_step(method, optimizer: Callable, learning_rate: Callable, *, see
             params = optax.apply_updates(state.params, updates)
             of_step = {'gradient_norm': leaves.norm(gradients), 'learning_rate': rate,
                        **update_metrics(state.params, gradients)}
-            for name in of_step.keys() & aux.metrics.keys():
-                raise ValueError(f"The method gives the metric '{name}', which every step has: give it another name.")
+            for name, value in aux.metrics.items():
+                if name in of_step or name in OF_ROWS:
+                    raise ValueError(f"The method gives the metric '{name}', which every step has: "
+                                     'give it another name.')
+                if jnp.ndim(value) or not jnp.isrealobj(value):
+                    raise ValueError(f"The method's metric '{name}' is {jax.typeof(value)}: a metric is a real scalar.")
             metrics = {'loss': loss, **aux.metrics, **of_step}
             state = TrainState(
                 step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state,

@@ -30,7 +30,7 @@ def _field(check: tuple[Callable[[Any], bool], str], default: Any = dataclasses.
 
 
 def _between(low: float, high: float, why: str = '') -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: isinstance(value, numbers.Real) and low <= float(value) <= high,
+    return (lambda value: isinstance(value, numbers.Real) and low <= float(value) <= high and math.isfinite(value),
             f'a number in [{low:g}, {high:g}]{why}')
 
 
@@ -38,7 +38,7 @@ def _range_within(high: float) -> tuple[Callable[[Any], bool], str]:
     def is_range(value):
         return (isinstance(value, (tuple, list)) and len(value) == 2
                 and all(isinstance(v, numbers.Real) for v in value)
-                and 0 < value[0] <= value[1] <= high)
+                and 0 < value[0] <= value[1] <= high and math.isfinite(value[1]))
 
     return is_range, f'a pair (low, high) with 0 < low <= high <= {high:g}'
 

@@ -90,18 +90,23 @@ def expected(encoder: Mapping[str, Any], head: Mapping[str, Any], file: str = ''
     Raises:
         ValueError: no such network: an unknown depth, stem or head mode. `file` is named in front.
     """
+    return _traced(encoder, head, file, image_size, channels)[0]
+
+
+def _traced(encoder, head, file, image_size, channels):
     size = 32 if is_resnet(encoder) else image_size
     try:
         fields = json.dumps([dict(encoder), dict(head)], sort_keys=True, default=list)
-        return _trace(fields, size, channels)[0]
+        return _trace(fields, size, channels)
     except (ValueError, TypeError, OverflowError) as error:
         first_line = str(error).split('\n')[0]      # jax adds lines of its own
         raise ValueError(f'{file}: {first_line}' if file else first_line) from None
 
 
 @functools.lru_cache(maxsize=8)
-def _trace(fields: str, image_size: int, channels: int = 3) -> tuple[dict[str, tuple[int, ...]], int]:
-    """(shapes by path, number of features) of the network with these fields, as JSON."""
+def _trace(fields: str, image_size: int, channels: int = 3
+           ) -> tuple[dict[str, tuple[int, ...]], int, dict[str, tuple[Any, ...]]]:
+    """(shapes by path, number of features, keys by path) of the network with these fields, as JSON."""
     encoder, head = json.loads(fields)
     network = make_network(encoder=encoder, head=head, mean=(0.0,) * channels, std=(1.0,) * channels)
     images = jnp.zeros((1, image_size, image_size, channels))
@@ -111,16 +116,17 @@ def _trace(fields: str, image_size: int, channels: int = 3) -> tuple[dict[str, t
         return variables, outputs(network, variables, images).features
 
     tree, features = jax.eval_shape(start)
-    leaves: dict[str, Any] = flax.traverse_util.flatten_dict(tree, sep='/')
-    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    leaves: dict[tuple, Any] = flax.traverse_util.flatten_dict(tree)
+    keys = {'/'.join(map(str, path)): path for path in leaves}      # nnx counts layers by integers
+    shapes = {path: leaves[keys[path]].shape for path in keys}
     kernels_first = sorted(shapes.items(), key=lambda item: not item[0].startswith('params/'))
-    return dict(kernels_first), features.shape[1]
+    return dict(kernels_first), features.shape[1], keys
 
 
 def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """{path: array} of a tree of variables, paths as in `expected`."""
-    leaves = flax.traverse_util.flatten_dict(variables, sep='/')
-    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
+    leaves = flax.traverse_util.flatten_dict(variables)
+    return {'/'.join(map(str, path)): np.asarray(leaf) for path, leaf in leaves.items()}
 
 
 def named_leaves(variables: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
@@ -166,7 +172,8 @@ def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: M
             value that is not finite. One sentence names them.
     """
     name_of = lambda path: names[path] if names and path in names else path
-    wanted = dict(expected(encoder, head, file, image_size, channels))
+    shapes_wanted, _, keys = _traced(encoder, head, file, image_size, channels)
+    wanted = dict(shapes_wanted)
     if any(path in arrays for path in CLASSIFIER):
         classes = max(np.shape(arrays[path])[-1:] for path in CLASSIFIER if path in arrays)
         wanted |= zip(CLASSIFIER, ((feature_width(encoder, image_size), *classes), classes))
@@ -181,7 +188,8 @@ def fit(arrays: Mapping[str, np.ndarray], *, encoder: Mapping[str, Any], head: M
               if array.dtype == np.float32 and not np.isfinite(array).all()]
     negative = [name_of(path) for path, array in both.items() if path.endswith('/var') and (array < 0).any()]
     refuse(file, {'not float32': dtypes, 'not finite': broken, 'negative variances': negative})
-    tree = {'batch_stats': {}} | flax.traverse_util.unflatten_dict(both, sep='/')
+    tree = {'batch_stats': {}} | flax.traverse_util.unflatten_dict(
+        {keys.get(path, tuple(path.split('/'))): array for path, array in both.items()})
     return tree, tree.pop('classifier', None)
 
 

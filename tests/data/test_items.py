@@ -203,6 +203,63 @@ def test_an_item_that_raises_is_named_and_one_that_cannot_be_read_is_skipped(tmp
     assert source.skipped == ['example 3']
 
 
+class Items:
+    """No list: its labels are asked for item by item."""
+
+    def __init__(self, *items):
+        self._items = items
+
+    def __len__(self):
+        return len(self._items)
+
+    def __getitem__(self, index):
+        item = self._items[index]
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+@pytest.mark.parametrize('odd', [OSError('broken'), {'image': None, 'label': 0}, {'image': IMAGES[0][:0], 'label': 0}],
+                         ids=['unreadable', 'None', 'without pixels'])
+@pytest.mark.parametrize('place', [0, 3])
+def test_an_item_without_an_image_is_skipped_wherever_it_is(odd, place):
+    items = [{'image': image, 'label': 0} for image in IMAGES]
+    items[place] = odd
+    source = loading.as_source(Items(*items))
+    source.max_bad_share = 0.5
+    found = loading.in_memory(source)
+    assert found and len(found) == 5 and source.skipped == [f'example {place}']
+    assert source.labels.tolist()[1 - place // 3] == 0
+    with pytest.raises(ValueError, match="No item of 'Items' can be read; item 0: "):
+        loading.as_source(Items(odd, odd))
+
+
+def test_labels_of_which_the_first_is_none():
+    items = Items(*({'image': image, 'label': label} for image, label in zip(IMAGES, [None, 0, 1, None, 1, 0])))
+    assert_holds(loading.as_source(items), [-1, 0, 1, -1, 1, 0], ('0', '1'))
+    datasets = pytest.importorskip('datasets')
+    kinds = (datasets.ClassLabel(names=['a', 'b']), ('a', 'b'), [0, None, 1] * 2), (
+        datasets.Value('string'), ('x', 'y'), ['x', None, 'y'] * 2)
+    for kind, names, labels in kinds:
+        made = datasets.Dataset.from_dict(
+            {'image': [{'bytes': encoded(image), 'path': None} for image in IMAGES], 'label': labels},
+            features=datasets.Features({'image': datasets.Image(), 'label': kind}))
+        assert_holds(loading.as_source(made), [0, -1, 1] * 2, names)
+
+
+def test_names_of_classes_hold_for_labels_that_are_strings():
+    class Named(list):
+        classes = ['dog', 'cat', 'zebra']
+
+    source = loading.as_source(Named(zip(IMAGES, ['cat', 'dog'] * 3)))
+    assert_holds(source, [1, 0] * 3, ('dog', 'cat', 'zebra'))
+
+
+def test_arguments_for_what_takes_none_are_refused():
+    with pytest.raises(ValueError, match="data.arguments are for a class or function .*'list' is one already"):
+        loading.as_source(list(IMAGES), arguments={'count': 7})
+
+
 @pytest.mark.parametrize('num_threads', [0, 1])
 def test_with_one_thread_items_are_read_one_at_a_time(num_threads):
     class Slow(list):

@@ -22,6 +22,8 @@ from tests.view_fields import ALL_ON, CROP, JITTER, OFF
     ({'crop': CROP | {'aspect': (0.0, 1.3)}}, r'crop.aspect must be a pair .* with 0 < low'),
     ({'crop': CROP | {'aspect': 0.75}}, 'crop.aspect must be a pair'),
     ({'jitter': JITTER | {'contrast': 1.2}}, r'jitter.contrast .*would be negative; got 1.2'),
+    ({'crop': CROP | {'aspect': (1.0, float('inf'))}}, 'crop.aspect must be a pair'),
+    ({'jitter': JITTER | {'brightness': float('inf')}}, 'jitter.brightness must be a number'),
     ({'jitter': JITTER | {'hue': 0.6}}, r'jitter.hue must be a number in \[0, 0.5\]'),
     ({'jitter': JITTER | {'brightness_mode': 'mul'}}, "jitter.brightness_mode must be one of"),
 ])
