@@ -1,5 +1,6 @@
 """Writers beside the usual ones: wandb offline, MLflow in files, a user's own, and one that fails."""
 
+import functools
 import io
 import socket
 
@@ -97,11 +98,25 @@ def test_wandb_keeps_a_run_offline_and_nothing_of_the_machine(tmp_path, monkeypa
 def test_mlflow_keeps_a_run_in_files_and_goes_on_in_it(tmp_path, monkeypatch):
     mlflow = pytest.importorskip('mlflow')
     monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
-    run(tmp_path, [named('mlflow', tmp_path)])
-    run(tmp_path, [named('mlflow', tmp_path, 2)], start_step=2, steps=(3,))
-    client = mlflow.MlflowClient(tracking_uri=f'file:{tmp_path}/mlruns')
+    workdir = tmp_path / "it's"
+    run(workdir, [named('mlflow', workdir)])
+    writer = named('mlflow', workdir, 2)
+    run(workdir, [writer], start_step=2, steps=(3,))
+    again = writer()
+    again.write(3, {'gradient_norm/(^|/)Dense_0': 0.5})         # more than mlflow takes in a name
+    again.close()
+    client = mlflow.MlflowClient(tracking_uri=f'file:{workdir}/mlruns')
     experiment = client.get_experiment_by_name('simclr_jax')
     (found,) = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(found.info.run_id, 'loss')
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.125), (2, 0.25), (3, 0.375)]
+    assert found.data.metrics['gradient_norm/___/_Dense_0'] == 0.5
     assert found.data.params['batch_size'] == '64' and found.info.status == 'FINISHED'
+
+
+def test_a_writer_that_cannot_be_made_is_named(tmp_path):
+    def no_login(workdir, *, start_step, config):
+        raise RuntimeError('no login')
+
+    with pytest.raises(ValueError, match='The writer no_login of log.writers cannot be made: RuntimeError: no login.$'):
+        run(tmp_path, [functools.partial(no_login, tmp_path, start_step=0, config={})])
