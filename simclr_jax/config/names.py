@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,12 @@ def importable_name(thing: Any) -> str:
     return f'{module}:{name}' if module != '__main__' and known is thing and thing is not None else ''
 
 
-def plain(value: Any) -> Any:
-    """A value as one of JSON, for config.json: arrays as lists, a class or function by its name, '' if it has none."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
+def plain(value: Any, other: Callable[[Any], Any]) -> Any:
+    """A value as one of JSON, for config.json; what JSON has not, as `other` makes it."""
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: plain(each, other) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, np.generic | np.ndarray) or hasattr(value, 'addressable_shards'):
-        return np.asarray(value).tolist()
-    return value if value is None or isinstance(value, bool | int | float | str) else importable_name(value)
+        return [plain(each, other) for each in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else other(value)

@@ -1,6 +1,7 @@
-"""kNN and linear accuracy on frozen features, as a run logs them."""
+"""kNN and linear accuracy on frozen features, as a run logs them; that the encoder stays frozen."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -15,6 +16,22 @@ from simclr_jax.evaluate.subsets import heldout_rows
 
 _LARGE_SET = 0x1A26E    # tells this draw from others of the same seed
 _MOST_HELD_OUT = 2000   # training images at most that checkpoints are chosen on
+
+
+@contextlib.contextmanager
+def unchanged(encode: Encode) -> Iterator[None]:
+    """Around every evaluation of a frozen encoder: RuntimeError if the encoder is another one after it.
+
+    Arrays of jax cannot change: those that `encode`, a functools.partial, holds must be the same ones.
+    """
+    def identities():
+        return [id(leaf) for leaf in jax.tree.leaves(getattr(encode, 'args', ()))]
+
+    before = identities()
+    yield
+    if identities() != before:
+        raise RuntimeError('The encoder changed during its evaluation: the result would not be one of a '
+                           'frozen encoder.')
 
 
 def is_labelled(source: Source | None) -> bool:

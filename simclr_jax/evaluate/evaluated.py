@@ -11,7 +11,7 @@ import numpy as np
 from simclr_jax.config import ConfigDict
 from simclr_jax.data import loading
 from simclr_jax.data.source import Source, Streamed
-from simclr_jax.evaluate.accuracies import is_labelled
+from simclr_jax.evaluate.accuracies import is_labelled, unchanged
 from simclr_jax.evaluate.features import Encode, Features, encode_source, raw_pixels
 from simclr_jax.evaluate.pretrained import Pretrained, load_of_task, naming_fields, path_of
 from simclr_jax.models.folding import fold, folded
@@ -58,8 +58,9 @@ class Evaluated(NamedTuple):
         return functools.partial(self.encode, jax.device_put(variables, sharding.replicated(self.mesh)))
 
     def features(self, encode: Encode, *splits: Source) -> list[Features]:
-        """Of the labelled images of each split."""
-        return [encode_source(encode, split, self.config, self.mesh)[0] for split in splits]
+        """Of the labelled images of each split; RuntimeError if the encoder changes meanwhile."""
+        with unchanged(encode):
+            return [encode_source(encode, split, self.config, self.mesh)[0] for split in splits]
 
     def embed(self, source: Source, *, num_threads: int | None = None,
               advance: Callable[[], None] = lambda: None) -> tuple[Features, np.ndarray]:

@@ -12,6 +12,7 @@ from simclr_jax.config import ConfigDict
 from simclr_jax.data.pipeline import check_batch_size, order
 from simclr_jax.data.source import Source
 from simclr_jax.evaluate import classifier_training as tuning
+from simclr_jax.evaluate.accuracies import unchanged
 from simclr_jax.evaluate.evaluated import Evaluated, load_evaluated, load_splits
 from simclr_jax.evaluate.features import Encode, Features
 from simclr_jax.evaluate.logistic import check_l2, fit_with_l2
@@ -45,6 +46,7 @@ def linear(config: ConfigDict, workdir: str, *, encoder: nn.Module | None = None
 
     Raises:
       ValueError, FileNotFoundError: no checkpoint, labels or test split; nothing was written.
+      RuntimeError: the encoder changed while the classifier was trained.
     """
     settings, started = config.linear, time.time()
     if settings.solver not in ('sgd', 'lbfgs'):
@@ -87,16 +89,18 @@ def _fit_by_sgd(config: ConfigDict, evaluated: Evaluated, encode: Encode, train_
                 test_source: Source, num_steps: int, log: Callable) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the test split."""
     settings = config.linear
-    if settings.augment:
-        batches, crops = tuning.labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
-        features_of = lambda batch: encode(crops(batch))
-    else:
-        train, = evaluated.features(encode, train_source)
-        features_of, batches = lambda batch: batch['image'], _feature_batches(train, config.seed, settings.batch_size)
-    kernel, bias = fit_classifier(
-        batches, features_of, width=evaluated.width, num_classes=train_source.num_classes,
-        num_steps=num_steps, settings=settings, seed=config.seed, mesh=evaluated.mesh, log=log)
-    test, = evaluated.features(encode, test_source)
+    with unchanged(encode):
+        if settings.augment:
+            batches, crops = tuning.labelled_crops(config, evaluated.config.augment, train_source, settings.batch_size)
+            features_of = lambda batch: encode(crops(batch))
+        else:
+            train, = evaluated.features(encode, train_source)
+            features_of, batches = lambda batch: batch['image'], _feature_batches(
+                train, config.seed, settings.batch_size)
+        kernel, bias = fit_classifier(
+            batches, features_of, width=evaluated.width, num_classes=train_source.num_classes,
+            num_steps=num_steps, settings=settings, seed=config.seed, mesh=evaluated.mesh, log=log)
+        test, = evaluated.features(encode, test_source)
     return test.features @ kernel + bias, test.labels
 
 

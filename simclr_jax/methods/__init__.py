@@ -62,7 +62,8 @@ def describe_method(build: Callable[..., Method]) -> dict[str, Any]:
     own = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()
            if parameter.default is not parameter.empty} | getattr(build, 'keywords', {})
     return {'name': importable_name(getattr(build, 'func', build))} | plain(
-        {name: value for name, value in own.items() if name not in _OF_RUN})
+        {name: value for name, value in own.items() if name not in _OF_RUN},
+        lambda value: value.tolist() if hasattr(value, 'tolist') else importable_name(value))       # of an array
 
 
 __all__ = ['Aux', 'Method', 'barlow_twins', 'byol', 'describe_method', 'instance_discrimination', 'make_method', 'moco',

@@ -17,6 +17,8 @@ from flax import traverse_util
 from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
+from simclr_jax.config.names import plain
+
 if TYPE_CHECKING:
     from flax.nnx import bridge
 
@@ -144,27 +146,17 @@ def arguments_of(module: nn.Module) -> tuple[type, dict[str, Any] | None]:
     try:
         if _is_bridged(module):
             kind: Any = module.nnx_class
-            return kind, None if module.args else _plain(module.kwargs)
+            return kind, None if module.args else plain(module.kwargs, _name_of_dtype)
         values = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)
                   if field.init and field.name not in ('parent', 'name')
                   and (field.name == 'dtype' or getattr(module, field.name) is not field.default)}
-        return type(module), _plain(values)
+        return type(module), plain(values, _name_of_dtype)
     except TypeError:
         return type(module), None
 
 
-def _plain(value: Any) -> Any:
-    """A field's value as JSON, a dtype by its name; TypeError where there is none."""
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.dtype | type):
-        dtype = np.dtype(value)
-        if not dtype.hasobject:
-            return dtype.name
+def _name_of_dtype(value: Any) -> str:
+    """TypeError: it is none, and so no value of JSON."""
+    if isinstance(value, np.dtype | type) and not np.dtype(value).hasobject:
+        return np.dtype(value).name
     raise TypeError(f'{value!r} is not a JSON value')

@@ -8,6 +8,7 @@ import pytest
 
 from simclr_jax.config import base_config
 from simclr_jax.data.arrays import shapes_source
+from simclr_jax.evaluate.accuracies import unchanged
 from simclr_jax.evaluate.classifier_training import accuracies, labelled_crops
 from simclr_jax.evaluate.evaluated import load_evaluated
 from simclr_jax.evaluate.linear import fit_classifier, linear
@@ -57,6 +58,17 @@ def test_a_probe_leaves_the_encoder_as_it_was(workdir):
                    settings=config.linear, seed=0, mesh=evaluated.mesh, log=lambda step, metrics: None)
     jax.tree.map(np.testing.assert_array_equal, encode.args, variables)
     np.testing.assert_array_equal(evaluated.features(encode, source)[0].features, before.features)
+
+
+def test_an_encoder_that_changes_while_it_is_evaluated_is_caught(workdir):
+    evaluated = load_evaluated(linear_config(workdir).linear, workdir, 'linear')
+    encode = evaluated.encode_with(evaluated.pretrained.variables)
+    with unchanged(encode):
+        pass
+    layers = encode.args[0]['params']['encoder']
+    with pytest.raises(RuntimeError, match='encoder changed during its evaluation'), unchanged(encode):
+        layer = layers[next(name for name in layers if 'kernel' in layers[name])]
+        layer['kernel'] = layer['kernel'] + 1e-6
 
 
 def test_lbfgs_chooses_an_l2_for_each_encoder_and_for_the_raw_pixels_and_says_which(workdir, tmp_path):
